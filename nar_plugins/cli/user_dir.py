@@ -1,0 +1,12 @@
+"""nar-user-dir: print the folder of the installed package, for `fairseq-train --user-dir "$(nar-user-dir)"`."""
+from pathlib import Path
+
+
+def main():
+    # This file lies in the package, whether that is a checkout or an installed wheel: nothing need be imported to find it.
+    # Nothing but the path may go to stdout, because a shell substitutes it.
+    print(Path(__file__).resolve().parents[1])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,113 @@
+"""What today's Python and PyTorch need from fairseq: one function a workaround, each with the upstream issue it answers.
+
+Nothing else in this package mentions versions or fairseq's defects of platform. ``apply`` is called once, when the package
+is imported; every function can be called again without harm.
+"""
+import argparse
+import functools
+import logging
+import os
+import pickle
+import zipfile
+from pathlib import Path
+
+import torch
+from fairseq import checkpoint_utils
+
+logger = logging.getLogger(__name__)
+
+
+def apply() -> None:
+    """Apply every workaround. fairseq's files stay as they are."""
+    allow_namespace_in_checkpoints()
+    explain_unreadable_checkpoints()
+
+
+def allow_namespace_in_checkpoints() -> None:
+    """Let fairseq's checkpoints load while PyTorch still refuses everything that could run code.
+
+    Since PyTorch 2.6 ``torch.load`` reads tensors and plain containers only; fairseq keeps its arguments in an
+    ``argparse.Namespace``, a plain container too. It alone is allowed; ``weights_only`` stays on.
+    (facebookresearch/fairseq#5610)
+    """
+    torch.serialization.add_safe_globals([argparse.Namespace])
+
+
+def explain_unreadable_checkpoints() -> None:
+    """Turn PyTorch's error for a truncated, foreign or unsafe checkpoint into one line that says what to do.
+
+    fairseq copies ``checkpoint_last.pt`` without an atomic rename, so a process killed in that moment leaves it short;
+    the message then names the newest whole checkpoint beside it. (facebookresearch/fairseq#2684)
+    """
+    load = checkpoint_utils.load_checkpoint_to_cpu
+    if hasattr(load, "__wrapped__"):
+        return
+
+    @functools.wraps(load)
+    def load_checkpoint_to_cpu(path, *args, **kwargs):
+        check_checkpoint(path)
+        return load(path, *args, **kwargs)
+
+    checkpoint_utils.load_checkpoint_to_cpu = load_checkpoint_to_cpu
+
+
+class CheckpointError(ValueError):
+    """A checkpoint file that cannot or must not be loaded; the message names the file and the way out."""
+
+
+def check_checkpoint(path) -> None:
+    """Raise ``CheckpointError`` unless ``path`` is a whole fairseq checkpoint that loads without running code from it.
+
+    The tensors are mapped into memory, not read, so that the check costs milliseconds on a checkpoint of any size.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"no checkpoint at {path}: check --path, --restore-file or --finetune-from-model")
+    try:
+        state = safe_load(path, mmap=zipfile.is_zipfile(path))
+    except pickle.UnpicklingError as error:
+        unsafe = "Unsupported" in str(error) or "weights_only" in str(error).lower() and "GLOBAL" in str(error)
+        if unsafe:
+            raise CheckpointError(
+                f"{path} holds objects that could run code when loaded ({first_line(error)}): not loaded; "
+                "save it again with tensors, numbers, strings and argparse.Namespace only"
+            ) from error
+        raise CheckpointError(unreadable(path)) from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise CheckpointError(unreadable(path)) from error
+    if not isinstance(state, dict) or "model" not in state or not ({"args", "cfg"} & state.keys()):
+        raise CheckpointError(
+            f"{path} is no fairseq checkpoint (it lacks 'model' and 'cfg' or 'args'): "
+            "convert it first (nar-convert) or give another file"
+        )
+
+
+def safe_load(path, mmap: bool = False):
+    """``torch.load`` on the CPU with PyTorch's safe unpickler, whatever the default of the installed version is."""
+    return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+
+
+def first_line(error: BaseException) -> str:
+    """The part of PyTorch's long message that names the refused object."""
+    text = str(error)
+    for line in text.splitlines():
+        if "Unsupported" in line or "GLOBAL" in line:
+            return line.split("WeightsUnpickler error:")[-1].strip().split(". ")[0]
+    return text.splitlines()[0] if text else type(error).__name__
+
+
+def unreadable(path: Path) -> str:
+    """The message for a truncated or foreign file, with the newest whole checkpoint beside it where there is one."""
+    newest = newest_whole_checkpoint(path.parent, besides=path)
+    advice = (
+        f"the newest whole checkpoint is {newest}: copy it over {path.name}, or give it with --restore-file"
+        if newest
+        else "no whole checkpoint stands beside it"
+    )
+    return f"{path} is truncated or not a PyTorch checkpoint; {advice}"
+
+
+def newest_whole_checkpoint(folder: Path, besides: Path):
+    """The most recently written ``*.pt`` in ``folder`` whose zip directory is complete, or None."""
+    candidates = [p for p in folder.glob("*.pt") if p != besides and zipfile.is_zipfile(p)]
+    return max(candidates, key=os.path.getmtime, default=None)

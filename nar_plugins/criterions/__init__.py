@@ -1,0 +1,2 @@
+"""Criterions: they sum the parts of the loss that a model returns, and log every part by its name."""
+from nar_plugins.criterions import nar_loss  # noqa: F401

@@ -1,0 +1,1 @@
+"""Data as pure functions: noise makes a decoder input of a target, a canvas is the blank one of generation."""

@@ -1,0 +1,82 @@
+"""From lengths to a blank canvas, and how much of it is masked again before every pass."""
+import math
+from typing import Optional
+
+import torch
+from torch import Tensor
+
+SCHEDULES = ("linear", "cosine", "confidence")
+
+
+def blank_canvas(lengths: Tensor, width: int, mask: int, pad: int) -> Tensor:
+    """``mask`` at the first ``lengths`` positions, ``pad`` after them: (...,) int64 -> (..., width) int64."""
+    positions = torch.arange(width, device=lengths.device)
+    return torch.where(positions < lengths.unsqueeze(-1), mask, pad)
+
+
+def remask_count(lengths: Tensor, done: int, passes: int, schedule: str) -> Tensor:
+    """How many positions to mask again after ``done`` of ``passes`` passes; at least one.
+
+    ``linear`` (and ``confidence``, which it bounds) is Mask-Predict's N(1 - t/R), section 3.2, in integer arithmetic:
+    the exact floor, where a floating-point product is one lower for some lengths. ``cosine`` is MaskGIT's
+    N cos(pi t / 2R) (Chang et al. 2022, section 3.3).
+
+    Args:
+        lengths: (...,) int64.
+
+    Returns:
+        (...,) int64.
+    """
+    if schedule == "cosine":
+        # 1e-9: cos is 1/2 at t/R = 2/3, and its rounding must not decide the floor there
+        count = (lengths * math.cos(math.pi * done / (2 * passes)) + 1e-9).floor().long()
+    else:
+        count = lengths * (passes - done) // passes
+    return count.clamp(min=1)
+
+
+def candidate_lengths(
+    lprobs: Tensor, beam: int, longest: Optional[Tensor] = None, shortest: int = 2
+) -> tuple:
+    """The ``beam`` most probable lengths of every sentence, best first.
+
+    As in the release, lengths are raised to ``shortest`` after the choice; the duplicates that this can make are marked,
+    not replaced.
+
+    Args:
+        lprobs: (B, classes) log-probabilities; class k means k tokens with ``</s>``.
+        longest: (B,) int64, the longest length allowed (``--max-len-a/b``); None for no bound but the classes.
+
+    Returns:
+        lengths: (B, N) int64, N = min(beam, classes - 1).
+        keep: (B, N) bool, False for a duplicate of an earlier column or a length without probability.
+    """
+    if longest is not None:
+        classes = torch.arange(lprobs.size(1), device=lprobs.device)
+        lprobs = lprobs.masked_fill(classes > longest.clamp(min=shortest).unsqueeze(1), -float("inf"))
+    score, lengths = lprobs.topk(min(beam, lprobs.size(1) - 1), dim=1)
+    keep = score > -float("inf")
+    keep[:, 0] = True
+    return raise_and_mark(lengths.masked_fill(~keep, shortest), keep, shortest)
+
+
+def gold_lengths(gold: Tensor, beam: int, classes: int, shortest: int = 2) -> tuple:
+    """``beam`` lengths around the reference's, ascending: from n - (beam-1)//2 to n + beam//2 (``--gold-length``).
+
+    Args:
+        gold: (B,) int64.
+
+    Returns:
+        lengths, keep: as ``candidate_lengths``.
+    """
+    window = torch.arange(beam, device=gold.device) - (beam - 1) // 2
+    lengths = (gold.unsqueeze(1) + window).clamp(max=classes - 1)
+    return raise_and_mark(lengths, torch.ones_like(lengths, dtype=torch.bool), shortest)
+
+
+def raise_and_mark(lengths: Tensor, keep: Tensor, shortest: int) -> tuple:
+    """Raise lengths (B, N) to ``shortest``; drop from ``keep`` (B, N) what equals an earlier kept column."""
+    lengths = lengths.clamp(min=shortest)
+    same = lengths.unsqueeze(2).eq(lengths.unsqueeze(1)) & keep.unsqueeze(1)
+    earlier = torch.ones_like(same[0]).tril(-1)
+    return lengths, keep & ~(same & earlier).any(2)

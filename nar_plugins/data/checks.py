@@ -1,0 +1,86 @@
+"""Refuse data that makes no sense, by name, before a training has begun."""
+import logging
+import os
+import struct
+from typing import Optional
+
+import torch
+from fairseq.data import data_utils
+
+logger = logging.getLogger(__name__)
+
+SAMPLE = 2000  # sentences looked at for the rate of <unk>
+MOST_UNKNOWN = 1 / 3  # refused
+WARN_UNKNOWN = 1 / 10
+
+
+def check_languages(source: str, target: str) -> None:
+    """Raise unless source and target are two languages: fairseq would read the same file for both."""
+    if source == target:
+        raise ValueError(f"source and target language are both '{source}': give --source-lang and --target-lang")
+
+
+def check_files(folder: str, split: str, source: str, target: str, impl: Optional[str] = None) -> None:
+    """Raise unless the split's two binarised files are there, whole, not empty and equally long.
+
+    Args:
+        impl: ``--dataset-impl``; raw text has other files and is left to fairseq.
+    """
+    if not os.path.isdir(folder):
+        raise ValueError(f"no data folder '{folder}': binarise the text with fairseq-preprocess first")
+    if impl == "raw":
+        return
+    lines = {}
+    for side, language in (("source", source), ("target", target)):
+        stem = os.path.join(folder, f"{split}.{source}-{target}.{language}")
+        for file in (f"{stem}.idx", f"{stem}.bin"):
+            if not os.path.exists(file):
+                raise ValueError(f"{split}: no {side} file {file}; binarise both sides (one side: fairseq-interactive)")
+        lines[language] = count_sentences(stem, impl)
+    if lines[source] != lines[target]:
+        raise ValueError(f"{split}: {lines[source]} {source} but {lines[target]} {target} sentences: they are no pairs")
+
+
+def count_sentences(stem: str, impl: Optional[str]) -> int:
+    """Sentences in one side of a split; raises when its index or its data is cut short or foreign, or holds none."""
+    if os.path.getsize(f"{stem}.bin") == 0:
+        raise ValueError(f"{stem}.bin is empty: the split has no sentence")
+    try:
+        dataset = data_utils.load_indexed_dataset(stem, None, impl)
+        if len(dataset) > 0:
+            dataset[len(dataset) - 1]
+    except (AssertionError, ValueError, KeyError, IndexError, OSError, EOFError, struct.error) as error:
+        raise ValueError(f"{stem}.idx or .bin is corrupt ({type(error).__name__}): binarise this split again") from error
+    if len(dataset) == 0:
+        raise ValueError(f"{stem}.idx holds no sentence: the split is empty")
+    return len(dataset)
+
+
+def check_tokens(dataset, dictionary, name: str) -> None:
+    """Raise when the tokens of one side cannot be of this dictionary: beyond its end, or mostly ``<unk>``.
+
+    Args:
+        dataset: token ids by sentence; the first ``SAMPLE`` are looked at.
+        name: what the message calls it.
+    """
+    tokens = torch.cat([dataset[i] for i in range(min(len(dataset), SAMPLE))])
+    words = tokens[tokens != dictionary.eos()]
+    if int(tokens.max()) >= len(dictionary):
+        raise ValueError(f"{name} has token {int(tokens.max())}, its dictionary ends at {len(dictionary) - 1}: "
+                         "the data was binarised with another dictionary")  # fmt: skip
+    unknown = float(words.eq(dictionary.unk()).float().mean()) if len(words) else 0.0
+    if unknown > MOST_UNKNOWN:
+        raise ValueError(f"{name}: {unknown:.0%} of the tokens are <unk>: was the text segmented as for its dictionary?")
+    if unknown > WARN_UNKNOWN:
+        logger.warning(f"{name}: {unknown:.0%} of the tokens are <unk>")
+
+
+def check_dictionaries(source, target) -> None:
+    """Raise unless the two dictionaries agree on the symbols that mean something."""
+    for symbol in ("pad", "eos", "unk"):
+        left, right = getattr(source, symbol)(), getattr(target, symbol)()
+        if left != right:
+            raise ValueError(f"the dictionaries disagree: {symbol} is {left} in the source's, {right} in the target's")
+    for dictionary, side in ((source, "source"), (target, "target")):
+        if len(dictionary) <= max(dictionary.nspecial, 5):
+            raise ValueError(f"the {side} dictionary has no words: was it cut short?")

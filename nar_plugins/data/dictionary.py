@@ -1,0 +1,60 @@
+"""Dictionaries with a real ``<mask>``: fairseq's, to which it is appended, and BERT's, which has its own symbols."""
+import os
+
+from fairseq.data import Dictionary
+
+MASK = "<mask>"
+
+
+class BertDictionary(Dictionary):
+    """A dictionary file that starts with ``[PAD]``: the ids are its line numbers, nothing is prepended or appended.
+
+    ``[PAD]`` is pad (0), ``[UNK]`` unk, ``[CLS]`` bos, ``[SEP]`` eos and ``[MASK]`` mask.
+
+    Raises:
+        ValueError: one of the five is not in the file.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.symbols, self.count, self.indices, self.nspecial = [], [], {}, 0
+
+    @classmethod
+    def load(cls, f, add_special_symbols=True):
+        dictionary = cls()
+        dictionary.add_from_file(f)
+        names = {"pad": "[PAD]", "unk": "[UNK]", "bos": "[CLS]", "eos": "[SEP]"}
+        absent = [s for s in [*names.values(), "[MASK]"] if s not in dictionary.indices]
+        if absent:
+            raise ValueError(f"{f} starts with [PAD] but has no {absent[0]}: a BERT dictionary has all of BERT's symbols")
+        for name, symbol in names.items():
+            setattr(dictionary, f"{name}_index", dictionary.indices[symbol])
+            setattr(dictionary, f"{name}_word", symbol)
+        return dictionary
+
+
+def load_dictionary(filename: str) -> Dictionary:
+    """The dictionary in a file, as fairseq's or, when it starts with ``[PAD]``, as BERT's."""
+    if not os.path.exists(filename):
+        raise ValueError(f"no dictionary {filename}: the data folder must hold those that the text was binarised with")
+    with open(filename, encoding="utf-8") as file:
+        first = file.readline()
+    return (BertDictionary if first.split(" ")[0].strip() == "[PAD]" else Dictionary).load(filename)
+
+
+def add_mask(dictionary: Dictionary) -> int:
+    """The index of the mask symbol, appended unless the dictionary has it."""
+    if isinstance(dictionary, BertDictionary):
+        return dictionary.indices["[MASK]"]
+    return dictionary.add_symbol(MASK)
+
+
+def check_same_symbols(theirs, ours, name: str) -> None:
+    """Raise unless two lists of symbols are equal but for ``<mask>`` at the end, naming the first that differs."""
+    theirs, ours = ([*symbols[:-1]] if symbols[-1] == MASK else [*symbols] for symbols in (theirs, ours))
+    if theirs == ours:
+        return
+    at = next((i for i, (a, b) in enumerate(zip(theirs, ours)) if a != b), min(len(theirs), len(ours)))
+    there, here = (symbols[at] if at < len(symbols) else "nothing" for symbols in (theirs, ours))
+    raise ValueError(f"{name} is not the checkpoint's: symbol {at} is '{here}', the checkpoint has '{there}'; "
+                     "binarise the data with the checkpoint's dictionaries (fairseq-preprocess --srcdict, --tgtdict)")  # fmt: skip

@@ -1,0 +1,76 @@
+"""Noise as a function of its cause: the same (seed, update, sentence) gives the same mask, whatever the batch.
+
+Neither the composition of the batch nor the rank of the process nor a running random generator takes part, so a resumed
+run, a run on two workers and a run with ``--update-freq`` see the same noise. The random numbers are a counter-based hash
+(splitmix64, Steele et al. 2014, "Fast splittable pseudorandom number generators", figure 15) computed on the device.
+"""
+from typing import Tuple
+
+import torch
+from torch import Tensor
+
+VALIDATION_UPDATE = -1  # the "update" of validation noise: it depends on (seed, sentence) alone
+
+
+def _shift_right(x: Tensor, bits: int) -> Tensor:
+    """Logical (unsigned) right shift of int64; PyTorch's own shift copies the sign bit."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _signed(constant: int) -> int:
+    """The int64 with the same bits as an unsigned 64-bit constant."""
+    return constant - (1 << 64) if constant >= 1 << 63 else constant
+
+
+def splitmix64(x: Tensor) -> Tensor:
+    """Mix int64 of any shape into int64 of the same shape whose bits look random."""
+    x = x + _signed(0x9E3779B97F4A7C15)
+    x = (x ^ _shift_right(x, 30)) * _signed(0xBF58476D1CE4E5B9)
+    x = (x ^ _shift_right(x, 27)) * _signed(0x94D049BB133111EB)
+    return x ^ _shift_right(x, 31)
+
+
+def uniform(seed: int, update: int, sentences: Tensor, draws: int) -> Tensor:
+    """Uniform numbers in [0, 1) for every sentence.
+
+    Args:
+        seed: the run's ``--seed``.
+        update: the number of the update, or ``VALIDATION_UPDATE``.
+        sentences: (B,) int64, the numbers of the sentences in their data set.
+        draws: how many numbers each sentence needs; the first n are the same whatever ``draws`` is.
+
+    Returns:
+        (B, draws) float64.
+    """
+    state = splitmix64(sentences.new_tensor(seed))
+    state = splitmix64(state ^ update)
+    state = splitmix64(state ^ sentences).unsqueeze(1)
+    counter = torch.arange(draws, device=sentences.device).unsqueeze(0)
+    bits = splitmix64(state ^ splitmix64(counter))
+    return _shift_right(bits, 11).double() * 2.0**-53
+
+
+def mask_uniform(
+    target: Tensor, sentences: Tensor, seed: int, update: int, pad: int, mask: int
+) -> Tuple[Tensor, Tensor]:
+    """Mask k ~ U{1..N} of the N target tokens of every sentence, without replacement.
+
+    Mask-Predict, Ghazvininejad et al. 2019, section 3.1. (The release draws from U{1..N-1} and so never trains the fully
+    masked input that its first pass always sees; the paper's text is followed here.)
+
+    Args:
+        target: (B, T) int64, padded on the right; ``</s>`` counts as a token.
+        sentences: (B,) int64, the sentences' numbers; with ``seed`` and ``update`` they decide the noise.
+
+    Returns:
+        canvas: (B, T) int64, the target with ``mask`` at the chosen positions.
+        chosen: (B, T) bool, True there.
+    """
+    real = target.ne(pad)
+    lengths = real.sum(1)
+    draws = uniform(seed, update, sentences, 1 + target.size(1))
+    count = 1 + (draws[:, 0] * lengths).long()
+    order = draws[:, 1:].masked_fill(~real, float("inf"))
+    rank = order.argsort(1).argsort(1)
+    chosen = (rank < count.unsqueeze(1)) & real
+    return target.masked_fill(chosen, mask), chosen

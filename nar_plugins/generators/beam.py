@@ -1,0 +1,46 @@
+"""fairseq's own search for stock autoregressive checkpoints, which do not know ``<mask>``."""
+from contextlib import contextmanager
+
+import torch
+
+
+class BeamGenerator:
+    """fairseq's generator, with ``<mask>`` at -inf before the softmax.
+
+    A checkpoint trained without ``<mask>`` then gives the text that it gives under fairseq's ``translation``.
+
+    Args:
+        generator: what ``FairseqTask.build_generator`` made.
+        models: its models.
+        mask: index of ``<mask>``.
+        dtype: ``--decode-dtype``, the type of the autocast.
+    """
+
+    def __init__(self, generator, models, mask: int, dtype="float32"):
+        self.generator, self.mask, self.dtype = generator, mask, getattr(torch, str(dtype))
+        self.projections = [m.decoder.output_projection for m in models if hasattr(m.decoder, "output_projection")]
+
+    def generate(self, models, sample, **kwargs):
+        """fairseq's hypotheses."""
+        device = sample["net_input"]["src_tokens"].device.type
+        with self.without_mask(), torch.autocast(device, self.dtype, enabled=self.dtype != torch.float32):
+            return self.generator.generate(models, sample, **kwargs)
+
+    @contextmanager
+    def without_mask(self):
+        """While decoding, and only then, the models' vocabulary has no ``<mask>``."""
+        column = torch.tensor([self.mask])
+
+        def ban(module, inputs, logits):
+            return logits.index_fill(-1, column.to(logits.device), -float("inf"))
+
+        handles = [p.register_forward_hook(ban) for p in self.projections]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def __getattr__(self, name):
+        # fairseq's commands read the symbols to strip, and more, from the generator
+        return getattr(self.__dict__["generator"], name)

@@ -1,0 +1,74 @@
+"""From the tensors of a decoding loop to fairseq's hypotheses, and the removal of repetitions."""
+from typing import Dict, List
+
+import torch
+from torch import Tensor
+
+
+def hypothesis(tokens: Tensor, positional_scores: Tensor, score: float, steps: int, **extra) -> Dict:
+    """One of fairseq's hypotheses.
+
+    Args:
+        tokens: (T,) int64 without padding, on the host.
+        positional_scores: (T,) float32 log-probabilities; fairseq divides it in place, so it must be its own memory.
+        score: what the hypotheses of a sentence are ordered by.
+        steps: passes of the decoder.
+    """
+    return {
+        "tokens": tokens,
+        "positional_scores": positional_scores.clone(),
+        "score": score,
+        "steps": steps,
+        "attention": None,
+        "hypo_attn": None,
+        "alignment": None,
+        **extra,
+    }
+
+
+def empty_hypothesis(eos: int) -> Dict:
+    """What an empty source is translated to."""
+    return hypothesis(torch.tensor([eos]), torch.zeros(1), 0.0, 0)
+
+
+class Dedup:
+    """``--dedup``: drop consecutive repetitions from tokens, after decoding; the score stays that of all positions.
+
+    A word is a run of subwords: SentencePiece starts one with U+2581, BPE ends every other subword with @@, and in
+    a dictionary of neither kind every token is a word.
+    """
+
+    def __init__(self, how: str, dictionary):
+        self.how, self.eos = how, dictionary.eos()
+        symbols = dictionary.symbols
+        if any(s.startswith("\u2581") for s in symbols):
+            self.starts = [s.startswith("\u2581") for s in symbols]
+            self.continues = [False] * len(symbols)
+        else:
+            self.starts = [True] * len(symbols)
+            self.continues = [s.endswith("@@") for s in symbols]
+
+    def keep(self, tokens: List[int]) -> List[int]:
+        """The indices of the tokens that stay."""
+        if self.how == "none":
+            return list(range(len(tokens)))
+        units = self.words(tokens) if self.how == "word" else [[i] for i in range(len(tokens))]
+        kept, previous = [], None
+        for unit in units:
+            content = [tokens[i] for i in unit]
+            if content != previous:
+                kept.extend(unit)
+            previous = content
+        return kept
+
+    def words(self, tokens: List[int]) -> List[List[int]]:
+        """The indices of the tokens, word by word; ``</s>`` is a word of its own."""
+        units, joined = [], False
+        for i, token in enumerate(tokens):
+            follows = bool(units) and tokens[i - 1] != self.eos and token != self.eos
+            if follows and (joined or not self.starts[token]):
+                units[-1].append(i)
+            else:
+                units.append([i])
+            joined = self.continues[token]
+        return units

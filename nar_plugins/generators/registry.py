@@ -1,0 +1,130 @@
+"""Generators by name, as fairseq registers everything else: ``@register_generator("mask_predict", dataclass=...)``.
+
+A generator's options are the fields of its dataclass. The task's config inherits them, so they are flags of fairseq's
+commands, and validation with BLEU decodes with them.
+"""
+from argparse import Namespace
+from dataclasses import dataclass, field, fields
+from typing import Dict, Optional, Tuple
+
+from fairseq.dataclass import ChoiceEnum, FairseqDataclass
+from fairseq.dataclass.configs import GenerationConfig
+
+DECODE_DTYPES = ChoiceEnum(["float32", "bfloat16", "float16"])
+DEDUP = ChoiceEnum(["none", "token", "word"])
+
+GENERATORS: Dict[str, type] = {}
+CONFIGS: Dict[str, type] = {}
+
+
+@dataclass
+class SharedGeneratorConfig(FairseqDataclass):
+    """Options that several generators share."""
+
+    length_beam: Optional[int] = field(
+        default=None, metadata={"help": "decode this many of the most probable lengths and keep the best (mask_predict: 5)"}
+    )
+    gold_length: bool = field(
+        default=False, metadata={"help": "analysis: take the length (beam: a window around it) from the reference"}
+    )
+    dedup: DEDUP = field(
+        default="none", metadata={"help": "drop consecutive repeated tokens, or words, from the output"}
+    )
+    decode_dtype: DECODE_DTYPES = field(
+        default="float32", metadata={"help": "autocast the decoding to this type; fairseq's --fp16 casts the weights"}
+    )
+
+
+def register_generator(name: str, dataclass: type):
+    """Class decorator: make a generator known as ``--generator name``, with the options of ``dataclass``."""
+
+    def register(cls):
+        if name in GENERATORS:
+            raise ValueError(f"generator {name} is registered twice")
+        GENERATORS[name], CONFIGS[name] = cls, dataclass
+        cls.name = name
+        return cls
+
+    return register
+
+
+def config_classes() -> Tuple[type, ...]:
+    """The dataclasses of all generators, for the task's config to inherit."""
+    return tuple(CONFIGS.values())
+
+
+def option_names() -> set:
+    """Every option of every generator."""
+    return {f.name for config in CONFIGS.values() for f in fields(config) if not f.name.startswith("_")}
+
+
+def resolve(name: str, models) -> str:
+    """The generator that ``--generator name`` means for these models.
+
+    Raises:
+        ValueError: the models cannot be decoded with it, or not with one another.
+    """
+    served = [tuple(getattr(model, "generators", ("beam",))) for model in models]
+    if name == "auto":
+        name = served[0][0]
+    if name not in GENERATORS.keys() | {"beam"}:
+        raise ValueError(f"--generator {name} does not exist: choose auto, beam, {', '.join(sorted(GENERATORS))}")
+    for model, names in zip(models, served):
+        if name not in names:
+            raise ValueError(
+                f"--generator {name} cannot decode a {type(model).__name__}: use --generator auto or {' or '.join(names)}"
+            )
+    return name
+
+
+def refuse_foreign(config: Namespace, name: str) -> None:
+    """Raise for an option of another generator that was set: it would be ignored.
+
+    fairseq's own search (``beam``) takes ``--decode-dtype``.
+    """
+    mine = {"decode_dtype"} if name == "beam" else {f.name for f in fields(CONFIGS[name])}
+    for other in CONFIGS.values():
+        for f in fields(other):
+            if f.name in mine or f.name.startswith("_"):
+                continue
+            if str(getattr(config, f.name)) != str(f.default):
+                raise ValueError(f"--{f.name.replace('_', '-')} is no option of --generator {name}: leave it out")
+
+
+def generation_options(args) -> Namespace:
+    """fairseq's generation options, with its defaults for those that ``args`` lacks."""
+    options = Namespace(**{f.name: f.default for f in fields(GenerationConfig) if f.name != "_name"})
+    for name in vars(options):
+        if hasattr(args, name):
+            setattr(options, name, getattr(args, name))
+    return options
+
+
+# fairseq's options that no parallel decoder refuses: they choose or print, or name what it has too
+HONOURED = {"beam", "nbest", "print_step", "retain_iter_history", "sacrebleu", "no_seed_provided", "retain_dropout",
+            "retain_dropout_modules", "no_early_stop", "no_beamable_mm"}  # fmt: skip
+OURS = {
+    "iter_decode_max_iter": "--iterations counts all passes (fairseq's number plus one)",
+    "iter_decode_force_max_iter": "--schedule linear never stops early",
+    "iter_decode_with_beam": "use --length-beam",
+    "iter_decode_eos_penalty": "it has no meaning here",
+    "iter_decode_with_external_reranker": "there is no rescorer",
+}
+
+
+def refuse_unserved(options: Namespace, generator: str, honoured: set) -> None:
+    """Raise for the first of fairseq's options that is set and that ``generator`` does not honour.
+
+    ``--beam`` is 5 by default and a typed 5 looks the same, so only values other than 1 and 5 can be refused.
+
+    Raises:
+        ValueError: names the option.
+    """
+    if options.beam not in (1, 5):
+        raise ValueError(f"--beam {options.beam}: {generator} has no beam; use --length-beam {options.beam}")
+    for f in fields(GenerationConfig):
+        value = getattr(options, f.name, f.default)
+        if f.name.startswith("_") or f.name in HONOURED | honoured or value == f.default:
+            continue
+        hint = OURS.get(f.name, "leave it out")
+        raise ValueError(f"--{f.name.replace('_', '-')} cannot be honoured by --generator {generator}: {hint}")

@@ -1,0 +1,124 @@
+"""The conditional masked language model of Mask-Predict (Ghazvininejad et al. 2019)."""
+from typing import Dict
+
+from fairseq.models import register_model, register_model_architecture
+from fairseq.models.transformer.transformer_legacy import base_architecture as transformer_base
+from torch import Tensor
+
+from nar_plugins.data.canvas import blank_canvas
+from nar_plugins.data.noise import mask_uniform
+from nar_plugins.models.nar_base import LossPart, NarModel, length_loss, masked_word_loss
+
+
+@register_model("cmlm")
+class CmlmModel(NarModel):
+    """Predicts the masked words of a target from its other words and the source.
+
+    The plain architecture ``cmlm`` is fairseq's form (pooled length, sinusoidal positions, ReLU, scaled embeddings); the
+    named presets are the release's: LENGTH token, learned positions, GELU, no embedding scale, BERT initialisation,
+    layer norms with epsilon 1e-12. Every difference is a flag.
+    """
+
+    generators = ("mask_predict",)
+    noise = staticmethod(mask_uniform)
+
+    def initial_canvas(self, encoder_out: Dict, lengths: Tensor) -> Tensor:
+        """``<mask>`` everywhere: lengths (B, N) -> (B*N, T) int64."""
+        return blank_canvas(lengths.flatten(), int(lengths.max()), self.mask, self.pad)
+
+    def forward(self, src_tokens: Tensor, src_lengths: Tensor, prev_output_tokens: Tensor, target: Tensor) -> Dict:
+        """The training pass. Only masked positions are projected to the vocabulary: nobody asks for the others.
+
+        Args:
+            src_tokens: (B, S) int64. prev_output_tokens: (B, T) int64, the target with masks. target: (B, T) int64.
+
+        Returns:
+            dict of logits (M, V) and words (M,) of the M masked positions, length_lprobs (B, classes), lengths (B,).
+        """
+        encoder_out = self.encode(src_tokens, src_lengths)
+        padding = target.eq(self.pad)
+        features = self.decoder(prev_output_tokens, self.decoder.memory(encoder_out), padding)
+        masked = prev_output_tokens.eq(self.mask) & ~padding
+        return {
+            "logits": self.decoder.output_layer(features[masked]),
+            "words": target[masked],
+            "length_lprobs": self.length_lprobs(encoder_out),
+            "lengths": (~padding).sum(1),
+        }
+
+    def losses(self, net_output: Dict, label_smoothing: float) -> Dict[str, LossPart]:
+        """Words (smoothed) and length (not): section 3.1 and the release's criterion."""
+        return {
+            "words": masked_word_loss(net_output["logits"], net_output["words"], label_smoothing),
+            "length": length_loss(net_output["length_lprobs"], net_output["lengths"]),
+        }
+
+
+def default(args, **values) -> None:
+    """Set what the user did not."""
+    for name, value in values.items():
+        if getattr(args, name, None) is None:
+            setattr(args, name, value)
+
+
+def sizes(args, dim: int, ffn: int, heads: int, layers: int) -> None:
+    """The same size on both sides."""
+    for side in ("encoder", "decoder"):
+        default(args, **{
+            f"{side}_embed_dim": dim,
+            f"{side}_ffn_embed_dim": ffn,
+            f"{side}_attention_heads": heads,
+            f"{side}_layers": layers,
+        })
+
+
+def switch_on(args, *flags: str) -> None:
+    """Turn on switches that cannot be turned off by the command line (use the plain architecture for that)."""
+    for flag in flags:
+        setattr(args, flag, True)
+
+
+@register_model_architecture("cmlm", "cmlm")
+def cmlm(args):
+    """fairseq's form, the sizes of its ``transformer``."""
+    default(args, length_head="pooled")
+    transformer_base(args)
+
+
+def release_form(args) -> None:
+    """What the Mask-Predict release does otherwise than fairseq (``bert_seq2seq.py``)."""
+    switch_on(args, "encoder_learned_pos", "decoder_learned_pos", "no_scale_embedding", "bert_init")
+    default(args, length_head="token", activation_fn="gelu", layer_norm_eps=1e-12)
+
+
+@register_model_architecture("cmlm", "cmlm_wmt_en_de")
+def cmlm_wmt_en_de(args):
+    """Mask-Predict's WMT14 English-German model: 6+6 layers, 512/2048, dropout 0.3."""
+    release_form(args)
+    sizes(args, dim=512, ffn=2048, heads=8, layers=6)
+    default(args, dropout=0.3)
+    cmlm(args)
+
+
+@register_model_architecture("cmlm", "cmlm_wmt_en_ro")
+def cmlm_wmt_en_ro(args):
+    """Mask-Predict's WMT16 English-Romanian model: the same sizes (the release gives all pairs one command)."""
+    cmlm_wmt_en_de(args)
+
+
+@register_model_architecture("cmlm", "cmlm_iwslt_de_en")
+def cmlm_iwslt_de_en(args):
+    """The sizes of fairseq's ``transformer_iwslt_de_en`` and of CMLMC's IWSLT14 script: 512/1024, 4 heads."""
+    release_form(args)
+    sizes(args, dim=512, ffn=1024, heads=4, layers=6)
+    default(args, dropout=0.3)
+    cmlm(args)
+
+
+@register_model_architecture("cmlm", "cmlm_tiny")
+def cmlm_tiny(args):
+    """For tests and tries: 2+2 layers, 64/128, 4 heads."""
+    release_form(args)
+    sizes(args, dim=64, ffn=128, heads=4, layers=2)
+    default(args, dropout=0.0)
+    cmlm(args)

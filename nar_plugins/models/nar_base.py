@@ -1,0 +1,309 @@
+"""What the non-autoregressive models share: fairseq's Transformer with a decoder that sees the whole canvas.
+
+A model has four hooks, in the order in which a sentence meets them: ``encode``, ``initial_canvas``, ``predict`` (a pass of
+the decoder) and, in training, ``losses``. Generators and the criterion call nothing else.
+"""
+import logging
+from typing import Dict, List, NamedTuple, Optional
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from fairseq.models.transformer import TransformerConfig, TransformerDecoderBase, TransformerEncoderBase, TransformerModel
+from fairseq.modules import MultiheadAttention
+from fairseq.modules.checkpoint_activations import checkpoint_wrapper
+from torch import Tensor
+
+from nar_plugins import compat
+from nar_plugins.modules.attention import allowed_keys
+from nar_plugins.modules.layers import NarDecoderLayer, NarEncoderLayer, pick
+from nar_plugins.modules.length_head import LENGTH_HEADS, LengthHead
+
+logger = logging.getLogger(__name__)
+
+# flags of TransformerModel that change what the decoder is made of; a parallel decoder has no meaning for them
+UNSUPPORTED = (
+    "adaptive_softmax_cutoff", "adaptive_input", "cross_self_attention", "no_cross_attention", "decoder_layerdrop",
+    "base_layers", "encoder_xformers_att_config", "decoder_xformers_att_config",
+)
+
+
+class Memory(NamedTuple):
+    """What the decoder asks of a sentence, computed once: keys and values of every layer, each (B, H, S, D/H)."""
+
+    keys: List[Tensor]
+    values: List[Tensor]
+    allowed: Optional[Tensor]  # (B, 1, 1, S) bool; None: no padding
+
+    def select(self, sentences: Tensor) -> "Memory":
+        """The memory of some sentences: (n,) int64."""
+        return Memory(
+            [k[sentences] for k in self.keys],
+            [v[sentences] for v in self.values],
+            None if self.allowed is None else self.allowed[sentences],
+        )
+
+
+class LossPart(NamedTuple):
+    """One part of a loss, summed: the loss, its negative log-likelihood without smoothing, and over how many."""
+
+    loss: Tensor
+    nll: Tensor
+    count: Tensor
+
+
+class NarEncoder(TransformerEncoderBase):
+    """fairseq's encoder; with the ``token`` length head it runs over S + 1 positions and gives S back."""
+
+    def __init__(self, cfg, dictionary, embed_tokens):
+        super().__init__(cfg, dictionary, embed_tokens)
+        self.length_head = LengthHead(cfg.max_target_positions + 1, embed_tokens.embedding_dim, cfg.length_head)
+
+    def build_encoder_layer(self, cfg):
+        return wrap(NarEncoderLayer(cfg), cfg)
+
+    def forward(self, src_tokens: Tensor, src_lengths=None, return_all_hiddens=False, token_embeddings=None) -> Dict:
+        """fairseq's dictionary of lists for src_tokens (B, S), and in ``length_state`` the length head's input (B, D)."""
+        padding = src_tokens.eq(self.padding_idx)
+        x, embedding = self.forward_embedding(src_tokens, token_embeddings)
+        x = x.masked_fill(padding.unsqueeze(-1), 0)
+        with_token = self.length_head.form == "token"
+        seen = padding
+        if with_token:
+            x = torch.cat([self.length_head.token(x.size(0)).to(x), x], 1)
+            seen = F.pad(padding, (1, 0))
+        seen = seen if padding.any() else None
+
+        x = x.transpose(0, 1)
+        states = [x]
+        for layer in self.layers:
+            x = layer(x, encoder_padding_mask=seen)
+            states.append(x)
+        if self.layer_norm is not None:
+            x = self.layer_norm(x)
+
+        if with_token:
+            length_state, x = x[0], x[1:]
+            states = [state[1:] for state in states]
+        else:
+            length_state = self.length_head.pool(x, padding)
+        return {
+            "encoder_out": [x],
+            "encoder_padding_mask": [padding],
+            "encoder_embedding": [embedding],
+            "encoder_states": states if return_all_hiddens else [],
+            "fc_results": [],
+            "src_tokens": [],
+            "src_lengths": [(~padding).sum(1, keepdim=True)],
+            "length_state": [length_state],
+        }
+
+
+class NarDecoder(TransformerDecoderBase):
+    """fairseq's decoder without the causal mask, over canvases whose sentences' memory is computed once."""
+
+    def build_decoder_layer(self, cfg, no_encoder_attn=False):
+        return wrap(NarDecoderLayer(cfg, no_encoder_attn), cfg)
+
+    def memory(self, encoder_out: Dict) -> Memory:
+        """Keys and values of every layer's cross-attention, from the encoder's (S, B, D)."""
+        states, padding = encoder_out["encoder_out"][0].transpose(0, 1), encoder_out["encoder_padding_mask"][0]
+        both = [layer.encoder_attn.keys_values(states) for layer in self.layers]
+        return Memory([k for k, _ in both], [v for _, v in both], allowed_keys(padding) if padding.any() else None)
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Canvas (R, T) int64 -> (R, T, D)."""
+        x = self.embed_scale * self.embed_tokens(tokens)
+        if self.project_in_dim is not None:
+            x = self.project_in_dim(x)
+        if self.embed_positions is not None:
+            x = x + self.embed_positions(tokens)
+        if self.layernorm_embedding is not None:
+            x = self.layernorm_embedding(x)
+        return self.dropout_module(x)
+
+    def forward(
+        self, tokens: Tensor, memory: Memory, padding: Optional[Tensor] = None, picked: Optional[Tensor] = None
+    ) -> Tensor:
+        """One pass.
+
+        Args:
+            tokens: (B*N, T) int64, N canvases a sentence.
+            padding: (B*N, T) bool, True = padding; None: there is none.
+            picked: (B*N, n) int64, the positions that are wanted; None: all.
+
+        Returns:
+            (B*N, T or n, D) features, to be projected by ``output_layer``.
+        """
+        x = self.embed(tokens)
+        allowed = allowed_keys(padding)
+        last = len(self.layers) - 1
+        for i, layer in enumerate(self.layers):
+            x = layer(
+                x,
+                memory.keys[i],
+                memory.values[i],
+                memory_allowed=memory.allowed,
+                canvas_allowed=allowed,
+                picked=picked if i == last else None,
+            )
+        if self.layer_norm is not None:
+            x = self.layer_norm(x)
+        return x if self.project_out_dim is None else self.project_out_dim(x)
+
+
+class NarModel(TransformerModel):
+    """Base of the models that predict every position of a canvas at once, and of whose length a head decides."""
+
+    generators = ()  # the generators that can decode it, the default first
+    noise = None  # data.noise function that makes the training canvas of a target, or None
+
+    @classmethod
+    def add_args(cls, parser):
+        """``TransformerModel``'s flags and those of the length head, the initialisation and the norm."""
+        TransformerModel.add_args(parser)
+        parser.add_argument("--length-head", choices=LENGTH_HEADS,
+                            help="predict the length from a LENGTH token (Mask-Predict) or the pooled encoder (fairseq)")
+        parser.add_argument("--stop-length-gradient", action="store_true",
+                            help="the length loss does not train the encoder")
+        parser.add_argument("--bert-init", action="store_true",
+                            help="normal initialisation with deviation 0.02, as BERT and the Mask-Predict release")
+        parser.add_argument("--layer-norm-eps", type=float, metavar="EPS",
+                            help="epsilon of every layer norm (PyTorch 1e-5, Mask-Predict 1e-12)")
+        parser.add_argument("--init-encoder-from", metavar="CKPT",
+                            help="start the encoder from this checkpoint (any stock transformer of the same sizes)")
+        parser.add_argument("--init-decoder-from", metavar="CKPT",
+                            help="start the decoder from this checkpoint")
+
+    @classmethod
+    def build_model(cls, args, task):
+        """Build and initialise; the task then calls ``start_from_checkpoints`` unless it loads a checkpoint itself."""
+        for flag in UNSUPPORTED:
+            if getattr(args, flag, None):
+                raise ValueError(f"--{flag.replace('_', '-')} does not work with --arch {args.arch}: leave it out")
+        model = super().build_model(args, task)
+        model.pad, model.mask = task.target_dictionary.pad(), task.mask_index
+        if getattr(args, "bert_init", False):
+            model.apply(bert_init)
+        for module in model.modules():
+            if isinstance(module, nn.LayerNorm) and getattr(args, "layer_norm_eps", None) is not None:
+                module.eps = args.layer_norm_eps
+        return model
+
+    @classmethod
+    def build_encoder(cls, args, src_dict, embed_tokens):
+        return NarEncoder(TransformerConfig.from_namespace(args), src_dict, embed_tokens)
+
+    @classmethod
+    def build_decoder(cls, args, tgt_dict, embed_tokens):
+        return NarDecoder(TransformerConfig.from_namespace(args), tgt_dict, embed_tokens)
+
+    # -- the four hooks ----------------------------------------------------------------------------------------------
+
+    def encode(self, src_tokens: Tensor, src_lengths: Optional[Tensor] = None) -> Dict:
+        """Source (B, S) int64 -> fairseq's encoder output, with what the length head reads."""
+        return self.encoder(src_tokens, src_lengths=src_lengths)
+
+    def initial_canvas(self, encoder_out: Dict, lengths: Tensor) -> Tensor:
+        """The decoder's first input for lengths (B, N): (B*N, T) int64, padded on the right."""
+        raise NotImplementedError(f"{type(self).__name__} defines no canvas")
+
+    def predict(self, tokens: Tensor, memory: Memory, padding=None, picked=None) -> Tensor:
+        """A pass of the decoder: logits (B*N, T or n, V); the arguments are ``NarDecoder.forward``'s."""
+        return self.decoder.output_layer(self.decoder(tokens, memory, padding, picked))
+
+    def losses(self, net_output: Dict, label_smoothing: float) -> Dict[str, LossPart]:
+        """The parts of the loss, from ``forward``'s output."""
+        raise NotImplementedError(f"{type(self).__name__} defines no losses")
+
+    # ----------------------------------------------------------------------------------------------------------------
+
+    def length_lprobs(self, encoder_out: Dict) -> Tensor:
+        """Log-probabilities of the target lengths: (B, classes) float32."""
+        state = encoder_out["length_state"][0]
+        if self.training and getattr(self.args, "stop_length_gradient", False):
+            state = state.detach()
+        return self.encoder.length_head(state)
+
+    def start_from_checkpoints(self) -> None:
+        """Honour ``--init-encoder-from`` and ``--init-decoder-from``."""
+        for side in ("encoder", "decoder"):
+            path = getattr(self.args, f"init_{side}_from", None)
+            if path:
+                start_from(self, side, path)
+
+    def upgrade_state_dict_named(self, state_dict, name):
+        """Let ``--finetune-from-model`` take an AR checkpoint: a length head that is wholly absent starts afresh."""
+        super().upgrade_state_dict_named(state_dict, name)
+        prefix = f"{name}." if name else ""
+        key = f"{prefix}encoder.length_head.weight"
+        if key not in state_dict:
+            logger.warning("the checkpoint has no length head (an AR model's?): it starts from its initialisation")
+            state_dict[key] = self.encoder.length_head.weight.detach().clone()
+
+
+def wrap(layer: nn.Module, cfg) -> nn.Module:
+    """Honour ``--checkpoint-activations`` as fairseq's own builders do."""
+    return checkpoint_wrapper(layer, offload_to_cpu=cfg.offload_activations) if cfg.checkpoint_activations else layer
+
+
+def bert_init(module: nn.Module) -> None:
+    """The release's initialisation: N(0, 0.02) for tables and linear layers, but Xavier for query, key and value.
+
+    The release's fused query-key-value matrix is no ``Linear``, so its rule passes it by; fairseq's own initialisation of
+    the three has the same distribution as the release's of the one. Rows of padding are drawn like the others.
+    """
+    if isinstance(module, (nn.Linear, nn.Embedding, LengthHead)):
+        nn.init.normal_(module.weight, std=0.02)
+        if getattr(module, "bias", None) is not None:
+            nn.init.zeros_(module.bias)
+    if isinstance(module, MultiheadAttention):  # visited after its linear layers
+        for projection in (module.q_proj, module.k_proj, module.v_proj):
+            nn.init.xavier_uniform_(projection.weight, gain=2**-0.5)
+
+
+def start_from(model: NarModel, side: str, path: str) -> None:
+    """Copy one side ("encoder" or "decoder") of the checkpoint at ``path`` into ``model``; every layer must fit.
+
+    Tables that exist on one side only (learned against sinusoidal positions, the length head) keep their start, and the
+    log says which.
+
+    Raises:
+        ValueError: the checkpoint's layers have other names or sizes; the first that differs is named.
+    """
+    compat.check_checkpoint(path)
+    stored = compat.safe_load(path)["model"]
+    part = getattr(model, side)
+    own = part.state_dict()
+    theirs = {key[len(side) + 1:]: value for key, value in stored.items() if key.startswith(f"{side}.")}
+    if "embed_tokens.weight" in own and "embed_tokens.weight" in theirs:
+        table, short = own["embed_tokens.weight"], theirs["embed_tokens.weight"]
+        if short.size(0) + 1 == table.size(0):  # no <mask> yet
+            for key in {"embed_tokens.weight", "output_projection.weight"} & theirs.keys() & own.keys():
+                theirs[key] = torch.cat([theirs[key], own[key][-1:]])
+    for key, value in own.items():
+        fits = key in theirs and theirs[key].shape == value.shape
+        if not fits and (key.startswith("layers.") or key.startswith("embed_tokens")):
+            found = tuple(theirs[key].shape) if key in theirs else "absent"
+            raise ValueError(f"--init-{side}-from {path}: {side}.{key} is {found}, this model has {tuple(value.shape)}")
+    taken = {key: theirs[key] for key in own if key in theirs and theirs[key].shape == own[key].shape}
+    part.load_state_dict(taken, strict=False)
+    logger.info(f"{side} starts from {path}; kept from the initialisation: {sorted(own.keys() - taken.keys()) or 'nothing'}")
+
+
+def masked_word_loss(logits: Tensor, words: Tensor, label_smoothing: float) -> LossPart:
+    """Label-smoothed cross-entropy, summed: logits (M, V), words (M,) int64; the smoothing is spread over all V."""
+    logits = logits.float()
+    normaliser = logits.logsumexp(-1)
+    nll = (normaliser - logits.gather(-1, words.unsqueeze(-1)).squeeze(-1)).sum()
+    loss = nll
+    if label_smoothing > 0:
+        smooth = (normaliser - logits.mean(-1)).sum()
+        loss = (1 - label_smoothing) * nll + label_smoothing * smooth
+    return LossPart(loss, nll.detach(), torch.tensor(words.numel(), device=words.device))
+
+
+def length_loss(lprobs: Tensor, lengths: Tensor) -> LossPart:
+    """Negative log-likelihood of the target lengths, summed: lprobs (B, classes), lengths (B,) int64."""
+    nll = -lprobs.gather(1, lengths.unsqueeze(1)).sum()
+    return LossPart(nll, nll.detach(), torch.tensor(lengths.numel(), device=lengths.device))

@@ -1,0 +1,78 @@
+"""The one attention of this package: fairseq's parameters, PyTorch's fused kernel, keys and values computed once."""
+from typing import Optional, Tuple
+
+import torch.nn.functional as F
+from fairseq.modules import MultiheadAttention
+from torch import Tensor
+
+
+class Attention(MultiheadAttention):
+    """fairseq's ``MultiheadAttention`` (its parameters, names and initialisation) computed batch-first and fused.
+
+    The parts are public, because decoding calls them apart: ``keys_values`` once a sentence, ``attend`` in every pass.
+    ``forward`` joins them under fairseq's signature, so that fairseq's own encoder layers can hold this class.
+    """
+
+    def queries(self, x: Tensor) -> Tensor:
+        """(B, T, D) -> (B, H, T, D/H)."""
+        return self.split_heads(self.q_proj(x))
+
+    def keys_values(self, x: Tensor) -> Tuple[Tensor, Tensor]:
+        """(B, S, D) -> keys and values, each (B, H, S, D/H)."""
+        return self.split_heads(self.k_proj(x)), self.split_heads(self.v_proj(x))
+
+    def attend(self, queries: Tensor, keys: Tensor, values: Tensor, allowed: Optional[Tensor] = None) -> Tensor:
+        """Softmax attention with output projection.
+
+        Args:
+            queries: (B, H, T, D/H), not yet scaled.
+            keys, values: (B, H, S, D/H).
+            allowed: bool, True where a query may look, or a float bias; broadcast to (B, H, T, S); None: everywhere.
+
+        Returns:
+            (B, T, D).
+        """
+        drop = self.dropout_module
+        heads = F.scaled_dot_product_attention(
+            queries,
+            keys,
+            values,
+            attn_mask=allowed,
+            dropout_p=drop.p if self.training or drop.apply_during_inference else 0.0,
+            scale=self.scaling,
+        )
+        return self.out_proj(heads.transpose(1, 2).flatten(2))
+
+    def split_heads(self, x: Tensor) -> Tensor:
+        """(B, T, D) -> (B, H, T, D/H), a view."""
+        return x.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Optional[Tensor],
+        value: Optional[Tensor],
+        key_padding_mask: Optional[Tensor] = None,
+        need_weights: bool = False,
+        **unsupported,
+    ) -> Tuple[Tensor, None]:
+        """fairseq's signature, as its encoder layers call it: time-first, no cache, no weights returned.
+
+        Args:
+            query, key: (T, B, D) and (S, B, D); ``value`` is not used, it is the key in every layer of fairseq.
+            key_padding_mask: (B, S) bool, True = padding.
+
+        Raises:
+            ValueError: for an argument of fairseq's that this attention does not serve.
+        """
+        if need_weights or any(v is not None and v is not False for v in unsupported.values()):
+            raise ValueError(f"this attention returns no weights and takes no mask or state here: {sorted(unsupported)}")
+        keys, values = self.keys_values(key.transpose(0, 1))
+        allowed = allowed_keys(key_padding_mask)
+        x = self.attend(self.queries(query.transpose(0, 1)), keys, values, allowed)
+        return x.transpose(0, 1), None
+
+
+def allowed_keys(padding: Optional[Tensor]) -> Optional[Tensor]:
+    """(B, S) bool, True = padding -> (B, 1, 1, S) bool, True = may be looked at; None stays None (no padding)."""
+    return None if padding is None else ~padding[:, None, None, :]

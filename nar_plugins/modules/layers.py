@@ -1,0 +1,92 @@
+"""fairseq's Transformer layers with this package's attention; the decoder's, without a causal mask, is written out."""
+from typing import Optional
+
+from fairseq.modules.transformer_layer import TransformerDecoderLayerBase, TransformerEncoderLayerBase
+from torch import Tensor
+
+from nar_plugins.modules.attention import Attention
+
+
+class NarEncoderLayer(TransformerEncoderLayerBase):
+    """fairseq's encoder layer around ``Attention``."""
+
+    def build_self_attention(self, embed_dim, cfg):
+        return Attention(
+            embed_dim,
+            cfg.encoder.attention_heads,
+            dropout=cfg.attention_dropout,
+            self_attention=True,
+            q_noise=self.quant_noise,
+            qn_block_size=self.quant_noise_block_size,
+        )
+
+
+class NarDecoderLayer(TransformerDecoderLayerBase):
+    """fairseq's decoder layer (its parameters and names), batch-first and without a causal mask."""
+
+    def build_self_attention(self, embed_dim, cfg, add_bias_kv=False, add_zero_attn=False):
+        return self.build_attention(embed_dim, cfg, self_attention=True)
+
+    def build_encoder_attention(self, embed_dim, cfg):
+        return self.build_attention(
+            embed_dim, cfg, kdim=cfg.encoder.embed_dim, vdim=cfg.encoder.embed_dim, encoder_decoder_attention=True
+        )
+
+    def build_attention(self, embed_dim, cfg, **kind):
+        return Attention(
+            embed_dim,
+            cfg.decoder.attention_heads,
+            dropout=cfg.attention_dropout,
+            q_noise=self.quant_noise,
+            qn_block_size=self.quant_noise_block_size,
+            **kind,
+        )
+
+    def forward(
+        self,
+        x: Tensor,
+        memory_keys: Tensor,
+        memory_values: Tensor,
+        memory_allowed: Optional[Tensor] = None,
+        canvas_allowed: Optional[Tensor] = None,
+        picked: Optional[Tensor] = None,
+    ) -> Tensor:
+        """One layer over every canvas.
+
+        Args:
+            x: (B*N, T, D), the N canvases of a sentence next to each other.
+            memory_keys, memory_values: (B, H, S, D/H), ``encoder_attn.keys_values`` of the encoder's states. They stand
+                once a sentence: its canvases ask together, as one long row of queries.
+            memory_allowed: (B, 1, 1, S) bool, or None where the source has no padding.
+            canvas_allowed: (B*N, 1, 1, T) bool, or None where the canvas has no padding.
+            picked: (B*N, n) int64, the only positions whose result is wanted (in the last layer, where nobody asks for
+                the others), or None for all.
+
+        Returns:
+            (B*N, T or n, D).
+        """
+        inputs = self.self_attn_layer_norm(x) if self.normalize_before else x
+        keys, values = self.self_attn.keys_values(inputs)
+        if picked is not None:
+            x, inputs = pick(x, picked), pick(inputs, picked)
+        y = self.self_attn.attend(self.self_attn.queries(inputs), keys, values, canvas_allowed)
+        x = self.add(x, y, self.self_attn_layer_norm)
+
+        inputs = self.encoder_attn_layer_norm(x) if self.normalize_before else x
+        together = inputs.reshape(memory_keys.size(0), -1, inputs.size(-1))
+        y = self.encoder_attn.attend(self.encoder_attn.queries(together), memory_keys, memory_values, memory_allowed)
+        x = self.add(x, y.view_as(x), self.encoder_attn_layer_norm)
+
+        inputs = self.final_layer_norm(x) if self.normalize_before else x
+        y = self.fc2(self.activation_dropout_module(self.activation_fn(self.fc1(inputs))))
+        return self.add(x, y, self.final_layer_norm)
+
+    def add(self, x: Tensor, y: Tensor, norm) -> Tensor:
+        """Dropout on the sublayer's output, residual, and the norm where it comes after."""
+        x = self.residual_connection(self.dropout_module(y), x)
+        return x if self.normalize_before else norm(x)
+
+
+def pick(x: Tensor, positions: Tensor) -> Tensor:
+    """x (R, T, D) at positions (R, n) -> (R, n, D)."""
+    return x.gather(1, positions.unsqueeze(-1).expand(-1, -1, x.size(-1)))

@@ -1,0 +1,20 @@
+"""Vocabulary tables that accept a checkpoint made before ``<mask>`` was in the dictionary."""
+import torch
+import torch.nn as nn
+
+
+def accept_missing_mask_row(model: nn.Module) -> None:
+    """Let every vocabulary table of ``model`` load a table that is short of exactly its last row, ``<mask>``.
+
+    The row is filled with the one the model was built with. Any other difference stays the error it is.
+    """
+    for name, module in model.named_modules():
+        if name.split(".")[-1] in ("embed_tokens", "output_projection") and hasattr(module, "weight"):
+            module._register_load_state_dict_pre_hook(append_row, with_module=True)
+
+
+def append_row(module, state_dict, prefix, *unused) -> None:
+    """The hook: append the module's own last row to a stored table that has one row less."""
+    stored = state_dict.get(f"{prefix}weight")
+    if stored is not None and stored.dim() == 2 and stored.size(0) + 1 == module.weight.size(0):
+        state_dict[f"{prefix}weight"] = torch.cat([stored, module.weight.detach()[-1:].to(stored)])

@@ -1,0 +1,257 @@
+"""The task of parallel text, for every model of this package and for fairseq's own ``transformer`` beside them."""
+import logging
+import os
+from argparse import Namespace
+from dataclasses import dataclass, field, make_dataclass
+from typing import Dict, List
+
+import torch
+from fairseq import metrics, utils
+from fairseq.data import LanguagePairDataset, data_utils
+from fairseq.dataclass import ChoiceEnum
+from fairseq.dataclass.configs import GenerationConfig
+from fairseq.tasks import FairseqTask, register_task
+from fairseq.tasks.translation import EVAL_BLEU_ORDER, TranslationConfig, TranslationTask
+from omegaconf import II
+from sacrebleu.metrics import BLEU
+
+from nar_plugins.data import checks
+from nar_plugins.data.dictionary import add_mask, check_same_symbols, load_dictionary
+from nar_plugins.data.noise import VALIDATION_UPDATE
+from nar_plugins.generators import registry
+from nar_plugins.generators.beam import BeamGenerator
+from nar_plugins.modules.vocabulary import accept_missing_mask_row
+
+logger = logging.getLogger(__name__)
+
+PAPER_TOKENS = (32_000, 128_000)  # target tokens an update in the papers
+FEW_TOKENS = 8_000  # far below them
+
+
+@dataclass
+class NarTranslationBase(TranslationConfig):
+    generator: str = field(
+        default="auto", metadata={"help": "decoding loop; auto: the checkpoint's own (beam: fairseq's search)"}
+    )
+    train_dtype: ChoiceEnum(["float32", "bfloat16"]) = field(
+        default="float32", metadata={"help": "autocast training to bfloat16, on CPUs too (fairseq's --amp is float16 on GPUs)"}
+    )
+    seed: int = II("common.seed")
+    update_freq: List[int] = II("optimization.update_freq")
+
+
+# every generator's options become flags of fairseq-train, -generate and -interactive
+NarTranslationConfig = make_dataclass("NarTranslationConfig", [], bases=(NarTranslationBase, *registry.config_classes()))
+
+
+@register_task("nar_translation", dataclass=NarTranslationConfig)
+class NarTranslationTask(TranslationTask):
+    """Translation with fairseq's data and these conventions.
+
+    Both sides are ``w .. </s>``, padded on the right whatever the command line says; ``<mask>`` ends both dictionaries;
+    validation, generation and interactive translation keep every sentence; noise is a function of (seed, update,
+    sentence) and batches of (seed, epoch), so that a resumed run continues as if it had never stopped.
+    """
+
+    def __init__(self, cfg, src_dict, tgt_dict):
+        super().__init__(cfg, src_dict, tgt_dict)
+        checks.check_dictionaries(src_dict, tgt_dict)
+        add_mask(src_dict)
+        self.mask_index = add_mask(tgt_dict)
+        self.noise = None  # the model's, set when it is built
+        self.said_tokens = False
+
+    @classmethod
+    def setup_task(cls, cfg, **kwargs):
+        """Load the dictionaries; languages are found as fairseq finds them."""
+        cfg.left_pad_source = cfg.left_pad_target = False
+        folder = utils.split_paths(cfg.data)[0]
+        if not os.path.isdir(folder):
+            raise ValueError(f"no data folder '{folder}': binarise the text with fairseq-preprocess first")
+        if cfg.source_lang is None or cfg.target_lang is None:
+            cfg.source_lang, cfg.target_lang = data_utils.infer_language_pair(folder)
+        if cfg.source_lang is None:
+            raise ValueError(f"{folder} holds no split like train.de-en.de.idx: give --source-lang and --target-lang")
+        checks.check_languages(cfg.source_lang, cfg.target_lang)
+        return super().setup_task(cfg, **kwargs)
+
+    @classmethod
+    def load_dictionary(cls, filename):
+        """fairseq's dictionary, or BERT's when the file starts with ``[PAD]``."""
+        return load_dictionary(filename)
+
+    # -- data ----------------------------------------------------------------------------------------------------------
+
+    def load_dataset(self, split, epoch=1, combine=False, **kwargs):
+        """Load a split; raise, naming what is wrong, when its files or its tokens make no sense."""
+        source, target = self.cfg.source_lang, self.cfg.target_lang
+        paths = utils.split_paths(self.cfg.data)
+        folder = paths[(epoch - 1) % len(paths)] if split == self.cfg.train_subset else paths[0]
+        checks.check_files(folder, split, source, target, self.cfg.dataset_impl)
+        super().load_dataset(split, epoch=epoch, combine=combine, **kwargs)
+        dataset = self.datasets[split]
+        checks.check_tokens(dataset.src, self.src_dict, f"{split} ({source})")
+        checks.check_tokens(dataset.tgt, self.tgt_dict, f"{split} ({target})")
+        blank = int(((dataset.src_sizes <= 1) | (dataset.tgt_sizes <= 1)).sum())
+        if blank:
+            logger.warning(f"{split}: {blank} of {len(dataset)} pairs have an empty side; they are kept")
+
+    def build_dataset_for_inference(self, src_tokens, src_lengths, constraints=None):
+        """The lines given to ``fairseq-interactive``, padded on the right as in training."""
+        return LanguagePairDataset(
+            src_tokens,
+            src_lengths,
+            self.source_dictionary,
+            tgt_dict=self.target_dictionary,
+            left_pad_source=False,
+            constraints=constraints,
+        )
+
+    def can_reuse_epoch_itr(self, dataset):
+        """Training batches are made anew every epoch.
+
+        fairseq would keep those of the epoch in which the run began, and a resumed run would have others (fairseq#1156).
+        """
+        return super().can_reuse_epoch_itr(dataset) and dataset is not self.datasets.get(self.cfg.train_subset)
+
+    def get_batch_iterator(self, dataset, *args, **kwargs):
+        """fairseq's batches; outside training none is dropped for being smaller than the batch-size multiple.
+
+        fairseq deletes a last batch whose size is no multiple of 8 (fairseq#5036), so up to seven hypotheses.
+        """
+        training = "grouped_shuffling" in kwargs  # only Trainer.get_train_iterator passes it
+        if not training:
+            kwargs["required_batch_size_multiple"] = 1
+        iterator = super().get_batch_iterator(dataset, *args, **kwargs)
+        if training:
+            self.say_tokens(dataset, iterator, kwargs)
+        elif not kwargs.get("ignore_invalid_inputs"):
+            kept = sum(len(batch) for batch in iterator.frozen_batches)
+            assert kept == len(dataset), f"{kept} of {len(dataset)} sentences are in a batch"
+        return iterator
+
+    def say_tokens(self, dataset, iterator, kwargs) -> None:
+        """Log, once, how many target tokens an update really has."""
+        if self.said_tokens:
+            return
+        self.said_tokens = True
+        batches = iterator.frozen_batches
+        tokens = sum(int(dataset.tgt_sizes[list(batch)].sum()) for batch in batches) / max(1, len(batches))
+        workers, micro = kwargs.get("num_shards", 1), self.cfg.update_freq[0]
+        update = tokens * workers * micro
+        logger.info(f"{update:,.0f} target tokens an update ({tokens:,.0f} x {workers} workers x --update-freq {micro})")
+        if update < FEW_TOKENS:
+            logger.warning(
+                f"that is far below the papers' {PAPER_TOKENS[0]:,} to {PAPER_TOKENS[1]:,}: "
+                f"--update-freq {micro * round(PAPER_TOKENS[0] / update)} would reach them"
+            )
+
+    # -- models and generators -----------------------------------------------------------------------------------------
+
+    def build_model(self, cfg, from_checkpoint=False):
+        """The model, ready to load checkpoints that were made before ``<mask>`` was in the dictionary."""
+        model = super().build_model(cfg, from_checkpoint)
+        accept_missing_mask_row(model)
+        if not from_checkpoint and hasattr(model, "start_from_checkpoints"):
+            model.start_from_checkpoints()
+        self.noise = getattr(model, "noise", None)
+        return model
+
+    def build_generator(self, models, args, seq_gen_cls=None, extra_gen_cls_kwargs=None, prefix_allowed_tokens_fn=None):
+        """The generator that ``--generator`` names, or ``auto``'s choice for these models.
+
+        Args:
+            models: one or an ensemble.
+            args: fairseq's generation options; for ``--eval-bleu-args`` also this package's, which then override the flags.
+
+        Raises:
+            ValueError: an option is unknown or cannot be honoured, or the generator cannot decode these models.
+        """
+        config = self.generator_config(args)
+        name = registry.resolve(config.generator, models)
+        registry.refuse_foreign(config, name)
+        if name == "beam":
+            generator = super().build_generator(
+                models, args, seq_gen_cls, extra_gen_cls_kwargs, prefix_allowed_tokens_fn
+            )
+            return BeamGenerator(generator, models, self.mask_index, config.decode_dtype)
+        options = registry.generation_options(args)
+        return registry.GENERATORS[name](models, self.target_dictionary, config, options, self.mask_index)
+
+    def generator_config(self, args) -> Namespace:
+        """This package's generator options: the task's flags, overridden by those in ``args``."""
+        given = dict(args.items()) if hasattr(args, "items") else vars(args)
+        ours = registry.option_names() | {"generator"}
+        unknown = given.keys() - ours - set(GenerationConfig.__dataclass_fields__)
+        if unknown:
+            raise ValueError(f"--eval-bleu-args: no generator has an option '{sorted(unknown)[0]}'")
+        return Namespace(**{name: given.get(name, getattr(self.cfg, name)) for name in ours})
+
+    # -- steps ---------------------------------------------------------------------------------------------------------
+
+    def corrupt(self, sample: Dict, update: int) -> Dict:
+        """The batch with the model's noise in ``prev_output_tokens``; the batch itself for an AR model."""
+        if self.noise is None or not sample:
+            return sample
+        canvas, _ = self.noise(
+            sample["target"], sample["id"], self.cfg.seed, update, self.tgt_dict.pad(), self.mask_index
+        )
+        return {**sample, "net_input": {**sample["net_input"], "prev_output_tokens": canvas}}
+
+    def train_step(self, sample, model, criterion, optimizer, update_num, ignore_grad=False):
+        """fairseq's step (with its ``--amp`` and ``set_num_updates``) on the batch with this update's noise."""
+        bfloat16 = str(self.cfg.train_dtype) == "bfloat16"
+        with torch.autocast(sample["target"].device.type, torch.bfloat16, enabled=bfloat16):
+            return super().train_step(
+                self.corrupt(sample, update_num), model, criterion, optimizer, update_num, ignore_grad
+            )
+
+    def valid_step(self, sample, model, criterion):
+        """fairseq's step, with BLEU for ``--eval-bleu``; the noise depends on (seed, sentence) only."""
+        return super().valid_step(self.corrupt(sample, VALIDATION_UPDATE), model, criterion)
+
+    def reduce_metrics(self, logging_outputs, criterion):
+        """fairseq's metrics; BLEU's counts as numbers, because arrays in a checkpoint do not load safely."""
+        FairseqTask.reduce_metrics(self, logging_outputs, criterion)
+        if not self.cfg.eval_bleu or not any("_bleu_sys_len" in log for log in logging_outputs):
+            return
+        names = ["_bleu_sys_len", "_bleu_ref_len"]
+        names += [f"_bleu_{kind}_{n}" for kind in ("counts", "totals") for n in range(EVAL_BLEU_ORDER)]
+        for name in names:
+            metrics.log_scalar_sum(name, int(utils.item(sum(log.get(name, 0) for log in logging_outputs))))
+        metrics.log_derived("bleu", corpus_bleu)
+
+    # -- what a checkpoint keeps of the task -----------------------------------------------------------------------------
+
+    def state_dict(self) -> Dict:
+        """The symbols of both dictionaries, so that a checkpoint is not used with others of the same size."""
+        sides = {"source": self.src_dict, "target": self.tgt_dict}
+        return {**super().state_dict(), "symbols": {side: "\n".join(d.symbols) for side, d in sides.items()}}
+
+    def load_state_dict(self, state_dict: Dict) -> None:
+        """Raise when the checkpoint's dictionaries are not this data's, naming the first symbol that differs."""
+        for side, symbols in state_dict.get("symbols", {}).items():
+            dictionary = self.src_dict if side == "source" else self.tgt_dict
+            check_same_symbols(symbols.split("\n"), dictionary.symbols, f"the {side} dictionary of {self.cfg.data}")
+
+    def get_checkpoint_dict(self) -> Dict:
+        """fairseq-train's way to keep a task's state, beside the one for generation."""
+        return {type(self).__name__: self.state_dict()}
+
+    def set_checkpoint_dict(self, state: Dict) -> None:
+        """Called when a training is resumed."""
+        self.load_state_dict(state)
+
+
+def corpus_bleu(meters) -> float:
+    """BLEU of a validation set from the summed counts of its batches."""
+    return round(
+        BLEU.compute_bleu(
+            correct=[int(meters[f"_bleu_counts_{n}"].sum) for n in range(EVAL_BLEU_ORDER)],
+            total=[int(meters[f"_bleu_totals_{n}"].sum) for n in range(EVAL_BLEU_ORDER)],
+            sys_len=int(meters["_bleu_sys_len"].sum),
+            ref_len=int(meters["_bleu_ref_len"].sum),
+            smooth_method="exp",
+        ).score,
+        2,
+    )

@@ -1,0 +1,32 @@
+from setuptools import find_packages, setup
+
+setup(
+    name="nar-plugins",
+    version="0.1.0",
+    description="Non-autoregressive text generation as a fairseq --user-dir package",
+    author="nar_plugins authors",
+    license="MIT",
+    # Listed by prefix, so that tests/, examples/ and work/ never end up in a wheel.
+    packages=find_packages(include=["nar_plugins", "nar_plugins.*"]),
+    python_requires=">=3.9",
+    install_requires=[
+        # The PyPI release of fairseq cannot be imported on Python 3.11 and later; its fork can. Both install the
+        # package `fairseq`, and this one is never named so: it adds to fairseq and must not replace it.
+        'fairseq-fixed==0.12.3.1; python_version >= "3.11"',
+        'fairseq==0.12.2; python_version < "3.11"',
+        "numpy",
+        "sacrebleu",
+        "sentencepiece",
+        "torch>=2.6",
+    ],
+    extras_require={"dev": ["pytest"]},
+    entry_points={
+        "console_scripts": [
+            "nar-bench = nar_plugins.cli.bench:main",
+            "nar-convert = nar_plugins.cli.convert:main",
+            "nar-score = nar_plugins.cli.score:main",
+            "nar-user-dir = nar_plugins.cli.user_dir:main",
+        ],
+    },
+    zip_safe=False,  # --user-dir needs a real folder
+)

@@ -1,0 +1,100 @@
+"""What the tests share: toy corpora, fairseq's commands as a user types them, and real text where it is."""
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+SHARED = ROOT.parent / "shared" / "data"
+ALPHABET = [f"w{i}" for i in range(40)]
+
+
+def pytest_addoption(parser):
+    parser.addoption("--device", default="cpu", help="cpu or cuda: where the models of the unit and parity tests live")
+
+
+@pytest.fixture(scope="session")
+def device(request):
+    return torch.device(request.config.getoption("--device"))
+
+
+@pytest.fixture
+def shared_data():
+    """A function name -> path below the shared real text; skips the test where it is not."""
+
+    def find(name: str) -> Path:
+        if not (SHARED / name).exists():
+            pytest.skip(f"no {name} beside the project")
+        return SHARED / name
+
+    return find
+
+
+def run(command: str, *arguments, expect: int = 0, **kwargs) -> str:
+    """Run one of fairseq's or this package's commands of the running Python; its output, both streams.
+
+    Args:
+        expect: the exit status; None for any but 0.
+    """
+    program = Path(sys.executable).parent / command
+    done = subprocess.run(
+        [str(program), *map(str, arguments)], cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **kwargs
+    )
+    fine = done.returncode != 0 if expect is None else done.returncode == expect
+    assert fine, f"{command} {' '.join(map(str, arguments))}\nexit {done.returncode}\n{done.stdout[-4000:]}"
+    return done.stdout
+
+
+def hypotheses(output: str, kind: str = "H") -> dict:
+    """The lines of one kind of fairseq-generate's output: number of the sentence -> list of their fields."""
+    lines = {}
+    for line in output.splitlines():
+        if line.startswith(f"{kind}-"):
+            name, *fields = line.split("\t")
+            lines.setdefault(int(name[2:]), []).append(fields)
+    return lines
+
+
+def write_pairs(folder: Path, pairs, prefix: str) -> None:
+    """Source and target sentences, one a line, into PREFIX.src and PREFIX.tgt."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for side, column in (("src", 0), ("tgt", 1)):
+        (folder / f"{prefix}.{side}").write_text("".join(f"{pair[column]}\n" for pair in pairs), encoding="utf-8")
+
+
+def random_sentences(count: int, seed: int, shortest: int = 3, longest: int = 12):
+    """Random strings of symbols of the 40-symbol alphabet."""
+    rng = random.Random(seed)
+    return [" ".join(rng.choices(ALPHABET, k=rng.randint(shortest, longest))) for _ in range(count)]
+
+
+def preprocess(folder: Path, destination: Path, **options) -> Path:
+    """Binarise train, valid and test .src/.tgt with a joined dictionary."""
+    splits = [f"--{split}pref={folder / split}" for split in ("train", "valid", "test") if (folder / f"{split}.src").exists()]
+    extra = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
+    run("fairseq-preprocess", "-s", "src", "-t", "tgt", "--joined-dictionary", *splits, "--destdir", destination, *extra)
+    return destination
+
+
+@pytest.fixture(scope="session")
+def toys(tmp_path_factory):
+    """A function task -> binarised toy corpus; the task is "copy" or "reverse"."""
+    made = {}
+
+    def make(task: str) -> Path:
+        if task not in made:
+            folder = tmp_path_factory.mktemp(task)
+            change = {"copy": lambda s: s, "reverse": lambda s: " ".join(reversed(s.split()))}[task]
+            for split, count, seed in (("train", 20000, 1), ("valid", 200, 2), ("test", 200, 3)):
+                write_pairs(folder, [(s, change(s)) for s in random_sentences(count, seed)], split)
+            made[task] = preprocess(folder, folder / "bin")
+        return made[task]
+
+    return make
+
+
+os.environ.setdefault("OMP_NUM_THREADS", "2")
