@@ -562,7 +562,8 @@ def draw_event(rng: random.Random) -> Scene:
     tense = pick(rng, ("present", "present", "past", "future"))
     parts = {"time": draw_clock(rng, "past" if tense == "past" else "future")}
     if rng.random() < 0.4:
-        parts["place"] = draw_city(rng, "in", "in") if event.kind == "transport" else draw_place(rng)
+        city = draw_city(rng, "from" if verb.base == "leave" else "in", "in")
+        parts["place"] = city if event.kind == "transport" else draw_place(rng)
     return Scene(event, verb, tense, pick(rng, ("statement", "statement", "question")), parts)
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from nar_plugins.data.canvas import SCHEDULES, candidate_lengths, gold_lengths, remask_count
 from nar_plugins.generators.hypothesis import Dedup, empty_hypothesis, hypothesis
 from nar_plugins.generators.registry import SharedGeneratorConfig, refuse_unserved, register_generator
+from nar_plugins.modules.precision import full
 
 logger = logging.getLogger(__name__)
 
@@ -162,7 +163,7 @@ class MaskPredictGenerator:
 
     def predict(self, tokens: Tensor, memories: List, padding: Optional[Tensor], picked: Optional[Tensor]) -> tuple:
         """The best allowed word at every picked position and its log-probability among all words: (R, n) each."""
-        logits = [m.predict(tokens, memory, padding, picked).float() for m, memory in zip(self.models, memories)]
+        logits = [full(m.predict(tokens, memory, padding, picked)) for m, memory in zip(self.models, memories)]
         if len(logits) == 1:
             scores, normaliser = logits[0], logits[0].logsumexp(-1)
         else:  # the mean of the models' probabilities

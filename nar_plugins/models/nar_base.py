@@ -16,8 +16,9 @@ from torch import Tensor
 
 from nar_plugins import compat
 from nar_plugins.modules.attention import allowed_keys
-from nar_plugins.modules.layers import NarDecoderLayer, NarEncoderLayer, pick
+from nar_plugins.modules.layers import NarDecoderLayer, NarEncoderLayer
 from nar_plugins.modules.length_head import LENGTH_HEADS, LengthHead
+from nar_plugins.modules.precision import full
 
 logger = logging.getLogger(__name__)
 
@@ -293,7 +294,7 @@ def start_from(model: NarModel, side: str, path: str) -> None:
 
 def masked_word_loss(logits: Tensor, words: Tensor, label_smoothing: float) -> LossPart:
     """Label-smoothed cross-entropy, summed: logits (M, V), words (M,) int64; the smoothing is spread over all V."""
-    logits = logits.float()
+    logits = full(logits)
     normaliser = logits.logsumexp(-1)
     nll = (normaliser - logits.gather(-1, words.unsqueeze(-1)).squeeze(-1)).sum()
     loss = nll

@@ -1,6 +1,8 @@
 """fairseq's Transformer layers with this package's attention; the decoder's, without a causal mask, is written out."""
 from typing import Optional
 
+import torch.nn.functional as F
+from fairseq import utils
 from fairseq.modules.transformer_layer import TransformerDecoderLayerBase, TransformerEncoderLayerBase
 from torch import Tensor
 
@@ -9,6 +11,10 @@ from nar_plugins.modules.attention import Attention
 
 class NarEncoderLayer(TransformerEncoderLayerBase):
     """fairseq's encoder layer around ``Attention``."""
+
+    def __init__(self, cfg):
+        super().__init__(cfg)
+        self.activation_fn = activation(cfg)
 
     def build_self_attention(self, embed_dim, cfg):
         return Attention(
@@ -23,6 +29,10 @@ class NarEncoderLayer(TransformerEncoderLayerBase):
 
 class NarDecoderLayer(TransformerDecoderLayerBase):
     """fairseq's decoder layer (its parameters and names), batch-first and without a causal mask."""
+
+    def __init__(self, cfg, no_encoder_attn=False):
+        super().__init__(cfg, no_encoder_attn)
+        self.activation_fn = activation(cfg)
 
     def build_self_attention(self, embed_dim, cfg, add_bias_kv=False, add_zero_attn=False):
         return self.build_attention(embed_dim, cfg, self_attention=True)
@@ -85,6 +95,11 @@ class NarDecoderLayer(TransformerDecoderLayerBase):
         """Dropout on the sublayer's output, residual, and the norm where it comes after."""
         x = self.residual_connection(self.dropout_module(y), x)
         return x if self.normalize_before else norm(x)
+
+
+def activation(cfg):
+    """The activation by name; GELU in the type of its input, where fairseq's goes through float32 (erf form both)."""
+    return F.gelu if cfg.activation_fn == "gelu" else utils.get_activation_fn(cfg.activation_fn)
 
 
 def pick(x: Tensor, positions: Tensor) -> Tensor:

@@ -3,6 +3,8 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
+from nar_plugins.modules.precision import full
+
 LENGTH_HEADS = ("token", "pooled")
 
 
@@ -36,8 +38,7 @@ class LengthHead(nn.Module):
 
     def forward(self, state: Tensor) -> Tensor:
         """State (B, D) -> log-probabilities (B, classes) in float32 (or float64); length 0 has -inf."""
-        logits = nn.functional.linear(state, self.weight)
-        logits = logits if logits.dtype == torch.float64 else logits.float()
+        logits = full(nn.functional.linear(state, self.weight))
         impossible = torch.zeros_like(logits, dtype=torch.bool)
         impossible[:, 0] = True
         return logits.masked_fill(impossible, -float("inf")).log_softmax(-1)

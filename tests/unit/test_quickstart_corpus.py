@@ -11,7 +11,7 @@ import pytest
 SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "quickstart" / "corpus.py"
 SIZES = {"train": 400, "valid": 100, "test": 100}
 # All files of the run below, in the order of their names.  A change of the grammar changes it, and nothing else may.
-PINNED = "76f343552070cf215e8a19239c91c3bc0349655f2c88ce0977907bdcf29b0fa0"
+PINNED = "ecc6d02b0328251d6bdf2d9d769b02cdf1f6ef95be932e592deea5588df17498"
 
 
 def load():

@@ -1,0 +1,140 @@
+"""Checkpoints of official releases into fairseq checkpoints of this package."""
+import re
+from argparse import Namespace
+from pathlib import Path
+from typing import Dict, List
+
+import torch
+from fairseq import options
+from fairseq.data import Dictionary
+from fairseq.dataclass.utils import convert_namespace_to_omegaconf
+from omegaconf import OmegaConf
+from torch import Tensor
+
+from nar_plugins import compat
+from nar_plugins.data.dictionary import MASK
+
+
+def convert_mask_predict(checkpoint: Path, dictionary: Path, folder: Path, heads: int = 0) -> Dict[str, Path]:
+    """A checkpoint and dictionary of facebookresearch/Mask-Predict as a ``cmlm`` in the official form.
+
+    The release keeps ``<mask>`` at index 4, before the words, and leaves it out of its dictionary files. The new dictionary
+    file names it first, so every id stays what it was.
+
+    Args:
+        checkpoint: the release's, ``{"args", "model", ...}``; it is loaded without running code from it.
+        dictionary: the release's ``dict.*.txt``.
+        folder: receives ``checkpoint.pt`` and ``dict.txt``.
+        heads: attention heads; 0 takes them from the checkpoint's arguments, or the release's width / 64.
+
+    Returns:
+        the two files, by name.
+
+    Raises:
+        ValueError: the checkpoint is not of that release, or the dictionary does not fit it.
+    """
+    state = load(checkpoint)
+    model, old = state["model"], state.get("args") or Namespace()
+    if "encoder.embed_lengths.weight" not in model:
+        raise ValueError(f"{checkpoint} is no Mask-Predict checkpoint: it has no encoder.embed_lengths.weight")
+    symbols = read_symbols(dictionary)
+    words, dim = model["encoder.embed_tokens.weight"].shape
+    if len(symbols) + 4 != words:
+        raise ValueError(f"{dictionary} makes {len(symbols) + 4} symbols, the checkpoint has {words}: give its own dictionary")
+
+    shared = torch.equal(model["encoder.embed_tokens.weight"], model["decoder.embed_tokens.weight"])
+    lengths = model["encoder.embed_lengths.weight"].size(0)
+    flags = [f"--max-source-positions={model['encoder.embed_positions.weight'].size(0) - 2}"]
+    # The release's classes are the lengths 0..P-1 for P positions; ours are 0..max, so the last position is never used.
+    flags += [f"--max-target-positions={lengths - 1}"]
+    flags += ["--share-all-embeddings" if shared else "--share-decoder-input-output-embed"]
+    for side in ("encoder", "decoder"):
+        flags += [
+            f"--{side}-layers={count_layers(model, side)}",
+            f"--{side}-embed-dim={dim}",
+            f"--{side}-ffn-embed-dim={model[f'{side}.layers.0.fc1.weight'].size(0)}",
+            f"--{side}-attention-heads={heads or getattr(old, f'{side}_attention_heads', None) or max(1, dim // 64)}",
+        ]
+
+    folder.mkdir(parents=True, exist_ok=True)
+    files = {"dictionary": folder / "dict.txt", "checkpoint": folder / "checkpoint.pt"}
+    files["dictionary"].write_text("".join(f"{symbol} {count}\n" for symbol, count in symbols), encoding="utf-8")
+    new = Dictionary.load(str(files["dictionary"]))
+    save(files["checkpoint"], rename_mask_predict(model, lengths), "cmlm_wmt_en_de", flags, new)
+    return files
+
+
+def load(checkpoint: Path) -> Dict:
+    """The checkpoint, safely; raises a one-line error otherwise."""
+    compat.check_checkpoint(checkpoint)
+    return compat.safe_load(checkpoint)
+
+
+def read_symbols(dictionary: Path) -> List[tuple]:
+    """(symbol, count) of every line, ``<mask>`` first."""
+    if not dictionary.is_file():
+        raise ValueError(f"no dictionary {dictionary}: give the release's dict.*.txt with --dict")
+    pairs = []
+    for number, line in enumerate(dictionary.read_text(encoding="utf-8").splitlines(), 1):
+        symbol, _, count = line.rpartition(" ")
+        if not symbol or not count.isdigit():
+            raise ValueError(f"{dictionary}, line {number}: '{line}' is not 'symbol count'")
+        pairs.append((symbol, count))
+    return [(MASK, "0"), *(pair for pair in pairs if pair[0] != MASK)]
+
+
+def count_layers(model: Dict, side: str) -> int:
+    """How many layers one side has."""
+    return 1 + max(int(key.split(".")[2]) for key in model if key.startswith(f"{side}.layers."))
+
+
+RELEASE_NAMES = (
+    (r"^encoder\.embed_lengths\.weight$", "encoder.length_head.weight"),
+    (r"^(encoder\.layers\.\d+)\.layer_norms\.0\.", r"\1.self_attn_layer_norm."),
+    (r"^(encoder\.layers\.\d+)\.layer_norms\.1\.", r"\1.final_layer_norm."),
+    (r"\.gamma$", ".weight"),
+    (r"\.beta$", ".bias"),
+)
+
+
+def rename_mask_predict(model: Dict[str, Tensor], lengths: int) -> Dict[str, Tensor]:
+    """The release's parameters under fairseq's names; query, key and value in parts."""
+    renamed = {}
+    for key, value in model.items():
+        if key.endswith(".version"):
+            continue
+        for pattern, name in RELEASE_NAMES:
+            key = re.sub(pattern, name, key)
+        fused = re.match(r"(.*)\.in_proj_(weight|bias)$", key)
+        if fused:
+            for letter, part in zip("qkv", value.chunk(3)):
+                renamed[f"{fused[1]}.{letter}_proj.{fused[2]}"] = part.clone()
+        else:
+            renamed[key] = value
+    renamed["decoder.embed_positions.weight"] = renamed["decoder.embed_positions.weight"][: lengths + 1].clone()
+    renamed["decoder.output_projection.weight"] = renamed["decoder.embed_tokens.weight"]
+    for side in ("encoder", "decoder"):
+        renamed[f"{side}.version"] = torch.tensor([3.0])
+    return renamed
+
+
+def save(path: Path, model: Dict[str, Tensor], arch: str, flags: List[str], dictionary: Dictionary) -> None:
+    """Write what fairseq's trainer would have written after no update, with these training flags."""
+    parser = options.get_training_parser("nar_translation")
+    given = ["data", "--task", "nar_translation", "--criterion", "nar_loss", "--arch", arch, "--optimizer", "adam", *flags]
+    cfg = convert_namespace_to_omegaconf(options.parse_args_and_arch(parser, input_args=given))
+    symbols = "\n".join(dictionary.symbols)
+    history = {"criterion_name": "NarLoss", "optimizer_name": "FairseqAdam", "lr_scheduler_state": {}, "num_updates": 0}
+    torch.save(
+        {
+            "args": None,
+            "cfg": OmegaConf.to_container(cfg, resolve=True, enum_to_str=True),
+            "model": model,
+            "criterion": None,
+            "optimizer_history": [history],
+            "task_state": {"symbols": {"source": symbols, "target": symbols}},
+            "extra_state": {"train_iterator": {"epoch": 1, "iterations_in_epoch": 0}, "val_loss": None},
+            "last_optimizer_state": None,
+        },
+        path,
+    )

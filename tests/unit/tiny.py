@@ -1,0 +1,38 @@
+"""Tiny tasks and models for the unit tests, built from the flags that a user types."""
+from argparse import Namespace
+
+import torch
+from fairseq import options
+from fairseq.data import Dictionary
+from fairseq.dataclass.utils import convert_namespace_to_omegaconf
+
+import nar_plugins  # noqa: F401  (registers everything)
+from nar_plugins.tasks.nar_translation import NarTranslationTask
+
+
+def arguments(*flags: str, arch: str = "cmlm_tiny", criterion: str = "nar_loss") -> Namespace:
+    """What fairseq-train's parser makes of the flags."""
+    given = ["data", "--task", "nar_translation", "--arch", arch, "--criterion", criterion, *flags]
+    return options.parse_args_and_arch(options.get_training_parser(), given)
+
+
+def dictionary(words: int = 20, name: str = "w") -> Dictionary:
+    """<s>, <pad>, </s>, <unk> (0 to 3), then the words; without <mask>."""
+    made = Dictionary()
+    for i in range(words):
+        made.add_symbol(f"{name}{i}")
+    return made
+
+
+def task(*flags: str, words: int = 20, **kwargs) -> NarTranslationTask:
+    """A task without data; its dictionaries have 4 + words + 1 (<mask>) symbols."""
+    config = convert_namespace_to_omegaconf(arguments(*flags, **kwargs))
+    return NarTranslationTask(config.task, dictionary(words), dictionary(words))
+
+
+def model(*flags: str, words: int = 20, seed: int = 1, **kwargs):
+    """A model in training mode, and its task."""
+    config = convert_namespace_to_omegaconf(arguments(*flags, **kwargs))
+    its_task = NarTranslationTask(config.task, dictionary(words), dictionary(words))
+    torch.manual_seed(seed)
+    return its_task.build_model(config.model), its_task
