@@ -3,10 +3,19 @@ import os
 import random
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from fairseq import options
+from fairseq.data import Dictionary
+from fairseq.models import ARCH_MODEL_REGISTRY
+
+from nar_plugins.data.dictionary import add_mask
+from nar_plugins.generators.mask_predict import MaskPredictConfig, MaskPredictGenerator
+from nar_plugins.generators.registry import generation_options
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared" / "data"
@@ -95,6 +104,52 @@ def toys(tmp_path_factory):
         return made[task]
 
     return make
+
+
+def random_model(arch: str = "cmlm_tiny", words: int = 60, seed: int = 1, scale: float = 30.0, flags=()):
+    """A model with random weights and its task's stand-in, without any file.
+
+    Args:
+        scale: the vocabulary table is multiplied by it, so that the model is sure of what it says and no two words tie.
+        flags: further training flags.
+
+    Returns:
+        the model in evaluation mode, and a namespace with the dictionaries and ``mask_index``.
+    """
+    dictionary = Dictionary()
+    for i in range(words):
+        dictionary.add_symbol(f"w{i}")
+    mask = add_mask(dictionary)
+    task = SimpleNamespace(source_dictionary=dictionary, target_dictionary=dictionary, mask_index=mask)
+    parser = options.get_training_parser("nar_translation")
+    given = ["data", "--task", "nar_translation", "--arch", arch, "--criterion", "nar_loss", "--share-all-embeddings", *flags]
+    args = options.parse_args_and_arch(parser, input_args=given)
+    torch.manual_seed(seed)
+    model = ARCH_MODEL_REGISTRY[arch].build_model(args, task).eval()
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if name.endswith("embed_tokens.weight"):
+                weight.mul_(scale)
+    return model, task
+
+
+def mask_predict(models, dictionary, mask: int, **settings):
+    """A Mask-Predict generator with the flags' defaults, overridden by ``settings`` (fairseq's options too)."""
+    config = {f.name: f.default for f in fields(MaskPredictConfig) if not f.name.startswith("_")}
+    ours = {name: settings.pop(name) for name in list(settings) if name in config}
+    return MaskPredictGenerator(
+        models, dictionary, SimpleNamespace(**{**config, **ours}), generation_options(SimpleNamespace(**settings)), mask
+    )
+
+
+def source_batch(lengths, words: int, pad: int = 1, eos: int = 2, seed: int = 7, device="cpu") -> torch.Tensor:
+    """Random sources of these lengths (with </s>), padded on the right: (B, S)."""
+    rng = torch.Generator().manual_seed(seed)
+    batch = torch.full((len(lengths), max(lengths)), pad)
+    for row, n in zip(batch, lengths):
+        row[: n - 1] = torch.randint(4, 4 + words, (n - 1,), generator=rng)
+        row[n - 1] = eos
+    return batch.to(device)
 
 
 os.environ.setdefault("OMP_NUM_THREADS", "2")

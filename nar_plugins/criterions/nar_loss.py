@@ -67,7 +67,8 @@ class NarLoss(FairseqCriterion):
         log_mean("nll_loss", total("words_nll"), total("words_count"))
         for key in sorted({k for log in logging_outputs for k in log if k.endswith("_loss")}):
             log_mean(key[: -len("_loss")], total(key), total(f"{key[:-len('_loss')]}_count"))
-        metrics.log_derived("ppl", lambda meters: utils.get_perplexity(meters["nll_loss"].avg))
+        if total("words_count") > 0:
+            metrics.log_derived("ppl", lambda meters: utils.get_perplexity(meters["nll_loss"].avg))
 
     @staticmethod
     def logging_outputs_can_be_summed() -> bool:

@@ -45,12 +45,15 @@ def count_sentences(stem: str, impl: Optional[str]) -> int:
     """Sentences in one side of a split; raises when its index or its data is cut short or foreign, or holds none."""
     if os.path.getsize(f"{stem}.bin") == 0:
         raise ValueError(f"{stem}.bin is empty: the split has no sentence")
+    reason = None
     try:
         dataset = data_utils.load_indexed_dataset(stem, None, impl)
         if len(dataset) > 0:
             dataset[len(dataset) - 1]
     except (AssertionError, ValueError, KeyError, IndexError, OSError, EOFError, struct.error) as error:
-        raise ValueError(f"{stem}.idx or .bin is corrupt ({type(error).__name__}): binarise this split again") from error
+        reason = type(error).__name__
+    if reason:  # raised here, where fairseq's half-made data set is gone: its destructor complains, and not last
+        raise ValueError(f"{stem}.idx or .bin is corrupt ({reason}): binarise this split again")
     if len(dataset) == 0:
         raise ValueError(f"{stem}.idx holds no sentence: the split is empty")
     return len(dataset)

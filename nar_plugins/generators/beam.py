@@ -3,6 +3,8 @@ from contextlib import contextmanager
 
 import torch
 
+from nar_plugins.modules.linear import fast_linear
+
 
 class BeamGenerator:
     """fairseq's generator, with ``<mask>`` at -inf before the softmax.
@@ -18,12 +20,14 @@ class BeamGenerator:
 
     def __init__(self, generator, models, mask: int, dtype="float32"):
         self.generator, self.mask, self.dtype = generator, mask, getattr(torch, str(dtype))
+        self.models = models
         self.projections = [m.decoder.output_projection for m in models if hasattr(m.decoder, "output_projection")]
 
     def generate(self, models, sample, **kwargs):
         """fairseq's hypotheses."""
         device = sample["net_input"]["src_tokens"].device.type
-        with self.without_mask(), torch.autocast(device, self.dtype, enabled=self.dtype != torch.float32):
+        autocast = torch.autocast(device, self.dtype, enabled=self.dtype != torch.float32)
+        with torch.no_grad(), self.without_mask(), fast_linear(self.models, self.dtype), autocast:
             return self.generator.generate(models, sample, **kwargs)
 
     @contextmanager

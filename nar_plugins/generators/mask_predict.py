@@ -1,5 +1,6 @@
 """Mask-Predict decoding (Ghazvininejad et al. 2019, sections 3.2 and 3.3)."""
 import logging
+import math
 from argparse import Namespace
 from dataclasses import dataclass, field
 from typing import Dict, List, NamedTuple, Optional
@@ -11,9 +12,12 @@ from torch import Tensor
 from nar_plugins.data.canvas import SCHEDULES, candidate_lengths, gold_lengths, remask_count
 from nar_plugins.generators.hypothesis import Dedup, empty_hypothesis, hypothesis
 from nar_plugins.generators.registry import SharedGeneratorConfig, refuse_unserved, register_generator
+from nar_plugins.modules.linear import fast_linear
 from nar_plugins.modules.precision import full
 
 logger = logging.getLogger(__name__)
+
+CPU_ROWS = 256  # rows of logits made and reduced at a time on a CPU, so that they stay in its cache
 
 
 @dataclass
@@ -66,8 +70,8 @@ class MaskPredictGenerator:
             raise ValueError(f"--iterations {config.iterations}: at least one pass of the decoder is needed")
         if self.beam < 1:
             raise ValueError(f"--length-beam {self.beam}: at least one length must be tried")
-        if options.beam == 5 and not getattr(MaskPredictGenerator, "_said", False):
-            logger.info("mask_predict has no beam: --beam is not used; --length-beam is %d", self.beam)
+        if options.beam == 5:
+            logger.info(f"mask_predict has no beam: --beam is not used; --length-beam is {self.beam}")
         self.models, self.config, self.options = list(models), config, options
         self.eos, self.pad, self.mask = dictionary.eos(), dictionary.pad(), mask
         self.banned = torch.tensor(sorted({dictionary.pad(), dictionary.bos(), mask} - {dictionary.eos()}))
@@ -89,7 +93,7 @@ class MaskPredictGenerator:
             raise ValueError("mask_predict takes no prefix and no constraints: leave out --prefix-size and --constraints")
         source = sample["net_input"]["src_tokens"]
         dtype = getattr(torch, str(self.config.decode_dtype))
-        with torch.autocast(source.device.type, dtype, enabled=dtype != torch.float32):
+        with fast_linear(self.models, dtype), torch.autocast(source.device.type, dtype, enabled=dtype != torch.float32):
             encoded = [model.encode(source, sample["net_input"].get("src_lengths")) for model in self.models]
             lengths, keep = self.lengths(encoded, source, sample.get("target"))
             memories = [model.decoder.memory(out) for model, out in zip(self.models, encoded)]
@@ -99,7 +103,7 @@ class MaskPredictGenerator:
     def lengths(self, encoded: List[Dict], source: Tensor, target: Optional[Tensor]) -> tuple:
         """Candidate lengths (B, N) and which of them to keep (B, N)."""
         lprobs = torch.stack([m.length_lprobs(out) for m, out in zip(self.models, encoded)])
-        lprobs = lprobs.logsumexp(0) - torch.tensor(float(len(self.models))).log().to(lprobs)
+        lprobs = lprobs.logsumexp(0) - math.log(len(self.models))
         shortest = max(2, self.options.min_len + 1)  # fairseq's --min-len does not count </s>
         if self.config.gold_length:
             if target is None:
@@ -132,9 +136,10 @@ class MaskPredictGenerator:
             chosen = torch.arange(width, device=count.device) < count.unsqueeze(1)
             if schedule == "confidence":
                 chosen &= now.lprobs.gather(1, picked) < self.threshold()
-                now = self.fill_unfinished(now, memories, picked, chosen, beam)
-                if now is None:
+                sentences = chosen.view(-1, beam * width).any(1).nonzero().squeeze(1)  # the one look of the host
+                if sentences.numel() == 0:
                     break
+                now = self.fill_some(now, memories, picked, chosen, sentences, beam)
             else:
                 now = self.fill(now, memories, picked, chosen)
         history.append(now.tokens)
@@ -163,13 +168,22 @@ class MaskPredictGenerator:
 
     def predict(self, tokens: Tensor, memories: List, padding: Optional[Tensor], picked: Optional[Tensor]) -> tuple:
         """The best allowed word at every picked position and its log-probability among all words: (R, n) each."""
-        logits = [full(m.predict(tokens, memory, padding, picked)) for m, memory in zip(self.models, memories)]
+        features = [m.decoder(tokens, memory, padding, picked) for m, memory in zip(self.models, memories)]
+        shape = features[0].shape[:2]
+        rows = CPU_ROWS if tokens.device.type == "cpu" else shape.numel()
+        chunks = zip(*(one.flatten(0, 1).split(rows) for one in features))
+        words, lprobs = zip(*(self.best_words(chunk) for chunk in chunks))
+        return torch.cat(words).view(shape), torch.cat(lprobs).view(shape)
+
+    def best_words(self, features: tuple) -> tuple:
+        """Features (M, D) of every model -> best allowed words (M,) and their log-probabilities (M,)."""
+        logits = [full(m.decoder.output_layer(one)) for m, one in zip(self.models, features)]
         if len(logits) == 1:
             scores, normaliser = logits[0], logits[0].logsumexp(-1)
         else:  # the mean of the models' probabilities
             scores = torch.stack([one.log_softmax(-1) for one in logits]).logsumexp(0)
-            normaliser = torch.tensor(float(len(logits))).log().to(scores)
-        scores[..., self.banned.to(scores.device)] = -float("inf")
+            normaliser = math.log(len(logits))
+        scores[:, self.banned.to(scores.device)] = -math.inf
         best, words = scores.max(-1)
         return words, best - normaliser
 
@@ -178,15 +192,11 @@ class MaskPredictGenerator:
     def threshold(self) -> float:
         """``--confidence-threshold`` as a log-probability."""
         value = self.config.confidence_threshold
-        return float(torch.tensor(value).log()) if value > 0 else -float("inf")
+        return math.log(value) if value > 0 else -math.inf
 
-    def fill_unfinished(self, now, memories, picked, chosen, beam: int) -> Optional[Candidates]:
-        """``fill`` for the sentences that have a chosen position, or None when no sentence has one."""
-        unfinished = chosen.view(-1, beam, chosen.size(1)).flatten(1).any(1)
-        sentences = unfinished.nonzero().squeeze(1)  # the one look of the host
-        if sentences.numel() == 0:
-            return None
-        if sentences.numel() == unfinished.numel():
+    def fill_some(self, now: Candidates, memories: List, picked, chosen, sentences: Tensor, beam: int) -> Candidates:
+        """``fill`` for some sentences (n,), all their candidates; the others stay as they are."""
+        if sentences.numel() * beam == now.tokens.size(0):
             return self.fill(now, memories, picked, chosen)
         rows = (sentences.unsqueeze(1) * beam + torch.arange(beam, device=sentences.device)).flatten()
         part = Candidates(*(None if part is None else part[rows] for part in now))

@@ -9,6 +9,7 @@ from typing import Dict, Optional, Tuple
 
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from fairseq.dataclass.configs import GenerationConfig
+from fairseq.models.nat import FairseqNATModel
 
 DECODE_DTYPES = ChoiceEnum(["float32", "bfloat16", "float16"])
 DEDUP = ChoiceEnum(["none", "token", "word"])
@@ -64,6 +65,9 @@ def resolve(name: str, models) -> str:
     Raises:
         ValueError: the models cannot be decoded with it, or not with one another.
     """
+    for model in models:
+        if isinstance(model, FairseqNATModel):
+            raise ValueError(f"a {type(model).__name__} is fairseq's own: decode it with --task translation_lev")
     served = [tuple(getattr(model, "generators", ("beam",))) for model in models]
     if name == "auto":
         name = served[0][0]

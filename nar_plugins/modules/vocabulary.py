@@ -6,7 +6,7 @@ import torch.nn as nn
 def accept_missing_mask_row(model: nn.Module) -> None:
     """Let every vocabulary table of ``model`` load a table that is short of exactly its last row, ``<mask>``.
 
-    The row is filled with the one the model was built with. Any other difference stays the error it is.
+    The row is filled with the one the model was built with. Another number of rows is an error that says so.
     """
     for name, module in model.named_modules():
         if name.split(".")[-1] in ("embed_tokens", "output_projection") and hasattr(module, "weight"):
@@ -14,7 +14,15 @@ def accept_missing_mask_row(model: nn.Module) -> None:
 
 
 def append_row(module, state_dict, prefix, *unused) -> None:
-    """The hook: append the module's own last row to a stored table that has one row less."""
-    stored = state_dict.get(f"{prefix}weight")
-    if stored is not None and stored.dim() == 2 and stored.size(0) + 1 == module.weight.size(0):
-        state_dict[f"{prefix}weight"] = torch.cat([stored, module.weight.detach()[-1:].to(stored)])
+    """The hook: append the module's own last row to a stored table that has one row less.
+
+    Raises:
+        ValueError: the tables differ by more rows.
+    """
+    stored, here = state_dict.get(f"{prefix}weight"), module.weight.size(0)
+    if stored is None or stored.dim() != 2 or stored.size(0) == here:
+        return
+    if stored.size(0) + 1 != here:
+        raise ValueError(f"{prefix}weight has {stored.size(0)} rows in the checkpoint and {here} here: "
+                         "the dictionary is not the one that the checkpoint was trained with")  # fmt: skip
+    state_dict[f"{prefix}weight"] = torch.cat([stored, module.weight.detach()[-1:].to(stored)])

@@ -4,13 +4,11 @@ from argparse import Namespace
 import numpy as np
 import pytest
 import torch
-from conftest import hypotheses, run
+from conftest import hypotheses, mask_predict, run
 from fairseq import checkpoint_utils, tasks
 
 from nar_plugins.cli import convert
 from nar_plugins.data.canvas import gold_lengths, remask_count
-from nar_plugins.generators.mask_predict import MaskPredictGenerator
-from nar_plugins.generators.registry import generation_options
 
 PASSES, BEAMS = (1, 2, 4, 10), (1, 3, 5)
 TOLERANCE = {torch.float64: (1e-10, 1e-10), torch.float32: (5e-5, 1e-4)}  # logits and states; sums of log-probabilities
@@ -57,10 +55,7 @@ def close(actual, expected, dtype, which=0):
 
 
 def generator(model, task, **settings):
-    config = {"iterations": 10, "length_beam": 5, "schedule": "linear", "confidence_threshold": 0.9, "gold_length": False,
-              "dedup": "none", "decode_dtype": "float32"}  # fmt: skip
-    options = generation_options(Namespace(retain_iter_history=settings.pop("history", False)))
-    return MaskPredictGenerator([model], task.target_dictionary, Namespace(**{**config, **settings}), options, task.mask_index)
+    return mask_predict([model], task.target_dictionary, task.mask_index, **settings)
 
 
 def test_ids_are_the_releases_own(model, release):
@@ -122,8 +117,8 @@ def test_every_pass_of_the_trace(model, release):
         seen.append({"dec_input": tokens})
         return predict(tokens, memories, padding, picked)
 
-    def spy_fill(now, *rest):
-        after = fill(now, *rest)
+    def spy_fill(*args, **kwargs):
+        after = fill(*args, **kwargs)
         seen[-1].update(tokens=after.tokens, lprobs=after.lprobs)
         return after
 

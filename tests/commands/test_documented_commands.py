@@ -1,0 +1,363 @@
+"""Every fairseq-* and nar-* command line in README, examples and scripts parses, and every flag of ours is read.
+
+A shell script is not run. Its assignments are collected (arrays, ``case`` branches and ``for`` loops give
+alternatives), its variables are put in, and what is unknown becomes a placeholder that is a word and a number.
+"""
+import argparse
+import ast
+import importlib
+import itertools
+import re
+import shlex
+import sys
+from pathlib import Path
+from typing import Dict, List, NamedTuple
+from unittest import mock
+
+import fairseq_cli.score
+import pytest
+from conftest import ROOT
+from fairseq import options
+from fairseq.criterions import CRITERION_REGISTRY
+from fairseq.dataclass.utils import gen_parser_from_dataclass
+from fairseq.models import MODEL_REGISTRY
+from fairseq.tasks import TASK_REGISTRY
+from fairseq.tasks.translation import TranslationConfig
+
+import nar_plugins  # noqa: F401
+
+PARSERS = {
+    "fairseq-train": options.get_training_parser, "fairseq-generate": options.get_generation_parser,
+    "fairseq-interactive": options.get_interactive_generation_parser, "fairseq-validate": options.get_validation_parser,
+    "fairseq-preprocess": options.get_preprocessing_parser, "fairseq-score": fairseq_cli.score.get_parser,
+    "fairseq-eval-lm": options.get_eval_lm_parser,
+}  # fmt: skip
+ENTRY_POINTS = dict(re.findall(r'"(nar-[a-z-]+) = ([\w.]+:\w+)"', (ROOT / "setup.py").read_text(encoding="utf-8")))
+UNKNOWN = "1"  # stands for a variable of unknown value: a word, a path, a number
+NAMED = {"--arch": "cmlm_tiny", "--task": "nar_translation", "--criterion": "nar_loss", "--generator": "auto"}
+ENDS = {";", "&", "&&", "|", "||", ";;", "(", ")", "{", "}", "then", "do", "|&"}
+MOST = 60  # combinations of the alternatives of one line
+
+
+class Command(NamedTuple):
+    where: str  # file:line
+    name: str
+    arguments: List[str]
+
+
+# -- reading shell -----------------------------------------------------------------------------------------------------
+
+
+def closing(text: str, start: int) -> int:
+    """Index of the unquoted ``)`` that closes what is open at ``start``."""
+    quote, i = None, start
+    while i < len(text):
+        c = text[i]
+        if quote:
+            quote = None if c == quote else quote
+        elif c in "'\"":
+            quote = c
+        elif c == "#" and text[i - 1] in " \n":
+            i = text.find("\n", i)
+        elif c == ")":
+            return i
+        i += 1
+    raise ValueError(f"an array is not closed: {text[start:start + 60]}")
+
+
+def words(text: str) -> List[str]:
+    """The words of a line of shell, with its operators as words of their own; quotes are removed, variables stay."""
+    lexer = shlex.shlex(text, posix=True, punctuation_chars=";&|<>()")
+    lexer.whitespace_split, lexer.commenters = True, "#"
+    return list(lexer)
+
+
+def plain(text: str) -> str:
+    """Continuations joined; command and arithmetic substitutions replaced by the placeholder."""
+    text = text.replace("\\\n", " ")
+    while True:
+        shorter = re.sub(r"\$\([^()]*\)|`[^`\n]*`", UNKNOWN, text)
+        if shorter == text:
+            return text
+        text = shorter
+
+
+def assignments(text: str) -> Dict[str, List[List[str]]]:
+    """Variable -> the alternatives of its value, each a list of words."""
+    found = {}
+    for match in re.finditer(r"(?:^|[\s;(])(\w+)(\+?)=(\()?", text, re.M):
+        name, adds, array = match.groups()
+        try:
+            if array:
+                value = words(text[match.end() : closing(text, match.end())].replace("\n", " \n"))
+            else:
+                value = words(re.split(r"\n|;;?(?=\s|$)", text[match.end() :])[0])[:1]
+        except ValueError:
+            continue  # a quote over several lines: no command here needs it
+        if adds and found.get(name):
+            found[name] = [[*old, *value] for old in found[name]] + found[name]
+        elif value not in found.setdefault(name, []):
+            found[name].append(value)
+    for name, values in re.findall(r"\bfor (\w+) in ([^;\n]*)", text):
+        found[name] = [[value] for value in words(values)] or [[UNKNOWN]]
+    return found
+
+
+VARIABLE = re.compile(r"\$(?:\{(\w+|[@*])(\[[@*]\])?(?::?([-+?=])([^{}]*))?[^{}]*\}|(\w+|[@*#?]))")
+
+
+def expand(word: str, known: Dict[str, List[List[str]]], depth: int = 0) -> List[List[str]]:
+    """The alternatives of a word, each a list of words."""
+    if depth > 8:
+        return [[UNKNOWN]]
+    word = re.sub(r'\$\{(\w+)\[@\]\+"?\$\{\1\[@\]\}"?\}', r"${\1[@]}", word)
+    match = VARIABLE.search(word)
+    if not match:
+        return [[word]]
+    name = match.group(1) or match.group(5)
+    whole = match.group(0) == word
+    if name in "@*":
+        alternatives = [[]] if whole else [[""]]
+    elif name in known:
+        alternatives = [
+            [w for part in parts for w in part]
+            for value in known[name]
+            for parts in itertools.islice(itertools.product(*(expand(w, known, depth + 1) for w in value)), MOST)
+        ]
+    elif match.group(3) in ("-", "=", "+"):
+        alternatives = expand(match.group(4), known, depth + 1)
+    else:
+        alternatives = [[UNKNOWN]]
+    if whole:
+        return alternatives
+    before, after = word[: match.start()], word[match.end() :]
+    inner = " ".join(alternatives[0])
+    return expand(f"{before}{inner}{after}", known, depth + 1)
+
+
+def shell_commands(text: str, where: str, first: int = 1) -> List[Command]:
+    """The commands of this project in a piece of shell, once for every alternative of their variables."""
+    out, known = [], assignments(plain(text))
+    for name in re.findall(r"\$\((nar-[a-z-]+)\)", text):
+        out.append(Command(f"{where}:{first + text[:text.index('$(' + name)].count(chr(10))}", name, []))
+    line = first
+    for logical in re.split(r"(?<!\\)\n", text):
+        number, line = line, line + logical.count("\n") + 1
+        if not re.search(r"\b(fairseq|nar)-[a-z]", logical):
+            continue
+        try:
+            tokens = words(re.sub(r"(?<=\s)[012](?=>)", "", plain(logical)))
+        except ValueError:  # a quote that ends in another line: prose for the user
+            continue
+        for i, token in enumerate(tokens):
+            name = token.split("/")[-1]
+            if name not in PARSERS and not (name in ENTRY_POINTS or re.fullmatch(r"nar-[a-z-]+", token)):
+                continue
+            arguments = []
+            for word in itertools.takewhile(lambda w: w not in ENDS, tokens[i + 1 :]):
+                if re.fullmatch(r"[<>]+&?", word):
+                    arguments.append(None)  # a redirection: the next word is its file
+                elif arguments and arguments[-1] is None:
+                    arguments[-1] = ""
+                else:
+                    arguments.append(word)
+            parts = [expand(w, known) for w in arguments if w]
+            for combination in itertools.islice(itertools.product(*parts), MOST):
+                out.append(Command(f"{where}:{number}", name, [w for part in combination for w in part]))
+    return out
+
+
+def commands_in(path: Path) -> List[Command]:
+    """Those of a script, or of a page's code: fenced, indented, or between backticks with arguments."""
+    text, where = path.read_text(encoding="utf-8"), str(path.relative_to(ROOT))
+    if path.suffix == ".sh":
+        return shell_commands(text, where)
+    out = []
+    for match in re.finditer(r"^```[^\n]*\n(.*?)^```", text, re.M | re.S):
+        code = re.sub(r"^\$ ", "", match.group(1), flags=re.M)
+        out += shell_commands(code, where, text[: match.start(1)].count("\n") + 1)
+    prose = re.sub(r"^```[^\n]*\n.*?^```", lambda m: "\n" * m.group(0).count("\n"), text, flags=re.M | re.S)
+    for match in re.finditer(r"^    \S.*(?:\n    .*)*", prose, re.M):
+        code = re.sub(r"^    (\$ )?", "", match.group(0), flags=re.M)
+        out += shell_commands(code, where, prose[: match.start()].count("\n") + 1)
+    for match in re.finditer(r"`((?:fairseq|nar)-[a-z-]+ [^`]*--[^`]*)`", prose):
+        if "..." not in match.group(1):
+            out += shell_commands(match.group(1), where, prose[: match.start()].count("\n") + 1)
+    return out
+
+
+def documents() -> List[Path]:
+    examples, scripts = ROOT / "examples", ROOT / "scripts"
+    found = [ROOT / "README.md", *examples.rglob("*.md"), *examples.rglob("*.sh"), *scripts.glob("*.sh")]
+    return sorted(path for path in found if path.exists())
+
+
+def complete(command: Command) -> List[str]:
+    """Its arguments, with this checkout as the user-dir and a real name where a variable stood for one."""
+    arguments = list(command.arguments)
+    for i, (flag, value) in enumerate(zip(arguments, arguments[1:]), 1):
+        if flag == "--user-dir":
+            arguments[i] = str(ROOT / "nar_plugins")
+        elif value == UNKNOWN and flag in NAMED:
+            arguments[i] = NAMED[flag]
+    if "..." in arguments:  # a page that shows a part of a command
+        arguments.remove("...")
+    return arguments
+
+
+class Parsed(Exception):
+    """A nar-* command has read its arguments and would now begin its work."""
+
+
+def parse(command: Command) -> None:
+    """Parse as the real command does; SystemExit when it would refuse."""
+    arguments = complete(command)
+    with mock.patch.object(sys, "argv", [command.name, *arguments]):
+        if command.name in ("fairseq-preprocess", "fairseq-score"):
+            PARSERS[command.name]().parse_args(arguments)
+        elif command.name in PARSERS:
+            parser = PARSERS[command.name]()
+            options.parse_args_and_arch(parser, arguments)
+        elif command.name == "nar-user-dir":
+            assert not arguments
+        else:
+            module, function = ENTRY_POINTS[command.name].split(":")
+            real = argparse.ArgumentParser.parse_args
+
+            def parse_args(self, *args, **kwargs):
+                real(self, *args, **kwargs)
+                raise Parsed
+
+            with mock.patch.object(argparse.ArgumentParser, "parse_args", parse_args), pytest.raises(Parsed):
+                getattr(importlib.import_module(module), function)()
+
+
+COMMANDS = [command for path in documents() for command in commands_in(path)]
+
+
+# -- the tests ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda c: f"{c.where}-{c.name}")
+def test_a_documented_command_parses(command, capsys):
+    assert command.name in PARSERS or command.name in ENTRY_POINTS, f"{command.where}: there is no {command.name}"
+    try:
+        parse(command)
+    except SystemExit:
+        said = capsys.readouterr().err.strip().splitlines()
+        pytest.fail(f"{command.where}: {command.name} {' '.join(command.arguments)}\n{said[-1] if said else ''}")
+
+
+def test_every_page_and_script_that_runs_a_command_is_read():
+    read = {command.where.split(":")[0] for command in COMMANDS}
+    run = re.compile(r"^[^#\n]*\bfairseq-(?:train|generate|interactive|preprocess)\"? [^\n]*", re.M)
+    for path in documents():
+        code = run.findall(path.read_text(encoding="utf-8"))
+        if path.suffix == ".sh" and code:
+            assert str(path.relative_to(ROOT)) in read, f"{path}: {code[0]}"
+
+
+SAMPLE = """
+set -euo pipefail
+bin=${VENV:-.venv}/bin
+recipe=(--optimizer adam --lr 1e-3 --adam-betas "(0.9, 0.98)"  # a comment with ) and "
+        --max-update "$updates")
+ours=(--user-dir nar_plugins --task nar_translation)
+case $model in
+    ar) what=("${ours[@]}" --arch transformer --criterion cross_entropy) ;;
+    cmlm) what=("${ours[@]}" --arch cmlm_tiny --criterion nar_loss) ;;
+esac
+OMP_NUM_THREADS=2 "$bin/fairseq-train" "$work/bin" "${what[@]}" \\
+    "${recipe[@]}" ${DEVICE:---cpu} 2>&1 | tee "$work/log" || exit 1
+for split in valid test; do fairseq-generate DATA --user-dir "$(nar-user-dir)" --gen-subset $split > out.txt; done
+echo "now run fairseq-train by hand"
+"""
+
+
+def test_the_reader_expands_what_a_shell_would():
+    found = shell_commands(SAMPLE, "sample.sh")
+    assert [(c.where.split(":")[1], c.name) for c in found] == [
+        ("13", "nar-user-dir"), ("11", "fairseq-train"), ("11", "fairseq-train"), ("13", "fairseq-generate"),
+        ("13", "fairseq-generate")]  # fmt: skip
+    assert found[1].arguments == (
+        "1/bin --user-dir nar_plugins --task nar_translation --arch transformer --criterion cross_entropy --optimizer adam "
+        "--lr 1e-3 --adam-betas".split() + ["(0.9, 0.98)", "--max-update", "1", "--cpu"]
+    )
+    assert found[2].arguments[5:9] == ["--arch", "cmlm_tiny", "--criterion", "nar_loss"]
+    assert [c.arguments[-1] for c in found[3:]] == ["valid", "test"]
+    for command in found:
+        parse(command)
+
+
+@pytest.mark.parametrize("line", [
+    "fairseq-train DATA --user-dir nar_plugins --task nar_translation --arch cmlm_tiny --iteration 10",
+    "fairseq-generate DATA --user-dir nar_plugins --task nar_translation --path X --length-beams 5",
+    "fairseq-generate DATA --user-dir nar_plugins --task nar_translation --path X --schedule quadratic",
+    "fairseq-train DATA --user-dir nar_plugins --task nar_translation --arch cmlm_tinny",
+])  # fmt: skip
+def test_a_wrong_flag_or_value_would_be_found(line):
+    (command,) = shell_commands(line, "page.md")
+    with pytest.raises(SystemExit):
+        parse(command)
+
+
+# -- every flag is read ------------------------------------------------------------------------------------------------
+
+
+def own_options() -> Dict[str, str]:
+    """Attribute of the parsed arguments -> who defines it, for this package's task, models and criterions."""
+    found = {}
+
+    def add(who, fill, base=None):
+        parser, inherited = argparse.ArgumentParser(), argparse.ArgumentParser()
+        fill(parser)
+        if base is not None:
+            base(inherited)
+        theirs = {action.dest for action in inherited._actions}
+        found.update({action.dest: who for action in parser._actions if action.dest not in theirs | {"help"}})
+
+    for name, cls in TASK_REGISTRY.items():
+        if cls.__module__.startswith("nar_plugins"):
+            add(f"task {name}", cls.add_args, lambda p: gen_parser_from_dataclass(p, TranslationConfig(), True))
+    for name, cls in MODEL_REGISTRY.items():
+        if cls.__module__.startswith("nar_plugins"):
+            add(f"model {name}", cls.add_args, MODEL_REGISTRY["transformer"].add_args)
+    for name, cls in CRITERION_REGISTRY.items():
+        if cls.__module__.startswith("nar_plugins"):
+            add(f"criterion {name}", lambda p, c=cls: gen_parser_from_dataclass(p, getattr(c, "__dataclass")()))
+    return found
+
+
+def reads(source: str) -> List[re.Pattern]:
+    """What a file reads of its arguments: ``args.x``, ``self.config.x``, ``getattr(args, "x")`` (or an f-string)."""
+    owners, found = {"args", "cfg", "config", "options", "self", "given"}, []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
+            owner = node.value.id if isinstance(node.value, ast.Name) else getattr(node.value, "attr", None)
+            if owner in owners:
+                found.append(re.escape(node.attr))
+        if isinstance(node, ast.Call) and getattr(node.func, "id", None) == "getattr" and len(node.args) > 1:
+            name = node.args[1]
+            if isinstance(name, ast.Constant):
+                found.append(re.escape(str(name.value)))
+            elif isinstance(name, ast.JoinedStr):
+                parts = (re.escape(v.value) if isinstance(v, ast.Constant) else r"\w+" for v in name.values)
+                found.append("".join(parts))
+    return [re.compile(pattern) for pattern in found]
+
+
+READS = [r for path in sorted((ROOT / "nar_plugins").rglob("*.py")) for r in reads(path.read_text(encoding="utf-8"))]
+
+
+def test_the_flags_of_this_package_are_found():
+    assert {"iterations", "length_head", "init_decoder_from", "length_loss_factor", "train_dtype"} <= own_options().keys()
+
+
+@pytest.mark.parametrize("option", sorted(own_options()))
+def test_a_flag_is_read_by_some_code(option):
+    assert any(r.fullmatch(option) for r in READS), f"{option} of {own_options()[option]}: nobody reads it"
+
+
+def test_a_flag_that_nobody_reads_would_be_found():
+    assert not any(r.fullmatch("no_such_flag") for r in READS)
+    assert not any(r.fullmatch("x") for r in reads("class C:\n    x: int = 1\n\ndef f(args):\n    args.x = 2\n"))

@@ -1,0 +1,176 @@
+"""Fast Mask-Predict against a slow twin written from the paper, batch 1 against batch n, and the options' meaning."""
+import math
+
+import pytest
+import torch
+from conftest import mask_predict, random_model, source_batch
+
+LENGTHS = [2, 3, 5, 9, 17, 33, 60]  # of the targets, one sentence each
+SOURCES = [2, 4, 3, 12, 9, 30, 25]
+
+
+def naive(model, source, length, passes, banned):
+    """One sentence, one length, no cache: (tokens, their probabilities). A.2.3 of the specification, line by line."""
+    out = model.encode(source[None])
+    memory = model.decoder.memory(out)
+    y, p = [model.mask] * length, [0.0] * length
+    for t in range(passes):
+        count = length if t == 0 else max(1, length * (passes - t) // passes)
+        chosen = sorted(range(length), key=lambda i: p[i])[:count] if t else range(length)
+        for i in chosen:
+            y[i] = model.mask
+        probabilities = model.predict(torch.tensor([y], device=source.device), memory)[0].softmax(-1)
+        allowed = probabilities.clone()
+        allowed[:, banned] = -1
+        for i in chosen:
+            y[i] = int(allowed[i].argmax())
+            p[i] = float(probabilities[i, y[i]])
+    return y, p
+
+
+@pytest.fixture(scope="module", params=[(), ("--length-head", "pooled")], ids=["token", "pooled"])
+def model(request, device):
+    model, task = random_model(flags=request.param)
+    return model.double().to(device), task
+
+
+@pytest.mark.parametrize("beam", [1, 3, 5])
+@pytest.mark.parametrize("passes", [1, 2, 4, 10])
+def test_same_tokens_and_scores_as_the_naive_loop(model, passes, beam):
+    model, task = model
+    source = source_batch(SOURCES, 60, device=next(model.parameters()).device)
+    target = source_batch(LENGTHS, 60, device=source.device)
+    banned = [0, 1, task.mask_index]
+    loop = mask_predict([model], task.target_dictionary, task.mask_index, iterations=passes, length_beam=beam, gold_length=True)
+    found = loop.generate([model], {"net_input": {"src_tokens": source}, "target": target})
+    for b, hypotheses in enumerate(found):
+        wanted = {max(2, LENGTHS[b] + d) for d in range(-((beam - 1) // 2), beam // 2 + 1)}
+        assert {len(h["tokens"]) for h in hypotheses} == wanted and len(hypotheses) == len(wanted)
+        for h in hypotheses:
+            y, p = naive(model, source[b, : SOURCES[b]], len(h["tokens"]), passes, banned)
+            assert h["tokens"].tolist() == y
+            score = sum(map(math.log, p)) / len(p)
+            assert h["score"] == pytest.approx(score, abs=1e-9)
+            assert h["positional_scores"].tolist() == pytest.approx([math.log(x) for x in p], abs=1e-9)
+        scores = [h["score"] for h in hypotheses]
+        assert scores == sorted(scores, reverse=True)
+
+
+def outputs(loop, model, source):
+    return [[(h["tokens"].tolist(), h["steps"]) for h in hs] for hs in loop.generate([model], {"net_input": {"src_tokens": source}})]
+
+
+@pytest.mark.parametrize("settings", [{}, {"schedule": "cosine"}, {"schedule": "confidence", "confidence_threshold": 0.5}],
+                         ids=["linear", "cosine", "confidence"])  # fmt: skip
+def test_batch_1_and_batch_n_agree(model, settings):
+    model, task = model
+    source = source_batch(SOURCES, 60, device=next(model.parameters()).device)
+    loop = mask_predict([model], task.target_dictionary, task.mask_index, max_len_b=40, **settings)
+    together = outputs(loop, model, source)
+    for b, n in enumerate(SOURCES):
+        assert outputs(loop, model, source[b : b + 1, :n]) == together[b : b + 1]
+
+
+def test_confidence_with_a_threshold_above_one_is_linear_and_with_zero_is_one_pass(model):
+    model, task = model
+    source = source_batch(SOURCES, 60, device=next(model.parameters()).device)
+
+    def decode(**settings):
+        loop = mask_predict([model], task.target_dictionary, task.mask_index, max_len_b=40, iterations=6, **settings)
+        return loop.generate([model], {"net_input": {"src_tokens": source}})
+
+    linear, sure, never = (decode(), decode(schedule="confidence", confidence_threshold=1.1),
+                           decode(schedule="confidence", confidence_threshold=0.0))  # fmt: skip
+    for a, b, c in zip(linear, sure, never):
+        assert [h["tokens"].tolist() for h in a] == [h["tokens"].tolist() for h in b]
+        assert {h["steps"] for h in a} == {h["steps"] for h in b} == {6}
+        assert {h["steps"] for h in c} == {1}
+
+
+def test_confidence_masks_again_only_what_is_unsure_and_saves_passes(model):
+    model, task = model
+    source = source_batch(SOURCES, 60, device=next(model.parameters()).device)
+    first = mask_predict([model], task.target_dictionary, task.mask_index, max_len_b=40, iterations=1).generate(
+        [model], {"net_input": {"src_tokens": source}})
+    middle = float(torch.cat([h["positional_scores"] for hs in first for h in hs]).exp().median())
+    loop = mask_predict([model], task.target_dictionary, task.mask_index, max_len_b=40, schedule="confidence",
+                        confidence_threshold=middle, retain_iter_history=True)  # fmt: skip
+    fill, changed = loop.fill, []
+
+    def spy(now, memories, picked, chosen):
+        if picked is not None:
+            changed.append(now.lprobs.gather(1, picked)[chosen].exp())
+        return fill(now, memories, picked, chosen)
+
+    loop.fill = spy
+    found = loop.generate([model], {"net_input": {"src_tokens": source}})
+    assert changed and all((p < middle).all() for p in changed)
+    steps = [h["steps"] for hs in found for h in hs]
+    assert min(steps) < max(steps)
+    for h in (h for hs in found for h in hs):
+        assert len(h["history"]) == h["steps"]
+        assert h["history"][-1]["tokens"].tolist() == h["tokens"].tolist()
+        if h["steps"] < 10:  # it stopped because nothing was unsure
+            assert (h["positional_scores"].exp() >= middle).all()
+
+
+def test_special_symbols_are_never_generated(model):
+    model, task = model
+    source = source_batch(SOURCES, 60, device=next(model.parameters()).device)
+    table = model.decoder.embed_tokens.weight
+    kept = table.detach().clone()
+    with torch.no_grad():  # make them the best words everywhere
+        table[[0, 1, task.mask_index]] *= 50
+        table[[0, 1, task.mask_index]] += 3
+        loop = mask_predict([model], task.target_dictionary, task.mask_index, max_len_b=40)
+        tokens = {t for hs in loop.generate([model], {"net_input": {"src_tokens": source}}) for h in hs for t in h["tokens"].tolist()}
+        table.copy_(kept)
+    assert not tokens & {0, 1, task.mask_index}
+
+
+def test_an_ensemble_averages_probabilities(model):
+    model, task = model
+    device = next(model.parameters()).device
+    other, _ = random_model(seed=2)
+    other = other.double().to(device)
+    source, target = source_batch([4, 6], 60, device=device), source_batch([5, 7], 60, device=device)
+    loop = mask_predict([model, other], task.target_dictionary, task.mask_index, iterations=1, length_beam=1, gold_length=True)
+    found = loop.generate([model, other], {"net_input": {"src_tokens": source}, "target": target})
+    for b in range(2):
+        n = 5 + 2 * b
+        blank = torch.full((1, n), task.mask_index, device=device)
+        mean = sum(m.predict(blank, m.decoder.memory(m.encode(source[b : b + 1, : 4 + 2 * b]))).softmax(-1)[0] for m in (model, other)) / 2
+        mean[:, [0, 1, task.mask_index]] = 0
+        assert found[b][0]["tokens"].tolist() == mean.argmax(-1).tolist()
+        assert found[b][0]["positional_scores"].tolist() == pytest.approx(mean.max(-1).values.log().tolist(), abs=1e-9)
+    twice = mask_predict([model, model], task.target_dictionary, task.mask_index).generate(
+        [model], {"net_input": {"src_tokens": source}})
+    once = mask_predict([model], task.target_dictionary, task.mask_index).generate([model], {"net_input": {"src_tokens": source}})
+    assert [h["tokens"].tolist() for hs in twice for h in hs] == [h["tokens"].tolist() for hs in once for h in hs]
+
+
+def test_an_empty_source_gives_an_empty_hypothesis_beside_others(model):
+    model, task = model
+    source = source_batch([1, 6], 60, device=next(model.parameters()).device)
+    found = mask_predict([model], task.target_dictionary, task.mask_index).generate([model], {"net_input": {"src_tokens": source}})
+    assert found[0][0]["tokens"].tolist() == [2] and len(found[0]) == 1
+    assert len(found[1]) > 1
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_decodes(model, dtype):
+    model, task = model
+    model = random_model()[0].to(next(model.parameters()).device)
+    source = source_batch(SOURCES, 60, device=next(model.parameters()).device)
+    found = mask_predict([model], task.target_dictionary, task.mask_index, decode_dtype=dtype, max_len_b=30).generate(
+        [model], {"net_input": {"src_tokens": source}})
+    assert all(h["positional_scores"].dtype == torch.float32 and math.isfinite(h["score"]) for hs in found for h in hs)
+
+
+def test_length_options_of_fairseq_bound_the_candidates(model):
+    model, task = model
+    source = source_batch(SOURCES, 60, device=next(model.parameters()).device)
+    found = mask_predict([model], task.target_dictionary, task.mask_index, max_len_a=1, max_len_b=3, min_len=4).generate(
+        [model], {"net_input": {"src_tokens": source}})
+    for n, hs in zip(SOURCES, found):
+        assert all(5 <= len(h["tokens"]) <= max(5, n + 3 + 1) for h in hs)
