@@ -28,4 +28,4 @@ case $model in
               --criterion nat_loss --fixed-validation-seed 7) ;;
     *) echo "train.sh: no model '$model': ar, cmlm or stock" >&2; exit 2 ;;
 esac
-"$bin/fairseq-train" "$work/bin" "${what[@]}" "${sizes[@]}" "${recipe[@]}" "${saving[@]}" ${DEVICE:---cpu}
+"$bin/fairseq-train" "$work/bin" "${what[@]}" "${sizes[@]}" "${recipe[@]}" "${saving[@]}" ${DEVICE---cpu}

@@ -106,8 +106,8 @@ def test_a_flag_that_a_parallel_decoder_cannot_serve_is_refused_by_name(flag):
 
 def test_bert_initialisation_is_normal_with_deviation_002_and_zero_biases():
     cmlm, _ = model("--share-all-embeddings", words=200)
-    tables = [cmlm.encoder.embed_tokens.weight, cmlm.encoder.embed_positions.weight, cmlm.decoder.embed_positions.weight,
-              cmlm.encoder.length_head.weight]  # fmt: skip
+    tables = [cmlm.encoder.embed_tokens.weight, cmlm.encoder.length_head.weight]
+    tables += [side.embed_positions.weight for side in (cmlm.encoder, cmlm.decoder)]
     for layer in [*cmlm.encoder.layers, *cmlm.decoder.layers]:
         tables += [layer.fc1.weight, layer.fc2.weight, layer.self_attn.out_proj.weight]
     for table in tables:
@@ -215,7 +215,8 @@ def test_one_side_starts_from_an_ar_checkpoint_without_a_mask_row(tmp_path, side
     assert layers and all(torch.equal(mine[k], theirs[k]) for k in layers)
     assert torch.equal(mine["embed_tokens.weight"][:MASK], theirs["embed_tokens.weight"])
     assert torch.equal(mine["embed_tokens.weight"][MASK], other["embed_tokens.weight"][MASK])
-    assert torch.equal(mine["embed_positions.weight"], other["embed_positions.weight"])  # learned here, sinusoidal there
+    # learned here, sinusoidal there
+    assert torch.equal(mine["embed_positions.weight"], other["embed_positions.weight"])
     opposite = "decoder" if side == "encoder" else "encoder"
     for k, v in getattr(cmlm, opposite).state_dict().items():
         assert torch.equal(v, getattr(fresh, opposite).state_dict()[k]), k

@@ -117,7 +117,8 @@ REFUSED = {
     "beam_mt": 2, "max_len_a_mt": 1.0, "max_len_b_mt": 9, "match_source_len": True, "lenpen_mt": 2.0, "unkpen": 1.0,
     "replace_unk": "@@ ", "score_reference": True, "prefix_size": 1, "no_repeat_ngram_size": 2, "sampling": True,
     "sampling_topk": 5, "sampling_topp": 0.5, "constraints": "ordered", "temperature": 0.5, "diverse_beam_groups": 2,
-    "diverse_beam_strength": 0.1, "diversity_rate": 0.1, "print_alignment": "hard", "lm_path": "lm.pt", "lm_weight": 0.5,
+    "diverse_beam_strength": 0.1, "diversity_rate": 0.1, "print_alignment": "hard",
+    "lm_path": "lm.pt", "lm_weight": 0.5,
     "iter_decode_eos_penalty": 1.0, "iter_decode_max_iter": 9, "iter_decode_force_max_iter": True,
     "iter_decode_with_beam": 5, "iter_decode_with_external_reranker": True, "decoding_format": "vote", "eos_token": "x",
 }  # fmt: skip
@@ -167,7 +168,7 @@ def flags(parser) -> list:
 
 
 def own_flags() -> dict:
-    """Who -> its flags, for the task, the models and the criterions of this package, without those of fairseq's bases."""
+    """Who -> flags, for the task, the models and the criterions of this package, without those of fairseq's bases."""
     found = {}
 
     def add(who, fill, base=None):
@@ -213,7 +214,7 @@ def test_this_package_has_flags_and_they_are_found():
 
 def test_no_flag_of_this_package_is_one_of_fairseqs():
     theirs = fairseq_flags()
-    # fairseq's own criterion label_smoothed_cross_entropy has this flag too; only one criterion is in a parser at a time
+    # --label-smoothing is a flag of another criterion of fairseq's too: only one criterion is in a parser at a time
     for who, ours in own_flags().items():
         for other, names in theirs.items():
             assert not set(ours) & set(names), f"{who} and {other}"

@@ -1,0 +1,72 @@
+"""nar-bench: quality and speed of several checkpoints on one test set, side by side in one process.
+
+Example (the first system is what the others' speed is divided by):
+
+    nar-bench work/bin --system "AR greedy" ar.pt "--beam 1" --system "CMLM 10" cmlm.pt "--iterations 10"
+"""
+import argparse
+import shlex
+import sys
+from pathlib import Path
+
+import torch
+
+import nar_plugins  # noqa: F401  (registers the task before the flags are parsed)
+from nar_plugins.measure.quality import score
+from nar_plugins.measure.speed import System, sentences_per_second
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="nar-bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("data", help="binarised data")
+    parser.add_argument("--system", nargs=3, action="append", required=True, metavar=("NAME", "CKPT", "FLAGS"),
+                        help="a row: name, checkpoint(s), flags of fairseq-generate in one string")  # fmt: skip
+    parser.add_argument("--flags", default="", help="flags of fairseq-generate for every row, in one string")
+    parser.add_argument("--reference", type=Path, nargs="+", default=[], help="reference texts (default: the data's targets)")
+    parser.add_argument("--batch-sizes", default="1,32", help="batch sizes to time")
+    parser.add_argument("--sentences", default="100,0", help="how many sentences to time at each batch size (0: all)")
+    parser.add_argument("--repeats", type=int, default=3, help="timings of each; the median counts")
+    return parser
+
+
+def main(argv=None) -> None:
+    args = build_parser().parse_args(argv)
+    sizes, counts = ([int(x) for x in text.split(",")] for text in (args.batch_sizes, args.sentences))
+    if len(sizes) != len(counts):
+        sys.exit("nar-bench: --sentences needs one number for every one of --batch-sizes")
+    try:
+        systems = [
+            System(name, path, args.data, [*shlex.split(args.flags), *shlex.split(flags)]) for name, path, flags in args.system
+        ]
+    except ValueError as error:
+        sys.exit(f"nar-bench: {error}")
+    references = [path.read_text(encoding="utf-8").splitlines() for path in args.reference] or [systems[0].reference()]
+
+    outputs = [system.output() for system in systems]
+    qualities = [score(output.text, references) for output in outputs]
+    speeds = [sentences_per_second(systems, size, count, args.repeats) for size, count in zip(sizes, counts)]
+    table(systems, outputs, qualities, sizes, speeds)
+
+
+def table(systems, outputs, qualities, sizes, speeds) -> None:
+    """A Markdown table, with what is needed to compare it with another."""
+    first = [f"{system.name}" for system in systems[:2]]
+    heads = ["system", "BLEU", "chrF", "passes"]
+    heads += [f"sent/s, batch {size}" for size in sizes] + [f"x {name}, batch {size}" for name in first for size in sizes]
+    rows = []
+    for i, (system, output, quality) in enumerate(zip(systems, outputs, qualities)):
+        ratios = [f"{speed[i] / speed[base]:.2f}" for base in range(len(first)) for speed in speeds]
+        rows.append([system.name, f"{quality.bleu:.1f}", f"{quality.chrf:.1f}", f"{output.passes:.1f}",
+                     *(f"{speed[i]:.1f}" for speed in speeds), *ratios])  # fmt: skip
+    widths = [max(len(row[c]) for row in [heads, *rows]) for c in range(len(heads))]
+    print()
+    for row in [heads, ["-" * w for w in widths], *rows]:
+        print("| " + " | ".join(cell.ljust(w) for cell, w in zip(row, widths)) + " |")
+    where = torch.cuda.get_device_name() if systems[0].cuda else f"CPU, {torch.get_num_threads()} threads"
+    print(f"\nBLEU: {qualities[0].bleu_signature}\nchrF: {qualities[0].chrf_signature}\n{where}, PyTorch {torch.__version__}")
+
+
+if __name__ == "__main__":
+    main()
