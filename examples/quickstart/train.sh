@@ -11,8 +11,8 @@ sizes=(--encoder-embed-dim 128 --encoder-ffn-embed-dim 512 --encoder-attention-h
        --decoder-embed-dim 128 --decoder-ffn-embed-dim 512 --decoder-attention-heads 4 --decoder-layers 2
        --share-all-embeddings --dropout 0.1)
 case $model in
-    ar) what=(--arch transformer --criterion label_smoothed_cross_entropy); updates=1200 ;;
-    cmlm) what=(--arch cmlm_iwslt_de_en --criterion nar_loss); updates=2400 ;;
+    ar) what=(--arch transformer --criterion label_smoothed_cross_entropy); updates=600 ;;
+    cmlm) what=(--arch cmlm_iwslt_de_en --criterion nar_loss); updates=900 ;;
     *) echo "train.sh: no model '$model': ar or cmlm" >&2; exit 2 ;;
 esac
 if [ -e "$work/$model/done" ]; then echo "$model: trained already"; exit 0; fi

@@ -15,6 +15,7 @@ from fairseq.modules.checkpoint_activations import checkpoint_wrapper
 from torch import Tensor
 
 from nar_plugins import compat
+from nar_plugins.data.dictionary import check_same_symbols
 from nar_plugins.modules.attention import allowed_keys
 from nar_plugins.modules.layers import NarDecoderLayer, NarEncoderLayer
 from nar_plugins.modules.length_head import LENGTH_HEADS, LengthHead
@@ -270,11 +271,15 @@ def start_from(model: NarModel, side: str, path: str) -> None:
     log says which.
 
     Raises:
-        ValueError: the checkpoint's layers have other names or sizes; the first that differs is named.
+        ValueError: the checkpoint's layers have other names or sizes, or its dictionary (where it keeps one, as this
+            package's do) other symbols; the first that differs is named.
     """
     compat.check_checkpoint(path)
-    stored = compat.safe_load(path)["model"]
-    part = getattr(model, side)
+    state = compat.safe_load(path)
+    stored, part = state["model"], getattr(model, side)
+    symbols = (state.get("task_state") or {}).get("symbols", {}).get("source" if side == "encoder" else "target")
+    if symbols is not None:
+        check_same_symbols(symbols.split("\n"), part.dictionary.symbols, f"the dictionary of the {side}")
     own = part.state_dict()
     theirs = {key[len(side) + 1:]: value for key, value in stored.items() if key.startswith(f"{side}.")}
     if "embed_tokens.weight" in own and "embed_tokens.weight" in theirs:
