@@ -283,3 +283,16 @@ def test_an_ar_checkpoint_in_fairseqs_form_loads_strictly_as_with_finetune_from_
     assert torch.equal(cmlm.decoder.embed_tokens.weight[:MASK], ar.decoder.embed_tokens.weight)
     assert torch.equal(cmlm.decoder.embed_tokens.weight[MASK], row)
     assert torch.equal(cmlm.encoder.length_head.weight, head)
+
+
+def test_a_start_checkpoint_of_as_many_but_other_words_is_refused(tmp_path):
+    _, its_task = model()
+    transformer_checkpoint(tmp_path / "ar.pt")
+    state = torch.load(tmp_path / "ar.pt")
+    symbols = its_task.src_dict.symbols
+    other = [*symbols[:7], "another", *symbols[8:]]
+    state["task_state"] = {"symbols": {"source": "\n".join(other), "target": "\n".join(symbols)}}
+    torch.save(state, tmp_path / "ar.pt")
+    with pytest.raises(ValueError, match="symbol 7 is 'w3', the checkpoint has 'another'"):
+        model(*AS_TRANSFORMER_TINY, "--init-encoder-from", str(tmp_path / "ar.pt"))
+    model(*AS_TRANSFORMER_TINY, "--init-decoder-from", str(tmp_path / "ar.pt"))
