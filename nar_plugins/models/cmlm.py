@@ -7,7 +7,8 @@ from torch import Tensor
 
 from nar_plugins.data.canvas import blank_canvas
 from nar_plugins.data.noise import mask_uniform
-from nar_plugins.models.nar_base import LossPart, NarModel, length_loss, masked_word_loss
+from nar_plugins.models.nar_base import NarModel
+from nar_plugins.modules.losses import LossPart, length_loss, masked_word_loss
 
 
 @register_model("cmlm")

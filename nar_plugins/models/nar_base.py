@@ -10,16 +10,14 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from fairseq.models.transformer import TransformerConfig, TransformerDecoderBase, TransformerEncoderBase, TransformerModel
-from fairseq.modules import MultiheadAttention
 from fairseq.modules.checkpoint_activations import checkpoint_wrapper
 from torch import Tensor
 
-from nar_plugins import compat
-from nar_plugins.data.dictionary import check_same_symbols
+from nar_plugins.models.initialise import bert_init, start_from
 from nar_plugins.modules.attention import allowed_keys
 from nar_plugins.modules.layers import NarDecoderLayer, NarEncoderLayer
 from nar_plugins.modules.length_head import LENGTH_HEADS, LengthHead
-from nar_plugins.modules.precision import full
+from nar_plugins.modules.losses import LossPart
 
 logger = logging.getLogger(__name__)
 
@@ -44,14 +42,6 @@ class Memory(NamedTuple):
             [v[sentences] for v in self.values],
             None if self.allowed is None else self.allowed[sentences],
         )
-
-
-class LossPart(NamedTuple):
-    """One part of a loss, summed: the loss, its negative log-likelihood without smoothing, and over how many."""
-
-    loss: Tensor
-    nll: Tensor
-    count: Tensor
 
 
 class NarEncoder(TransformerEncoderBase):
@@ -232,7 +222,7 @@ class NarModel(TransformerModel):
         for side in ("encoder", "decoder"):
             path = getattr(self.args, f"init_{side}_from", None)
             if path:
-                start_from(self, side, path)
+                start_from(getattr(self, side), side, path)
 
     def upgrade_state_dict_named(self, state_dict, name):
         """Let ``--finetune-from-model`` take an AR checkpoint: a length head that is wholly absent starts afresh."""
@@ -247,69 +237,3 @@ class NarModel(TransformerModel):
 def wrap(layer: nn.Module, cfg) -> nn.Module:
     """Honour ``--checkpoint-activations`` as fairseq's own builders do."""
     return checkpoint_wrapper(layer, offload_to_cpu=cfg.offload_activations) if cfg.checkpoint_activations else layer
-
-
-def bert_init(module: nn.Module) -> None:
-    """The release's initialisation: N(0, 0.02) for tables and linear layers, but Xavier for query, key and value.
-
-    The release's fused query-key-value matrix is no ``Linear``, so its rule passes it by; fairseq's own initialisation of
-    the three has the same distribution as the release's of the one. Rows of padding are drawn like the others.
-    """
-    if isinstance(module, (nn.Linear, nn.Embedding, LengthHead)):
-        nn.init.normal_(module.weight, std=0.02)
-        if getattr(module, "bias", None) is not None:
-            nn.init.zeros_(module.bias)
-    if isinstance(module, MultiheadAttention):  # visited after its linear layers
-        for projection in (module.q_proj, module.k_proj, module.v_proj):
-            nn.init.xavier_uniform_(projection.weight, gain=2**-0.5)
-
-
-def start_from(model: NarModel, side: str, path: str) -> None:
-    """Copy one side ("encoder" or "decoder") of the checkpoint at ``path`` into ``model``; every layer must fit.
-
-    Tables that exist on one side only (learned against sinusoidal positions, the length head) keep their start, and the
-    log says which.
-
-    Raises:
-        ValueError: the checkpoint's layers have other names or sizes, or its dictionary (where it keeps one, as this
-            package's do) other symbols; the first that differs is named.
-    """
-    compat.check_checkpoint(path)
-    state = compat.safe_load(path)
-    stored, part = state["model"], getattr(model, side)
-    symbols = (state.get("task_state") or {}).get("symbols", {}).get("source" if side == "encoder" else "target")
-    if symbols is not None:
-        check_same_symbols(symbols.split("\n"), part.dictionary.symbols, f"the dictionary of the {side}")
-    own = part.state_dict()
-    theirs = {key[len(side) + 1:]: value for key, value in stored.items() if key.startswith(f"{side}.")}
-    if "embed_tokens.weight" in own and "embed_tokens.weight" in theirs:
-        table, short = own["embed_tokens.weight"], theirs["embed_tokens.weight"]
-        if short.size(0) + 1 == table.size(0):  # no <mask> yet
-            for key in {"embed_tokens.weight", "output_projection.weight"} & theirs.keys() & own.keys():
-                theirs[key] = torch.cat([theirs[key], own[key][-1:]])
-    for key, value in own.items():
-        fits = key in theirs and theirs[key].shape == value.shape
-        if not fits and (key.startswith("layers.") or key.startswith("embed_tokens")):
-            found = tuple(theirs[key].shape) if key in theirs else "absent"
-            raise ValueError(f"--init-{side}-from {path}: {side}.{key} is {found}, this model has {tuple(value.shape)}")
-    taken = {key: theirs[key] for key in own if key in theirs and theirs[key].shape == own[key].shape}
-    part.load_state_dict(taken, strict=False)
-    logger.info(f"{side} starts from {path}; kept from the initialisation: {sorted(own.keys() - taken.keys()) or 'nothing'}")
-
-
-def masked_word_loss(logits: Tensor, words: Tensor, label_smoothing: float) -> LossPart:
-    """Label-smoothed cross-entropy, summed: logits (M, V), words (M,) int64; the smoothing is spread over all V."""
-    logits = full(logits)
-    normaliser = logits.logsumexp(-1)
-    nll = (normaliser - logits.gather(-1, words.unsqueeze(-1)).squeeze(-1)).sum()
-    loss = nll
-    if label_smoothing > 0:
-        smooth = (normaliser - logits.mean(-1)).sum()
-        loss = (1 - label_smoothing) * nll + label_smoothing * smooth
-    return LossPart(loss, nll.detach(), torch.tensor(words.numel(), device=words.device))
-
-
-def length_loss(lprobs: Tensor, lengths: Tensor) -> LossPart:
-    """Negative log-likelihood of the target lengths, summed: lprobs (B, classes), lengths (B,) int64."""
-    nll = -lprobs.gather(1, lengths.unsqueeze(1)).sum()
-    return LossPart(nll, nll.detach(), torch.tensor(lengths.numel(), device=lengths.device))

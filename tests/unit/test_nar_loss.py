@@ -7,7 +7,7 @@ import torch
 from fairseq import metrics
 
 from nar_plugins.criterions.nar_loss import NarLoss
-from nar_plugins.models.nar_base import length_loss, masked_word_loss
+from nar_plugins.modules.losses import length_loss, masked_word_loss
 from tiny import model
 
 LOG_HALF = math.log(0.5)

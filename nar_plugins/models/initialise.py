@@ -1,0 +1,73 @@
+"""How a model starts: from the release's distribution, or from a checkpoint's encoder or decoder."""
+import logging
+from typing import Dict
+
+import torch
+import torch.nn as nn
+from fairseq.modules import MultiheadAttention
+from torch import Tensor
+
+from nar_plugins import compat
+from nar_plugins.data.dictionary import check_same_symbols
+from nar_plugins.modules.length_head import LengthHead
+
+logger = logging.getLogger(__name__)
+
+
+def bert_init(module: nn.Module) -> None:
+    """The release's initialisation: N(0, 0.02) for tables and linear layers, but Xavier for query, key and value.
+
+    The release's fused query-key-value matrix is no ``Linear``, so its rule passes it by; fairseq's own initialisation of
+    the three has the same distribution as the release's of the one. Rows of padding are drawn like the others.
+    """
+    if isinstance(module, (nn.Linear, nn.Embedding, LengthHead)):
+        nn.init.normal_(module.weight, std=0.02)
+        if getattr(module, "bias", None) is not None:
+            nn.init.zeros_(module.bias)
+    if isinstance(module, MultiheadAttention):  # visited after its linear layers
+        for projection in (module.q_proj, module.k_proj, module.v_proj):
+            nn.init.xavier_uniform_(projection.weight, gain=2**-0.5)
+
+
+def start_from(part: nn.Module, side: str, path: str) -> None:
+    """Copy one side of the checkpoint at ``path`` into a model's; every layer must fit.
+
+    Tables that exist on one side only (learned against sinusoidal positions, the length head) keep their start, and the
+    log says which.
+
+    Args:
+        part: the model's encoder or decoder.
+        side: "encoder" or "decoder".
+
+    Raises:
+        ValueError: the checkpoint's layers have other names or sizes, or its dictionary (where it keeps one, as this
+            package's do) other symbols; the first that differs is named.
+    """
+    compat.check_checkpoint(path)
+    state = compat.safe_load(path)
+    symbols = (state.get("task_state") or {}).get("symbols", {}).get("source" if side == "encoder" else "target")
+    if symbols is not None:
+        check_same_symbols(symbols.split("\n"), part.dictionary.symbols, f"the dictionary of the {side}")
+    own = part.state_dict()
+    taken = fitting(own, {k[len(side) + 1:]: v for k, v in state["model"].items() if k.startswith(f"{side}.")})
+    for key, value in own.items():
+        if key not in taken and key.startswith(("layers.", "embed_tokens.")):
+            stored = state["model"].get(f"{side}.{key}")
+            found = "absent" if stored is None else tuple(stored.shape)
+            raise ValueError(f"--init-{side}-from {path}: {side}.{key} is {found}, this model has {tuple(value.shape)}")
+    part.load_state_dict(taken, strict=False)
+    logger.info(f"{side} starts from {path}; kept from the initialisation: {sorted(own.keys() - taken.keys()) or 'nothing'}")
+
+
+def fitting(own: Dict[str, Tensor], theirs: Dict[str, Tensor]) -> Dict[str, Tensor]:
+    """Of their tensors those that fit; a vocabulary made before ``<mask>`` was in it gets the model's own last row."""
+    taken = {}
+    for key, value in own.items():
+        stored = theirs.get(key)
+        if stored is None:
+            continue
+        if key in ("embed_tokens.weight", "output_projection.weight") and stored.size(0) + 1 == value.size(0):
+            stored = torch.cat([stored, value[-1:]])
+        if stored.shape == value.shape:
+            taken[key] = stored
+    return taken

@@ -1,0 +1,33 @@
+"""The parts of a loss, summed; the criterion weighs, normalises and logs them."""
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from nar_plugins.modules.precision import full
+
+
+class LossPart(NamedTuple):
+    """One part of a loss, summed: the loss, its negative log-likelihood without smoothing, and over how many."""
+
+    loss: Tensor
+    nll: Tensor
+    count: Tensor
+
+
+def masked_word_loss(logits: Tensor, words: Tensor, label_smoothing: float) -> LossPart:
+    """Label-smoothed cross-entropy, summed: logits (M, V), words (M,) int64; the smoothing is spread over all V."""
+    logits = full(logits)
+    normaliser = logits.logsumexp(-1)
+    nll = (normaliser - logits.gather(-1, words.unsqueeze(-1)).squeeze(-1)).sum()
+    loss = nll
+    if label_smoothing > 0:
+        smooth = (normaliser - logits.mean(-1)).sum()
+        loss = (1 - label_smoothing) * nll + label_smoothing * smooth
+    return LossPart(loss, nll.detach(), torch.tensor(words.numel(), device=words.device))
+
+
+def length_loss(lprobs: Tensor, lengths: Tensor) -> LossPart:
+    """Negative log-likelihood of the target lengths, summed: lprobs (B, classes), lengths (B,) int64."""
+    nll = -lprobs.gather(1, lengths.unsqueeze(1)).sum()
+    return LossPart(nll, nll.detach(), torch.tensor(lengths.numel(), device=lengths.device))
