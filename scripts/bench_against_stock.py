@@ -7,6 +7,7 @@ Random weights, the same sizes, the same forced lengths, the same passes (fairse
 Also: updates a second in training, the same batch.
 """
 import argparse
+import logging
 import statistics
 import time
 from types import SimpleNamespace
@@ -34,6 +35,7 @@ def main():
     parser.add_argument("--words", type=int, default=10000)
     parser.add_argument("--profile", action="store_true", help="print where our time goes, instead of the table")
     args = parser.parse_args()
+    logging.disable(logging.INFO)
     dictionary = Dictionary()
     for i in range(args.words - 5):
         dictionary.add_symbol(f"w{i}")

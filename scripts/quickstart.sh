@@ -34,4 +34,4 @@ for model in ${models//,/ }; do
     [ -e "$work/$model/done" ] || { tail -n 20 "$work/$model.log" >&2; echo "quickstart.sh: training $model failed" >&2; exit 1; }
 done
 step "decoding and comparing"
-bash "$root/examples/quickstart/generate.sh" "$models" "$work" 2>&1 | grep --line-buffered -vE "INFO|Warning|^  "
+bash "$root/examples/quickstart/generate.sh" "$models" "$work"

@@ -3,11 +3,11 @@
 #   ar      fairseq's transformer, the baseline and teacher
 #   cmlm    Mask-Predict, in the form of its release
 #   stock   fairseq's own cmlm_transformer under its own task, to compare with
-# All have the same sizes, data, batches and learning rate. A second run continues where the first one stopped.
+# All have the same sizes, data, tokens a batch and learning rate; ar trains in bfloat16, the two that are compared in float32. A second run continues where the first one stopped.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/../.." && pwd)
 model=${1:?ar, cmlm or stock}
-case $model in ar) updates=${2:-1500} ;; *) updates=${2:-3000} ;; esac
+case $model in ar) updates=${2:-900} ;; *) updates=${2:-1350} ;; esac
 work=${3:-$root/work/multi30k}
 bin=${VENV:-$root/.venv}/bin
 
@@ -21,7 +21,7 @@ saving=(--save-dir "$work/$model" --save-interval 3 --no-epoch-checkpoints
         --no-progress-bar --log-interval 100)
 ours=(--user-dir "$root/nar_plugins" --task nar_translation)
 case $model in
-    ar) what=("${ours[@]}" --arch transformer --criterion label_smoothed_cross_entropy) ;;
+    ar) what=("${ours[@]}" --arch transformer --criterion label_smoothed_cross_entropy --train-dtype bfloat16) ;;
     cmlm) what=("${ours[@]}" --arch cmlm_iwslt_de_en --criterion nar_loss) ;;
     stock) # its checkpoints do not load under PyTorch 2.6 and later without our user-dir, which only allows them here
         what=(--user-dir "$root/nar_plugins" --task translation_lev --arch cmlm_transformer --noise random_mask

@@ -15,7 +15,7 @@ case $model in
     cmlm) # in fairseq's form, which is the AR model's own, so that both sides can start from it: minutes instead of an hour
         ar=$work/ar/checkpoint_last.pt
         [ -e "$ar" ] || { echo "train.sh: cmlm starts from ar, and there is no $ar: train ar first" >&2; exit 2; }
-        what=(--arch cmlm --criterion nar_loss --init-encoder-from "$ar" --init-decoder-from "$ar"); updates=900 ;;
+        what=(--arch cmlm --criterion nar_loss --init-encoder-from "$ar" --init-decoder-from "$ar"); updates=700 ;;
     *) echo "train.sh: no model '$model': ar or cmlm" >&2; exit 2 ;;
 esac
 if [ -e "$work/$model/done" ]; then echo "$model: trained already"; exit 0; fi

@@ -5,8 +5,10 @@ Example (the first system is what the others' speed is divided by):
     nar-bench work/bin --system "AR greedy" ar.pt "--beam 1" --system "CMLM 10" cmlm.pt "--iterations 10"
 """
 import argparse
+import logging
 import shlex
 import sys
+import warnings
 from pathlib import Path
 
 import torch
@@ -33,6 +35,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv=None) -> None:
     args = build_parser().parse_args(argv)
+    logging.disable(logging.INFO)  # the table is the output; fairseq and hydra say a page for every system
+    warnings.simplefilter("ignore")
     sizes, counts = ([int(x) for x in text.split(",")] for text in (args.batch_sizes, args.sentences))
     if len(sizes) != len(counts):
         sys.exit("nar-bench: --sentences needs one number for every one of --batch-sizes")

@@ -1,4 +1,5 @@
 """Refuse data that makes no sense, by name, before a training has begun."""
+import glob
 import logging
 import os
 import struct
@@ -30,9 +31,12 @@ def check_files(folder: str, split: str, source: str, target: str, impl: Optiona
         raise ValueError(f"no data folder '{folder}': binarise the text with fairseq-preprocess first")
     if impl == "raw":
         return
+    # as fairseq does, take data that were binarised for the other direction
+    pairs = [f"{source}-{target}", f"{target}-{source}"]
+    pair = next((p for p in pairs if glob.glob(os.path.join(glob.escape(folder), f"{split}.{p}.*.idx"))), pairs[0])
     lines = {}
     for side, language in (("source", source), ("target", target)):
-        stem = os.path.join(folder, f"{split}.{source}-{target}.{language}")
+        stem = os.path.join(folder, f"{split}.{pair}.{language}")
         for file in (f"{stem}.idx", f"{stem}.bin"):
             if not os.path.exists(file):
                 raise ValueError(f"{split}: no {side} file {file}; binarise both sides (one side: fairseq-interactive)")
