@@ -6,7 +6,7 @@ models=${1:-ar,cmlm}
 work=${2:-$root/work/quickstart}
 bin=${VENV:-$root/.venv}/bin
 
-rows=()
+declare -a rows
 for model in ${models//,/ }; do
     checkpoint=$work/$model/checkpoint_last.pt
     [ -e "$checkpoint" ] || { echo "generate.sh: no model $model in $work: train it first" >&2; exit 2; }
