@@ -7,7 +7,7 @@
 set -euo pipefail
 root=$(cd "$(dirname "$0")/../.." && pwd)
 model=${1:?ar, cmlm or stock}
-case $model in ar) updates=${2:-900} ;; *) updates=${2:-1350} ;; esac
+case $model in ar) updates=${2:-600} ;; *) updates=${2:-1350} ;; esac
 work=${3:-$root/work/multi30k}
 bin=${VENV:-$root/.venv}/bin
 

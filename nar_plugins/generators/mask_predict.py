@@ -17,7 +17,7 @@ from nar_plugins.modules.precision import full
 
 logger = logging.getLogger(__name__)
 
-CPU_ROWS = 256  # rows of logits made and reduced at a time on a CPU, so that they stay in its cache
+CPU_ROWS = 64  # rows of logits made and reduced at a time on a CPU, so that they stay in its cache
 
 
 @dataclass
