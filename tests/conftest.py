@@ -81,6 +81,16 @@ def random_sentences(count: int, seed: int, shortest: int = 3, longest: int = 12
     return [" ".join(rng.choices(ALPHABET, k=rng.randint(shortest, longest))) for _ in range(count)]
 
 
+def repetitions(symbol: str) -> int:
+    """How often "repeat" says a symbol: 0 to 3 times, by its number."""
+    return int(symbol[1:]) % 4
+
+
+def repeated(sentence: str) -> str:
+    """The target of "repeat"."""
+    return " ".join(symbol for symbol in sentence.split() for _ in range(repetitions(symbol)))
+
+
 def preprocess(folder: Path, destination: Path, **options) -> Path:
     """Binarise train, valid and test .src/.tgt with a joined dictionary."""
     splits = [f"--{split}pref={folder / split}" for split in ("train", "valid", "test") if (folder / f"{split}.src").exists()]
@@ -91,13 +101,13 @@ def preprocess(folder: Path, destination: Path, **options) -> Path:
 
 @pytest.fixture(scope="session")
 def toys(tmp_path_factory):
-    """A function task -> binarised toy corpus; the task is "copy" or "reverse"."""
+    """A function task -> binarised toy corpus; the task is "copy", "reverse" or "repeat" (w0 never, w1 once ... w4 never)."""
     made = {}
 
     def make(task: str) -> Path:
         if task not in made:
             folder = tmp_path_factory.mktemp(task)
-            change = {"copy": lambda s: s, "reverse": lambda s: " ".join(reversed(s.split()))}[task]
+            change = {"copy": lambda s: s, "reverse": lambda s: " ".join(reversed(s.split())), "repeat": repeated}[task]
             for split, count, seed in (("train", 20000, 1), ("valid", 200, 2), ("test", 200, 3)):
                 write_pairs(folder, [(s, change(s)) for s in random_sentences(count, seed)], split)
             made[task] = preprocess(folder, folder / "bin")

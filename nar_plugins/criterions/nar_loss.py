@@ -1,10 +1,20 @@
-"""The loss of the non-autoregressive models: word and length parts, per predicted token of the global batch."""
+"""The loss of the non-autoregressive models: word, length and fertility parts, per predicted token of the global batch."""
 import math
 from dataclasses import dataclass, field
+from typing import Dict, Optional
 
+import torch
 from fairseq import metrics, utils
 from fairseq.criterions import FairseqCriterion, register_criterion
 from fairseq.dataclass import FairseqDataclass
+
+from nar_plugins.criterions.finetune import finetune_parts
+from nar_plugins.data.noise import uniform
+from nar_plugins.models.teacher import load_teacher
+from nar_plugins.modules.losses import LossPart, soft_word_loss
+from nar_plugins.modules.teacher_forcing import forced_features, forced_lprobs
+
+FERTILITY_STREAM = 1 << 41  # sets the random numbers of sampled fertilities apart from those of noise and glancing
 
 
 @dataclass
@@ -16,41 +26,131 @@ class NarLossConfig(FairseqDataclass):
         default=1.0,
         metadata={"help": "weight of the length loss of a sentence beside the word loss of a token (1, as in Mask-Predict)"},
     )
+    fertility_loss_factor: float = field(
+        default=1.0,
+        metadata={"help": "weight of the fertility loss of a source token beside the word loss of a token (1, as in NAT)"},
+    )
+    teacher: Optional[str] = field(
+        default=None,
+        metadata={"help": "a frozen autoregressive checkpoint: its word distributions are the targets (word-level "
+                  "distillation) or, with --finetune-weight, it judges what the model predicts"},
+    )  # fmt: skip
+    soft_target_weight: Optional[float] = field(
+        default=None,
+        metadata={"help": "share of the teacher's distributions in the word loss (1; 0 with --finetune-weight)"},
+    )
+    teacher_temperature: float = field(
+        default=1.0, metadata={"help": "softens the teacher's and the model's distributions in word-level distillation"}
+    )
+    finetune_weight: float = field(
+        default=0.0,
+        metadata={"help": "NAT's fine-tuning with --teacher: weight of the reverse-KL and expected-loss terms (the paper: "
+                  "0.25), the rest being the usual loss on distilled targets"},
+    )  # fmt: skip
 
 
 @register_criterion("nar_loss", dataclass=NarLossConfig)
 class NarLoss(FairseqCriterion):
-    """(sum of the words' losses + factor x sum of the lengths' losses) / predicted tokens of all workers and micro-batches.
+    """(sum of the words' losses + factor x sum of the lengths' or fertilities') / predicted tokens of the global batch.
 
-    So every predicted token weighs the same, however the global batch is cut; a mean per micro-batch would not do that.
-    (Mask-Predict release, ``label_smoothed_length_cross_entropy.py``.)
+    So every predicted token weighs the same, however the batch is cut over workers and micro-batches; a mean per
+    micro-batch would not do that. (Mask-Predict release, ``label_smoothed_length_cross_entropy.py``.)
+
+    With ``--teacher`` the word part is word-level distillation (Kim and Rush 2016, section 3.1), or, with
+    ``--finetune-weight``, the whole loss is NAT's fine-tuning (Gu et al. 2018, section 4.3). In validation the teacher is
+    not asked: the loss is the usual one.
     """
 
-    def __init__(self, task, label_smoothing: float, length_loss_factor: float):
+    def __init__(
+        self,
+        task,
+        label_smoothing: float,
+        length_loss_factor: float,
+        fertility_loss_factor: float = 1.0,
+        teacher: Optional[str] = None,
+        soft_target_weight: Optional[float] = None,
+        teacher_temperature: float = 1.0,
+        finetune_weight: float = 0.0,
+    ):
         super().__init__(task)
         if not 0 <= label_smoothing < 1:
             raise ValueError(f"--label-smoothing {label_smoothing}: choose a number from 0 up to, not including, 1")
+        if not 0 <= finetune_weight <= 1:
+            raise ValueError(f"--finetune-weight {finetune_weight}: choose a number from 0 to 1")
+        if teacher is None and (finetune_weight > 0 or soft_target_weight or teacher_temperature != 1):
+            raise ValueError("--finetune-weight, --soft-target-weight and --teacher-temperature need --teacher CKPT")
+        if soft_target_weight is None:
+            soft_target_weight = 1.0 if teacher and finetune_weight == 0 else 0.0
+        if not 0 <= soft_target_weight <= 1:
+            raise ValueError(f"--soft-target-weight {soft_target_weight}: choose a number from 0 to 1")
+        if teacher_temperature <= 0:
+            raise ValueError(f"--teacher-temperature {teacher_temperature}: choose a number above 0")
+        if teacher and soft_target_weight == 0 and finetune_weight == 0:
+            raise ValueError("--teacher has nothing to do: give --finetune-weight or a --soft-target-weight above 0")
         self.label_smoothing = label_smoothing
-        self.length_loss_factor = length_loss_factor
+        self.factors = {"length": length_loss_factor, "fertility": fertility_loss_factor}
+        self.soft_target_weight = soft_target_weight
+        self.teacher_temperature = teacher_temperature
+        self.finetune_weight = finetune_weight
+        # in a tuple, so that it is no submodule: a checkpoint of the student must not hold it, nor ask for it
+        self.teacher = (load_teacher(teacher, task),) if teacher else ()
 
     def forward(self, model, sample, reduce=True):
         """Loss (summed), its denominator (the predicted tokens) and what to log, of one batch."""
         if not hasattr(model, "losses"):
             raise ValueError("--criterion nar_loss trains this package's models; for an AR model use cross_entropy's kin")
-        parts = model.losses(model(**sample["net_input"], target=sample["target"]), self.label_smoothing)
-        loss = parts["words"].loss
-        if "length" in parts:
-            loss = loss + self.length_loss_factor * parts["length"].loss
+        taught = model.training and bool(self.teacher)
+        finetuned = taught and self.finetune_weight > 0
+        if finetuned and not getattr(model, "needs_fertilities", False):
+            raise ValueError("--finetune-weight is for nat with --source-copy fertility: other models have nothing to sample")
+        net_output = model(**sample["net_input"], target=sample["target"], **(self.draws(sample) if finetuned else {}))
+        parts = model.losses(net_output, self.label_smoothing)
         predicted = parts["words"].count
+        if taught and self.soft_target_weight > 0:
+            parts["words"] = self.softened(parts["words"], net_output, sample)
+
+        loss = sum(self.factors.get(name, 1.0) * part.loss for name, part in parts.items())
+        if finetuned:
+            judged = finetune_parts(self.teacher_on(sample), sample, net_output, self.task.mask_index)
+            loss = (1 - self.finetune_weight) * loss + self.finetune_weight * sum(part.loss for part in judged.values())
+            parts.update(judged)
         logs = {
             "loss": loss.detach(),
             "ntokens": sample["ntokens"],
             "nsentences": sample["target"].size(0),
             "sample_size": predicted,
+            "skipped": net_output.get("skipped", 0),
         }
         for name, part in parts.items():
             logs.update({f"{name}_loss": part.loss.detach(), f"{name}_nll": part.nll, f"{name}_count": part.count})
         return loss, predicted, logs
+
+    # -- the teacher -----------------------------------------------------------------------------------------------------
+
+    def teacher_on(self, sample: Dict):
+        """The teacher, where the batch is."""
+        return self.teacher[0].to(sample["target"].device)
+
+    def softened(self, words: LossPart, net_output: Dict, sample: Dict) -> LossPart:
+        """The word part with the teacher's distributions as targets, at the positions that the model predicted."""
+        if "picked" not in net_output:
+            raise ValueError("--teacher: word-level distillation needs a target at every position, and --ctc has none")
+        teacher, pad, eos = self.teacher_on(sample), self.task.target_dictionary.pad(), self.task.target_dictionary.eos()
+        with torch.no_grad():
+            source = sample["net_input"]
+            encoded = teacher.encoder(source["src_tokens"], src_lengths=source["src_lengths"])
+            features = forced_features(teacher, encoded, sample["target"], pad, eos)[net_output["picked"]]
+            targets = forced_lprobs(teacher, features, self.task.mask_index, self.teacher_temperature).exp()
+        soft = soft_word_loss(net_output["logits"], targets, self.teacher_temperature)
+        return words._replace(loss=(1 - self.soft_target_weight) * words.loss + self.soft_target_weight * soft)
+
+    def draws(self, sample: Dict) -> Dict:
+        """Random numbers (B, S) for the sampled fertilities: a function of (seed, update, sentence)."""
+        width = sample["net_input"]["src_tokens"].size(1)
+        update = sample["update"] ^ FERTILITY_STREAM
+        return {"fertility_draws": uniform(self.task.cfg.seed, update, sample["id"], width)}
+
+    # -- logging ---------------------------------------------------------------------------------------------------------
 
     @staticmethod
     def reduce_metrics(logging_outputs) -> None:
@@ -69,6 +169,8 @@ class NarLoss(FairseqCriterion):
             log_mean(key[: -len("_loss")], total(key), total(f"{key[:-len('_loss')]}_count"))
         if total("words_count") > 0:
             metrics.log_derived("ppl", lambda meters: utils.get_perplexity(meters["nll_loss"].avg))
+        if total("skipped") > 0:  # pairs that the loss cannot use
+            metrics.log_scalar_sum("skipped", total("skipped"))
 
     @staticmethod
     def logging_outputs_can_be_summed() -> bool:

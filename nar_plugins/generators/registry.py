@@ -23,10 +23,13 @@ class SharedGeneratorConfig(FairseqDataclass):
     """Options that several generators share."""
 
     length_beam: Optional[int] = field(
-        default=None, metadata={"help": "decode this many of the most probable lengths and keep the best (mask_predict: 5)"}
+        default=None, metadata={"help": "decode this many of the most probable lengths and keep the best (mask_predict 5, one_pass 1)"}
     )
     gold_length: bool = field(
         default=False, metadata={"help": "analysis: take the length (beam: a window around it) from the reference"}
+    )
+    rescorer: Optional[str] = field(
+        default=None, metadata={"help": "an autoregressive checkpoint that orders the candidates, in one pass"}
     )
     dedup: DEDUP = field(
         default="none", metadata={"help": "drop consecutive repeated tokens, or words, from the output"}
@@ -106,13 +109,12 @@ def generation_options(args) -> Namespace:
 
 # fairseq's options that no parallel decoder refuses: they choose or print, or name what it has too
 HONOURED = {"beam", "nbest", "print_step", "retain_iter_history", "sacrebleu", "no_seed_provided", "retain_dropout",
-            "retain_dropout_modules", "no_early_stop", "no_beamable_mm"}  # fmt: skip
+            "retain_dropout_modules", "no_early_stop", "no_beamable_mm", "iter_decode_with_external_reranker"}  # fmt: skip
 OURS = {
     "iter_decode_max_iter": "--iterations counts all passes (fairseq's number plus one)",
     "iter_decode_force_max_iter": "--schedule linear never stops early",
     "iter_decode_with_beam": "use --length-beam",
     "iter_decode_eos_penalty": "it has no meaning here",
-    "iter_decode_with_external_reranker": "there is no rescorer",
 }
 
 

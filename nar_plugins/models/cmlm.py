@@ -8,6 +8,7 @@ from torch import Tensor
 from nar_plugins.data.canvas import blank_canvas
 from nar_plugins.data.noise import mask_uniform
 from nar_plugins.models.nar_base import NarModel
+from nar_plugins.models.presets import default, sizes, switch_on
 from nar_plugins.modules.losses import LossPart, length_loss, masked_word_loss
 
 
@@ -21,7 +22,11 @@ class CmlmModel(NarModel):
     """
 
     generators = ("mask_predict",)
-    noise = staticmethod(mask_uniform)
+
+    def noise(self, sample: Dict, seed: int, update: int) -> Dict[str, Tensor]:
+        """The target with masks, section 3.1."""
+        canvas, _ = mask_uniform(sample["target"], sample["id"], seed, update, self.pad, self.mask)
+        return {"prev_output_tokens": canvas}
 
     def initial_canvas(self, encoder_out: Dict, lengths: Tensor) -> Tensor:
         """``<mask>`` everywhere: lengths (B, N) -> (B*N, T) int64."""
@@ -34,7 +39,8 @@ class CmlmModel(NarModel):
             src_tokens: (B, S) int64. prev_output_tokens: (B, T) int64, the target with masks. target: (B, T) int64.
 
         Returns:
-            dict of logits (M, V) and words (M,) of the M masked positions, length_lprobs (B, classes), lengths (B,).
+            dict of logits (M, V) and words (M,) of the M masked positions, ``picked`` (B, T) where they stand, length_lprobs
+            (B, classes), lengths (B,).
         """
         encoder_out = self.encode(src_tokens, src_lengths)
         padding = target.eq(self.pad)
@@ -43,6 +49,7 @@ class CmlmModel(NarModel):
         return {
             "logits": self.decoder.output_layer(features[masked]),
             "words": target[masked],
+            "picked": masked,
             "length_lprobs": self.length_lprobs(encoder_out),
             "lengths": (~padding).sum(1),
         }
@@ -53,30 +60,6 @@ class CmlmModel(NarModel):
             "words": masked_word_loss(net_output["logits"], net_output["words"], label_smoothing),
             "length": length_loss(net_output["length_lprobs"], net_output["lengths"]),
         }
-
-
-def default(args, **values) -> None:
-    """Set what the user did not."""
-    for name, value in values.items():
-        if getattr(args, name, None) is None:
-            setattr(args, name, value)
-
-
-def sizes(args, dim: int, ffn: int, heads: int, layers: int) -> None:
-    """The same size on both sides."""
-    for side in ("encoder", "decoder"):
-        default(args, **{
-            f"{side}_embed_dim": dim,
-            f"{side}_ffn_embed_dim": ffn,
-            f"{side}_attention_heads": heads,
-            f"{side}_layers": layers,
-        })
-
-
-def switch_on(args, *flags: str) -> None:
-    """Turn on switches that cannot be turned off by the command line (use the plain architecture for that)."""
-    for flag in flags:
-        setattr(args, flag, True)
 
 
 @register_model_architecture("cmlm", "cmlm")

@@ -4,6 +4,7 @@ A model has four hooks, in the order in which a sentence meets them: ``encode``,
 the decoder) and, in training, ``losses``. Generators and the criterion call nothing else.
 """
 import logging
+import re
 from typing import Dict, List, NamedTuple, Optional
 
 import torch
@@ -49,7 +50,9 @@ class NarEncoder(TransformerEncoderBase):
 
     def __init__(self, cfg, dictionary, embed_tokens):
         super().__init__(cfg, dictionary, embed_tokens)
-        self.length_head = LengthHead(cfg.max_target_positions + 1, embed_tokens.embedding_dim, cfg.length_head)
+        form = cfg.length_head
+        classes = cfg.max_target_positions + 1
+        self.length_head = None if form == "none" else LengthHead(classes, embed_tokens.embedding_dim, form)
 
     def build_encoder_layer(self, cfg):
         return wrap(NarEncoderLayer(cfg), cfg)
@@ -59,7 +62,8 @@ class NarEncoder(TransformerEncoderBase):
         padding = src_tokens.eq(self.padding_idx)
         x, embedding = self.forward_embedding(src_tokens, token_embeddings)
         x = x.masked_fill(padding.unsqueeze(-1), 0)
-        with_token = self.length_head.form == "token"
+        form = None if self.length_head is None else self.length_head.form
+        with_token = form == "token"
         seen = padding
         if with_token:
             x = torch.cat([self.length_head.token(x.size(0)).to(x), x], 1)
@@ -78,7 +82,7 @@ class NarEncoder(TransformerEncoderBase):
             length_state, x = x[0], x[1:]
             states = [state[1:] for state in states]
         else:
-            length_state = self.length_head.pool(x, padding)
+            length_state = self.length_head.pool(x, padding) if form == "pooled" else None
         return {
             "encoder_out": [x],
             "encoder_padding_mask": [padding],
@@ -99,9 +103,14 @@ class NarDecoder(TransformerDecoderBase):
 
     def memory(self, encoder_out: Dict) -> Memory:
         """Keys and values of every layer's cross-attention, from the encoder's (S, B, D)."""
-        states, padding = encoder_out["encoder_out"][0].transpose(0, 1), encoder_out["encoder_padding_mask"][0]
-        both = [layer.encoder_attn.keys_values(states) for layer in self.layers]
+        padding = encoder_out["encoder_padding_mask"][0]
+        states = [state.transpose(0, 1) for state in self.attended_states(encoder_out)]
+        both = [layer.encoder_attn.keys_values(state) for layer, state in zip(self.layers, states)]
         return Memory([k for k, _ in both], [v for _, v in both], allowed_keys(padding) if padding.any() else None)
+
+    def attended_states(self, encoder_out: Dict) -> List[Tensor]:
+        """The encoder's states (S, B, D) that each layer attends to: the top ones."""
+        return encoder_out["encoder_out"] * len(self.layers)
 
     def embed(self, tokens: Tensor) -> Tensor:
         """Canvas (R, T) int64 -> (R, T, D)."""
@@ -127,8 +136,13 @@ class NarDecoder(TransformerDecoderBase):
         Returns:
             (B*N, T or n, D) features, to be projected by ``output_layer``.
         """
-        x = self.embed(tokens)
-        allowed = allowed_keys(padding)
+        return self.through_layers(self.embed(tokens), memory, padding, picked)
+
+    def through_layers(
+        self, x: Tensor, memory: Memory, padding: Optional[Tensor] = None, picked: Optional[Tensor] = None, **extra
+    ) -> Tensor:
+        """``forward`` from the embedded canvas (B*N, T, D) on; ``extra`` is what the layers of a subclass need besides."""
+        allowed = self.allowed_positions(padding, x)
         last = len(self.layers) - 1
         for i, layer in enumerate(self.layers):
             x = layer(
@@ -138,17 +152,22 @@ class NarDecoder(TransformerDecoderBase):
                 memory_allowed=memory.allowed,
                 canvas_allowed=allowed,
                 picked=picked if i == last else None,
+                **extra,
             )
         if self.layer_norm is not None:
             x = self.layer_norm(x)
         return x if self.project_out_dim is None else self.project_out_dim(x)
+
+    def allowed_positions(self, padding: Optional[Tensor], x: Tensor) -> Optional[Tensor]:
+        """Where a position of the canvas (B*N, T, D) may look: anywhere but at padding."""
+        return allowed_keys(padding)
 
 
 class NarModel(TransformerModel):
     """Base of the models that predict every position of a canvas at once, and of whose length a head decides."""
 
     generators = ()  # the generators that can decode it, the default first
-    noise = None  # data.noise function that makes the training canvas of a target, or None
+    own_parts = (r"encoder\.length_head\.",)  # what an AR model does not have, and starts afresh with its checkpoint
 
     @classmethod
     def add_args(cls, parser):
@@ -190,6 +209,10 @@ class NarModel(TransformerModel):
     def build_decoder(cls, args, tgt_dict, embed_tokens):
         return NarDecoder(TransformerConfig.from_namespace(args), tgt_dict, embed_tokens)
 
+    def noise(self, sample: Dict, seed: int, update: int) -> Dict[str, Tensor]:
+        """What training adds to a batch's ``net_input``: a function of (seed, update, sentence), or of (seed, sentence)."""
+        return {}
+
     # -- the four hooks ----------------------------------------------------------------------------------------------
 
     def encode(self, src_tokens: Tensor, src_lengths: Optional[Tensor] = None) -> Dict:
@@ -225,13 +248,15 @@ class NarModel(TransformerModel):
                 start_from(getattr(self, side), side, path)
 
     def upgrade_state_dict_named(self, state_dict, name):
-        """Let ``--finetune-from-model`` take an AR checkpoint: a length head that is wholly absent starts afresh."""
+        """Let ``--finetune-from-model`` take an AR checkpoint: parts that it wholly lacks start afresh."""
         super().upgrade_state_dict_named(state_dict, name)
         prefix = f"{name}." if name else ""
-        key = f"{prefix}encoder.length_head.weight"
-        if key not in state_dict:
-            logger.warning("the checkpoint has no length head (an AR model's?): it starts from its initialisation")
-            state_dict[key] = self.encoder.length_head.weight.detach().clone()
+        own = self.state_dict()
+        for part in self.own_parts:
+            keys = [key for key in own if re.match(part, key)]
+            if keys and not any(prefix + key in state_dict for key in keys):
+                logger.warning(f"the checkpoint has no {keys[0]} (an AR model's?): it starts from its initialisation")
+                state_dict.update({prefix + key: own[key].clone() for key in keys})
 
 
 def wrap(layer: nn.Module, cfg) -> nn.Module:

@@ -75,18 +75,26 @@ class NarDecoderLayer(TransformerDecoderLayerBase):
         Returns:
             (B*N, T or n, D).
         """
+        x = self.attend_canvas(x, canvas_allowed, picked)
+        return self.feed_forward(self.attend_memory(x, memory_keys, memory_values, memory_allowed))
+
+    def attend_canvas(self, x: Tensor, allowed: Optional[Tensor], picked: Optional[Tensor] = None) -> Tensor:
+        """Self-attention, of all positions or the picked ones."""
         inputs = self.self_attn_layer_norm(x) if self.normalize_before else x
         keys, values = self.self_attn.keys_values(inputs)
         if picked is not None:
             x, inputs = pick(x, picked), pick(inputs, picked)
-        y = self.self_attn.attend(self.self_attn.queries(inputs), keys, values, canvas_allowed)
-        x = self.add(x, y, self.self_attn_layer_norm)
+        y = self.self_attn.attend(self.self_attn.queries(inputs), keys, values, allowed)
+        return self.add(x, y, self.self_attn_layer_norm)
 
+    def attend_memory(self, x: Tensor, keys: Tensor, values: Tensor, allowed: Optional[Tensor]) -> Tensor:
+        """Cross-attention; the canvases of a sentence ask together."""
         inputs = self.encoder_attn_layer_norm(x) if self.normalize_before else x
-        together = inputs.reshape(memory_keys.size(0), -1, inputs.size(-1))
-        y = self.encoder_attn.attend(self.encoder_attn.queries(together), memory_keys, memory_values, memory_allowed)
-        x = self.add(x, y.view_as(x), self.encoder_attn_layer_norm)
+        together = inputs.reshape(keys.size(0), -1, inputs.size(-1))
+        y = self.encoder_attn.attend(self.encoder_attn.queries(together), keys, values, allowed)
+        return self.add(x, y.view_as(x), self.encoder_attn_layer_norm)
 
+    def feed_forward(self, x: Tensor) -> Tensor:
         inputs = self.final_layer_norm(x) if self.normalize_before else x
         y = self.fc2(self.activation_dropout_module(self.activation_fn(self.fc1(inputs))))
         return self.add(x, y, self.final_layer_norm)

@@ -20,10 +20,8 @@ def fast_linear(models, dtype: torch.dtype):
     Args:
         dtype: the type of the decoding; an autocast chooses its own kernels.
     """
-    layers = [
-        m for model in models for m in model.modules()
-        if type(m) is nn.Linear and m.weight.dtype == torch.float32 and m.weight.device.type == "cpu"
-    ]  # fmt: skip
+    modules = dict.fromkeys(m for model in models for m in model.modules())  # once each: an ensemble may name a model twice
+    layers = [m for m in modules if type(m) is nn.Linear and m.weight.dtype == torch.float32 and m.weight.device.type == "cpu"]
     usable = dtype == torch.float32 and torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
     layers = [m for m in layers if "forward" not in vars(m)] if usable else []
     for layer in layers:

@@ -31,3 +31,11 @@ def length_loss(lprobs: Tensor, lengths: Tensor) -> LossPart:
     """Negative log-likelihood of the target lengths, summed: lprobs (B, classes), lengths (B,) int64."""
     nll = -lprobs.gather(1, lengths.unsqueeze(1)).sum()
     return LossPart(nll, nll.detach(), torch.tensor(lengths.numel(), device=lengths.device))
+
+
+def soft_word_loss(logits: Tensor, targets: Tensor, temperature: float) -> Tensor:
+    """Cross-entropy with distributions as targets, summed: logits and targets (M, V).
+
+    Times the temperature's square, so that its gradient keeps its size (Hinton et al. 2015, section 2).
+    """
+    return -(targets * (full(logits) / temperature).log_softmax(-1)).sum() * temperature**2

@@ -17,9 +17,11 @@ from sacrebleu.metrics import BLEU
 
 from nar_plugins.data import checks
 from nar_plugins.data.dictionary import add_mask, check_same_symbols, load_dictionary
+from nar_plugins.data.fertility import FertilityDataset, fertility_path
 from nar_plugins.data.noise import VALIDATION_UPDATE
 from nar_plugins.generators import registry
 from nar_plugins.generators.beam import BeamGenerator
+from nar_plugins.models.teacher import check_teacher, load_teacher
 from nar_plugins.modules.vocabulary import accept_missing_mask_row
 
 logger = logging.getLogger(__name__)
@@ -59,6 +61,7 @@ class NarTranslationTask(TranslationTask):
         add_mask(src_dict)
         self.mask_index = add_mask(tgt_dict)
         self.noise = None  # the model's, set when it is built
+        self.needs_fertilities = False  # the model's, too
         self.said_tokens = False
 
     @classmethod
@@ -95,6 +98,10 @@ class NarTranslationTask(TranslationTask):
         blank = int(((dataset.src_sizes <= 1) | (dataset.tgt_sizes <= 1)).sum())
         if blank:
             logger.warning(f"{split}: {blank} of {len(dataset)} pairs have an empty side; they are kept")
+        fertilities = fertility_path(folder, split, source, target)
+        training = "task_cfg" not in kwargs  # fairseq-generate and -validate pass the checkpoint's
+        if self.needs_fertilities and (training or fertilities.exists()):
+            self.datasets[split] = FertilityDataset(dataset, fertilities)
 
     def build_dataset_for_inference(self, src_tokens, src_lengths, constraints=None):
         """The lines given to ``fairseq-interactive``, padded on the right as in training."""
@@ -155,6 +162,7 @@ class NarTranslationTask(TranslationTask):
         if not from_checkpoint and hasattr(model, "start_from_checkpoints"):
             model.start_from_checkpoints()
         self.noise = getattr(model, "noise", None)
+        self.needs_fertilities = getattr(model, "needs_fertilities", False)
         return model
 
     def build_generator(self, models, args, seq_gen_cls=None, extra_gen_cls_kwargs=None, prefix_allowed_tokens_fn=None):
@@ -168,6 +176,7 @@ class NarTranslationTask(TranslationTask):
             ValueError: an option is unknown or cannot be honoured, or the generator cannot decode these models.
         """
         config = self.generator_config(args)
+        models, rescorer = self.rescorer(list(models), config, args)
         name = registry.resolve(config.generator, models)
         registry.refuse_foreign(config, name)
         if name == "beam":
@@ -176,7 +185,18 @@ class NarTranslationTask(TranslationTask):
             )
             return BeamGenerator(generator, models, self.mask_index, config.decode_dtype)
         options = registry.generation_options(args)
-        return registry.GENERATORS[name](models, self.target_dictionary, config, options, self.mask_index)
+        return registry.GENERATORS[name](models, self.target_dictionary, config, options, self.mask_index, rescorer)
+
+    def rescorer(self, models: list, config: Namespace, args) -> tuple:
+        """The models that decode, and the AR model that chooses: ``--rescorer``'s, or the last of ``--path a.pt:ar.pt`` with
+        fairseq's ``--iter-decode-with-external-reranker``; None without either."""
+        if getattr(args, "iter_decode_with_external_reranker", False):
+            if len(models) < 2 or config.rescorer:
+                raise ValueError("--iter-decode-with-external-reranker takes the last of several --path checkpoints, "
+                                 "and no --rescorer besides")  # fmt: skip
+            check_teacher(models[-1], "the last checkpoint of --path")
+            return models[:-1], models[-1]
+        return models, load_teacher(config.rescorer, self) if config.rescorer else None
 
     def generator_config(self, args) -> Namespace:
         """This package's generator options: the task's flags, overridden by those in ``args``."""
@@ -190,13 +210,11 @@ class NarTranslationTask(TranslationTask):
     # -- steps ---------------------------------------------------------------------------------------------------------
 
     def corrupt(self, sample: Dict, update: int) -> Dict:
-        """The batch with the model's noise in ``prev_output_tokens``; the batch itself for an AR model."""
+        """The batch with the model's noise in its ``net_input``; the batch itself for an AR model."""
         if self.noise is None or not sample:
             return sample
-        canvas, _ = self.noise(
-            sample["target"], sample["id"], self.cfg.seed, update, self.tgt_dict.pad(), self.mask_index
-        )
-        return {**sample, "net_input": {**sample["net_input"], "prev_output_tokens": canvas}}
+        net_input = {**sample["net_input"], **self.noise(sample, self.cfg.seed, update)}
+        return {**sample, "net_input": net_input, "update": update}
 
     def train_step(self, sample, model, criterion, optimizer, update_num, ignore_grad=False):
         """fairseq's step (with its ``--amp`` and ``set_num_updates``) on the batch with this update's noise."""

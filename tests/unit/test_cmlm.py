@@ -28,7 +28,9 @@ def transformer_checkpoint(path, *flags: str, words: int = 20):
     d = dictionary(words)
     torch.manual_seed(5)
     ar = TransformerModel.build_model(args, Namespace(source_dictionary=d, target_dictionary=d))
-    torch.save({"args": args, "cfg": None, "model": ar.state_dict()}, path)
+    history = [{"criterion_name": "", "optimizer_name": "", "lr_scheduler_state": {}, "num_updates": 1}]
+    torch.save({"args": args, "cfg": None, "model": ar.state_dict(), "optimizer_history": history, "task_state": {},
+                "extra_state": {"train_iterator": {"epoch": 1, "iterations_in_epoch": 0}}}, path)  # fmt: skip
     return ar
 
 

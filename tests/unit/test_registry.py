@@ -120,12 +120,13 @@ REFUSED = {
     "diverse_beam_strength": 0.1, "diversity_rate": 0.1, "print_alignment": "hard",
     "lm_path": "lm.pt", "lm_weight": 0.5,
     "iter_decode_eos_penalty": 1.0, "iter_decode_max_iter": 9, "iter_decode_force_max_iter": True,
-    "iter_decode_with_beam": 5, "iter_decode_with_external_reranker": True, "decoding_format": "vote", "eos_token": "x",
+    "iter_decode_with_beam": 5, "decoding_format": "vote", "eos_token": "x",
 }  # fmt: skip
 SERVED = {
     "nbest": 3, "max_len_a": 1.5, "max_len_b": 20, "min_len": 3, "unnormalized": True, "lenpen": 0.5, "sacrebleu": True,
     "print_step": True, "retain_iter_history": True, "retain_dropout": True, "retain_dropout_modules": ["x"],
     "no_early_stop": True, "no_beamable_mm": True, "no_seed_provided": True, "beam": 1,
+    "iter_decode_with_external_reranker": True,
 }  # fmt: skip
 
 

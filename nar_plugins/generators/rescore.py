@@ -1,0 +1,70 @@
+"""An autoregressive model orders the candidates of a parallel one (Gu et al. 2018, section 4.2: noisy parallel decoding)."""
+from argparse import Namespace
+
+import torch
+from torch import Tensor
+
+from nar_plugins.modules.teacher_forcing import token_lprobs
+
+CPU_ROWS = 64  # candidates scored at a time on a CPU
+
+
+class Rescorer:
+    """Scores candidates in one teacher-forced pass, equal ones once.
+
+    A candidate is scored as the reader sees it: without the ``</s>`` inside it, and with the one that ends it, so that a
+    cut translation pays for its missing end. ``--lenpen`` and ``--unnormalized`` are those of the generator's own scores.
+
+    Args:
+        model: an AR model (``models.teacher.load_teacher``).
+        pad, eos, mask: indices in the target dictionary.
+        options: fairseq's ``GenerationConfig``.
+    """
+
+    def __init__(self, model, pad: int, eos: int, mask: int, options: Namespace):
+        self.model, self.pad, self.eos, self.mask, self.options = model.eval(), pad, eos, mask, options
+        self.candidates = self.scored = 0
+
+    def __call__(self, source: Tensor, tokens: Tensor, lengths: Tensor, sentences: Tensor) -> Tensor:
+        """Scores (R,) of the candidates.
+
+        Args:
+            source: (B, S) int64. tokens: (R, T) int64. lengths: (R,) int64. sentences: (R,) int64, whose candidates they are.
+
+        Raises:
+            ValueError: a candidate is longer than the model's positions.
+        """
+        self.model.to(source.device)
+        text, sizes = self.as_read(tokens, lengths)
+        longest = self.model.max_decoder_positions()
+        if text.size(1) > longest:
+            raise ValueError(f"a candidate of {text.size(1)} tokens is longer than the rescorer's {longest} positions: "
+                             "give --max-len-a and --max-len-b")  # fmt: skip
+        rows = torch.cat([sentences.unsqueeze(1), text], 1)
+        unique, back = torch.unique(rows, dim=0, return_inverse=True)
+        self.candidates, self.scored = self.candidates + rows.size(0), self.scored + unique.size(0)
+
+        sentences, text = unique[:, 0], unique[:, 1:]
+        real = text.ne(self.pad)
+        encoded = self.model.encoder(source, src_lengths=source.ne(self.pad).sum(1))
+        step = CPU_ROWS if source.device.type == "cpu" else max(1, text.size(0))
+        lprobs = torch.cat([
+            token_lprobs(self.model, encoded, rows_, text_, self.pad, self.eos, self.mask)
+            for rows_, text_ in zip(sentences.split(step), text.split(step))
+        ])
+        score = lprobs.sum(1)
+        if not self.options.unnormalized:
+            score = score / real.sum(1) ** self.options.lenpen
+        return score[back]
+
+    def as_read(self, tokens: Tensor, lengths: Tensor) -> tuple:
+        """Without ``</s>`` but at the end: (R, T + 1) padded on the right, and the lengths (R,)."""
+        width = tokens.size(1)
+        places = torch.arange(width, device=tokens.device)
+        words = (places < lengths.unsqueeze(1)) & tokens.ne(self.eos) & tokens.ne(self.pad)
+        sizes = words.sum(1)
+        order = (~words).long().argsort(dim=1, stable=True)
+        text = tokens.gather(1, order).masked_fill(places >= sizes.unsqueeze(1), self.pad)
+        text = torch.nn.functional.pad(text, (0, 1), value=self.pad)
+        text = text.scatter(1, sizes.unsqueeze(1), self.eos)
+        return text[:, : int(sizes.max()) + 1], sizes + 1

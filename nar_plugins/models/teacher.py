@@ -1,0 +1,84 @@
+"""Autoregressive teachers: checkpoints that distil, rescore or are imitated. Loaded and checked in one place."""
+import copy
+from pathlib import Path
+
+import torch.nn as nn
+from fairseq import checkpoint_utils, utils
+from fairseq.models import ARCH_MODEL_REGISTRY, FairseqEncoderDecoderModel, FairseqIncrementalDecoder
+from fairseq.models.nat import FairseqNATModel
+
+from nar_plugins.data.dictionary import check_same_symbols, load_dictionary
+
+TASKS = ("nar_translation", "translation")
+
+
+def load_teacher(path: str, task) -> nn.Module:
+    """The autoregressive model in a checkpoint of ``nar_translation`` or of fairseq's ``translation``.
+
+    Args:
+        path: the checkpoint; a vocabulary without ``<mask>`` is accepted.
+        task: whose dictionaries the teacher must have; it is not changed, whatever the model would set in it.
+
+    Returns:
+        the model in evaluation mode, without gradients, on the CPU.
+
+    Raises:
+        ValueError: there is no whole checkpoint (``CheckpointError``), it holds no autoregressive translation model, or
+            its dictionaries are others; the message says which symbol differs first, where that can be known.
+    """
+    state = checkpoint_utils.load_checkpoint_to_cpu(path)
+    cfg = state["cfg"]
+    trained = cfg.task._name
+    if trained not in TASKS:
+        raise ValueError(f"{path} was trained under --task {trained}: a teacher comes from {' or '.join(TASKS)}")
+    arch = cfg.model._name
+    if arch not in ARCH_MODEL_REGISTRY:
+        raise ValueError(f"{path} holds a model '{arch}', which is not registered here: a teacher is a transformer")
+    check_teacher(ARCH_MODEL_REGISTRY[arch], path)
+    check_languages(cfg, task, path)
+    check_symbols(cfg, state["model"], task)
+    (model,), _ = checkpoint_utils.load_model_ensemble([path], task=copy.copy(task), state=state)
+    check_teacher(model, path)
+    return model.eval().requires_grad_(False)
+
+
+def check_teacher(model, name: str) -> None:
+    """Raise unless a model, or a class of models, is autoregressive.
+
+    Args:
+        name: what the message calls it, a path for example.
+    """
+    kind = model if isinstance(model, type) else type(model)
+    ours = "beam" in getattr(kind, "generators", ("beam",))  # fairseq's own models have no such list
+    causal = model is kind or isinstance(model.decoder, FairseqIncrementalDecoder)
+    if not issubclass(kind, FairseqEncoderDecoderModel) or issubclass(kind, FairseqNATModel) or not ours or not causal:
+        raise ValueError(f"{name} holds a {kind.__name__}: a teacher is an autoregressive model, such as a transformer")
+
+
+def check_languages(cfg, task, path: str) -> None:
+    """Raise for a teacher of the other direction: with a joined dictionary nothing else would give it away."""
+    theirs = (cfg.task.source_lang, cfg.task.target_lang)
+    ours = (task.cfg.source_lang, task.cfg.target_lang)
+    if theirs == ours[::-1] and theirs != ours:
+        raise ValueError(f"{path} translates {'-'.join(theirs)}, the data are {'-'.join(ours)}: give a teacher of that direction")
+
+
+def check_symbols(cfg, weights, task) -> None:
+    """Raise when the dictionary files that a checkpoint was trained with are still there and are not the task's.
+
+    Checkpoints of ``nar_translation`` hold their symbols, and the task compares them; those of ``translation`` hold the
+    path of their data only. A file whose size is not the checkpoint's own is of other data by now, and says nothing.
+    """
+    folder = utils.split_paths(cfg.task.data or "")[0]
+    sides = (
+        ("source", cfg.task.source_lang, "encoder", task.source_dictionary),
+        ("target", cfg.task.target_lang, "decoder", task.target_dictionary),
+    )
+    for side, language, part, ours in sides:
+        file = Path(folder, f"dict.{language}.txt")
+        table = weights.get(f"{part}.embed_tokens.weight")
+        if table is None or not file.is_file():
+            continue
+        theirs = load_dictionary(str(file)).symbols
+        if len(theirs) == len(table):
+            check_same_symbols(theirs, ours.symbols, f"the {side} dictionary of {task.cfg.data}")

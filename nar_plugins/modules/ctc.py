@@ -1,0 +1,158 @@
+"""Connectionist temporal classification (Graves et al. 2006) as the latent alignment of a NAT (Libovicky and Helcl 2018).
+
+The canvas is longer than the target; repeated tokens count once, and blanks not at all.
+"""
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from nar_plugins.modules.losses import LossPart
+
+IMPOSSIBLE = -float("inf")
+
+
+def needed(target: Tensor, real: Tensor) -> Tensor:
+    """The shortest canvas for a target (B, T): its length, and a blank between equal neighbours: (B,) int64."""
+    repeats = target[:, 1:].eq(target[:, :-1]) & real[:, 1:]
+    return real.sum(1) + repeats.sum(1)
+
+
+def ctc_loss(lprobs: Tensor, lengths: Tensor, target: Tensor, real: Tensor, blank: int) -> tuple:
+    """The loss, summed, over the target tokens of the pairs whose canvas is long enough; and the number of the others.
+
+    Args:
+        lprobs: (B, C, V) float32 log-probabilities on canvases of C positions. lengths: (B,) int64, real positions.
+        target: (B, T) int64. real: (B, T) bool.
+    """
+    fits = needed(target, real) <= lengths
+    nll = F.ctc_loss(
+        lprobs.transpose(0, 1), target, lengths, real.sum(1), blank=blank, reduction="none", zero_infinity=True
+    )
+    nll = nll.masked_fill(~fits, 0).sum()  # already zero, and so is its gradient
+    return LossPart(nll, nll.detach(), (real.sum(1) * fits).sum()), (~fits).sum()
+
+
+def best_alignment(logits: Tensor, lengths: Tensor, target: Tensor, real: Tensor, blank: int) -> Tensor:
+    """The most probable path of a target through a canvas, by Viterbi over all sentences at once: (B, C) int64.
+
+    States are blank, y1, blank, y2, ... blank; from state s a step leads to s, s+1, and to s+2 unless that skips a blank
+    between equal tokens. Where no path exists, and beyond the length, the result is blank.
+
+    Args:
+        logits: (B, C, V); a path takes one symbol of every position, so their normalisers change nothing.
+        lengths, target, real, blank: as in ``ctc_loss``.
+    """
+    batch, canvas = logits.shape[:2]
+    targets = real.sum(1)
+    symbols = logits.new_full((batch, 2 * target.size(1) + 1), blank, dtype=torch.long)
+    symbols[:, 1::2] = target.masked_fill(~real, blank)
+    emissions = logits.gather(2, symbols.unsqueeze(1).expand(-1, canvas, -1))
+    may_skip = F.pad(symbols[:, 2:].ne(symbols[:, :-2]) & symbols[:, 2:].ne(blank), (2, 0))
+
+    score = torch.full_like(emissions[:, 0], IMPOSSIBLE)
+    score[:, :2] = emissions[:, 0, :2]
+    came = []  # per step, how many states the best predecessor lies back
+    for t in range(1, canvas):
+        skipped = F.pad(score, (2, 0), value=IMPOSSIBLE)[:, :-2].masked_fill(~may_skip, IMPOSSIBLE)
+        best, back = torch.stack([score, F.pad(score, (1, 0), value=IMPOSSIBLE)[:, :-1], skipped]).max(0)
+        running = (t < lengths).unsqueeze(1)
+        score = torch.where(running, best + emissions[:, t], score)
+        came.append(torch.where(running, back, 0))
+
+    ends = torch.stack([2 * targets, (2 * targets - 1).clamp(min=0)], 1)
+    state = ends.gather(1, score.gather(1, ends).argmax(1, keepdim=True))
+    possible = score.gather(1, state) > IMPOSSIBLE
+    states = [state]
+    for back in reversed(came):
+        states.append(states[-1] - back.gather(1, states[-1]))
+    path = symbols.gather(1, torch.cat(states[::-1], 1))
+    beyond = torch.arange(canvas, device=path.device) >= lengths.unsqueeze(1)
+    return path.masked_fill(beyond | ~possible, blank)
+
+
+def collapse(path: Tensor, lengths: Tensor, blank: int) -> Tensor:
+    """Which positions of a path (R, C) are a token of the output: not blank, not equal to the position before: (R, C) bool."""
+    fresh = F.pad(path[:, 1:].ne(path[:, :-1]), (1, 0), value=True)
+    real = torch.arange(path.size(1), device=path.device) < lengths.unsqueeze(1)
+    return fresh & path.ne(blank) & real
+
+
+class Beam(NamedTuple):
+    """The prefixes of a search, K a row, best first; all tensors (R, K)."""
+
+    blank: Tensor  # log-probability of the prefix, ending in a blank
+    token: Tensor  # and ending in its last token
+    last: Tensor  # the last token, or the blank's index for the empty prefix
+    name: Tensor  # a hash of the prefix: equal prefixes are merged
+    length: Tensor  # of the prefix
+
+
+def prefix_beam_search(lprobs: Tensor, lengths: Tensor, blank: int, beam: int, expand: int = 10) -> tuple:
+    """The most probable outputs, summed over their paths (Graves and Jaitly 2014, algorithm 1), for all rows at once.
+
+    Args:
+        lprobs: (R, C, V) float32 log-probabilities; banned tokens at -inf. lengths: (R,) int64.
+        beam: K, prefixes kept. expand: how many of the best tokens of a position may extend a prefix.
+
+    Returns:
+        tokens: (R, K, C) int64, ``blank`` after the end of each. sizes: (R, K) int64. scores: (R, K), log-probability of
+        the output; -inf where there are fewer outputs. Best first.
+    """
+    rows, canvas, words = lprobs.shape
+    expand = min(expand, words - 1)
+    blank_lprobs = lprobs[..., blank]
+    token_lprobs, tokens = lprobs.index_fill(-1, torch.tensor([blank], device=lprobs.device), IMPOSSIBLE).topk(expand, -1)
+
+    empty = lprobs.new_full((rows, beam), IMPOSSIBLE)
+    whole = torch.zeros((rows, beam), dtype=torch.long, device=lprobs.device)
+    now = Beam(empty.index_fill(1, whole[0, :1], 0.0), empty, whole + blank, whole, whole)
+    text = lprobs.new_full((rows, beam, canvas), blank, dtype=torch.long)
+    for t in range(canvas):
+        either = torch.logaddexp(now.blank, now.token)
+        # a prefix stays: by a blank, or by its last token again
+        again = lprobs[:, t].gather(1, now.last).masked_fill(now.last.eq(blank), IMPOSSIBLE)
+        stay_blank, stay_token = either + blank_lprobs[:, t, None], now.token + again
+        # or grows by a token; by its own last token only over a blank
+        new = tokens[:, t].unsqueeze(1).expand(-1, beam, -1)
+        before = torch.where(new.eq(now.last.unsqueeze(2)), now.blank.unsqueeze(2), either.unsqueeze(2))
+        grown = before + token_lprobs[:, t].unsqueeze(1)
+        names = extended(now.name.unsqueeze(2), new)
+        # a grown prefix that is in the beam already adds to that one
+        same = names.unsqueeze(3).eq(now.name[:, None, None, :])
+        same &= (now.length.unsqueeze(2) + 1).unsqueeze(3).eq(now.length[:, None, None, :])
+        same &= either.gt(IMPOSSIBLE)[:, None, None, :]  # not to an empty place of the beam
+        joined = grown.unsqueeze(3).masked_fill(~same, IMPOSSIBLE).flatten(1, 2).logsumexp(1)
+        stay_token = torch.logaddexp(stay_token, joined)
+        grown = grown.masked_fill(same.any(3), IMPOSSIBLE)
+
+        score = torch.cat([torch.logaddexp(stay_blank, stay_token), grown.flatten(1)], 1)
+        chosen = score.topk(beam, 1).indices
+        stays, parent = chosen < beam, torch.where(chosen < beam, chosen, (chosen - beam) // expand)
+
+        def pick(stay, grow):
+            return torch.cat([stay, grow.flatten(1)], 1).gather(1, chosen)
+
+        lengths_after = now.length.gather(1, parent) + (~stays).long()
+        after = Beam(
+            pick(stay_blank, torch.full_like(grown, IMPOSSIBLE)),
+            pick(stay_token, grown),
+            pick(now.last, new),
+            pick(now.name, names),
+            lengths_after,
+        )
+        text_after = text.gather(1, parent.unsqueeze(2).expand(-1, -1, canvas))
+        at = (lengths_after - 1).clamp(min=0).unsqueeze(2)
+        text_after = text_after.scatter(2, at, torch.where(stays.unsqueeze(2), text_after.gather(2, at), after.last.unsqueeze(2)))
+
+        running = (t < lengths).unsqueeze(1)
+        now = Beam(*(torch.where(running, new_, old) for new_, old in zip(after, now)))
+        text = torch.where(running.unsqueeze(2), text_after, text)
+    scores, order = torch.logaddexp(now.blank, now.token).sort(1, descending=True)
+    return text.gather(1, order.unsqueeze(2).expand(-1, -1, canvas)), now.length.gather(1, order), scores
+
+
+def extended(name: Tensor, token: Tensor) -> Tensor:
+    """The hash of a prefix with one more token (a linear congruence modulo 2^64; equal lengths are compared besides)."""
+    return (name * 6364136223846793005 + token + 1442695040888963407) ^ (name >> 29)

@@ -1,0 +1,57 @@
+"""The decoder layer of Gu et al. 2018: a positional attention between self-attention and cross-attention (section 3.2)."""
+from typing import Optional
+
+import torch
+from fairseq.modules import LayerNorm
+from torch import Tensor
+
+from nar_plugins.modules.layers import NarDecoderLayer
+
+
+class PositionalDecoderLayer(NarDecoderLayer):
+    """A decoder layer in which every position also looks by position alone: queries and keys are the position vectors."""
+
+    def __init__(self, cfg, no_encoder_attn=False):
+        super().__init__(cfg, no_encoder_attn)
+        self.positional_attn = self.build_self_attention(self.embed_dim, cfg)
+        self.positional_attn_layer_norm = LayerNorm(self.embed_dim, export=cfg.export)
+
+    def forward(
+        self,
+        x: Tensor,
+        memory_keys: Tensor,
+        memory_values: Tensor,
+        memory_allowed: Optional[Tensor] = None,
+        canvas_allowed: Optional[Tensor] = None,
+        picked: Optional[Tensor] = None,
+        *,
+        positions: Tensor,
+    ) -> Tensor:
+        """``NarDecoderLayer.forward`` with the position vectors (B*N, T, D) besides; ``picked`` is not served."""
+        assert picked is None, "a NAT asks for every position"
+        x = self.attend_canvas(x, canvas_allowed)
+        x = self.attend_positions(x, positions, canvas_allowed)
+        return self.feed_forward(self.attend_memory(x, memory_keys, memory_values, memory_allowed))
+
+    def attend_positions(self, x: Tensor, positions: Tensor, allowed: Optional[Tensor]) -> Tensor:
+        """Attention whose values are x (B*N, T, D)."""
+        attention, norm = self.positional_attn, self.positional_attn_layer_norm
+        inputs = norm(x) if self.normalize_before else x
+        keys, values = attention.split_heads(attention.k_proj(positions)), attention.split_heads(attention.v_proj(inputs))
+        return self.add(x, attention.attend(attention.queries(positions), keys, values, allowed), norm)
+
+
+def not_itself(padding: Optional[Tensor], canvas: Tensor) -> Tensor:
+    """Where a position may look when it may not look at itself: (B*N, 1, T, T) or (1, 1, T, T) bool.
+
+    A canvas of one position looks at itself, because a softmax over nothing is none.
+
+    Args:
+        padding: (B*N, T) bool or None. canvas: (B*N, T, D), for its size and device.
+    """
+    width = canvas.size(1)
+    others = ~torch.eye(width, dtype=torch.bool, device=canvas.device)
+    if padding is None:
+        return (others if width > 1 else ~others)[None, None]
+    alone = padding.size(1) - padding.sum(1, keepdim=True) <= 1
+    return ((others | alone.unsqueeze(2)) & ~padding.unsqueeze(1)).unsqueeze(1)

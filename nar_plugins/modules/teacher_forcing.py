@@ -1,0 +1,37 @@
+"""What an autoregressive model thinks of given targets, in one pass over all their positions."""
+from typing import Dict, Optional
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from nar_plugins.modules.precision import full
+
+
+def forced_features(model, encoder_out: Dict, tokens: Tensor, pad: int, eos: int, rows: Optional[Tensor] = None) -> Tensor:
+    """The decoder's features (R, T, D) before each of the tokens.
+
+    Args:
+        model: an AR model. encoder_out: of its encoder, for B sentences.
+        tokens: (R, T) int64, targets that end in ``eos``, padded on the right.
+        rows: (R,) int64, which sentence each target is of; None: R = B, in order.
+    """
+    if rows is not None:
+        encoder_out = model.encoder.reorder_encoder_out(encoder_out, rows)
+    before = F.pad(tokens[:, :-1], (1, 0), value=eos)  # fairseq's decoders start from </s>
+    before[:, 1:].masked_fill_(tokens[:, 1:].eq(pad), pad)
+    return model.decoder(before, encoder_out=encoder_out, features_only=True)[0]
+
+
+def forced_lprobs(model, features: Tensor, mask: int, temperature: float = 1.0) -> Tensor:
+    """Log-probabilities (..., V) of features (..., D), float32 (or float64); ``mask``, which an AR model never learnt, at -inf."""
+    logits = full(model.decoder.output_layer(features)) / temperature
+    return logits.index_fill(-1, torch.tensor([mask], device=logits.device), -float("inf")).log_softmax(-1)
+
+
+def token_lprobs(model, encoder_out: Dict, rows: Tensor, tokens: Tensor, pad: int, eos: int, mask: int) -> Tensor:
+    """The log-probability of every token: (R, T), 0 on padding; the arguments are ``forced_features``'."""
+    real = tokens.ne(pad)
+    features = forced_features(model, encoder_out, tokens, pad, eos, rows)[real]
+    lprobs = forced_lprobs(model, features, mask).gather(-1, tokens[real].unsqueeze(-1)).squeeze(-1)
+    return torch.zeros(tokens.shape, dtype=lprobs.dtype, device=tokens.device).masked_scatter(real, lprobs)

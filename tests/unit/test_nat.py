@@ -1,0 +1,307 @@
+"""The model ``nat``: its presets, its canvas and its decoder against a slow twin written from the paper's text."""
+import math
+
+import pytest
+import torch
+from torch.nn.functional import layer_norm, linear, relu
+
+from nar_plugins.data import source_copy
+from nar_plugins.modules.positional_attention import not_itself
+from tiny import arguments, model
+
+PAD, EOS, MASK = 1, 2, 24
+SOURCE = torch.tensor([[5, 6, 7, 8, 2], [9, 2, 1, 1, 1], [4, 4, 10, 2, 1]])
+TARGET = torch.tensor([[11, 12, 13, 2, 1, 1], [14, 14, 14, 14, 14, 2], [2, 1, 1, 1, 1, 1]])
+FERTILITIES = torch.tensor([[1, 0, 2, 0, 1], [5, 1, 0, 0, 0], [0, 0, 0, 1, 0]])
+
+
+def nat(*flags, **kwargs):
+    return model(*flags, arch=kwargs.pop("arch", "nat_tiny"), **kwargs)[0]
+
+
+def batch(**extra):
+    return dict(src_tokens=SOURCE, src_lengths=SOURCE.ne(PAD).sum(1), target=TARGET, **extra)
+
+
+# -- architectures -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("arch, wanted", [("nat", (512, 2048, 8, 6, 0.1)), ("nat_wmt_en_de", (512, 2048, 8, 6, 0.1)),
+                                          ("nat_iwslt_de_en", (512, 1024, 4, 6, 0.3)), ("nat_tiny", (64, 128, 4, 2, 0.0))])  # fmt: skip
+def test_a_preset_has_its_sizes_and_its_parts(arch, wanted):
+    args = arguments(arch=arch)
+    for side in ("encoder", "decoder"):
+        got = [getattr(args, f"{side}_{what}") for what in ("embed_dim", "ffn_embed_dim", "attention_heads", "layers")]
+        assert (*got, args.dropout) == wanted
+    paper = arch != "nat"
+    assert (args.positional_attention, args.mask_diagonal, args.layerwise_attention) == (paper,) * 3
+    assert not args.width_scaled_attention and args.source_copy == "fertility"
+
+
+def test_every_part_can_be_switched_off():
+    plain = nat("--no-positional-attention", "--no-mask-diagonal", "--no-layerwise-attention", "--source-copy", "uniform")
+    names = set(dict(plain.named_parameters()))
+    assert not [name for name in names if "positional_attn" in name or "fertility" in name]
+    assert "encoder.length_head.weight" in names and plain.generators == ("one_pass",)
+    whole = set(dict(nat().named_parameters()))
+    assert "encoder.fertility_head.weight" in whole and "encoder.length_head.weight" not in whole
+    assert "decoder.layers.1.positional_attn.q_proj.weight" in whole
+
+
+def test_ctc_has_neither_lengths_nor_fertilities():
+    names = set(dict(nat("--ctc").named_parameters()))
+    assert not [name for name in names if "length_head" in name or "fertility" in name]
+
+
+def test_the_attention_scale_of_the_paper_is_a_flag():
+    assert nat().decoder.layers[0].self_attn.scaling == 16**-0.5
+    scaled = nat("--width-scaled-attention")
+    layers = [*scaled.encoder.layers, *scaled.decoder.layers]
+    assert all(layer.self_attn.scaling == 64**-0.5 for layer in layers)
+    assert scaled.decoder.layers[0].positional_attn.scaling == scaled.decoder.layers[0].encoder_attn.scaling == 64**-0.5
+
+
+@pytest.mark.parametrize("flags, message", [
+    (("--ctc", "--source-copy", "fertility"), "--ctc needs no fertilities"),
+    (("--ctc", "--upsample", "0"), "--upsample 0"),
+    (("--decoder-layers", "1"), "--no-layerwise-attention"),
+    (("--no-token-positional-embeddings",), "--positional-attention needs positions"),
+    (("--glancing", "often"), "--glancing 'often'"),
+])  # fmt: skip
+def test_flags_that_do_not_go_together_are_refused(flags, message):
+    with pytest.raises(ValueError, match=message):
+        nat(*flags)
+
+
+# -- the decoder ---------------------------------------------------------------------------------------------------------
+
+
+def twin_attention(attention, queries, keys, values, scale, diagonal):
+    """One sentence without padding: (T, D), (S, D), (S, D); the softmax written out, head by head."""
+    heads = []
+    q, k, v = attention.q_proj(queries), attention.k_proj(keys), attention.v_proj(values)
+    size = attention.head_dim
+    for h in range(attention.num_heads):
+        part = slice(h * size, (h + 1) * size)
+        logits = q[:, part] @ k[:, part].T * scale
+        if diagonal and len(queries) > 1:
+            logits = logits - 1e9 * torch.eye(len(queries))
+        heads.append(torch.softmax(logits, 1) @ v[:, part])
+    return attention.out_proj(torch.cat(heads, 1))
+
+
+def twin_norm(norm, x):
+    return layer_norm(x, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
+
+
+def twin_logits(m, source, index, scale):
+    """The decoder of Gu et al. 2018 over one sentence: section 3.2, after-norm, layer k on encoder layer k."""
+    states = m.encode(source.unsqueeze(0))["encoder_states"]
+    positions = m.decoder.embed_positions(torch.full((1, len(index)), 5))[0]
+    x = states[0][index, 0] + positions
+    for k, layer in enumerate(m.decoder.layers):
+        x = twin_norm(layer.self_attn_layer_norm, x + twin_attention(layer.self_attn, x, x, x, scale, True))
+        y = twin_attention(layer.positional_attn, positions, positions, x, scale, True)
+        x = twin_norm(layer.positional_attn_layer_norm, x + y)
+        top = states[k + 1][:, 0]
+        x = twin_norm(layer.encoder_attn_layer_norm, x + twin_attention(layer.encoder_attn, x, top, top, scale, False))
+        y = linear(relu(linear(x, layer.fc1.weight, layer.fc1.bias)), layer.fc2.weight, layer.fc2.bias)
+        x = twin_norm(layer.final_layer_norm, x + y)
+    return x @ m.decoder.output_projection.weight.T
+
+
+@pytest.mark.parametrize("flags, scale", [((), 0.25), (("--width-scaled-attention",), 0.125)])
+def test_the_decoder_is_the_papers_whatever_the_padding(flags, scale):
+    m = nat(*flags).eval()
+    out = m.encode(SOURCE)
+    canvas = m.initial_canvas(out, torch.arange(3), FERTILITIES)
+    logits = m.predict(canvas, m.decoder.memory(out))
+    for row in range(3):
+        index = [j for j, f in enumerate(FERTILITIES[row].tolist()) for _ in range(f)]
+        wanted = twin_logits(m, SOURCE[row][SOURCE[row].ne(PAD)], index, scale)
+        torch.testing.assert_close(logits[row, : len(index)], wanted, atol=1e-4, rtol=1e-4)
+
+
+def test_a_position_does_not_see_itself_but_where_it_is_alone():
+    padding = torch.tensor([[False, False, False], [False, True, True], [False, False, True]])
+    seen = not_itself(padding, torch.zeros(3, 3, 8))[:, 0]
+    assert seen[0].tolist() == [[False, True, True], [True, False, True], [True, True, False]]
+    assert seen[1].tolist() == [[True, False, False]] * 3  # one real token: the diagonal is off, padding stays hidden
+    assert seen[2, :2].tolist() == [[False, True, False], [True, False, False]]
+    assert not_itself(None, torch.zeros(2, 1, 8)).tolist() == [[[[True]]]]
+    m = nat().eval()
+    out = m.encode(torch.tensor([[2]]))
+    alone = m.predict(m.initial_canvas(out, torch.tensor([0]), torch.tensor([[1]])), m.decoder.memory(out))
+    assert alone.shape[:2] == (1, 1) and alone.isfinite().all()
+
+
+@pytest.mark.parametrize("kind", ["uniform", "soft"])
+def test_stretched_canvases(kind):
+    m = nat("--source-copy", kind).eval()
+    out = m.encode(SOURCE)
+    embedded = out["encoder_states"][0].transpose(0, 1)
+    rows, lengths = torch.tensor([0, 1, 1, 2]), torch.tensor([7, 1, 4, 2])
+    canvas = m.initial_canvas(out, rows, lengths)
+    sources = SOURCE.ne(PAD).sum(1)[rows]
+    assert canvas.lengths().tolist() == lengths.tolist()
+    weights = source_copy.soft_weights(sources, lengths, 5, 7)
+    index = source_copy.uniformly(sources, lengths).index
+    for row in range(4):
+        for t in range(int(lengths[row])):
+            hard = embedded[rows[row], index[row, t]]
+            soft = sum(weights[row, t, j] * embedded[rows[row], j] for j in range(5))
+            torch.testing.assert_close(canvas.copied[row, t], soft if kind == "soft" else hard)
+
+
+def test_ctc_copies_every_token_twice():
+    m = nat("--ctc", "--upsample", "3").eval()
+    out = m.encode(SOURCE)
+    canvas = m.initial_canvas(out, torch.tensor([1, 0]))
+    embedded = out["encoder_states"][0].transpose(0, 1)
+    assert canvas.lengths().tolist() == [6, 15]
+    assert torch.equal(canvas.copied[0, :6], embedded[1, [0, 0, 0, 1, 1, 1]])
+
+
+# -- training ------------------------------------------------------------------------------------------------------------
+
+
+def test_words_and_fertilities_are_the_cross_entropies():
+    m = nat().eval()
+    out = m(**batch(fertilities=FERTILITIES))
+    parts = m.losses(out, 0.0)
+    assert int(parts["words"].count) == 4 + 6 + 1 and int(out["skipped"]) == 0
+    logits = m.predict(m.initial_canvas(m.encode(SOURCE), torch.arange(3), FERTILITIES), m.decoder.memory(m.encode(SOURCE)))
+    lprobs = logits.log_softmax(-1)
+    real = [(b, t) for b in range(3) for t in range(6) if TARGET[b, t] != PAD]
+    assert float(parts["words"].loss) == pytest.approx(-sum(float(lprobs[b, t, TARGET[b, t]]) for b, t in real), rel=1e-4)
+    states = m.encode(SOURCE)["encoder_out"][0].transpose(0, 1)
+    scores = linear(states, m.encoder.fertility_head.weight, m.encoder.fertility_head.bias).log_softmax(-1)
+    words = [(b, j) for b, n in enumerate((4, 1, 3)) for j in range(n)]  # </s> makes </s>: nothing to predict
+    wanted = -sum(float(scores[b, j, FERTILITIES[b, j]]) for b, j in words)
+    assert float(parts["fertility"].loss) == pytest.approx(wanted, rel=1e-4) and int(parts["fertility"].count) == 8
+
+
+def test_a_fertility_above_49_trains_the_last_class_and_keeps_its_expansion():
+    m = nat().eval()
+    target = torch.cat([torch.full((1, 60), 7), torch.tensor([[2]])], 1)
+    fertilities = torch.tensor([[60, 1]])
+    out = m(torch.tensor([[5, 2]]), torch.tensor([2]), target, fertilities)
+    assert out["words"].numel() == 61
+    lprobs = m.fertility_lprobs(m.encode(torch.tensor([[5, 2]])))
+    assert float(m.losses(out, 0.0)["fertility"].loss) == pytest.approx(-float(lprobs[0, 0, 49]))
+
+
+def test_an_empty_source_is_skipped_and_counted():
+    m = nat().eval()
+    source = torch.tensor([[5, 2], [2, 1]])
+    out = m(source, torch.tensor([2, 1]), torch.tensor([[7, 2, 1], [8, 9, 2]]), torch.tensor([[1, 1], [3, 0]]))
+    assert int(out["skipped"]) == 1 and out["words"].tolist() == [7, 2] and int(out["fertile"].sum()) == 1
+
+
+def test_without_fertilities_the_message_names_the_command():
+    with pytest.raises(ValueError, match="run nar-align"):
+        nat()(**batch())
+
+
+def test_no_gradient_reaches_the_encoder_through_fertilities_or_padding():
+    m = nat()
+    out = m(**batch(fertilities=FERTILITIES))
+    assert all(part.loss.isfinite() for part in m.losses(out, 0.0).values())
+    sum(part.loss for part in m.losses(out, 0.0).values()).backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in m.parameters())
+
+
+@pytest.mark.parametrize("flags", [("--source-copy", "uniform"), ("--source-copy", "fertility"), ("--ctc", "--upsample", "3")])
+def test_glancing_reveals_by_what_the_first_pass_got_wrong(flags):
+    m = nat(*flags, "--glancing", "0.5", "--dropout", "0.1")
+    m.train()
+    m.set_num_updates(7)
+    sample = {"target": TARGET, "id": torch.tensor([3, 1, 2]), "net_input": {"src_tokens": SOURCE}}
+    noise = m.noise(sample, 1, 7)
+    extra = {"fertilities": FERTILITIES} if m.needs_fertilities else {}
+    seen = []
+    through, m.decoder.forward = m.decoder.forward, lambda *a: seen.append((torch.is_grad_enabled(), a)) or through(*a)
+    torch.manual_seed(4)
+    out = m(**batch(**noise, **extra))
+    (first_grad, first), (second_grad, second) = seen
+    assert (first_grad, second_grad) == (False, True) and first[2] is None
+    revealed, gold = second[2], second[3]
+    assert 0 < int(revealed.sum()) < int((~first[0].padding).sum())
+    if "--ctc" in flags:
+        path = gold[0, :15]
+        kept = [int(x) for i, x in enumerate(path) if x != MASK and (i == 0 or path[i - 1] != x)]
+        assert kept == [11, 12, 13, 2]  # the alignment says the target
+        assert m.losses(out, 0.0)["words"].loss.isfinite()
+    else:
+        assert torch.equal(gold, TARGET)
+        assert out["words"].numel() == int(TARGET.ne(PAD).sum()) - int(revealed.sum())
+        assert not (out["picked"] & revealed).any()
+    m.eval()
+    seen.clear()
+    m(**batch(**noise, **extra))
+    assert len(seen) == 1  # no glancing in validation
+
+
+def test_what_is_revealed_is_seen():
+    m = nat("--source-copy", "uniform").eval()
+    out = m.encode(SOURCE)
+    memory, canvas = m.decoder.memory(out), m.initial_canvas(out, torch.arange(3), TARGET.ne(PAD).sum(1))
+    nothing = torch.zeros(TARGET.shape, dtype=torch.bool)
+    torch.testing.assert_close(m.predict(canvas, memory, nothing, TARGET), m.predict(canvas, memory))
+    shown = nothing.clone()
+    shown[0, 1] = True
+    other = TARGET.clone()
+    other[0, 1] = 20
+    assert not torch.allclose(m.predict(canvas, memory, shown, TARGET)[0], m.predict(canvas, memory, shown, other)[0])
+    other = TARGET.clone()
+    other[0, 2] = 20  # hidden
+    torch.testing.assert_close(m.predict(canvas, memory, shown, TARGET), m.predict(canvas, memory, shown, other))
+
+
+def test_glancing_noise_depends_on_the_update_and_the_sentence_alone():
+    m = nat("--source-copy", "uniform", "--glancing", "0.5")
+    sample = {"target": TARGET, "id": torch.tensor([3, 1, 2]), "net_input": {"src_tokens": SOURCE}}
+    draws = m.noise(sample, 1, 7)["reveal_draws"]
+    turned = {"target": TARGET.flip(0), "id": torch.tensor([2, 1, 3]), "net_input": {"src_tokens": SOURCE.flip(0)}}
+    assert torch.equal(m.noise(turned, 1, 7)["reveal_draws"].flip(0), draws)
+    assert not torch.equal(m.noise(sample, 1, 8)["reveal_draws"], draws)
+    assert nat("--source-copy", "uniform").noise(sample, 1, 7) == {}
+
+
+def test_ctc_refuses_label_smoothing():
+    m = nat("--ctc")
+    with pytest.raises(ValueError, match="--label-smoothing has no meaning"):
+        m.losses(m(**batch()), 0.1)
+
+
+def test_ctc_skips_and_counts_a_target_that_is_too_long():
+    m = nat("--ctc")
+    out = m(**batch())
+    words = m.losses(out, 0.0)["words"]
+    assert int(out["skipped"]) == 1 and words.loss.isfinite()  # five equal words ask for nine places, two tokens give four
+    assert int(words.count) == 4 + 1
+
+
+def test_the_length_loss_shrinks_with_what_is_revealed():
+    m = nat("--source-copy", "uniform", "--glancing", "1.0")
+    m.train()
+    sample = {"target": TARGET, "id": torch.tensor([3, 1, 2]), "net_input": {"src_tokens": SOURCE}}
+    out = m(**batch(**m.noise(sample, 1, 7)))
+    share = out["words"].numel() / 11
+    part = m.losses(out, 0.0)["length"]
+    assert float(part.loss) == pytest.approx(share * float(part.nll), rel=1e-5) and math.isfinite(float(part.loss))
+
+
+def test_the_encoder_starts_from_an_ar_teacher(tmp_path):
+    from test_cmlm import AS_TRANSFORMER_TINY, transformer_checkpoint
+
+    path = tmp_path / "ar.pt"
+    teacher = transformer_checkpoint(path, words=20)
+    m, task = model("--init-encoder-from", str(path), *AS_TRANSFORMER_TINY, arch="nat_tiny")
+    for name, weight in teacher.encoder.state_dict().items():
+        if name.startswith("layers."):
+            assert torch.equal(weight, m.encoder.state_dict()[name]), name
+    source = torch.tensor([[5, 6, 2]])
+    torch.testing.assert_close(
+        m.eval().encode(source)["encoder_out"][0], teacher.eval().encoder(source, torch.tensor([3]))["encoder_out"][0]
+    )
