@@ -22,8 +22,10 @@ setup(
     extras_require={"dev": ["pytest"]},
     entry_points={
         "console_scripts": [
+            "nar-align = nar_plugins.cli.align:main",
             "nar-bench = nar_plugins.cli.bench:main",
             "nar-convert = nar_plugins.cli.convert:main",
+            "nar-distill = nar_plugins.cli.distill:main",
             "nar-score = nar_plugins.cli.score:main",
             "nar-user-dir = nar_plugins.cli.user_dir:main",
         ],

@@ -97,7 +97,7 @@ def check_checkpoint(path) -> None:
     """
     path = Path(path)
     if not path.is_file():
-        raise CheckpointError(f"no checkpoint at {path}: check --path, --restore-file or --finetune-from-model")
+        raise CheckpointError(f"no checkpoint at {path}: check the path that you gave")
     try:
         state = safe_load(path, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # the bytes of a foreign file can make the unpickler raise anything

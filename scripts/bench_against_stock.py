@@ -64,10 +64,10 @@ def main():
     print(f"{'training, 64 sentences':26}{cells}   {seconds[0] / seconds[1]:.2f}, {seconds[0] / seconds[2]:.2f} x updates/s")
 
 
-def build(arch: str, task):
-    """512/1024, 4 heads, 6+6 layers, shared embeddings, fairseq's form in both."""
+def build(arch: str, task, *flags: str):
+    """512/1024, 4 heads, 6+6 layers, shared embeddings, fairseq's form in both; ``flags`` of training besides."""
     parser = options.get_training_parser("nar_translation")
-    given = ["data", "--task", "nar_translation", "--criterion", "nar_loss", "--arch", arch, "--share-all-embeddings"]
+    given = ["data", "--task", "nar_translation", "--criterion", "nar_loss", "--arch", arch, "--share-all-embeddings", *flags]
     for side in ("encoder", "decoder"):
         given += [f"--{side}-embed-dim=512", f"--{side}-ffn-embed-dim=1024", f"--{side}-attention-heads=4", f"--{side}-layers=6"]
     args = options.parse_args_and_arch(parser, input_args=given)

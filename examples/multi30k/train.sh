@@ -1,13 +1,20 @@
 #!/usr/bin/env bash
 # Train on Multi30k: bash examples/multi30k/train.sh MODEL [UPDATES] [WORK], MODEL one of
-#   ar      fairseq's transformer, the baseline and teacher
-#   cmlm    Mask-Predict, in the form of its release
-#   stock   fairseq's own cmlm_transformer under its own task, to compare with
-# All have the same sizes, data, tokens a batch and learning rate; ar trains in bfloat16, the two that are compared in float32. A second run continues where the first one stopped.
+#   ar       fairseq's transformer, the teacher
+#   cmlm     Mask-Predict, in the form of its release
+#   stock    fairseq's own cmlm_transformer under its own task, to compare with
+# and, on the data of distill.sh,
+#   kd-ar    fairseq's transformer
+#   kd-nat   NAT with fertilities, positional attention and diagonal mask
+#   kd-glat  vanilla NAT (source stretched to a predicted length) with glancing
+#   kd-ctc   the same with latent alignments, on a canvas of twice the source
+#   kd-cmlm  Mask-Predict, in fairseq's form
+# All have the same sizes, tokens a batch and learning rate; the parallel kd-* models start from the teacher's weights.
+# A second run continues where the first one stopped.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/../.." && pwd)
-model=${1:?ar, cmlm or stock}
-case $model in ar) updates=${2:-600} ;; *) updates=${2:-1350} ;; esac
+model=${1:?ar, cmlm, stock, kd-ar, kd-nat, kd-glat, kd-ctc or kd-cmlm}
+case $model in ar) updates=${2:-2000} ;; kd-*) updates=${2:-800} ;; *) updates=${2:-3000} ;; esac
 work=${3:-$root/work/multi30k}
 bin=${VENV:-$root/.venv}/bin
 
@@ -15,17 +22,25 @@ sizes=(--encoder-embed-dim 128 --encoder-ffn-embed-dim 512 --encoder-attention-h
        --decoder-embed-dim 128 --decoder-ffn-embed-dim 512 --decoder-attention-heads 4 --decoder-layers 3
        --share-all-embeddings --dropout 0.1)
 recipe=(--optimizer adam --adam-betas "(0.9, 0.98)" --clip-norm 5 --lr 1e-3 --lr-scheduler inverse_sqrt
-        --warmup-updates 400 --warmup-init-lr 1e-7 --label-smoothing 0.1 --max-tokens 4096
-        --max-update "$updates" --seed 1)
+        --warmup-updates 400 --warmup-init-lr 1e-7 --max-tokens 4096 --max-update "$updates" --seed 1)
 saving=(--save-dir "$work/$model" --save-interval 3 --no-epoch-checkpoints
         --no-progress-bar --log-interval 100)
 ours=(--user-dir "$root/nar_plugins" --task nar_translation)
+smooth=(--label-smoothing 0.1)
+teacher=$work/ar/checkpoint_last.pt
+taught=(--criterion nar_loss --init-encoder-from "$teacher" --init-decoder-from "$teacher")
+data=$work/bin
+case $model in kd-*) data=$work/kd ;; esac
 case $model in
-    ar) what=("${ours[@]}" --arch transformer --criterion label_smoothed_cross_entropy --train-dtype bfloat16) ;;
-    cmlm) what=("${ours[@]}" --arch cmlm_iwslt_de_en --criterion nar_loss) ;;
+    ar | kd-ar) what=("${ours[@]}" --arch transformer --criterion label_smoothed_cross_entropy "${smooth[@]}" --train-dtype bfloat16) ;;
+    cmlm) what=("${ours[@]}" --arch cmlm_iwslt_de_en --criterion nar_loss "${smooth[@]}") ;;
     stock) # its checkpoints do not load under PyTorch 2.6 and later without our user-dir, which only allows them here
         what=(--user-dir "$root/nar_plugins" --task translation_lev --arch cmlm_transformer --noise random_mask
-              --criterion nat_loss --fixed-validation-seed 7) ;;
-    *) echo "train.sh: no model '$model': ar, cmlm or stock" >&2; exit 2 ;;
+              --criterion nat_loss --fixed-validation-seed 7 "${smooth[@]}") ;;
+    kd-nat) what=("${ours[@]}" --arch nat --positional-attention --mask-diagonal "${taught[@]}" "${smooth[@]}") ;;
+    kd-glat) what=("${ours[@]}" --arch nat --source-copy uniform --glancing "0.5:0.3@$updates" "${taught[@]}" "${smooth[@]}") ;;
+    kd-ctc) what=("${ours[@]}" --arch nat --ctc --upsample 2 --glancing "0.5:0.3@$updates" "${taught[@]}") ;;
+    kd-cmlm) what=("${ours[@]}" --arch cmlm "${taught[@]}" "${smooth[@]}") ;;
+    *) echo "train.sh: no model '$model': ar, cmlm, stock, kd-ar, kd-nat, kd-glat, kd-ctc or kd-cmlm" >&2; exit 2 ;;
 esac
-"$bin/fairseq-train" "$work/bin" "${what[@]}" "${sizes[@]}" "${recipe[@]}" "${saving[@]}" ${DEVICE---cpu}
+"$bin/fairseq-train" "$data" "${what[@]}" "${sizes[@]}" "${recipe[@]}" "${saving[@]}" ${DEVICE---cpu}

@@ -88,7 +88,8 @@ class NarLoss(FairseqCriterion):
         if teacher and soft_target_weight == 0 and finetune_weight == 0:
             raise ValueError("--teacher has nothing to do: give --finetune-weight or a --soft-target-weight above 0")
         self.label_smoothing = label_smoothing
-        self.factors = {"length": length_loss_factor, "fertility": fertility_loss_factor}
+        self.length_loss_factor = length_loss_factor
+        self.fertility_loss_factor = fertility_loss_factor
         self.soft_target_weight = soft_target_weight
         self.teacher_temperature = teacher_temperature
         self.finetune_weight = finetune_weight
@@ -109,7 +110,8 @@ class NarLoss(FairseqCriterion):
         if taught and self.soft_target_weight > 0:
             parts["words"] = self.softened(parts["words"], net_output, sample)
 
-        loss = sum(self.factors.get(name, 1.0) * part.loss for name, part in parts.items())
+        factors = {"words": 1.0, "length": self.length_loss_factor, "fertility": self.fertility_loss_factor}
+        loss = sum(factors[name] * part.loss for name, part in parts.items())
         if finetuned:
             judged = finetune_parts(self.teacher_on(sample), sample, net_output, self.task.mask_index)
             loss = (1 - self.finetune_weight) * loss + self.finetune_weight * sum(part.loss for part in judged.values())

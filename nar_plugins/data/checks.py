@@ -3,7 +3,7 @@ import glob
 import logging
 import os
 import struct
-from typing import Optional
+from typing import Optional, Tuple
 
 import torch
 from fairseq.data import data_utils
@@ -19,6 +19,21 @@ def check_languages(source: str, target: str) -> None:
     """Raise unless source and target are two languages: fairseq would read the same file for both."""
     if source == target:
         raise ValueError(f"source and target language are both '{source}': give --source-lang and --target-lang")
+
+
+def infer_languages(folder: str) -> Tuple[str, str]:
+    """Source and target language by the name of an index, such as train.en-de.en.idx.
+
+    fairseq takes any file of such a name, and so one of ours, which can be of the other direction.
+
+    Raises:
+        ValueError: there is none.
+    """
+    for name in sorted(os.listdir(folder)):
+        parts = name.split(".")
+        if len(parts) == 4 and parts[3] == "idx" and parts[1].count("-") == 1:
+            return tuple(parts[1].split("-"))
+    raise ValueError(f"{folder} holds no split like train.de-en.de.idx: give --source-lang and --target-lang")
 
 
 def check_files(folder: str, split: str, source: str, target: str, impl: Optional[str] = None) -> None:

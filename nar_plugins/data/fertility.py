@@ -64,7 +64,7 @@ def read_fertilities(path: Path) -> Tuple[np.ndarray, np.ndarray]:
             ends, wrong = np.flatnonzero(end), np.flatnonzero(~digit & ~end & (letters != ord(" ")))
             if len(wrong):
                 line = lines + int(np.searchsorted(ends, wrong[0]))
-                raise ValueError(f"{path}, line {line + 1} has something else than numbers from 0: run {command(path)} again")
+                raise ValueError(f"{path}, line {line + 1} has other things than numbers from 0: run {command(path)} again")
             begins = np.flatnonzero(digit & ~np.append(False, digit[:-1]))
             counts.append(np.diff(np.searchsorted(begins, ends), prepend=0))
             if len(begins):

@@ -22,7 +22,8 @@ class Rescorer:
     """
 
     def __init__(self, model, pad: int, eos: int, mask: int, options: Namespace):
-        self.model, self.pad, self.eos, self.mask, self.options = model.eval(), pad, eos, mask, options
+        model.eval()  # returns nothing where fairseq has made the model ready for generation
+        self.model, self.pad, self.eos, self.mask, self.options = model, pad, eos, mask, options
         self.candidates = self.scored = 0
 
     def __call__(self, source: Tensor, tokens: Tensor, lengths: Tensor, sentences: Tensor) -> Tensor:

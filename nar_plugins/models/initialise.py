@@ -1,6 +1,7 @@
 """How a model starts: from the release's distribution, or from a checkpoint's encoder or decoder."""
 import logging
-from typing import Dict
+import re
+from typing import Dict, Sequence
 
 import torch
 import torch.nn as nn
@@ -29,15 +30,16 @@ def bert_init(module: nn.Module) -> None:
             nn.init.xavier_uniform_(projection.weight, gain=2**-0.5)
 
 
-def start_from(part: nn.Module, side: str, path: str) -> None:
+def start_from(part: nn.Module, side: str, path: str, own_parts: Sequence[str] = ()) -> None:
     """Copy one side of the checkpoint at ``path`` into a model's; every layer must fit.
 
-    Tables that exist on one side only (learned against sinusoidal positions, the length head) keep their start, and the
-    log says which.
+    What exists on one side only (learned against sinusoidal positions, a length head, positional attention) keeps its start,
+    and the log says which.
 
     Args:
         part: the model's encoder or decoder.
         side: "encoder" or "decoder".
+        own_parts: patterns of the parameters that an AR model does not have.
 
     Raises:
         ValueError: the checkpoint's layers have other names or sizes, or its dictionary (where it keeps one, as this
@@ -51,7 +53,8 @@ def start_from(part: nn.Module, side: str, path: str) -> None:
     own = part.state_dict()
     taken = fitting(own, {k[len(side) + 1:]: v for k, v in state["model"].items() if k.startswith(f"{side}.")})
     for key, value in own.items():
-        if key not in taken and key.startswith(("layers.", "embed_tokens.")):
+        own_part = any(re.match(pattern, f"{side}.{key}") for pattern in own_parts)
+        if key not in taken and key.startswith(("layers.", "embed_tokens.")) and not own_part:
             stored = state["model"].get(f"{side}.{key}")
             found = "absent" if stored is None else tuple(stored.shape)
             raise ValueError(f"--init-{side}-from {path}: {side}.{key} is {found}, this model has {tuple(value.shape)}")

@@ -167,7 +167,7 @@ class NarModel(TransformerModel):
     """Base of the models that predict every position of a canvas at once, and of whose length a head decides."""
 
     generators = ()  # the generators that can decode it, the default first
-    own_parts = (r"encoder\.length_head\.",)  # what an AR model does not have, and starts afresh with its checkpoint
+    own_parts = (r"encoder\.length_head\.",)  # patterns of parameters that an AR model does not have
 
     @classmethod
     def add_args(cls, parser):
@@ -245,7 +245,7 @@ class NarModel(TransformerModel):
         for side in ("encoder", "decoder"):
             path = getattr(self.args, f"init_{side}_from", None)
             if path:
-                start_from(getattr(self, side), side, path)
+                start_from(getattr(self, side), side, path, self.own_parts)
 
     def upgrade_state_dict_named(self, state_dict, name):
         """Let ``--finetune-from-model`` take an AR checkpoint: parts that it wholly lacks start afresh."""

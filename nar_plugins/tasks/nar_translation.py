@@ -1,8 +1,10 @@
 """The task of parallel text, for every model of this package and for fairseq's own ``transformer`` beside them."""
+import glob
 import logging
 import os
 from argparse import Namespace
 from dataclasses import dataclass, field, make_dataclass
+from pathlib import Path
 from typing import Dict, List
 
 import torch
@@ -72,9 +74,8 @@ class NarTranslationTask(TranslationTask):
         if not os.path.isdir(folder):
             raise ValueError(f"no data folder '{folder}': binarise the text with fairseq-preprocess first")
         if cfg.source_lang is None or cfg.target_lang is None:
-            cfg.source_lang, cfg.target_lang = data_utils.infer_language_pair(folder)
-        if cfg.source_lang is None:
-            raise ValueError(f"{folder} holds no split like train.de-en.de.idx: give --source-lang and --target-lang")
+            raw = cfg.dataset_impl == "raw"  # which has no index
+            cfg.source_lang, cfg.target_lang = (data_utils.infer_language_pair if raw else checks.infer_languages)(folder)
         checks.check_languages(cfg.source_lang, cfg.target_lang)
         return super().setup_task(cfg, **kwargs)
 
@@ -98,10 +99,20 @@ class NarTranslationTask(TranslationTask):
         blank = int(((dataset.src_sizes <= 1) | (dataset.tgt_sizes <= 1)).sum())
         if blank:
             logger.warning(f"{split}: {blank} of {len(dataset)} pairs have an empty side; they are kept")
-        fertilities = fertility_path(folder, split, source, target)
         training = "task_cfg" not in kwargs  # fairseq-generate and -validate pass the checkpoint's
-        if self.needs_fertilities and (training or fertilities.exists()):
-            self.datasets[split] = FertilityDataset(dataset, fertilities)
+        files = self.fertility_files(folder, split, combine)
+        if self.needs_fertilities and (training or files[0].exists()):
+            if self.cfg.truncate_source:
+                raise ValueError("--truncate-source cuts what the fertilities count: leave it out")
+            self.datasets[split] = FertilityDataset(dataset, *files)
+
+    def fertility_files(self, folder: str, split: str, combine: bool) -> List[Path]:
+        """The fertilities of a split and, where fairseq combines it with split1, split2 ..., of those, in fairseq's order."""
+        source, target = self.cfg.source_lang, self.cfg.target_lang
+        more = [f"{split}{k}" for k in range(1, 100)] if combine else []
+        there = [name for name in more if list(Path(folder).glob(f"{glob.escape(name)}.*-*.{source}.*"))]
+        first = [split] * (self.cfg.upsample_primary if there else 1)
+        return [fertility_path(folder, name, source, target) for name in first + there]
 
     def build_dataset_for_inference(self, src_tokens, src_lengths, constraints=None):
         """The lines given to ``fairseq-interactive``, padded on the right as in training."""

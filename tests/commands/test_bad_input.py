@@ -7,6 +7,7 @@ import hashlib
 import io
 import os
 import pickle
+import re
 import shutil
 import subprocess
 import sys
@@ -21,6 +22,8 @@ import fairseq_cli.train
 import pytest
 import torch
 from conftest import ROOT, hypotheses, random_sentences, write_pairs
+
+from nar_plugins.cli import align
 
 USER_DIR = ROOT / "nar_plugins"
 TASK = ("--user-dir", USER_DIR, "--task", "nar_translation", "--cpu")
@@ -466,3 +469,105 @@ def test_results_of_an_earlier_run_survive_a_refused_one_and_give_way_to_a_good_
     here(*generate(made, "--results-path", tmp_path, "--print-step", "--iterations=2"))
     assert list(contents(tmp_path)) == [results]
     assert {steps for (steps,), in hypotheses(results.read_text(encoding="utf-8"), "I").values()} == {"2"}
+
+
+# -- nat: fertilities, teachers, rescorers, glancing, CTC ------------------------------------------------------------------
+
+
+NAT = ("--arch", "nat_tiny", "--criterion", "nar_loss")
+
+
+@pytest.fixture(scope="session")
+def nats(made, tmp_path_factory) -> Namespace:
+    """The corpus with fertilities of its own, and checkpoints of a nat with and without them."""
+    root = tmp_path_factory.mktemp("nat")
+    data = Path(shutil.copytree(made.data, root / "bin"))
+    align.main([str(data)])
+    here("fairseq-train", data, *TRAIN, *NAT, "--save-dir", root / "fertile")
+    here("fairseq-train", data, *TRAIN, *NAT, "--ctc", "--save-dir", root / "ctc")
+    last = "checkpoint_last.pt"
+    return Namespace(data=data, fertile=root / "fertile" / last, ctc=root / "ctc" / last)
+
+
+def test_training_without_fertilities_names_the_file_and_the_command(data, tmp_path):
+    said = refusal(*train(data, tmp_path / "save", arch=NAT))
+    assert "valid.src-tgt.fert" in said and "nar-align" in said
+    assert not (tmp_path / "save").exists() or not list((tmp_path / "save").glob("*.pt"))
+
+
+@pytest.mark.parametrize("spoil", [
+    lambda lines: lines[:-1], lambda lines: [*lines[:-1], lines[-1] + " 1"],
+    lambda lines: [str(int(lines[0].split()[0]) + 1) + " " + " ".join(lines[0].split()[1:]), *lines[1:]],
+])  # fmt: skip
+def test_fertilities_that_do_not_fit_are_refused(nats, tmp_path, spoil):
+    data = Path(shutil.copytree(nats.data, tmp_path / "bin"))
+    file = data / "train.src-tgt.fert"
+    file.write_text("\n".join(spoil(file.read_text().splitlines())) + "\n")
+    said = refusal(*train(data, tmp_path / "save", arch=NAT))
+    assert str(file) in said and "nar-align" in said
+
+
+def test_generation_needs_no_fertilities(made, nats):
+    assert len(hypotheses(here(*generate(made, path=nats.fertile)))) == 11
+
+
+def test_a_schedule_that_cannot_be_read_is_refused(data, tmp_path):
+    assert "--glancing '0.5:0.3'" in refusal(*train(data, tmp_path, "--ctc", "--glancing", "0.5:0.3", arch=NAT))
+
+
+def test_flags_that_do_not_go_together_exit_with_one_line(data, tmp_path):
+    line = last_line(*train(data, tmp_path, "--ctc", "--source-copy", "fertility", arch=NAT))
+    assert line == "ValueError: --ctc needs no fertilities: --source-copy uniform or soft"
+
+
+@pytest.mark.parametrize("model", ["fertile", "ctc"])
+def test_a_parallel_model_is_no_rescorer(made, nats, model):
+    noisy = ("--generator", "noisy_parallel") if model == "fertile" else ("--ctc-beam", "3")
+    said = refusal(*generate(made, *noisy, "--rescorer", made.cmlm, path=getattr(nats, model)))
+    assert "checkpoint_last.pt" in said and "autoregressive" in said
+    both = f"{getattr(nats, model)}:{made.cmlm}"
+    assert "autoregressive" in refusal(*generate(made, *noisy, "--iter-decode-with-external-reranker", path=both))
+
+
+def test_one_checkpoint_cannot_be_model_and_reranker(made, nats):
+    said = refusal(*generate(made, "--iter-decode-with-external-reranker", path=nats.fertile))
+    assert said.startswith("--iter-decode-with-external-reranker takes the last of several")
+
+
+def test_noisy_parallel_without_a_rescorer_is_refused(made, nats):
+    assert "--rescorer CKPT" in refusal(*generate(made, "--generator", "noisy_parallel", path=nats.fertile))
+
+
+def test_a_rescorer_works_for_mask_predicts_lengths(made):
+    plain, rescored = (hypotheses(here(*generate(made, "--nbest", 5, *flags))) for flags in ((), ("--rescorer", made.ar)))
+    for i in range(11):
+        assert sorted(text for _, text in plain[i]) == sorted(text for _, text in rescored[i])
+    assert plain != rescored
+
+
+@pytest.mark.parametrize("stored", [True, False])
+@pytest.mark.parametrize("use", ["--rescorer", "--teacher"])
+def test_a_teacher_of_another_dictionary_is_refused_naming_the_first_symbol(made, other_data, nats, tmp_path, use, stored):
+    here("fairseq-train", other_data.same, *TRAIN, *AR, "--save-dir", tmp_path / "other", "--valid-subset", "test")
+    path = tmp_path / "other" / "checkpoint_last.pt"
+    if not stored:  # as of fairseq's own task: its data folder is the only witness
+        state = torch.load(path, weights_only=True)
+        state["task_state"] = {}
+        torch.save(state, path)
+    if use == "--rescorer":
+        said = refusal(*generate(made, "--rescorer", path))
+    else:
+        said = refusal(*train(nats.data, tmp_path / "save", "--teacher", path, arch=NAT))
+    assert "dictionary" in said and "is not the checkpoint's" in said and "'w" in said and "'v" in said
+
+
+def test_targets_too_long_for_ctc_are_counted_and_never_nan(tmp_path, caplog):
+    text = [("w1 w2", "w1 w1 w1 w1 w1 w1"), *pairs(40, 1)]
+    data = binarise(tmp_path / "text", {"train": text, "valid": text})
+    with caplog.at_level("INFO"):
+        here(*train(data, tmp_path / "save", "--ctc", "--glancing", "0.5", "--log-interval", 1, arch=NAT))
+    assert "| skipped 1 " in caplog.text and "nan" not in re.findall(r"loss[ =]([^ ,]+)", caplog.text)
+
+
+def test_label_smoothing_is_refused_with_ctc(data, tmp_path):
+    assert "--label-smoothing" in refusal(*train(data, tmp_path, "--ctc", "--label-smoothing", 0.1, arch=NAT))

@@ -188,6 +188,7 @@ def test_sentences_do_not_mix(tmp_path):
     ("0-0\n0-0 -1-0\n", "links, line 2: '-1-0' is no link"),
     ("0\n0-0\n", "links, line 1: '0' is no link"),
     ("0-0-1\n0-0\n", "links, line 1: '0-0-1' is no link"),
+    ("0-0 99999999999999999999-0\n0-0\n", "links, line 1: '99999999999999999999-0' is no link"),
     ("0-0\n", "links has 1 lines, the split 2 pairs"),
     ("0-0\n0-0\n0-0\n", "links has 3 lines, the split 2 pairs"),
 ])  # fmt: skip

@@ -78,9 +78,9 @@ def test_an_absent_file_names_the_command(tmp_path):
     ("0 12 100 1", "0 12 101", "line 3 has 3 numbers, the source 4 tokens"),
     ("5\n", "\n", "line 2 has 0 numbers, the source 1 tokens"),
     ("0 12 100 1", "0 12 100 2", "line 3 has numbers that add up to 114, the target 113 tokens"),
-    ("\n0 1\n", "\n-1 2\n", "line 4 has something else than numbers from 0"),
-    ("\n0 1\n", "\n0 one\n", "line 4 has something else than numbers from 0"),
-    ("\n0 1\n", "\n0 1.0\n", "line 4 has something else than numbers from 0"),
+    ("\n0 1\n", "\n-1 2\n", "line 4 has other things than numbers from 0"),
+    ("\n0 1\n", "\n0 one\n", "line 4 has other things than numbers from 0"),
+    ("\n0 1\n", "\n0 1.0\n", "line 4 has other things than numbers from 0"),
 ])  # fmt: skip
 @pytest.mark.parametrize("block", [4, 1 << 20])
 def test_a_file_that_does_not_fit_is_refused(path, monkeypatch, block, old, new, says):

@@ -305,3 +305,16 @@ def test_the_encoder_starts_from_an_ar_teacher(tmp_path):
     torch.testing.assert_close(
         m.eval().encode(source)["encoder_out"][0], teacher.eval().encoder(source, torch.tensor([3]))["encoder_out"][0]
     )
+
+
+def test_the_decoder_starts_from_an_ar_teacher_but_for_its_own_parts(tmp_path):
+    from test_cmlm import AS_TRANSFORMER_TINY, transformer_checkpoint
+
+    path = tmp_path / "ar.pt"
+    teacher = transformer_checkpoint(path, words=20)
+    m, _ = model("--init-decoder-from", str(path), *AS_TRANSFORMER_TINY, arch="nat_tiny")
+    own = m.decoder.state_dict()
+    for name, weight in teacher.decoder.state_dict().items():
+        if name.startswith("layers."):
+            assert torch.equal(weight, own[name]), name
+    assert own["layers.0.positional_attn.q_proj.weight"].abs().sum() > 0

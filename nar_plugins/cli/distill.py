@@ -1,0 +1,93 @@
+"""nar-distill: a data set whose training targets are what an autoregressive teacher says.
+
+Example:
+
+    nar-distill DATA-BIN --teacher ar.pt --out DATA-BIN-KD --beam 5 --lenpen 0.6 --max-tokens 8000
+
+The hypotheses are those of fairseq-generate with the same flags. The other splits and the dictionaries are copied. Killed
+and started again, it goes on where it was. Further flags are fairseq-generate's; --num-shards N --shard-id I decodes one
+of N parts, I from 0 to N - 1, and whichever process finishes last writes the data set. DIR/.distill holds the report and
+what was decoded; it may be deleted when the data set is complete.
+"""
+import argparse
+import logging
+import sys
+import warnings
+from dataclasses import fields
+from pathlib import Path
+
+from fairseq import options
+from fairseq.dataclass.configs import GenerationConfig
+from fairseq.dataclass.utils import convert_namespace_to_omegaconf
+
+import nar_plugins  # noqa: F401  (registers the task before the flags are parsed)
+from nar_plugins.distill.broken import Limits
+from nar_plugins.distill.corpus import SETTINGS, Job, distil
+
+# fairseq's generation options that mean something here, or nothing anywhere; the others are refused
+HONOURED = {*SETTINGS["generation"], "no_seed_provided", "no_early_stop", "no_beamable_mm", "_name"}
+REFUSED = {
+    **{f.name: "leave it out" for f in fields(GenerationConfig) if f.name not in HONOURED},
+    "sampling": "a run that was stopped could not go on as it would have",
+    "path": "the teacher is --teacher",
+    "gen_subset": "the split is --train-subset's",
+    "results_path": "the folder is --out",
+    "post_process": "a data set has the dictionary's tokens",
+    "model_overrides": "leave it out",
+    "distributed_world_size": "use --num-shards and --shard-id",
+    "task": "teachers are decoded under nar_translation",
+}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = options.get_generation_parser(default_task="nar_translation")
+    parser.prog, parser.description = "nar-distill", __doc__
+    parser.usage = "nar-distill DATA-BIN --teacher CKPT --out DIR [--mix] [--filter] [flags of fairseq-generate]"
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    group, limits = parser.add_argument_group("distillation"), Limits()
+    group.add_argument("--teacher", required=True, metavar="CKPT", help="AR checkpoint of nar_translation or translation")
+    group.add_argument("--out", required=True, type=Path, metavar="DIR", help="receives the data set")
+    group.add_argument("--mix", action="store_true", help="keep the original pairs: all of them first, then the distilled")
+    group.add_argument("--filter", action="store_true", help="leave broken outputs out (without it they are only counted)")
+    group.add_argument("--max-ratio", type=float, default=limits.ratio, metavar="R",
+                       help="broken: one side has more than R times the tokens of the other and 5 (default %(default)s)")
+    group.add_argument("--max-repeats", type=int, default=limits.repeats, metavar="N",
+                       help="broken: the same 1 to 8 tokens more than N times in a row, and more often than in the source "
+                            "(default %(default)s)")  # fmt: skip
+    group.add_argument("--max-unknown", type=float, default=limits.unknown, metavar="P",
+                       help="broken: more than this part of the tokens is <unk> (default %(default)s)")  # fmt: skip
+    return parser
+
+
+def refuse(args, parser) -> None:
+    """Raise for an option of fairseq-generate that cannot be honoured."""
+    for name, hint in REFUSED.items():
+        if getattr(args, name) != parser.get_default(name):
+            raise ValueError(f"--{name.replace('_', '-')} is no option of nar-distill: {hint}")
+    if args.generator not in ("auto", "beam"):
+        raise ValueError(f"--generator {args.generator} is no option of nar-distill: a teacher is decoded by fairseq's search")
+    if args.dataset_impl == "raw":
+        raise ValueError("--dataset-impl raw: binarise the text with fairseq-preprocess first")
+    if not 0 <= args.shard_id < args.num_shards:
+        raise ValueError(f"--shard-id {args.shard_id}: with --num-shards {args.num_shards} it is 0 to {args.num_shards - 1}")
+
+
+def main(argv=None) -> None:
+    parser = build_parser()
+    args = options.parse_args_and_arch(parser, input_args=argv)
+    logging.disable(logging.INFO)  # fairseq and hydra would say a page
+    warnings.simplefilter("ignore")
+    try:
+        refuse(args, parser)
+        args.generator = "beam"
+        limits = Limits(args.max_ratio, args.max_repeats, args.max_unknown)
+        job = Job(args.teacher, args.out, args.mix, args.filter, limits)
+        print(distil(convert_namespace_to_omegaconf(args), job))
+    except (ValueError, OSError) as error:
+        sys.exit(f"nar-distill: {error}")
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+if __name__ == "__main__":
+    main()

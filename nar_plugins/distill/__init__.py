@@ -1,0 +1,1 @@
+"""What surrounds training with other data than the real text: teacher output, word alignments."""
