@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
-# From nothing to a table: set up, make a corpus, train an autoregressive model and a Mask-Predict model, decode, compare.
+# From nothing to a table: set up, make a corpus, train an autoregressive model, let it translate the corpus anew, train
+# parallel models on that, decode, compare.
 #
-#     bash scripts/quickstart.sh [--models ar,cmlm] [--work FOLDER]
+#     bash scripts/quickstart.sh [--models ar,cmlm,nat,ctc] [--work FOLDER]
 #
-# About ten minutes on two CPU cores after the set-up. A second run continues where the first one stopped. DEVICE="" uses
+# MINUTES on two CPU cores after the set-up. A second run continues where the first one stopped. DEVICE="" uses
 # the GPU.
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-models=ar,cmlm
+models=ar,cmlm,nat,ctc
 work=$root/work/quickstart
 while [ $# -gt 0 ]; do
     case $1 in
@@ -17,7 +18,7 @@ while [ $# -gt 0 ]; do
     esac
 done
 for model in ${models//,/ }; do
-    case $model in ar | cmlm) ;; *) echo "quickstart.sh: no model '$model': ar and cmlm are there" >&2; exit 2 ;; esac
+    case $model in ar | cmlm | nat | ctc) ;; *) echo "quickstart.sh: no model '$model': ar, cmlm, nat and ctc are there" >&2; exit 2 ;; esac
 done
 
 "$root/scripts/setup.sh"
@@ -29,6 +30,10 @@ progress() { grep --line-buffered -oE "epoch [0-9]+:.*num_updates=[0-9]+|valid o
 step "data"
 bash "$root/examples/quickstart/prepare.sh" "$work"
 for model in ${models//,/ }; do
+    if [ "$model" != ar ] && [ -e "$work/ar/done" ] && [ ! -e "$work/kd/test.en-de.fert" ]; then
+        step "distilled data"
+        bash "$root/examples/quickstart/distill.sh" "$work"
+    fi
     step "training $model; the whole log is in $work/$model.log"
     bash "$root/examples/quickstart/train.sh" "$model" "$work" 2>&1 | tee -a "$work/$model.log" | progress || true
     [ -e "$work/$model/done" ] || { tail -n 20 "$work/$model.log" >&2; echo "quickstart.sh: training $model failed" >&2; exit 1; }

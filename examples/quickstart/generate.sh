@@ -2,7 +2,7 @@
 # fairseq-generate for the trained models, then the table: bash examples/quickstart/generate.sh [MODELS] [WORK]
 set -euo pipefail
 root=$(cd "$(dirname "$0")/../.." && pwd)
-models=${1:-ar,cmlm}
+models=${1:-ar,cmlm,nat,ctc}
 work=${2:-$root/work/quickstart}
 bin=${VENV:-$root/.venv}/bin
 
@@ -20,6 +20,9 @@ for model in ${models//,/ }; do
         cmlm) rows+=(--system "CMLM, R = 1" "$checkpoint" "--iterations 1" --system "CMLM, R = 4" "$checkpoint" "--iterations 4"
                      --system "CMLM, R = 10" "$checkpoint" "--iterations 10"
                      --system "CMLM, confidence" "$checkpoint" "--schedule confidence") ;;
+        nat) rows+=(--system "NAT, fertilities" "$checkpoint" ""
+                    --system "NAT, NPD 10" "$checkpoint" "--generator noisy_parallel --rescorer $work/ar/checkpoint_last.pt") ;;
+        ctc) rows+=(--system "NAT, CTC + glancing" "$checkpoint" "") ;;
     esac
 done
 "$bin/nar-bench" "$work/bin" --flags "${DEVICE---cpu} --remove-bpe sentencepiece" \

@@ -1,26 +1,35 @@
 #!/usr/bin/env bash
-# Train one of the quickstart's models: bash examples/quickstart/train.sh MODEL [WORK], MODEL ar or cmlm.
+# Train one of the quickstart's models: bash examples/quickstart/train.sh MODEL [WORK], MODEL one of
+#   ar    fairseq's transformer, the teacher
+# and, on the data of distill.sh and from the teacher's weights (minutes instead of an hour),
+#   cmlm  Mask-Predict, in fairseq's form, which is the teacher's own
+#   nat   NAT with fertilities, positional attention and diagonal mask
+#   ctc   vanilla NAT with latent alignments and glancing
 # A second run continues where the first one stopped, and does nothing when it was done.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/../.." && pwd)
-model=${1:?ar or cmlm}
+model=${1:?ar, cmlm, nat or ctc}
 work=${2:-$root/work/quickstart}
 bin=${VENV:-$root/.venv}/bin
 
 sizes=(--encoder-embed-dim 128 --encoder-ffn-embed-dim 512 --encoder-attention-heads 4 --encoder-layers 2
        --decoder-embed-dim 128 --decoder-ffn-embed-dim 512 --decoder-attention-heads 4 --decoder-layers 2
        --share-all-embeddings --dropout 0.1)
+teacher=$work/ar/checkpoint_last.pt
+taught=(--criterion nar_loss --init-encoder-from "$teacher" --init-decoder-from "$teacher")
+smooth=(--label-smoothing 0.1)
+data=$work/kd
 case $model in
-    ar) what=(--arch transformer --criterion label_smoothed_cross_entropy); updates=500 ;;
-    cmlm) # in fairseq's form, which is the AR model's own, so that both sides can start from it: minutes instead of an hour
-        ar=$work/ar/checkpoint_last.pt
-        [ -e "$ar" ] || { echo "train.sh: cmlm starts from ar, and there is no $ar: train ar first" >&2; exit 2; }
-        what=(--arch cmlm --criterion nar_loss --init-encoder-from "$ar" --init-decoder-from "$ar"); updates=700 ;;
-    *) echo "train.sh: no model '$model': ar or cmlm" >&2; exit 2 ;;
+    ar) what=(--arch transformer --criterion label_smoothed_cross_entropy "${smooth[@]}"); updates=500; data=$work/bin ;;
+    cmlm) what=(--arch cmlm "${taught[@]}" "${smooth[@]}"); updates=500 ;;
+    nat) what=(--arch nat --positional-attention --mask-diagonal "${taught[@]}" "${smooth[@]}"); updates=500 ;;
+    ctc) what=(--arch nat --ctc --upsample 2 --glancing 0.5:0.3@500 "${taught[@]}"); updates=500 ;;
+    *) echo "train.sh: no model '$model': ar, cmlm, nat or ctc" >&2; exit 2 ;;
 esac
+[ "$model" = ar ] || [ -e "$teacher" ] || { echo "train.sh: $model needs the teacher $teacher: train ar first" >&2; exit 2; }
 if [ -e "$work/$model/done" ]; then echo "$model: trained already"; exit 0; fi
-"$bin/fairseq-train" "$work/bin" --user-dir "$root/nar_plugins" --task nar_translation \
-    "${what[@]}" "${sizes[@]}" --train-dtype bfloat16 --label-smoothing 0.1 \
+"$bin/fairseq-train" "$data" --user-dir "$root/nar_plugins" --task nar_translation \
+    "${what[@]}" "${sizes[@]}" --train-dtype bfloat16 \
     --optimizer adam --adam-betas "(0.9, 0.98)" --clip-norm 5 \
     --lr 2e-3 --lr-scheduler inverse_sqrt --warmup-updates 300 --warmup-init-lr 1e-7 \
     --max-tokens 4096 --max-update "$updates" --seed 1 ${DEVICE---cpu} \
