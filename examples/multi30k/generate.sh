@@ -18,11 +18,25 @@ stock() {  # passes, passes after the first -> BLEU and chrF of fairseq's own mo
 if [ -e "$work/stock/checkpoint_last.pt" ]; then stock 1 0; stock 4 3; stock 10 9; fi
 
 ar=$work/ar/checkpoint_last.pt
-cmlm=$work/cmlm/checkpoint_last.pt
-"$bin/nar-bench" "$work/bin" --flags "$device --remove-bpe sentencepiece" --reference "$work/test.de" --sentences 50,0 \
-    --system "AR greedy" "$ar" "--beam 1" \
-    --system "AR beam 5" "$ar" "--beam 5" \
-    --system "CMLM, R = 1" "$cmlm" "--iterations 1" \
-    --system "CMLM, R = 4" "$cmlm" "--iterations 4" \
-    --system "CMLM, R = 10" "$cmlm" "--iterations 10" \
-    --system "CMLM, confidence" "$cmlm" "--schedule confidence"
+rows=(--system "AR greedy" "$ar" "--beam 1" --system "AR beam 5" "$ar" "--beam 5")
+add() {  # name, model, flags: a row, where the model has been trained
+    if [ -e "$work/$2/checkpoint_last.pt" ]; then rows+=(--system "$1" "$work/$2/checkpoint_last.pt" "$3"); fi
+}
+add "CMLM, R = 1" cmlm "--iterations 1"
+add "CMLM, R = 4" cmlm "--iterations 4"
+add "CMLM, R = 10" cmlm "--iterations 10"
+add "CMLM, confidence" cmlm "--schedule confidence"
+add "KD: AR greedy" kd-ar "--beam 1"
+add "KD: AR beam 5" kd-ar "--beam 5"
+add "KD: NAT, fertility argmax" kd-nat ""
+add "KD: NAT, fertility average" kd-nat "--fertility average"
+for candidates in 2 5 10 20 50; do
+    add "KD: NAT, NPD $candidates" kd-nat "--generator noisy_parallel --fertility-samples $candidates --rescorer $ar"
+done
+add "KD: vanilla + glancing" kd-glat ""
+add "KD: vanilla + glancing, 5 lengths rescored" kd-glat "--length-beam 5 --rescorer $ar"
+add "KD: CTC + glancing" kd-ctc ""
+add "KD: CTC + glancing, CTC beam 10" kd-ctc "--ctc-beam 10"
+add "KD: CTC + glancing, CTC beam 10 rescored" kd-ctc "--ctc-beam 10 --rescorer $ar"
+add "KD: CMLM, R = 10" kd-cmlm "--iterations 10"
+"$bin/nar-bench" "$work/bin" --flags "$device --remove-bpe sentencepiece" --reference "$work/test.de" --sentences 50,320 "${rows[@]}"
