@@ -41,6 +41,11 @@ class NatEncoder(NarEncoder):
         super().__init__(cfg, dictionary, embed_tokens)
         self.fertility_head = FertilityHead(cfg.encoder.embed_dim) if cfg.source_copy == "fertility" else None
 
+    def copies(self, src_tokens: Tensor, embedding: Tensor) -> Tensor:
+        """What the canvas is made of, (B, S, D): the embedded source with its positions, before any dropout or norm."""
+        positions = 0 if self.embed_positions is None else self.embed_positions(src_tokens)
+        return (embedding + positions).masked_fill(src_tokens.eq(self.padding_idx).unsqueeze(-1), 0)
+
 
 class NatDecoder(NarDecoder):
     """A decoder over a canvas of copied source embeddings."""
@@ -176,8 +181,9 @@ class NatModel(NarModel):
         return {"reveal_draws": uniform(seed, update ^ STREAMS["glancing"], sample["id"], width)}
 
     def encode(self, src_tokens: Tensor, src_lengths: Optional[Tensor] = None) -> Dict:
-        """Source (B, S) int64 -> fairseq's encoder output, with the states of all layers."""
-        return self.encoder(src_tokens, src_lengths=src_lengths, return_all_hiddens=True)
+        """Source (B, S) int64 -> fairseq's encoder output, with the states of all layers and, in ``copies``, (B, S, D)."""
+        out = self.encoder(src_tokens, src_lengths=src_lengths, return_all_hiddens=True)
+        return {**out, "copies": [self.encoder.copies(src_tokens, out["encoder_embedding"][0])]}
 
     def initial_canvas(
         self, encoder_out: Dict, rows: Tensor, plan: Optional[Tensor] = None, width: int = 0
@@ -189,7 +195,7 @@ class NatModel(NarModel):
                 lengths (R,) otherwise.
             width: T, when it is not to be the longest row's length.
         """
-        embedded = encoder_out["encoder_states"][0].transpose(0, 1)  # with positions: enc[0] of the official code
+        embedded = encoder_out["copies"][0]
         sources = encoder_out["src_lengths"][0].squeeze(1)[rows]
         if self.needs_fertilities:
             copy = source_copy.from_fertilities(plan, width)
@@ -274,7 +280,7 @@ class NatModel(NarModel):
                 out["usable"] = usable
         else:
             out.update(length_lprobs=self.length_lprobs(encoder_out), lengths=lengths)
-            out["shown"] = hidden.sum() / picked.sum()
+            out["hidden_share"] = hidden.sum(1) / picked.sum(1)
         return out
 
     def add_finetuning_passes(self, out: Dict, encoder_out: Dict, memory: Memory, rows: Tensor, draws: Tensor) -> None:
@@ -321,6 +327,8 @@ class NatModel(NarModel):
             return None
         with torch.no_grad(), glancing.same_dropout(real.device):
             logits = self.predict(canvas, memory)
+        torch.clear_autocast_cache()  # before 2.9 PyTorch kept weights cast here, without gradient, for the second pass
+        draws = draws[:, : real.size(1)]  # the batch may be padded beyond its longest sentence
         return glancing.reveal(logits.argmax(-1), gold(logits), real, draws, self.glancing.at(self.num_updates))
 
     def losses(self, net_output: Dict, label_smoothing: float) -> Dict[str, LossPart]:
@@ -338,8 +346,9 @@ class NatModel(NarModel):
                 net_output["fertility_lprobs"], net_output["fertilities"], net_output["fertile"]
             )
         else:
-            length = length_loss(net_output["length_lprobs"], net_output["lengths"])
-            parts["length"] = length._replace(loss=length.loss * net_output["shown"])
+            parts["length"] = length_loss(
+                net_output["length_lprobs"], net_output["lengths"], net_output["hidden_share"]
+            )
         return parts
 
 

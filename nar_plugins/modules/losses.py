@@ -1,5 +1,5 @@
 """The parts of a loss, summed; the criterion weighs, normalises and logs them."""
-from typing import NamedTuple
+from typing import NamedTuple, Optional
 
 import torch
 from torch import Tensor
@@ -27,10 +27,15 @@ def masked_word_loss(logits: Tensor, words: Tensor, label_smoothing: float) -> L
     return LossPart(loss, nll.detach(), torch.tensor(words.numel(), device=words.device))
 
 
-def length_loss(lprobs: Tensor, lengths: Tensor) -> LossPart:
-    """Negative log-likelihood of the target lengths, summed: lprobs (B, classes), lengths (B,) int64."""
-    nll = -lprobs.gather(1, lengths.unsqueeze(1)).sum()
-    return LossPart(nll, nll.detach(), torch.tensor(lengths.numel(), device=lengths.device))
+def length_loss(lprobs: Tensor, lengths: Tensor, weights: Optional[Tensor] = None) -> LossPart:
+    """Negative log-likelihood of the target lengths, summed: lprobs (B, classes), lengths (B,) int64.
+
+    Args:
+        weights: (B,), what each sentence counts in the loss.
+    """
+    nll = -lprobs.gather(1, lengths.unsqueeze(1)).squeeze(1)
+    loss = nll if weights is None else nll * weights
+    return LossPart(loss.sum(), nll.sum().detach(), torch.tensor(lengths.numel(), device=lengths.device))
 
 
 def soft_word_loss(logits: Tensor, targets: Tensor, temperature: float) -> Tensor:
