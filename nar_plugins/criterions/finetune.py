@@ -5,12 +5,13 @@ import torch
 from torch import Tensor
 
 from nar_plugins.modules.losses import LossPart
+from nar_plugins.modules.precision import full
 from nar_plugins.modules.teacher_forcing import forced_features, forced_lprobs
 
 REWARD_SCALE = 0.1  # of the official code
 
 
-def reverse_kl(teacher, encoded: Dict, logits: Tensor, real: Tensor, pad: int, eos: int, mask: int) -> Tensor:
+def reverse_kl(teacher, encoded: Dict, logits: Tensor, real: Tensor, mask: int) -> Tensor:
     """The model's cross-entropy under the teacher, L_RKL (equation 13), one a sentence: (B,).
 
     -sum_t sum_y p(y) log p_AR(y | best_<t, source), where best is the model's argmax; the teacher's part is detached.
@@ -18,9 +19,11 @@ def reverse_kl(teacher, encoded: Dict, logits: Tensor, real: Tensor, pad: int, e
     Args:
         encoded: of the teacher's encoder. logits: (B, T, V), the model's. real: (B, T) bool.
     """
-    here = torch.tensor([mask], device=logits.device)
-    logits = logits.index_fill(-1, here, -float("inf"))  # the teacher has no opinion on <mask>
-    best = logits.detach().argmax(-1).masked_fill(~real, pad)
+    dictionary = teacher.decoder.dictionary
+    pad, bos, eos = dictionary.pad(), dictionary.bos(), dictionary.eos()
+    here, never = torch.tensor([mask], device=logits.device), torch.tensor([mask, pad, bos], device=logits.device)
+    logits = full(logits).index_fill(-1, here, -float("inf"))  # the teacher has no opinion on <mask>
+    best = logits.detach().index_fill(-1, never, -float("inf")).argmax(-1).masked_fill(~real, pad)  # as generators choose
     with torch.no_grad():
         judged = forced_lprobs(teacher, forced_features(teacher, encoded, best, pad, eos), mask).index_fill(-1, here, 0.0)
     return -(logits.softmax(-1) * judged).sum(-1).masked_fill(~real, 0).sum(1)
@@ -37,11 +40,10 @@ def finetune_parts(teacher, sample: Dict, net_output: Dict, mask: int) -> Dict[s
             and ``sampled_lprobs`` (B,), of the sampled fertilities.
     """
     source, usable = sample["net_input"], net_output["usable"]
-    dictionary = teacher.decoder.dictionary
     with torch.no_grad():
         encoded = teacher.encoder(source["src_tokens"], src_lengths=source["src_lengths"])
     losses = {
-        name: reverse_kl(teacher, encoded, logits, real, dictionary.pad(), dictionary.eos(), mask) * usable
+        name: reverse_kl(teacher, encoded, logits, real, mask) * usable
         for name, (logits, real) in net_output["passes"].items()
     }
     tokens = (net_output["passes"]["gold"][1].sum(1) * usable).sum()

@@ -9,12 +9,10 @@ from fairseq.criterions import FairseqCriterion, register_criterion
 from fairseq.dataclass import FairseqDataclass
 
 from nar_plugins.criterions.finetune import finetune_parts
-from nar_plugins.data.noise import uniform
+from nar_plugins.data.noise import FERTILITY_STREAM, uniform
 from nar_plugins.models.teacher import load_teacher
 from nar_plugins.modules.losses import LossPart, soft_word_loss
 from nar_plugins.modules.teacher_forcing import forced_features, forced_lprobs
-
-FERTILITY_STREAM = 1 << 41  # sets the random numbers of sampled fertilities apart from those of noise and glancing
 
 
 @dataclass
@@ -93,14 +91,14 @@ class NarLoss(FairseqCriterion):
         self.soft_target_weight = soft_target_weight
         self.teacher_temperature = teacher_temperature
         self.finetune_weight = finetune_weight
-        # in a tuple, so that it is no submodule: a checkpoint of the student must not hold it, nor ask for it
-        self.teacher = (load_teacher(teacher, task),) if teacher else ()
+        self.teacher_path = teacher
+        self.loaded = ()  # a tuple, because as a submodule the teacher would be in the student's checkpoints
 
     def forward(self, model, sample, reduce=True):
         """Loss (summed), its denominator (the predicted tokens) and what to log, of one batch."""
         if not hasattr(model, "losses"):
             raise ValueError("--criterion nar_loss trains this package's models; for an AR model use cross_entropy's kin")
-        taught = model.training and bool(self.teacher)
+        taught = model.training and self.teacher_path is not None
         finetuned = taught and self.finetune_weight > 0
         if finetuned and not getattr(model, "needs_fertilities", False):
             raise ValueError("--finetune-weight is for nat with --source-copy fertility: other models have nothing to sample")
@@ -111,9 +109,12 @@ class NarLoss(FairseqCriterion):
             parts["words"] = self.softened(parts["words"], net_output, sample)
 
         factors = {"words": 1.0, "length": self.length_loss_factor, "fertility": self.fertility_loss_factor}
+        for name, factor in factors.items():
+            if factor != 1 and name not in parts:
+                raise ValueError(f"--{name}-loss-factor: this model predicts no {name}; leave it out")
         loss = sum(factors[name] * part.loss for name, part in parts.items())
         if finetuned:
-            judged = finetune_parts(self.teacher_on(sample), sample, net_output, self.task.mask_index)
+            judged = finetune_parts(self.teacher(sample["target"].device), sample, net_output, self.task.mask_index)
             loss = (1 - self.finetune_weight) * loss + self.finetune_weight * sum(part.loss for part in judged.values())
             parts.update(judged)
         logs = {
@@ -129,15 +130,17 @@ class NarLoss(FairseqCriterion):
 
     # -- the teacher -----------------------------------------------------------------------------------------------------
 
-    def teacher_on(self, sample: Dict):
-        """The teacher, where the batch is."""
-        return self.teacher[0].to(sample["target"].device)
+    def teacher(self, device):
+        """The teacher, on a device; loaded when it is first asked, because ``fairseq-validate`` never asks it."""
+        if not self.loaded:
+            self.loaded = (load_teacher(self.teacher_path, self.task),)
+        return self.loaded[0].to(device)
 
     def softened(self, words: LossPart, net_output: Dict, sample: Dict) -> LossPart:
         """The word part with the teacher's distributions as targets, at the positions that the model predicted."""
         if "picked" not in net_output:
             raise ValueError("--teacher: word-level distillation needs a target at every position, and --ctc has none")
-        teacher, pad, eos = self.teacher_on(sample), self.task.target_dictionary.pad(), self.task.target_dictionary.eos()
+        teacher, pad, eos = self.teacher(sample["target"].device), self.task.target_dictionary.pad(), self.task.target_dictionary.eos()
         with torch.no_grad():
             source = sample["net_input"]
             encoded = teacher.encoder(source["src_tokens"], src_lengths=source["src_lengths"])

@@ -9,6 +9,9 @@ from typing import Tuple
 import torch
 from torch import Tensor
 
+# added to the number of an update, they set the random numbers of one purpose apart from another's
+GLANCING_STREAM = 1 << 40
+FERTILITY_STREAM = 2 << 40
 VALIDATION_UPDATE = -1  # the "update" of validation noise: it depends on (seed, sentence) alone
 
 

@@ -101,14 +101,16 @@ def sample(probabilities: Tensor, draws: Tensor) -> Tensor:
 def candidate_draws(source: Tensor, pad: int, seed: int, candidates: int) -> Tensor:
     """Uniform numbers (B, N, S) that depend on the source's tokens and the seed, never on the batch or its padding.
 
+    The first candidates are the same however many there are, so that more candidates can only be better.
+
     Args:
         source: (B, S) int64, padded on the right.
     """
     batch, width = source.shape
     positions = torch.arange(width, device=source.device)
     mixed = splitmix64(splitmix64(source) ^ positions).masked_fill(source.eq(pad), 0)
-    draws = uniform(seed, 0, mixed.sum(1), width * candidates)
-    return draws.view(batch, width, candidates).transpose(1, 2)
+    streams = mixed.sum(1, keepdim=True) ^ splitmix64(torch.arange(candidates, device=source.device))
+    return uniform(seed, 0, streams.flatten(), width).view(batch, candidates, width)
 
 
 def distinct(rows: Tensor) -> Tensor:

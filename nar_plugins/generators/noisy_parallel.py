@@ -38,8 +38,6 @@ class NoisyParallelGenerator(NatGenerator):
             raise ValueError("--generator noisy_parallel needs an autoregressive model to choose: give --rescorer CKPT")
         if config.fertility_samples < 1:
             raise ValueError(f"--fertility-samples {config.fertility_samples}: at least one candidate is needed")
-        if config.gold_length:
-            raise ValueError("--gold-length: these models predict no length; leave it out")
         self.counts = {"drawn": 0, "decoded": 0, "sentences": 0}
         weakref.finalize(self, report, self.counts, self.rescorer)  # at the end of the run, however it is driven
 
@@ -49,12 +47,11 @@ class NoisyParallelGenerator(NatGenerator):
         keep = source_copy.distinct(fertilities)
         sentences = keep.nonzero()[:, 0]
         rows = (keep.flatten().cumsum(0) - 1).view(keep.shape)
-        tokens, lprobs, lengths = self.decode(encoded, sentences, fertilities[keep])
+        tokens, lprobs, lengths = self.decode(encoded, sentences, fertilities[keep], ragged=True)
         self.counts["sentences"] += keep.size(0)
         self.counts["drawn"] += keep.numel()
         self.counts["decoded"] += tokens.size(0)
-        history = [tokens] if self.options.retain_iter_history else None
-        return Found(tokens, lprobs, lengths, torch.ones_like(lengths), rows, keep, history=history)
+        return Found(tokens, lprobs, lengths, torch.ones_like(lengths), rows, keep, history=self.history(tokens))
 
     def draw(self, probabilities: Tensor, source: Tensor) -> Tensor:
         """Candidates (B, N, S): argmax, average, samples; of (B, S, 50)."""

@@ -38,6 +38,10 @@ class NatGenerator(ParallelGenerator):
             raise ValueError("--length-beam: these models predict no length; leave it out")
         if (self.fertile or self.ctc) and options.min_len > 1:
             raise ValueError("--min-len cannot be honoured: these models predict no length; leave it out")
+        if (self.fertile or self.ctc) and config.gold_length:
+            raise ValueError("--gold-length: these models predict no length; leave it out")
+        if self.ctc and (options.max_len_a, options.max_len_b) != (0, 200):
+            raise ValueError("--max-len-a/b cannot be honoured: CTC's canvas is as long as --upsample says; leave them out")
 
     def fertility_probabilities(self, encoded: List[Dict]) -> Tensor:
         """(B, S, 50), the mean of the models'."""
@@ -49,27 +53,31 @@ class NatGenerator(ParallelGenerator):
         shape = (-1,) + (1,) * (fertilities.dim() - 2)
         return source_copy.bounded(fertilities, source.ne(self.pad).sum(1).view(shape), longest.view(shape))
 
-    def features(self, encoded: List[Dict], sentences: Tensor, plan: Optional[Tensor]) -> tuple:
-        """Every model's features (R, T, D) on the canvases of ``sentences`` (R,), and the canvases' padding (R, T)."""
+    def features(self, encoded: List[Dict], sentences: Tensor, plan: Optional[Tensor], ragged: bool = False) -> tuple:
+        """Every model's features (R, T, D) on the canvases of ``sentences`` (R,), and the canvases' padding (R, T).
+
+        Args:
+            ragged: not every sentence has as many canvases.
+        """
         features = []
         for model, out in zip(self.models, encoded):
             canvas = model.initial_canvas(out, sentences, plan)
             memory = model.decoder.memory(out)
-            batch = memory.keys[0].size(0)
-            each = sentences.size(0) // batch
-            if not torch.equal(sentences, rectangle(batch, each, sentences.device).flatten() // max(each, 1)):
-                memory = memory.select(sentences)  # not every sentence has as many canvases: one memory a canvas
-            features.append(model.decoder(canvas, memory))
+            features.append(model.decoder(canvas, memory.select(sentences) if ragged else memory))
         return features, canvas.padding
 
-    def decode(self, encoded: List[Dict], sentences: Tensor, plan: Optional[Tensor]) -> tuple:
+    def decode(self, encoded: List[Dict], sentences: Tensor, plan: Optional[Tensor], ragged: bool = False) -> tuple:
         """Words (R, T) and their log-probabilities, ``pad`` and 0 beyond the lengths (R,)."""
-        features, padding = self.features(encoded, sentences, plan)
+        features, padding = self.features(encoded, sentences, plan, ragged)
         real = ~padding
         words, lprobs = self.words([one[real] for one in features])
         tokens = torch.full(padding.shape, self.pad, device=padding.device).masked_scatter(real, words)
         scores = torch.zeros(padding.shape, dtype=lprobs.dtype, device=padding.device).masked_scatter(real, lprobs)
         return tokens, scores, real.sum(1)
+
+    def history(self, tokens: Tensor) -> Optional[List[Tensor]]:
+        """``--retain-iter-history``: the one pass there is."""
+        return [tokens] if self.options.retain_iter_history else None
 
 
 @register_generator("one_pass", dataclass=OnePassConfig)
@@ -87,8 +95,6 @@ class OnePassGenerator(NatGenerator):
             raise ValueError("--ctc-beam: these models were not trained with --ctc; leave it out")
         if str(config.fertility) != "argmax" and not self.fertile:
             raise ValueError("--fertility: these models have no fertilities; leave it out")
-        if config.gold_length and (self.ctc or self.fertile):
-            raise ValueError("--gold-length: these models predict no length; leave it out")
         if self.ctc:
             self.banned = self.banned[self.banned.ne(mask)]  # <mask> is the blank
 
@@ -109,10 +115,6 @@ class OnePassGenerator(NatGenerator):
             plan, sentences = lengths.flatten(), sentences.repeat_interleave(lengths.size(1))
         tokens, lprobs, lengths = self.decode(encoded, sentences, plan)
         return Found(tokens, lprobs, lengths, torch.ones_like(lengths), rows, keep, history=self.history(tokens))
-
-    def history(self, tokens: Tensor) -> Optional[List[Tensor]]:
-        """``--retain-iter-history``: the one pass there is."""
-        return [tokens] if self.options.retain_iter_history else None
 
     # -- CTC -----------------------------------------------------------------------------------------------------------
 

@@ -11,12 +11,10 @@ from nar_plugins.data.canvas import candidate_lengths, gold_lengths
 from nar_plugins.generators.hypothesis import Dedup, empty_hypothesis, hypothesis
 from nar_plugins.generators.registry import refuse_unserved
 from nar_plugins.generators.rescore import Rescorer
-from nar_plugins.modules.linear import fast_linear
+from nar_plugins.modules.linear import CPU_ROWS, fast_linear
 from nar_plugins.modules.precision import full
 
 logger = logging.getLogger(__name__)
-
-CPU_ROWS = 64  # rows of logits made and reduced at a time on a CPU, so that they stay in its cache
 
 
 class Found(NamedTuple):

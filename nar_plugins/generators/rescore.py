@@ -4,9 +4,8 @@ from argparse import Namespace
 import torch
 from torch import Tensor
 
+from nar_plugins.modules.linear import CPU_ROWS
 from nar_plugins.modules.teacher_forcing import token_lprobs
-
-CPU_ROWS = 64  # candidates scored at a time on a CPU
 
 
 class Rescorer:

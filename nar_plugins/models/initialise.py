@@ -5,11 +5,12 @@ from typing import Dict, Sequence
 
 import torch
 import torch.nn as nn
+from fairseq import checkpoint_utils
 from fairseq.modules import MultiheadAttention
 from torch import Tensor
 
-from nar_plugins import compat
 from nar_plugins.data.dictionary import check_same_symbols
+from nar_plugins.models.teacher import check_symbols
 from nar_plugins.modules.length_head import LengthHead
 
 logger = logging.getLogger(__name__)
@@ -30,7 +31,7 @@ def bert_init(module: nn.Module) -> None:
             nn.init.xavier_uniform_(projection.weight, gain=2**-0.5)
 
 
-def start_from(part: nn.Module, side: str, path: str, own_parts: Sequence[str] = ()) -> None:
+def start_from(part: nn.Module, side: str, path: str, task, own_parts: Sequence[str] = ()) -> None:
     """Copy one side of the checkpoint at ``path`` into a model's; every layer must fit.
 
     What exists on one side only (learned against sinusoidal positions, a length head, positional attention) keeps its start,
@@ -39,17 +40,19 @@ def start_from(part: nn.Module, side: str, path: str, own_parts: Sequence[str] =
     Args:
         part: the model's encoder or decoder.
         side: "encoder" or "decoder".
+        task: whose dictionaries the checkpoint's must be.
         own_parts: patterns of the parameters that an AR model does not have.
 
     Raises:
-        ValueError: the checkpoint's layers have other names or sizes, or its dictionary (where it keeps one, as this
-            package's do) other symbols; the first that differs is named.
+        ValueError: the checkpoint's layers have other names or sizes, or its dictionary (where it can be known) other
+            symbols; the first that differs is named.
     """
-    compat.check_checkpoint(path)
-    state = compat.safe_load(path)
+    state = checkpoint_utils.load_checkpoint_to_cpu(path)
     symbols = (state.get("task_state") or {}).get("symbols", {}).get("source" if side == "encoder" else "target")
     if symbols is not None:
         check_same_symbols(symbols.split("\n"), part.dictionary.symbols, f"the dictionary of the {side}")
+    else:
+        check_symbols(state["cfg"], state["model"], task)
     own = part.state_dict()
     taken = fitting(own, {k[len(side) + 1:]: v for k, v in state["model"].items() if k.startswith(f"{side}.")})
     for key, value in own.items():

@@ -240,12 +240,12 @@ class NarModel(TransformerModel):
             state = state.detach()
         return self.encoder.length_head(state)
 
-    def start_from_checkpoints(self) -> None:
-        """Honour ``--init-encoder-from`` and ``--init-decoder-from``."""
+    def start_from_checkpoints(self, task) -> None:
+        """Honour ``--init-encoder-from`` and ``--init-decoder-from``; the task says which dictionaries must be theirs."""
         for side in ("encoder", "decoder"):
             path = getattr(self.args, f"init_{side}_from", None)
             if path:
-                start_from(getattr(self, side), side, path, self.own_parts)
+                start_from(getattr(self, side), side, path, task, self.own_parts)
 
     def upgrade_state_dict_named(self, state_dict, name):
         """Let ``--finetune-from-model`` take an AR checkpoint: parts that it wholly lacks start afresh."""

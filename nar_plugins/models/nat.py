@@ -9,7 +9,7 @@ from fairseq.models.transformer.transformer_legacy import base_architecture as t
 from torch import Tensor
 
 from nar_plugins.data import source_copy
-from nar_plugins.data.noise import uniform
+from nar_plugins.data.noise import GLANCING_STREAM, uniform
 from nar_plugins.models.nar_base import Memory, NarDecoder, NarEncoder, NarModel, wrap
 from nar_plugins.models.presets import default, sizes
 from nar_plugins.modules import ctc, glancing
@@ -19,8 +19,6 @@ from nar_plugins.modules.layers import NarDecoderLayer
 from nar_plugins.modules.losses import LossPart, length_loss, masked_word_loss
 from nar_plugins.modules.positional_attention import PositionalDecoderLayer, not_itself
 from nar_plugins.modules.precision import full
-
-STREAMS = {"glancing": 1 << 40, "fertility": 2 << 40}  # set the random numbers of one purpose apart from another's
 
 
 class Canvas(NamedTuple):
@@ -133,6 +131,17 @@ class NatModel(NarModel):
             raise ValueError("--ctc needs no fertilities: --source-copy uniform or soft")
         if args.ctc and args.upsample < 1:
             raise ValueError(f"--upsample {args.upsample}: every source token stands at least once")
+        if args.upsample and not args.ctc:
+            raise ValueError("--upsample is for --ctc: leave it out")
+        if (args.length_head == "none") != (args.ctc or args.source_copy == "fertility"):
+            raise ValueError(f"--length-head {args.length_head} is for --source-copy uniform and soft without --ctc: leave it out")
+        if args.length_head == "none" and getattr(args, "stop_length_gradient", False):
+            raise ValueError("--stop-length-gradient: this model predicts no length; leave it out")
+        if args.encoder_embed_dim != args.decoder_embed_dim:
+            raise ValueError(
+                f"the canvas is made of the source's embeddings: --encoder-embed-dim {args.encoder_embed_dim} and "
+                f"--decoder-embed-dim {args.decoder_embed_dim} must be equal"
+            )
         if args.layerwise_attention and args.encoder_layers != args.decoder_layers:
             raise ValueError(
                 f"--layerwise-attention needs as many encoder layers ({args.encoder_layers}) as decoder layers "
@@ -141,11 +150,11 @@ class NatModel(NarModel):
         if args.positional_attention and getattr(args, "no_token_positional_embeddings", False):
             raise ValueError("--positional-attention needs positions: leave out --no-token-positional-embeddings")
         schedule = glancing.Schedule.parse(args.glancing) if args.glancing else None
-        if args.ctc or args.source_copy == "fertility":
-            args.length_head = "none"
         model = super().build_model(args, task)
         model.glancing, model.num_updates = schedule, 0
         model.generators = ("one_pass", "noisy_parallel") if args.source_copy == "fertility" else ("one_pass",)
+        if schedule is None and not (args.share_all_embeddings or args.share_decoder_input_output_embed):
+            model.decoder.embed_tokens.weight.requires_grad_(False)  # nothing reads it: DDP would wait for its gradient
         if args.width_scaled_attention:
             for module in model.modules():
                 if isinstance(module, Attention):
@@ -159,6 +168,13 @@ class NatModel(NarModel):
     @classmethod
     def build_decoder(cls, args, tgt_dict, embed_tokens):
         return NatDecoder(TransformerConfig.from_namespace(args), tgt_dict, embed_tokens)
+
+    def max_positions(self) -> tuple:
+        """Longest source and target; with CTC and learned positions the canvas must have a row for each of its places."""
+        source, target = super().max_positions()
+        if self.args.ctc and self.args.decoder_learned_pos:
+            source = min(source, self.decoder.max_positions() // self.args.upsample)
+        return source, target
 
     @property
     def needs_fertilities(self) -> bool:
@@ -178,11 +194,14 @@ class NatModel(NarModel):
             return {}
         target, source = sample["target"], sample["net_input"]["src_tokens"]
         width = self.args.upsample * source.size(1) if self.args.ctc else target.size(1)
-        return {"reveal_draws": uniform(seed, update ^ STREAMS["glancing"], sample["id"], width)}
+        return {"reveal_draws": uniform(seed, update ^ GLANCING_STREAM, sample["id"], width)}
 
     def encode(self, src_tokens: Tensor, src_lengths: Optional[Tensor] = None) -> Dict:
         """Source (B, S) int64 -> fairseq's encoder output, with the states of all layers and, in ``copies``, (B, S, D)."""
         out = self.encoder(src_tokens, src_lengths=src_lengths, return_all_hiddens=True)
+        norm = self.encoder.layer_norm
+        if norm is not None:  # a pre-norm encoder norms its top only, and every layer may be attended to
+            out["encoder_states"] = [out["encoder_states"][0], *(norm(state) for state in out["encoder_states"][1:])]
         return {**out, "copies": [self.encoder.copies(src_tokens, out["encoder_embedding"][0])]}
 
     def initial_canvas(
@@ -296,7 +315,8 @@ class NatModel(NarModel):
         out["sampled_lprobs"] = chosen.masked_fill(~out["fertile"], 0).sum(1)
         with torch.no_grad():
             for name, fertilities in (("sampled", sampled), ("expected", source_copy.average(probabilities))):
-                plan = source_copy.bounded(fertilities, sources, 2 * sources)  # the official code's bound
+                longest = (2 * sources).clamp(max=self.max_decoder_positions())  # the official code's bound
+                plan = source_copy.bounded(fertilities, sources, longest)
                 canvas = self.initial_canvas(encoder_out, rows, plan)
                 out["passes"][name] = (self.predict(canvas, memory), ~canvas.padding)
 
@@ -355,9 +375,10 @@ class NatModel(NarModel):
 @register_model_architecture("nat", "nat")
 def nat(args):
     """A stock Transformer's parts and sizes, with fertilities."""
-    default(args, ctc=False, glancing="", upsample=2, positional_attention=False, mask_diagonal=False,
-            layerwise_attention=False, width_scaled_attention=False, length_head="pooled")
-    default(args, source_copy="uniform" if args.ctc else "fertility")
+    default(args, ctc=False, glancing="", positional_attention=False, mask_diagonal=False, layerwise_attention=False,
+            width_scaled_attention=False)
+    default(args, upsample=2 if args.ctc else 0, source_copy="uniform" if args.ctc else "fertility")
+    default(args, length_head="none" if args.ctc or args.source_copy == "fertility" else "pooled")
     transformer_base(args)
 
 

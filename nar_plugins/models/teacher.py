@@ -2,6 +2,7 @@
 import copy
 from pathlib import Path
 
+import torch
 import torch.nn as nn
 from fairseq import checkpoint_utils, utils
 from fairseq.models import ARCH_MODEL_REGISTRY, FairseqEncoderDecoderModel, FairseqIncrementalDecoder
@@ -37,7 +38,11 @@ def load_teacher(path: str, task) -> nn.Module:
     check_teacher(ARCH_MODEL_REGISTRY[arch], path)
     check_languages(cfg, task, path)
     check_symbols(cfg, state["model"], task)
-    (model,), _ = checkpoint_utils.load_model_ensemble([path], task=copy.copy(task), state=state)
+    own = copy.copy(task)  # building a model sets the task up for it, and with --eval-bleu makes its generator
+    own.cfg = copy.deepcopy(task.cfg)
+    own.cfg.eval_bleu = False
+    with torch.random.fork_rng(devices=[]):  # the run's random numbers do not depend on when a teacher is loaded
+        (model,), _ = checkpoint_utils.load_model_ensemble([path], task=own, state=state)
     check_teacher(model, path)
     return model.eval().requires_grad_(False)
 

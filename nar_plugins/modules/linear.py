@@ -11,6 +11,9 @@ import torch.nn as nn
 from torch import Tensor
 
 
+CPU_ROWS = 64  # rows of logits made and reduced at a time on a CPU, so that they stay in its cache
+
+
 @contextmanager
 def fast_linear(models, dtype: torch.dtype):
     """Within it the linear layers of ``models`` are computed by oneDNN where that can be: float32, CPU, no gradients.

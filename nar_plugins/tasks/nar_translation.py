@@ -101,10 +101,15 @@ class NarTranslationTask(TranslationTask):
             logger.warning(f"{split}: {blank} of {len(dataset)} pairs have an empty side; they are kept")
         training = "task_cfg" not in kwargs  # fairseq-generate and -validate pass the checkpoint's
         files = self.fertility_files(folder, split, combine)
-        if self.needs_fertilities and (training or files[0].exists()):
+        if self.needs_fertilities and (training or all(file.exists() for file in files)):
             if self.cfg.truncate_source:
                 raise ValueError("--truncate-source cuts what the fertilities count: leave it out")
-            self.datasets[split] = FertilityDataset(dataset, *files)
+            try:
+                self.datasets[split] = FertilityDataset(dataset, *files)
+            except ValueError as error:
+                if training:
+                    raise
+                logger.warning(f"{error}; only a loss needs them")  # generation does not
 
     def fertility_files(self, folder: str, split: str, combine: bool) -> List[Path]:
         """The fertilities of a split and, where fairseq combines it with split1, split2 ..., of those, in fairseq's order."""
@@ -171,7 +176,7 @@ class NarTranslationTask(TranslationTask):
         model = super().build_model(cfg, from_checkpoint)
         accept_missing_mask_row(model)
         if not from_checkpoint and hasattr(model, "start_from_checkpoints"):
-            model.start_from_checkpoints()
+            model.start_from_checkpoints(self)
         self.noise = getattr(model, "noise", None)
         self.needs_fertilities = getattr(model, "needs_fertilities", False)
         return model

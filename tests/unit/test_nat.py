@@ -65,6 +65,11 @@ def test_the_attention_scale_of_the_paper_is_a_flag():
     (("--decoder-layers", "1"), "--no-layerwise-attention"),
     (("--no-token-positional-embeddings",), "--positional-attention needs positions"),
     (("--glancing", "often"), "--glancing 'often'"),
+    (("--upsample", "3"), "--upsample is for --ctc"),
+    (("--length-head", "token"), "--length-head token is for"),
+    (("--ctc", "--length-head", "pooled"), "--length-head pooled is for"),
+    (("--stop-length-gradient",), "--stop-length-gradient"),
+    (("--decoder-embed-dim", "32"), "must be equal"),
 ])  # fmt: skip
 def test_flags_that_do_not_go_together_are_refused(flags, message):
     with pytest.raises(ValueError, match=message):
@@ -201,12 +206,64 @@ def test_without_fertilities_the_message_names_the_command():
         nat()(**batch())
 
 
-def test_no_gradient_reaches_the_encoder_through_fertilities_or_padding():
-    m = nat()
-    out = m(**batch(fertilities=FERTILITIES))
-    assert all(part.loss.isfinite() for part in m.losses(out, 0.0).values())
-    sum(part.loss for part in m.losses(out, 0.0).values()).backward()
-    assert all(p.grad is None or p.grad.isfinite().all() for p in m.parameters())
+@pytest.mark.parametrize("flags", [
+    (), ("--source-copy", "uniform"), ("--source-copy", "soft"), ("--ctc",), ("--ctc", "--encoder-normalize-before"),
+    ("--ctc", "--glancing", "0.5"), ("--share-all-embeddings",), ("--no-layerwise-attention", "--no-positional-attention"),
+])  # fmt: skip
+def test_every_trained_parameter_has_a_finite_gradient(flags):
+    m = nat(*flags)
+    m.train()
+    sample = {"target": TARGET, "id": torch.tensor([3, 1, 2]), "net_input": {"src_tokens": SOURCE}}
+    extra = {"fertilities": FERTILITIES} if m.needs_fertilities else {}
+    parts = m.losses(m(**batch(**m.noise(sample, 1, 7), **extra)), 0.0)
+    sum(part.loss for part in parts.values()).backward()
+    without = [name for name, p in m.named_parameters() if p.requires_grad and p.grad is None]
+    assert not without  # PyTorch's DDP would wait for them
+    assert all(p.grad.isfinite().all() for p in m.parameters() if p.requires_grad)
+
+
+def test_layers_of_a_pre_norm_encoder_are_normed_before_they_are_attended_to():
+    m = nat("--encoder-normalize-before").eval()
+    out = m.encode(SOURCE)
+    assert torch.equal(m.decoder.attended_states(out)[-1], out["encoder_out"][0])
+    assert float(m.decoder.attended_states(out)[0].mean(-1).abs().max()) < 1e-5  # of a norm without bias yet
+
+
+def test_the_copies_of_the_source_are_dropped_out_once():
+    m = nat("--dropout", "0.5")
+    m.train()
+    out = m.encode(SOURCE)
+    copied = m.initial_canvas(out, torch.arange(3), FERTILITIES).copied
+    assert float(copied[0, :4].eq(0).float().mean()) < 0.05  # only where a sinusoid is 0; the decoder drops half of them
+
+
+def test_both_passes_of_glancing_have_the_same_dropout():
+    m = nat("--source-copy", "uniform", "--glancing", "0", "--dropout", "0.5")
+    m.train()
+    sample = {"target": TARGET, "id": torch.tensor([3, 1, 2]), "net_input": {"src_tokens": SOURCE}}
+    seen = []
+    through, m.decoder.forward = m.decoder.forward, lambda *a: seen.append(through(*a)) or seen[-1]
+    m(**batch(**m.noise(sample, 1, 7)))
+    assert len(seen) == 2 and torch.equal(*seen)  # nothing is revealed, so nothing else could differ
+    m(**batch(**m.noise(sample, 1, 7)))
+    assert not torch.equal(seen[0], seen[2])
+
+
+def test_ctc_with_glancing_takes_a_batch_padded_beyond_its_longest_sentence():
+    m = nat("--ctc", "--glancing", "0.5")
+    m.train()
+    wide = torch.nn.functional.pad(SOURCE, (0, 3), value=PAD)
+    sample = {"target": TARGET, "id": torch.tensor([3, 1, 2]), "net_input": {"src_tokens": wide}}
+    torch.manual_seed(3)
+    padded = m(wide, SOURCE.ne(PAD).sum(1), TARGET, **m.noise(sample, 1, 7))
+    narrow = m(SOURCE, SOURCE.ne(PAD).sum(1), TARGET, **m.noise({**sample, "net_input": {"src_tokens": SOURCE}}, 1, 7))
+    torch.testing.assert_close(padded["lprobs"], narrow["lprobs"], atol=1e-4, rtol=1e-4)
+
+
+def test_learned_positions_bound_the_source_of_ctc():
+    m = nat("--ctc", "--decoder-learned-pos", "--max-target-positions", "30", "--max-source-positions", "100")
+    assert m.max_positions() == (15, 30)
+    assert nat("--ctc", "--max-target-positions", "30").max_positions()[0] == 1024
 
 
 @pytest.mark.parametrize("flags", [("--source-copy", "uniform"), ("--source-copy", "fertility"), ("--ctc", "--upsample", "3")])

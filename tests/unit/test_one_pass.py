@@ -192,6 +192,7 @@ def test_history_is_the_one_pass():
     ((), {"min_len": 4}, "--min-len"),
     (("--ctc",), {"length_beam": 3}, "--length-beam"),
     (("--ctc",), {"ctc_beam": 0}, "--ctc-beam 0"),
+    (("--ctc",), {"max_len_b": 50}, "--max-len-a/b cannot be honoured"),
     (("--source-copy", "uniform"), {"fertility": "average"}, "--fertility: these models have no fertilities"),
     (("--source-copy", "uniform"), {"length_beam": 0}, "--length-beam 0"),
     ((), {"beam": 3}, "--beam 3"),

@@ -95,6 +95,11 @@ def test_draws_depend_on_the_tokens_and_nothing_else():
     assert len(together.flatten().unique()) == together.numel()
 
 
+def test_more_candidates_keep_the_first_ones():
+    source = torch.tensor([[5, 6, 2], [7, 2, 1]])
+    assert torch.equal(candidate_draws(source, 1, 3, 8)[:, :3], candidate_draws(source, 1, 3, 3))
+
+
 def test_distinct_marks_the_first_of_equal_candidates():
     rows_ = torch.tensor([[[1, 2], [1, 2], [2, 1], [1, 2]], [[0, 0], [1, 0], [0, 1], [1, 1]]])
     assert distinct(rows_).tolist() == [[True, False, True, False], [True] * 4]

@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from nar_plugins.criterions.finetune import REWARD_SCALE
-from nar_plugins.criterions.nar_loss import FERTILITY_STREAM, NarLoss
+from nar_plugins.criterions.nar_loss import NarLoss
 from nar_plugins.data import source_copy
-from nar_plugins.data.noise import uniform
+from nar_plugins.data.noise import FERTILITY_STREAM, uniform
 from test_cmlm import transformer_checkpoint
 from tiny import model
 
@@ -52,7 +52,7 @@ def test_soft_targets_are_the_teachers_distributions(teacher, arch, flags, weigh
     loss, size, logs = criterion(m, batch)
     plain = NarLoss(task, 0.1, 1.0)(m, batch)[2]
     out = m(**batch["net_input"], target=TARGET)
-    ar, soft = criterion.teacher[0], 0.0
+    ar, soft = criterion.teacher("cpu"), 0.0
     places = out["picked"].nonzero().tolist()
     assert len(places) == len(out["logits"]) == int(size)
     for (b, t), logits in zip(places, out["logits"].double()):
@@ -63,6 +63,22 @@ def test_soft_targets_are_the_teachers_distributions(teacher, arch, flags, weigh
     assert float(logs["words_loss"]) == pytest.approx(wanted, rel=1e-4)
     assert float(loss) == pytest.approx(float(plain["loss"]) - float(plain["words_loss"]) + wanted, rel=1e-4)
     assert float(logs["words_nll"]) == pytest.approx(float(plain["words_nll"]))  # the perplexity stays that of the words
+
+
+def test_a_teacher_is_loaded_in_peace_while_bleu_is_measured(teacher):
+    """Building a model sets up the generator of --eval-bleu, which itself loads the rescorer."""
+    flags = ("--eval-bleu", "--generator", "noisy_parallel", "--rescorer", teacher)
+    m, task = model(*flags, arch="nat_tiny")
+    assert task.sequence_generator.rescorer is not None
+    m.train()
+    NarLoss(task, 0.0, 1.0, teacher=teacher)(m, sample(m, task))
+    assert task.noise == m.noise
+
+
+def test_a_loss_factor_of_a_part_that_is_not_there_is_refused():
+    m, task = model(arch="nat_tiny")
+    with pytest.raises(ValueError, match="--length-loss-factor: this model predicts no length"):
+        NarLoss(task, 0.0, 0.5)(m, sample(m, task))
 
 
 def test_validation_does_not_ask_the_teacher(teacher):
@@ -78,7 +94,7 @@ def reverse_kl(m, ar, row, plan):
     out = m.encode(source.unsqueeze(0))
     logits = m.predict(m.initial_canvas(out, torch.tensor([0]), torch.tensor([plan])), m.decoder.memory(out))[0].double()
     logits[:, MASK] = -math.inf
-    best, total = logits.argmax(-1).tolist(), 0.0
+    best, total = logits[:, 2:].argmax(-1).add(2).tolist(), 0.0  # no <s> and no <pad>
     for t in range(len(best)):
         judged = judge(ar, source, best[:t]).double().log_softmax(-1)
         p = logits[t].softmax(-1)
@@ -96,7 +112,7 @@ def test_fine_tuning_is_the_papers_three_terms(teacher):
     batch = sample(m, task)
     loss, size, logs = criterion(m, batch)
     usual = float(NarLoss(task, 0.0, 1.0)(m, batch)[0])
-    ar = criterion.teacher[0]
+    ar = criterion.teacher("cpu")
 
     gold = sum(reverse_kl(m, ar, row, FERTILITIES[row][SOURCE[row].ne(PAD)].tolist()) for row in range(2))
     lprobs = m.fertility_lprobs(m.encode(SOURCE)).detach()
@@ -126,9 +142,9 @@ def test_fine_tuning_is_the_papers_three_terms(teacher):
 def test_the_teacher_is_frozen_and_in_no_checkpoint(teacher):
     m, task = model(arch="nat_tiny")
     criterion = NarLoss(task, 0.0, 1.0, teacher=teacher)
-    assert not list(criterion.parameters()) and not criterion.state_dict() and not list(criterion.children())
+    assert criterion.teacher("cpu") and not list(criterion.parameters()) and not criterion.state_dict() and not list(criterion.children())
     criterion.train()
-    assert not criterion.teacher[0].training and not any(p.requires_grad for p in criterion.teacher[0].parameters())
+    assert not criterion.teacher("cpu").training and not any(p.requires_grad for p in criterion.teacher("cpu").parameters())
 
 
 @pytest.mark.parametrize("settings, message", [
