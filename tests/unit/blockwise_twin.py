@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import torch
 from fairseq.sequence_generator import SequenceGenerator
 
+from conftest import source_batch
 from nar_plugins.data.noise import uniform
 from nar_plugins.generators.beam import BeamGenerator
 from nar_plugins.generators.blockwise import BlockwiseConfig, BlockwiseGenerator
@@ -19,14 +20,26 @@ PAD, EOS, UNK, MASK, WORDS = 1, 2, 3, 24, 20
 
 @lru_cache(maxsize=None)
 def random_model(*flags, arch="transformer_tiny", seed=1):
-    """A model of random weights that says many different things, and in time </s>, in evaluation mode; and its task."""
+    """A model of random weights that says many different things, and in time </s>, in evaluation mode; and its task.
+
+    It does so because every position has a strong random vector, and no word an advantage in all contexts.
+    """
     one, task = model(*flags, arch=arch, criterion="cross_entropy", seed=seed)
+    one.eval()
     with torch.no_grad():
-        for weight in one.parameters():
-            if weight.dim() > 1:
-                weight.mul_(1.8)
-        one.decoder.output_projection.weight[EOS] *= 1.8
-    return one.eval(), task
+        for name, weight in one.named_parameters():
+            if weight.dim() > 1 and "embed" not in name:
+                weight.mul_(1.5)
+        positions = one.decoder.embed_positions
+        table = positions.weights if hasattr(positions, "weights") else positions.weight
+        table.normal_(std=2 * one.decoder.embed_scale * float(one.decoder.embed_tokens.weight.std()))
+        source = source_batch([9] * 20, WORDS)
+        features = one.decoder.extract_features(source, encoder_out=one.encoder(source, src_lengths=None))[0].flatten(0, 1)
+        common = torch.nn.functional.normalize(features.mean(0), dim=0)
+        words = one.decoder.output_projection.weight
+        words.sub_((words @ common).unsqueeze(1) * common).mul_(3)
+        words[EOS] *= 1.2
+    return one, task
 
 
 def random_models(*flags, count=1, seed=3, **kwargs):
@@ -35,17 +48,17 @@ def random_models(*flags, count=1, seed=3, **kwargs):
     return [one for one, _ in made], made[0][1]
 
 
-def blockwise(models, task, drafter=None, **settings) -> BlockwiseGenerator:
-    """A generator with the flags' defaults, overridden by ``settings`` (fairseq's options too)."""
+def blockwise(models, task, oracle=None, **settings) -> BlockwiseGenerator:
+    """A generator with the flags' defaults, overridden by ``settings`` (fairseq's options too); perhaps with a test's drafter."""
     config = {f.name: f.default for f in fields(BlockwiseConfig) if not f.name.startswith("_")}
     config.update({name: settings.pop(name) for name in list(settings) if name in config})
-    fixed = config["verify_block"]
-    if drafter is not None:  # of the tests: it has no limit of its own
+    block = config["verify_block"]
+    if oracle is not None:  # which has no limit of its own
         config["verify_block"] = None
-    options = generation_options(SimpleNamespace(beam=1, **settings))
+    options = generation_options(SimpleNamespace(**{"beam": 1, **settings}))
     made = BlockwiseGenerator(models, task.target_dictionary, SimpleNamespace(**config), options, MASK)
-    if drafter is not None:
-        made.drafter, made.config.verify_block = drafter, fixed
+    if oracle is not None:
+        made.drafter, made.config.verify_block = oracle, block
     return made
 
 
