@@ -34,11 +34,11 @@ class BlockwiseConfig(DecodingConfig):
     )  # fmt: skip
     verify_block: Optional[int] = field(
         default=None,
-        metadata={"help": "tokens verified a call, always; 1: no proposals (unset: follows from their confidence and the batch)"},
+        metadata={"help": "tokens verified a call; 1: no proposals (unset: follows from their confidence and the batch)"},
     )
     accept: ChoiceEnum(["exact", "top"]) = field(
         default="exact",
-        metadata={"help": "exact: proposals that greedy search would say; top: those among its best, which changes the output"},
+        metadata={"help": "exact: what greedy search would say; top: what is among its best, which changes the output"},
     )
     accept_top: Optional[int] = field(
         default=None, metadata={"help": f"--accept top: the proposal is among this many best tokens ({TOP})"}
@@ -100,8 +100,8 @@ class BlockwiseGenerator:
                 raise ValueError("--print-alignment of a model with full-context alignment: use --generator beam")
         self.drafter = self.choose_drafter(dictionary)
         if config.verify_block is not None and config.verify_block > self.drafter.most + 1:
-            raise ValueError(f"--verify-block {config.verify_block}: the {str(config.drafter)} drafter proposes for blocks of at "
-                             f"most {self.drafter.most + 1} tokens")  # fmt: skip
+            raise ValueError(f"--verify-block {config.verify_block}: these proposals are for blocks of at most "
+                             f"{self.drafter.most + 1} tokens")  # fmt: skip
         if str(config.accept) != "exact" or config.min_block > 1:
             logger.warning("blockwise accepts what greedy search would not say: the output is not that of greedy search")
         self.statistics = {"calls": 0, "sentences": 0, "first": 0, "accepted": Counter()}
@@ -225,30 +225,31 @@ class BlockwiseGenerator:
     # -- the verifier ------------------------------------------------------------------------------------------------------
 
     def call(self, batch: Batch, block: Tensor) -> tuple:
-        """Log-probabilities (b, m, V) after every token of the block (b, m), of the ensemble without ``<mask>``; every model's
-        features (b, m, D); the attention (b, m, S) where it is asked for."""
+        """What follows every token of the block (b, m): the ensemble's log-probabilities (b, m, V) without ``<mask>``, every
+        model's features (b, m, D), and the attention (b, m, S) where it is asked for."""
         lprobs, features, attentions = [], [], []
-        mask = torch.tensor([self.mask], device=block.device)
         for decoder, cache in zip(self.decoders, batch.caches):
             x, attention = decoder(block, batch.lengths, batch.longest, batch.limit, cache, batch.attention is not None)
             logits = decoder.decoder.output_layer(x)
             if self.options.temperature != 1:
                 logits = logits / self.options.temperature
-            lprobs.append(full(logits.index_fill(-1, mask, -math.inf)).log_softmax(-1))
+            logits[..., self.mask] = -math.inf  # an AR model never learnt it
+            lprobs.append(full(logits).log_softmax(-1))
             features.append(x)
             attentions.append(attention)
         mean = lprobs[0] if len(lprobs) == 1 else torch.stack(lprobs).logsumexp(0) - math.log(len(lprobs))
         return mean, features, None if batch.attention is None else torch.stack(attentions).mean(0)
 
     def process(self, lprobs: Tensor, steps: Tensor, batch: Batch) -> Tensor:
-        """What ``SequenceGenerator._generate`` does to the log-probabilities (b, m, V) of tokens steps (b, m), in its order."""
-        lprobs = lprobs.masked_fill(lprobs.isnan(), -math.inf)
+        """What ``SequenceGenerator._generate`` does to the log-probabilities (b, m, V) of tokens steps (b, m), in its order and
+        in place."""
+        lprobs.masked_fill_(lprobs.isnan(), -math.inf)
         lprobs[..., self.pad] = -math.inf
         lprobs[..., self.unk] -= self.options.unkpen
         if batch.longest + steps.size(1) > batch.limit:
-            over = (steps >= batch.limit).unsqueeze(-1).repeat(1, 1, lprobs.size(-1))
-            over[..., self.eos] = False
-            lprobs = lprobs.masked_fill(over, -math.inf)
+            end = lprobs[..., self.eos].clone()
+            lprobs.masked_fill_((steps >= batch.limit).unsqueeze(-1), -math.inf)
+            lprobs[..., self.eos] = end
         inside = torch.zeros_like(steps, dtype=torch.bool)
         if batch.prefix is not None and batch.shortest < batch.prefix.size(1):
             inside = (steps < batch.prefix.size(1)) & (steps < batch.limit)

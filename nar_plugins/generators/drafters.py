@@ -54,7 +54,7 @@ class HeadsDrafter(Drafter):
         self.which = next(i for i, model in enumerate(models) if has_heads(model))
         self.decoder = models[self.which].decoder
         self.most = self.decoder.block_size - 1
-        self.banned = torch.tensor([mask, pad])
+        self.mask, self.pad = mask, pad
         table = self.decoder.output_projection.weight.numel()
         token = sum(weight.numel() for weight in self.decoder.layers.parameters()) + table
         shared, each = self.decoder.proposal_heads.work()
@@ -62,7 +62,8 @@ class HeadsDrafter(Drafter):
 
     def draft(self, verified: Verified, count: int, state: Optional[Tensor]) -> Drafts:
         heads = self.decoder.head_features(verified.features[self.which], 2, count + 1)
-        logits = full(self.decoder.output_projection(heads)).index_fill_(-1, self.banned.to(heads.device), -float("inf"))
+        logits = full(self.decoder.output_projection(heads))
+        logits[..., self.mask] = logits[..., self.pad] = -float("inf")  # the verifier never says them
         best, tokens = logits.max(-1)
         return Drafts(tokens, best - logits.logsumexp(-1))
 

@@ -1,4 +1,4 @@
-"""Blockwise parallel decoding (Stern et al. 2018): an autoregressive Transformer that also proposes the tokens after the next."""
+"""Blockwise parallel decoding (Stern et al. 2018): an AR Transformer that also proposes the tokens after the next."""
 import logging
 from typing import Dict, List, NamedTuple, Optional
 
@@ -56,8 +56,10 @@ class BlockwiseDecoder(TransformerDecoderBase):
         """What heads ``first`` to ``last``, both included, put before ``output_projection``: (..., D) -> (..., heads, D)."""
         identity = [features.unsqueeze(-2)] if first < self.learned_from else []
         first = max(first, self.learned_from)
-        learned = [self.proposal_heads(features, first - self.learned_from, last + 1 - self.learned_from)] if first <= last else []
-        return torch.cat(identity + learned, -2) if identity and learned else (identity or learned)[0]
+        if first > last:
+            return identity[0]
+        learned = self.proposal_heads(features, first - self.learned_from, last + 1 - self.learned_from)
+        return torch.cat([*identity, learned], -2)
 
 
 @register_model("blockwise")

@@ -1,4 +1,6 @@
 """The proposal heads of blockwise parallel decoding (Stern et al. 2018, section 6 and figure 3)."""
+from typing import Optional
+
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
@@ -31,7 +33,7 @@ class ProposalHeads(nn.Module):
         self.dropout_module = FairseqDropout(dropout, module_name=type(self).__name__)
         self.activation_dropout_module = FairseqDropout(activation_dropout, module_name=type(self).__name__)
 
-    def forward(self, x: Tensor, first: int = 0, last: int = None) -> Tensor:
+    def forward(self, x: Tensor, first: int = 0, last: Optional[int] = None) -> Tensor:
         """What heads ``first`` to ``last`` (not included; None: all) put before the vocabulary projection.
 
         Args:

@@ -49,7 +49,7 @@ def random_models(*flags, count=1, seed=3, **kwargs):
 
 
 def blockwise(models, task, oracle=None, **settings) -> BlockwiseGenerator:
-    """A generator with the flags' defaults, overridden by ``settings`` (fairseq's options too); perhaps with a test's drafter."""
+    """A generator with the flags' defaults, overridden by ``settings`` (fairseq's too); perhaps with a test's drafter."""
     config = {f.name: f.default for f in fields(BlockwiseConfig) if not f.name.startswith("_")}
     config.update({name: settings.pop(name) for name in list(settings) if name in config})
     block = config["verify_block"]

@@ -130,7 +130,8 @@ def test_the_targets_of_a_head_lie_as_far_ahead():
     target = torch.tensor([[4, 5, 6, 7, EOS], [8, 9, EOS, PAD, PAD]])
     losses = one(source, source.ne(PAD).sum(1), before, target=target, heads=[1, 2, 3, 4])
     features = one.decoder.extract_features(before, encoder_out=one.encoder(source, src_lengths=source.ne(PAD).sum(1)))[0]
-    for head, ahead in {1: [[4, 5, 6, 7, 2], [8, 9, 2]], 2: [[5, 6, 7, 2], [9, 2]], 3: [[6, 7, 2], [2]], 4: [[7, 2], []]}.items():
+    wanted = {1: [[4, 5, 6, 7, 2], [8, 9, 2]], 2: [[5, 6, 7, 2], [9, 2]], 3: [[6, 7, 2], [2]], 4: [[7, 2], []]}
+    for head, ahead in wanted.items():
         lprobs = one.decoder.output_projection(one.decoder.head_features(features, head, head)[:, :, 0]).log_softmax(-1)
         pairs = [(lprobs[b, t], word) for b, words in enumerate(ahead) for t, word in enumerate(words)]
         assert losses[head].count == len(pairs)

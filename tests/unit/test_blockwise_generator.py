@@ -77,14 +77,16 @@ def test_rows_do_not_touch_one_another():
 def test_steps_history_and_statistics(caplog):
     models, task = random_models()
     wanted = greedy(models, task, SOURCE, max_len_b=24)
-    gen = blockwise(models, task, Oracle([h["tokens"] for h in wanted], 0.3), verify_block=4, max_len_b=24, retain_iter_history=True)
+    oracle = Oracle([h["tokens"] for h in wanted], 0.3)
+    gen = blockwise(models, task, oracle, verify_block=4, max_len_b=24, retain_iter_history=True)
     found = decode(gen)
     for hypo in found:
         assert hypo["steps"] == len(hypo["accepted"]) == len(hypo["history"])
         ends = torch.tensor(hypo["accepted"]).cumsum(0).tolist()
         assert [past["tokens"].tolist() for past in hypo["history"]] == [hypo["tokens"][:end].tolist() for end in ends]
     calls = [count for hypo in found for count in hypo["accepted"][1:]]
-    assert gen.statistics["sentences"] == 6 and gen.statistics["first"] == 6 and sum(gen.statistics["accepted"].values()) == len(calls)
+    assert gen.statistics["sentences"] == gen.statistics["first"] == 6
+    assert sum(gen.statistics["accepted"].values()) == len(calls)
     with caplog.at_level(logging.INFO):
         report(gen.statistics)
     assert f"mean accepted block {sum(calls) / len(calls):.2f} after the first call" in caplog.text
@@ -147,7 +149,9 @@ def test_a_sinusoidal_table_grows():
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("flags", [(), ("--freeze-base",), ("--block-head", "diag"), ("--share-all-embeddings", "--block-size", "6")])
+@pytest.mark.parametrize("flags", [
+    (), ("--freeze-base",), ("--block-head", "diag"), ("--share-all-embeddings", "--block-size", "6"),
+])  # fmt: skip
 def test_heads_against_a_slow_loop(flags):
     one, task = with_heads(*flags)
     block = one.decoder.block_size
@@ -188,7 +192,8 @@ def test_lossy_acceptance(caplog):
         assert texts(decode(gen)) == texts(exact)
     assert "the output is not that of greedy search" in caplog.text
     wide = decode(blockwise([one], task, verify_block=4, max_len_b=16, accept="top", accept_top=20))
-    assert all(a[1:] >= b[1:] for a, b in zip(first_calls(wide), first_calls(exact))) and first_calls(wide) != first_calls(exact)
+    assert all(a[1:] >= b[1:] for a, b in zip(first_calls(wide), first_calls(exact)))
+    assert first_calls(wide) != first_calls(exact)
     wrong = Oracle([hypo["tokens"] for hypo in exact], 1.0)
     least = decode(blockwise([one], task, wrong, verify_block=4, max_len_b=16, min_block=3))
     assert all(count >= 3 for hypo in least for count in hypo["accepted"][1:-1]) and texts(least) != texts(exact)
@@ -281,11 +286,12 @@ def test_every_option_of_fairseqs_is_kept_or_refused_by_name():
 @pytest.mark.parametrize("settings, said", [
     (dict(beam=4), "--beam 4: blockwise has no beam; use --beam 1, or --generator beam"),
     (dict(verify_block=0), "--verify-block 0: at least one"), (dict(min_block=0), "--min-block 0"),
-    (dict(verify_block=17), "--verify-block 17: the auto drafter proposes for blocks of at most 16 tokens"),
+    (dict(verify_block=17), "--verify-block 17: these proposals are for blocks of at most 16 tokens"),
     (dict(accept="top", accept_top=0), "--accept-top 0"), (dict(accept="top", accept_gap=-1.0), "--accept-gap -1.0"),
     (dict(accept_top=3), "need --accept top"), (dict(accept_gap=3.0), "need --accept top"),
     (dict(min_block=3, verify_block=2), "--min-block 3: no more than --verify-block 2"),
-    (dict(drafter="heads"), "--drafter heads: the checkpoint has no proposal heads"), (dict(temperature=0.0), "--temperature 0.0"),
+    (dict(drafter="heads"), "--drafter heads: the checkpoint has no proposal heads"),
+    (dict(temperature=0.0), "--temperature 0.0"),
 ])  # fmt: skip
 def test_what_makes_no_sense_is_refused(settings, said):
     models, task = random_models()
