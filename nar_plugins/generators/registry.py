@@ -3,6 +3,7 @@
 A generator's options are the fields of its dataclass. The task's config inherits them, so they are flags of fairseq's
 commands, and validation with BLEU decodes with them.
 """
+import logging
 from argparse import Namespace
 from dataclasses import dataclass, field, fields
 from typing import Dict, Optional, Tuple
@@ -10,6 +11,8 @@ from typing import Dict, Optional, Tuple
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from fairseq.dataclass.configs import GenerationConfig
 from fairseq.models.nat import FairseqNATModel
+
+logger = logging.getLogger(__name__)
 
 DECODE_DTYPES = ChoiceEnum(["float32", "bfloat16", "float16"])
 DEDUP = ChoiceEnum(["none", "token", "word"])
@@ -19,8 +22,17 @@ CONFIGS: Dict[str, type] = {}
 
 
 @dataclass
-class SharedGeneratorConfig(FairseqDataclass):
-    """Options that several generators share."""
+class DecodingConfig(FairseqDataclass):
+    """The option that all generators share."""
+
+    decode_dtype: DECODE_DTYPES = field(
+        default="float32", metadata={"help": "autocast the decoding to this type; fairseq's --fp16 casts the weights"}
+    )
+
+
+@dataclass
+class SharedGeneratorConfig(DecodingConfig):
+    """Options that the generators of the non-autoregressive models share."""
 
     length_beam: Optional[int] = field(
         default=None, metadata={"help": "decode this many of the most probable lengths and keep the best (mask_predict 5, one_pass 1)"}
@@ -33,9 +45,6 @@ class SharedGeneratorConfig(FairseqDataclass):
     )
     dedup: DEDUP = field(
         default="none", metadata={"help": "drop consecutive repeated tokens, or words, from the output"}
-    )
-    decode_dtype: DECODE_DTYPES = field(
-        default="float32", metadata={"help": "autocast the decoding to this type; fairseq's --fp16 casts the weights"}
     )
 
 
@@ -62,8 +71,11 @@ def option_names() -> set:
     return {f.name for config in CONFIGS.values() for f in fields(config) if not f.name.startswith("_")}
 
 
-def resolve(name: str, models) -> str:
+def resolve(name: str, models, beam: int = 1) -> str:
     """The generator that ``--generator name`` means for these models.
+
+    Args:
+        beam: ``--beam``. With more than one, ``auto`` takes fairseq's search for a model with proposal heads.
 
     Raises:
         ValueError: the models cannot be decoded with it, or not with one another.
@@ -71,9 +83,12 @@ def resolve(name: str, models) -> str:
     for model in models:
         if isinstance(model, FairseqNATModel):
             raise ValueError(f"a {type(model).__name__} is fairseq's own: decode it with --task translation_lev")
-    served = [tuple(getattr(model, "generators", ("beam",))) for model in models]
+    served = [tuple(getattr(model, "generators", ("beam", "blockwise"))) for model in models]  # fairseq's own name none
     if name == "auto":
         name = served[0][0]
+        if name == "blockwise" and beam != 1:
+            logger.info(f"--beam {beam}: fairseq's beam search; --beam 1 or --generator blockwise decodes blockwise")
+            name = "beam"
     if name not in GENERATORS.keys() | {"beam"}:
         raise ValueError(f"--generator {name} does not exist: choose auto, beam, {', '.join(sorted(GENERATORS))}")
     for model, names in zip(models, served):
@@ -118,16 +133,19 @@ OURS = {
 }
 
 
-def refuse_unserved(options: Namespace, generator: str, honoured: set) -> None:
+def refuse_unserved(options: Namespace, generator: str, honoured: set, instead: str = "use --length-beam {}") -> None:
     """Raise for the first of fairseq's options that is set and that ``generator`` does not honour.
 
     ``--beam`` is 5 by default and a typed 5 looks the same, so only values other than 1 and 5 can be refused.
+
+    Args:
+        instead: what to do instead of ``--beam``, with a place for its value.
 
     Raises:
         ValueError: names the option.
     """
     if options.beam not in (1, 5):
-        raise ValueError(f"--beam {options.beam}: {generator} has no beam; use --length-beam {options.beam}")
+        raise ValueError(f"--beam {options.beam}: {generator} has no beam; {instead.format(options.beam)}")
     for f in fields(GenerationConfig):
         value = getattr(options, f.name, f.default)
         if f.name.startswith("_") or f.name in HONOURED | honoured or value == f.default:

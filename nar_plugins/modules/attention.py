@@ -15,37 +15,15 @@ class Attention(MultiheadAttention):
 
     def queries(self, x: Tensor) -> Tensor:
         """(B, T, D) -> (B, H, T, D/H)."""
-        return self.split_heads(self.q_proj(x))
+        return split_heads(self, self.q_proj(x))
 
     def keys_values(self, x: Tensor) -> Tuple[Tensor, Tensor]:
         """(B, S, D) -> keys and values, each (B, H, S, D/H)."""
-        return self.split_heads(self.k_proj(x)), self.split_heads(self.v_proj(x))
+        return split_heads(self, self.k_proj(x)), split_heads(self, self.v_proj(x))
 
     def attend(self, queries: Tensor, keys: Tensor, values: Tensor, allowed: Optional[Tensor] = None) -> Tensor:
-        """Softmax attention with output projection.
-
-        Args:
-            queries: (B, H, T, D/H), not yet scaled.
-            keys, values: (B, H, S, D/H).
-            allowed: bool, True where a query may look, or a float bias; broadcast to (B, H, T, S); None: everywhere.
-
-        Returns:
-            (B, T, D).
-        """
-        drop = self.dropout_module
-        heads = F.scaled_dot_product_attention(
-            queries,
-            keys,
-            values,
-            attn_mask=allowed,
-            dropout_p=drop.p if self.training or drop.apply_during_inference else 0.0,
-            scale=self.scaling,
-        )
-        return self.out_proj(heads.transpose(1, 2).flatten(2))
-
-    def split_heads(self, x: Tensor) -> Tensor:
-        """(B, T, D) -> (B, H, T, D/H), a view."""
-        return x.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)
+        """Softmax attention with output projection; see the function ``attend``."""
+        return attend(self, queries, keys, values, allowed)
 
     def forward(
         self,
@@ -71,6 +49,36 @@ class Attention(MultiheadAttention):
         allowed = allowed_keys(key_padding_mask)
         x = self.attend(self.queries(query.transpose(0, 1)), keys, values, allowed)
         return x.transpose(0, 1), None
+
+
+def split_heads(attention: MultiheadAttention, x: Tensor) -> Tensor:
+    """(B, T, D) -> (B, H, T, D/H), a view."""
+    return x.unflatten(-1, (attention.num_heads, attention.head_dim)).transpose(1, 2)
+
+
+def attend(
+    attention: MultiheadAttention, queries: Tensor, keys: Tensor, values: Tensor, allowed: Optional[Tensor] = None
+) -> Tensor:
+    """Softmax attention with output projection, with the parameters of any ``MultiheadAttention`` of fairseq's.
+
+    Args:
+        queries: (B, H, T, D/H), not yet scaled.
+        keys, values: (B, H, S, D/H).
+        allowed: bool, True where a query may look, or a float bias; broadcast to (B, H, T, S); None: everywhere.
+
+    Returns:
+        (B, T, D).
+    """
+    drop = attention.dropout_module
+    heads = F.scaled_dot_product_attention(
+        queries,
+        keys,
+        values,
+        attn_mask=allowed,
+        dropout_p=drop.p if attention.training or drop.apply_during_inference else 0.0,
+        scale=attention.scaling,
+    )
+    return attention.out_proj(heads.transpose(1, 2).flatten(2))
 
 
 def allowed_keys(padding: Optional[Tensor]) -> Optional[Tensor]:

@@ -5,6 +5,7 @@ import torch
 from fairseq.modules import LayerNorm
 from torch import Tensor
 
+from nar_plugins.modules.attention import split_heads
 from nar_plugins.modules.layers import NarDecoderLayer
 
 
@@ -37,7 +38,7 @@ class PositionalDecoderLayer(NarDecoderLayer):
         """Attention whose values are x (B*N, T, D)."""
         attention, norm = self.positional_attn, self.positional_attn_layer_norm
         inputs = norm(x) if self.normalize_before else x
-        keys, values = attention.split_heads(attention.k_proj(positions)), attention.split_heads(attention.v_proj(inputs))
+        keys, values = split_heads(attention, attention.k_proj(positions)), split_heads(attention, attention.v_proj(inputs))
         return self.add(x, attention.attend(attention.queries(positions), keys, values, allowed), norm)
 
 

@@ -193,13 +193,15 @@ class NarTranslationTask(TranslationTask):
         """
         config = self.generator_config(args)
         models, rescorer = self.rescorer(list(models), config, args)
-        name = registry.resolve(config.generator, models)
+        name = registry.resolve(config.generator, models, getattr(args, "beam", 5))
         registry.refuse_foreign(config, name)
         if name == "beam":
             generator = super().build_generator(
                 models, args, seq_gen_cls, extra_gen_cls_kwargs, prefix_allowed_tokens_fn
             )
             return BeamGenerator(generator, models, self.mask_index, config.decode_dtype)
+        if prefix_allowed_tokens_fn is not None:
+            raise ValueError(f"prefix_allowed_tokens_fn cannot be honoured by --generator {name}: leave it out")
         options = registry.generation_options(args)
         return registry.GENERATORS[name](models, self.target_dictionary, config, options, self.mask_index, rescorer)
 

@@ -1,0 +1,102 @@
+"""The loss of blockwise parallel decoding: every head's cross-entropy with the token it looks ahead to."""
+import math
+from dataclasses import dataclass, field
+from typing import Dict
+
+import torch
+from fairseq import metrics, utils
+from fairseq.criterions import FairseqCriterion, register_criterion
+from fairseq.dataclass import ChoiceEnum, FairseqDataclass
+
+from nar_plugins.data.noise import uniform
+
+HEAD_STREAM = 1 << 42  # sets the random number of the sampled head apart from those of noise, glancing and fertilities
+DECAY = 0.8  # of the weights of later heads (Cai et al. 2024, Medusa)
+
+
+@dataclass
+class BlockwiseLossConfig(FairseqDataclass):
+    label_smoothing: float = field(
+        default=0.0, metadata={"help": "label smoothing of every head, spread over the whole vocabulary"}
+    )
+    block_loss: ChoiceEnum(["sample", "mean", "weighted"]) = field(
+        default="sample",
+        metadata={"help": "one random head an update (the paper), all of them, or all with weights 1, 0.8, 0.64 .."},
+    )
+
+
+@register_criterion("blockwise_loss", dataclass=BlockwiseLossConfig)
+class BlockwiseLoss(FairseqCriterion):
+    """Sum over heads of weight x loss / sum over heads of weight x targets, over the global batch.
+
+    ``sample`` draws one head an update, a function of (seed, update), so that all workers and micro-batches train the same
+    one (Stern et al. 2018, section 6). A frozen base has nothing to learn for head 1, which is then never drawn nor counted
+    in the loss. Validation asks all heads and weighs them alike; head 1 is logged there in any case.
+    """
+
+    def __init__(self, task, label_smoothing: float, block_loss: str = "sample"):
+        super().__init__(task)
+        if not 0 <= label_smoothing < 1:
+            raise ValueError(f"--label-smoothing {label_smoothing}: choose a number from 0 up to, not including, 1")
+        self.label_smoothing, self.block_loss = label_smoothing, str(block_loss)
+
+    def forward(self, model, sample, reduce=True):
+        """Loss (summed), its denominator (the targets of the heads, weighted) and what to log, of one batch."""
+        plain = getattr(model, "module", model)  # under data-parallel training
+        if not hasattr(plain, "trained_heads"):
+            raise ValueError("--criterion blockwise_loss trains --arch blockwise; other models have no proposal heads")
+        weights = self.weights(plain, sample)
+        asked = sorted({*weights} if model.training else {1, *weights})
+        net_input = sample["net_input"]
+        losses = model(**net_input, target=sample["target"], heads=asked, label_smoothing=self.label_smoothing)
+        loss = sum(weight * losses[head].loss for head, weight in weights.items())
+        targets = sum(weight * losses[head].count for head, weight in weights.items())
+        logs = {
+            "loss": loss.detach(),
+            "nll_loss": sum(weight * losses[head].nll for head, weight in weights.items()),
+            "ntokens": sample["ntokens"],
+            "nsentences": sample["target"].size(0),
+            "sample_size": targets,
+        }
+        for head in range(1, plain.decoder.block_size + 1):  # all of them, so that workers have the same keys
+            for name in ("nll", "correct", "count"):
+                logs[f"{name}_h{head}"] = getattr(losses[head], name) if head in losses else 0
+        return loss, targets, logs
+
+    def weights(self, model, sample: Dict) -> Dict[int, float]:
+        """The heads of this batch's loss, and how much each counts."""
+        heads = model.trained_heads()
+        if not model.training or self.block_loss == "mean":
+            return {head: 1.0 for head in heads}
+        if self.block_loss == "weighted":
+            return {head: DECAY ** (head - heads[0]) for head in heads}
+        if "update" not in sample:
+            raise ValueError("--block-loss sample needs --task nar_translation, which knows the number of the update")
+        draw = uniform(self.task.cfg.seed, sample["update"] ^ HEAD_STREAM, torch.zeros(1, dtype=torch.long), 1)
+        return {heads[int(draw * len(heads))]: 1.0}
+
+    @staticmethod
+    def reduce_metrics(logging_outputs) -> None:
+        """Log the loss, and every head's negative log-likelihood in bits and accuracy in percent, from all workers' sums."""
+
+        def total(key):
+            return utils.item(sum(log.get(key, 0) for log in logging_outputs))
+
+        def log_mean(name, value, count, digits=3):
+            if count > 0:
+                metrics.log_scalar(name, value / count, count, round=digits)
+
+        log_mean("loss", total("loss") / math.log(2), total("sample_size"))
+        log_mean("nll_loss", total("nll_loss") / math.log(2), total("sample_size"))
+        if total("sample_size") > 0:
+            metrics.log_derived("ppl", lambda meters: utils.get_perplexity(meters["nll_loss"].avg))
+        names = {key for log in logging_outputs for key in log if key.startswith("count_h")}
+        for name in sorted(names, key=lambda key: int(key[len("count_h"):])):  # fmt: skip
+            head = name[len("count_") :]
+            log_mean(f"nll_{head}", total(f"nll_{head}") / math.log(2), total(name))
+            log_mean(f"acc_{head}", 100 * total(f"correct_{head}"), total(name), digits=2)
+
+    @staticmethod
+    def logging_outputs_can_be_summed() -> bool:
+        """Every entry is a sum, so fairseq may add them up across workers."""
+        return True

@@ -1,0 +1,71 @@
+"""How many proposals to make and to verify: as many as pay for themselves (specs/blockwise.md, C.5)."""
+from typing import Dict, List, Optional
+
+from nar_plugins.generators.drafters import Drafter
+
+# What a call of the decoder costs apart from its tokens, in tokens. A call of b rows and m tokens each takes as long as
+# OVERHEAD + b * m. On one CPU core calls of 2 to 128 tokens fit 13 to 24 (specs/blockwise.md, C.0, measured with 6 layers of
+# 512); on a GPU launching the kernels costs as much as some hundred tokens (not measured).
+OVERHEAD: Dict[str, int] = {"cpu": 16, "cuda": 256}
+
+BELIEF, WEIGHT = 0.7, 4.0  # a draft is right with this probability, as far as so many observations would say it
+
+
+class BlockSize:
+    """The number of tokens of the next block, one for all rows of a batch.
+
+    A block of m tokens is expected to decide E(m) = 1 + sum over its drafts of the probability that the draft and all before
+    it survive; the best m has the most of them for its cost. That takes a draft in just when its survival probability
+    exceeds the marginal cost of the batch. Before proposals are made the survival is estimated from those of the same batch
+    that were verified, so that no time goes into proposals that will not be used; after that it is the proposals' own
+    confidence, the product of the heads' softmaxes, where the drafter has it.
+
+    The estimates start anew with every batch, so a sentence's calls do not depend on the batches before it.
+
+    Args:
+        fixed: ``--verify-block``, or None to adapt.
+        device: type of the device.
+    """
+
+    def __init__(self, drafter: Drafter, fixed: Optional[int], device: str):
+        self.drafter, self.fixed = drafter, fixed
+        self.overhead = OVERHEAD.get(device, OVERHEAD["cuda"])
+        self.right = [BELIEF * WEIGHT] * drafter.most
+        self.tried = [WEIGHT] * drafter.most
+
+    def wanted(self, rows: int, room: int) -> int:
+        """How many proposals to ask for, for so many rows; no more than ``room`` can be used."""
+        most = max(0, min(self.drafter.most, room))
+        if self.fixed is not None:
+            return min(self.fixed - 1, most)
+        survival, product = [], 1.0
+        for right, tried in zip(self.right[:most], self.tried):
+            product *= right / tried
+            survival.append(product)
+        return self.best(rows, survival, with_proposals=True)
+
+    def chosen(self, rows: int, proposed: int, survival: Optional[List[float]]) -> int:
+        """How many of the proposals to verify.
+
+        Args:
+            survival: the mean over the rows of each proposal's probability to survive; None where the drafter does not know.
+        """
+        if self.fixed is not None or survival is None or rows == 0:
+            return proposed
+        return self.best(rows, survival, with_proposals=False)
+
+    def best(self, rows: int, survival: List[float], with_proposals: bool) -> int:
+        """The number of drafts with the most decided tokens for the cost."""
+        expected, rates = 1.0, []
+        for count, more in enumerate([0.0, *survival]):
+            expected += more
+            drafting = self.drafter.work(count) if with_proposals else 0.0
+            rates.append(expected / (self.overhead + rows * (1 + count + drafting)))
+        return rates.index(max(rates))
+
+    def learn(self, confirmed: List[int], drafts: int) -> None:
+        """What a call found: of ``drafts`` proposals a row, so many were confirmed in each."""
+        for place in range(drafts):
+            reached = sum(count >= place for count in confirmed)
+            self.tried[place] += reached
+            self.right[place] += sum(count > place for count in confirmed)

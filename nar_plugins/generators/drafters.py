@@ -1,0 +1,124 @@
+"""Where the proposals of blockwise decoding come from. Whatever they are, in exact mode the output is the same."""
+from typing import Dict, List, NamedTuple, Optional
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from nar_plugins.data.dictionary import check_same_symbols
+from nar_plugins.modules.precision import full
+
+MOST = 15  # proposals a call of the drafters that could go on for ever
+
+
+class Verified(NamedTuple):
+    """What a call of the decoder decided about b rows, among the B sentences of the batch."""
+
+    rows: Tensor  # (b,) int64: which sentence each is
+    tokens: Tensor  # (B, W) int64: the tokens of all sentences so far
+    lengths: Tensor  # (b,) int64: how many of them are decided
+    features: List[Tensor]  # every model's (b, D) at the last decided position
+    greedy: Tensor  # (b, m) int64: the verifier's choice after every token of the block
+    accepted: Tensor  # (b,) int64: how many of the block's drafts it confirmed
+
+
+class Drafts(NamedTuple):
+    """Proposals for the next tokens."""
+
+    tokens: Tensor  # (b, n) int64
+    lprobs: Optional[Tensor] = None  # (b, n) log-probability that each is right if those before it are; None: unknown
+
+
+class Drafter:
+    """The interface: ``begin`` once a batch, ``draft`` after each call."""
+
+    most = MOST  # the most proposals that it can make
+
+    def begin(self, sample: Dict) -> Optional[Tensor]:
+        """What ``draft`` needs to know of fairseq's batch: its ``state``, for all B sentences."""
+        return None
+
+    def draft(self, verified: Verified, count: int, state: Optional[Tensor]) -> Drafts:
+        """``count`` proposals for every row, at least 1 and at most ``most``."""
+        raise NotImplementedError
+
+    def work(self, count: int) -> float:
+        """What ``count`` proposals for a row cost, in tokens of the verifier's decoder."""
+        return 0.0
+
+
+class HeadsDrafter(Drafter):
+    """The proposal heads 2 to K of the first model that has them, at the last accepted position only (spec A.6)."""
+
+    def __init__(self, models, mask: int, pad: int):
+        self.which = next(i for i, model in enumerate(models) if has_heads(model))
+        self.decoder = models[self.which].decoder
+        self.most = self.decoder.block_size - 1
+        self.mask, self.pad = mask, pad
+        table = self.decoder.output_projection.weight.numel()
+        token = sum(weight.numel() for weight in self.decoder.layers.parameters()) + table
+        shared, each = self.decoder.proposal_heads.work()
+        self.shared, self.each = shared / token, (each + table) / token
+
+    def draft(self, verified: Verified, count: int, state: Optional[Tensor]) -> Drafts:
+        heads = self.decoder.head_features(verified.features[self.which], 2, count + 1)
+        logits = full(self.decoder.output_projection(heads))
+        logits[..., self.mask] = logits[..., self.pad] = -float("inf")  # the verifier never says them
+        best, tokens = logits.max(-1)
+        return Drafts(tokens, best - logits.logsumexp(-1))
+
+    def work(self, count: int) -> float:
+        return self.shared + self.each * count if count else 0.0
+
+
+class JacobiDrafter(Drafter):
+    """What the verifier itself said after a rejected draft (Santilli et al. 2023); no training is needed.
+
+    Those tokens rest on a wrong one, but are often right; where there are too few, the last is repeated.
+    """
+
+    def draft(self, verified: Verified, count: int, state: Optional[Tensor]) -> Drafts:
+        after = verified.accepted.unsqueeze(1) + 1 + torch.arange(count, device=verified.accepted.device)
+        return Drafts(verified.greedy.gather(1, after.clamp(max=verified.greedy.size(1) - 1)))
+
+
+class CopyDrafter(Drafter):
+    """Goes on where a text goes on: after the place where the last tokens stand in it, the nearest of the best matches.
+
+    Without any match it is the same position of the text. (Sun et al. 2021, "aggressive decoding", and prompt lookup.)
+
+    Args:
+        dictionary: the target's.
+        models: their sources, which must have the same symbols, are the texts.
+    """
+
+    matched = 3  # tokens that are compared
+
+    def __init__(self, models, dictionary):
+        self.pad = dictionary.pad()
+        for model in models:
+            check_same_symbols(model.encoder.dictionary.symbols, dictionary.symbols, "--drafter copy: the source dictionary")
+
+    def begin(self, sample: Dict) -> Tensor:
+        """The texts: (B, S) int64."""
+        return sample["net_input"]["src_tokens"]
+
+    def draft(self, verified: Verified, count: int, state: Tensor) -> Drafts:
+        text, lengths = state[verified.rows], verified.lengths.unsqueeze(1)
+        places = torch.arange(text.size(1), device=text.device)
+        matching = torch.ones_like(text, dtype=torch.bool)
+        score = -(places - (lengths - 1)).abs()  # (b, S): nearness decides between equal matches
+        for back in range(self.matched):
+            index = lengths - 1 - back
+            token = verified.tokens[verified.rows].gather(1, index.clamp(min=0)).masked_fill(index < 0, self.pad)
+            shifted = F.pad(text, (back, 0), value=self.pad)[:, : text.size(1)]
+            matching = matching & shifted.eq(token) & token.ne(self.pad)
+            score = score + matching * (text.size(1) + verified.tokens.size(1))
+        following = score.argmax(1, keepdim=True) + 1 + torch.arange(count, device=text.device)
+        beyond = following >= text.size(1)
+        return Drafts(text.gather(1, following.clamp(max=text.size(1) - 1)).masked_fill(beyond, self.pad))
+
+
+def has_heads(model) -> bool:
+    """Whether a model proposes more than the next token."""
+    return getattr(model.decoder, "block_size", 1) > 1

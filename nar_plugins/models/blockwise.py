@@ -1,0 +1,220 @@
+"""Blockwise parallel decoding (Stern et al. 2018): an AR Transformer that also proposes the tokens after the next."""
+import logging
+from typing import Dict, List, NamedTuple, Optional
+
+import torch
+from fairseq.models import register_model, register_model_architecture
+from fairseq.models.transformer import TransformerConfig, TransformerDecoderBase, TransformerModel
+from fairseq.models.transformer.transformer_legacy import base_architecture as transformer_base
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from nar_plugins.models.presets import default, sizes
+from nar_plugins.modules.losses import masked_word_loss
+from nar_plugins.modules.proposal_heads import HEADS, ProposalHeads
+
+logger = logging.getLogger(__name__)
+
+UNSUPPORTED = ("adaptive_softmax_cutoff", "cross_self_attention", "no_cross_attention", "base_layers",
+               "encoder_xformers_att_config", "decoder_xformers_att_config")  # fmt: skip
+OWN_PART = "decoder.proposal_heads."  # the parameters that an AR model does not have
+
+
+class HeadLoss(NamedTuple):
+    """One head's loss over its targets, summed; and how many of them it would have said."""
+
+    loss: Tensor
+    nll: Tensor
+    correct: Tensor
+    count: Tensor
+
+
+class BlockwiseDecoder(TransformerDecoderBase):
+    """fairseq's decoder. Its ``forward`` is head 1, an ordinary next-token model, so fairseq's own search and scoring work.
+
+    Heads count from 1, as in the paper: head i looks i positions ahead. Head 1 is the identity where the base is frozen (the
+    output is then the base's, exactly) or where it is the only one, and learned otherwise.
+    """
+
+    def __init__(self, cfg, dictionary, embed_tokens):
+        super().__init__(cfg, dictionary, embed_tokens)
+        self.block_size = cfg.block_size
+        self.learned_from = 2 if cfg.freeze_base or self.block_size == 1 else 1  # the first head with parameters
+        learned = self.block_size + 1 - self.learned_from
+        width = self.output_embed_dim
+        hidden = cfg.block_ffn_dim or cfg.decoder.ffn_embed_dim
+        activation_dropout = cfg.activation_dropout or cfg.relu_dropout or 0.0
+        self.proposal_heads = (
+            ProposalHeads(learned, width, hidden, cfg.block_head, cfg.dropout, activation_dropout) if learned else None
+        )
+
+    def output_layer(self, features: Tensor) -> Tensor:
+        """Head 1: the decoder's features (..., D) -> logits (..., V)."""
+        return self.output_projection(self.head_features(features, 1, 1).squeeze(-2))
+
+    def head_features(self, features: Tensor, first: int, last: int) -> Tensor:
+        """What heads ``first`` to ``last``, both included, put before ``output_projection``: (..., D) -> (..., heads, D)."""
+        identity = [features.unsqueeze(-2)] if first < self.learned_from else []
+        first = max(first, self.learned_from)
+        if first > last:
+            return identity[0]
+        learned = self.proposal_heads(features, first - self.learned_from, last + 1 - self.learned_from)
+        return torch.cat([*identity, learned], -2)
+
+
+@register_model("blockwise")
+class BlockwiseModel(TransformerModel):
+    """A stock Transformer and K proposal heads; ``--finetune-from-model`` starts it from any stock ``transformer``."""
+
+    generators = ("blockwise", "beam")
+
+    @classmethod
+    def add_args(cls, parser):
+        """``TransformerModel``'s flags and those of the heads."""
+        TransformerModel.add_args(parser)
+        parser.add_argument("--block-size", type=int, metavar="K", help="heads: head i proposes the token i positions ahead")
+        parser.add_argument("--block-head", choices=HEADS,
+                            help="full: one hidden layer that all heads see (the paper); diag: one of its own for each head")
+        parser.add_argument("--block-ffn-dim", type=int, metavar="N",
+                            help="hidden units a head (the decoder's feed-forward size)")
+        parser.add_argument("--freeze-base", action="store_true",
+                            help="train heads 2 to K only; the output stays that of the base, word for word")
+
+    @classmethod
+    def build_model(cls, args, task):
+        for flag in UNSUPPORTED:
+            if getattr(args, flag, None):
+                raise ValueError(f"--{flag.replace('_', '-')} does not work with --arch {args.arch}: leave it out")
+        if args.block_size < 1:
+            raise ValueError(f"--block-size {args.block_size}: at least one head is needed")
+        if args.block_ffn_dim is not None and args.block_ffn_dim < 1:
+            raise ValueError(f"--block-ffn-dim {args.block_ffn_dim}: at least one unit is needed")
+        args.freeze_base = getattr(args, "freeze_base", False)
+        if args.freeze_base and args.block_size == 1:
+            raise ValueError("--freeze-base with --block-size 1 leaves nothing to train: give a larger --block-size")
+        model = super().build_model(args, task)
+        if args.freeze_base:
+            model.requires_grad_(False)
+            model.decoder.proposal_heads.requires_grad_(True)
+        return model
+
+    @classmethod
+    def build_decoder(cls, args, tgt_dict, embed_tokens):
+        return BlockwiseDecoder(TransformerConfig.from_namespace(args), tgt_dict, embed_tokens)
+
+    def train(self, mode: bool = True):
+        """A frozen base stays in evaluation mode, so that the heads learn from the features that they will see."""
+        super().train(mode)
+        if getattr(self.args, "freeze_base", False):
+            self.encoder.eval()
+            self.decoder.eval()
+            self.decoder.proposal_heads.train(mode)
+        return self
+
+    def noise(self, sample: Dict, seed: int, update: int) -> Dict[str, Tensor]:
+        """None; that it exists makes the task tell the criterion the number of the update, which decides the sampled head."""
+        return {}
+
+    def trained_heads(self) -> range:
+        """The numbers of the heads that have parameters, and of head 1 unless the base is frozen."""
+        return range(2 if self.args.freeze_base else 1, self.decoder.block_size + 1)
+
+    def forward(
+        self,
+        src_tokens: Tensor,
+        src_lengths: Tensor,
+        prev_output_tokens: Tensor,
+        target: Optional[Tensor] = None,
+        heads: Optional[List[int]] = None,
+        label_smoothing: float = 0.0,
+        **kwargs,
+    ):
+        """fairseq's forward (head 1); with ``heads``, their losses.
+
+        The losses are computed here because the gradients of data-parallel training are collected around this call, and
+        every head's logits are made again in its backward pass: only one head's (B*T, V) is in memory at a time.
+
+        Args:
+            src_tokens: (B, S) int64. prev_output_tokens, target: (B, T) int64, padded on the right.
+            heads: the numbers of the heads that are asked.
+
+        Returns:
+            a dictionary from the heads' numbers to their losses.
+        """
+        if heads is None:
+            return super().forward(src_tokens, src_lengths, prev_output_tokens, **kwargs)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.args.freeze_base):
+            encoder_out = self.encoder(src_tokens, src_lengths=src_lengths)
+            features, _ = self.decoder.extract_features(prev_output_tokens, encoder_out=encoder_out)
+        return {head: self.head_loss(features, target, head, label_smoothing) for head in heads}
+
+    def head_loss(self, features: Tensor, target: Tensor, head: int, label_smoothing: float) -> HeadLoss:
+        """Head i's loss: at position t its target is target[t + i - 1]; what is shifted past the end carries none.
+
+        Args:
+            features: (B, T, D). target: (B, T) int64.
+        """
+        ahead = target[:, head - 1 :]
+        real = ahead.ne(self.decoder.padding_idx)
+        return checkpoint(
+            self.word_loss, features[:, : ahead.size(1)][real], ahead[real], head, label_smoothing, use_reentrant=False
+        )
+
+    def word_loss(self, features: Tensor, words: Tensor, head: int, label_smoothing: float) -> HeadLoss:
+        """The loss of one head on features (M, D) with targets (M,) int64."""
+        logits = self.decoder.output_projection(self.decoder.head_features(features, head, head).squeeze(1))
+        part = masked_word_loss(logits, words, label_smoothing)
+        return HeadLoss(part.loss, part.nll, logits.detach().argmax(-1).eq(words).sum(), part.count)
+
+    def upgrade_state_dict_named(self, state_dict, name):
+        """Let ``--finetune-from-model`` take an AR checkpoint: heads that it wholly lacks start afresh.
+
+        Raises:
+            ValueError: the checkpoint has a part of the heads, or heads of another form.
+        """
+        super().upgrade_state_dict_named(state_dict, name)
+        prefix = f"{name}." if name else ""
+        own = {key: value for key, value in self.state_dict().items() if key.startswith(OWN_PART)}
+        there = [key for key in state_dict if key.startswith(prefix + OWN_PART)]
+        if own and not there:
+            logger.warning(f"the checkpoint has no {OWN_PART}* (an AR model's?): the heads start from their initialisation")
+            state_dict.update({prefix + key: value.clone() for key, value in own.items()})
+            return
+        for key, value in own.items():
+            stored = state_dict.get(prefix + key)
+            if stored is None:
+                raise ValueError(f"the checkpoint has proposal heads, but no {key}: it is incomplete; start from a whole one")
+            if stored.shape != value.shape:
+                raise ValueError(
+                    f"{key} is {tuple(stored.shape)} in the checkpoint and {tuple(value.shape)} here: give the --block-size, "
+                    "--block-head, --block-ffn-dim and --freeze-base that it was trained with"
+                )
+
+
+@register_model_architecture("blockwise", "blockwise")
+def blockwise(args):
+    """The sizes of fairseq's ``transformer``; four heads of the paper's form."""
+    default(args, block_size=4, block_head="full", block_ffn_dim=None)
+    transformer_base(args)
+
+
+@register_model_architecture("blockwise", "blockwise_wmt_en_de")
+def blockwise_wmt_en_de(args):
+    """The paper's base: 6+6 layers, 512/2048."""
+    sizes(args, dim=512, ffn=2048, heads=8, layers=6)
+    blockwise(args)
+
+
+@register_model_architecture("blockwise", "blockwise_iwslt_de_en")
+def blockwise_iwslt_de_en(args):
+    """The sizes of fairseq's ``transformer_iwslt_de_en``: 512/1024, 4 heads."""
+    sizes(args, dim=512, ffn=1024, heads=4, layers=6)
+    blockwise(args)
+
+
+@register_model_architecture("blockwise", "blockwise_tiny")
+def blockwise_tiny(args):
+    """For tests and tries: 2+2 layers, 64/128, 4 heads."""
+    sizes(args, dim=64, ffn=128, heads=4, layers=2)
+    default(args, dropout=0.0)
+    blockwise(args)

@@ -1,0 +1,190 @@
+"""Several new tokens a call on top of a cache, with the parameters of any of fairseq's Transformer decoders.
+
+fairseq's own incremental decoder keeps only the last of the tokens that it is given, and knows one position for all rows
+(``transformer_decoder.py``, ``extract_features_scriptable``), so a block of proposals cannot be fed to it.
+"""
+import math
+from typing import Dict, List, Optional, Tuple
+
+import torch
+import torch.nn.functional as F
+from fairseq.models.transformer import TransformerDecoderBase
+from fairseq.modules import MultiheadAttention, SinusoidalPositionalEmbedding
+from fairseq.modules.transformer_layer import TransformerDecoderLayerBase
+from torch import Tensor
+
+from nar_plugins.modules.attention import allowed_keys, attend, split_heads
+
+ROOM = 32  # slots that a cache starts with; it doubles when they are used up
+
+
+class BlockCache:
+    """Keys and values of the sentences that are still being decoded.
+
+    The slot of an input is its position, so a rejected token is overwritten by the next call and nothing is rolled back; a
+    query at position p sees the slots 0 to p, which are the accepted ones and those of its own call. What lies beyond is
+    finite and masked.
+
+    Attributes:
+        memory: for every layer keys and values (B, H, S, D/H) of the encoder's states, computed once a sentence.
+        allowed: (B, 1, 1, S) bool, or None where the source has no padding.
+        own: for every layer keys and values (B, room, D) of the decoder's inputs; empty before the first call.
+    """
+
+    def __init__(self, memory: List[Tuple[Tensor, Tensor]], allowed: Optional[Tensor]):
+        self.memory, self.allowed = memory, allowed
+        self.own: List[Tuple[Tensor, Tensor]] = []
+
+    def write(self, layer: int, slots: Tensor, keys: Tensor, values: Tensor, width: int) -> Tuple[Tensor, Tensor]:
+        """Put keys and values (B, m, D) into the slots (B, m); the first ``width`` slots (B, width, D) of both."""
+        if layer == len(self.own):  # the first call: now the type is known
+            empty = keys.new_zeros(keys.size(0), max(ROOM, width), keys.size(2))
+            self.own.append((empty, empty.clone()))
+        room = self.own[layer][0].size(1)
+        if room < width:
+            more = max(2 * room, width) - room
+            self.own[layer] = tuple(F.pad(one, (0, 0, 0, more)) for one in self.own[layer])
+        rows = torch.arange(slots.size(0), device=slots.device).unsqueeze(1)
+        for cache, new in zip(self.own[layer], (keys, values)):
+            cache[rows, slots] = new
+        return tuple(cache[:, :width] for cache in self.own[layer])
+
+    def select(self, rows: Tensor) -> None:
+        """Keep these rows (n,) only."""
+        self.memory = [(keys[rows], values[rows]) for keys, values in self.memory]
+        self.allowed = None if self.allowed is None else self.allowed[rows]
+        self.own = [(keys[rows], values[rows]) for keys, values in self.own]
+
+
+class BlockDecoder:
+    """A decoder of fairseq's that takes blocks; it holds no parameters of its own.
+
+    Args:
+        decoder: in evaluation mode.
+
+    Raises:
+        ValueError: its layers are not the stock Transformer's; the message says what differs.
+    """
+
+    def __init__(self, decoder):
+        refuse_other_decoders(decoder)
+        self.decoder = decoder
+
+    def start(self, encoder_out: Dict) -> BlockCache:
+        """The cache of a batch, from fairseq's encoder output."""
+        states = encoder_out["encoder_out"][0].transpose(0, 1)
+        padding = encoder_out["encoder_padding_mask"]
+        memory = []
+        for layer in self.decoder.layers:
+            attention = layer.encoder_attn
+            both = (attention.k_proj(states), attention.v_proj(states))
+            memory.append(tuple(split_heads(attention, one).contiguous() for one in both))
+        padded = len(padding) > 0 and bool(padding[0].any())
+        return BlockCache(memory, allowed_keys(padding[0]) if padded else None)
+
+    def __call__(self, tokens: Tensor, first: Tensor, last: int, longest: int, cache: BlockCache, weights: bool = False):
+        """Features of new inputs.
+
+        Args:
+            tokens: (B, m) int64, which follow what is in the cache.
+            first: (B,) int64, the position of each row's first token (how many inputs it has in the cache).
+            last: the largest of ``first``, known to the host.
+            longest: positions beyond it use its embedding; nobody asks for their result.
+            weights: also return the last layer's cross-attention.
+
+        Returns:
+            features (B, m, D) before the output layer; attention (B, m, S) float32, the mean over heads, or None.
+        """
+        block, width = tokens.size(1), last + tokens.size(1)
+        slots = first.unsqueeze(1) + torch.arange(block, device=tokens.device)
+        x = self.embed(tokens, slots.clamp(max=longest), min(width - 1, longest))
+        # (B, 1, m, width): a query sees the slots up to its own; a single row's single query sees all of them
+        everything = block == 1 and tokens.size(0) == 1
+        allowed = None if everything else (torch.arange(width, device=tokens.device) <= slots.unsqueeze(-1)).unsqueeze(1)
+
+        attention = None
+        for number, layer in enumerate(self.decoder.layers):
+            x, asked = self.layer(number, layer, x, slots, allowed, width, cache)
+            if weights and number + 1 == len(self.decoder.layers):
+                attention = mean_attention(layer.encoder_attn, asked, cache.memory[number][0], cache.allowed)
+        if self.decoder.layer_norm is not None:
+            x = self.decoder.layer_norm(x)
+        return (x if self.decoder.project_out_dim is None else self.decoder.project_out_dim(x)), attention
+
+    def embed(self, tokens: Tensor, positions: Tensor, last: int) -> Tensor:
+        """Embeddings of tokens at positions, both (B, m) with 0 as the first: (B, m, D); ``last`` is the largest."""
+        decoder = self.decoder
+        x = decoder.embed_scale * decoder.embed_tokens(tokens)
+        if decoder.quant_noise is not None:
+            x = decoder.quant_noise(x)
+        if decoder.project_in_dim is not None:
+            x = decoder.project_in_dim(x)
+        if decoder.embed_positions is not None:
+            x = x + positional(decoder.embed_positions, positions, last)
+        return x if decoder.layernorm_embedding is None else decoder.layernorm_embedding(x)
+
+    def layer(self, number: int, layer, x: Tensor, slots: Tensor, allowed, width: int, cache: BlockCache) -> tuple:
+        """One layer: x (B, m, D), and the queries (B, H, m, D/H) of its cross-attention."""
+        mine, theirs, before = layer.self_attn, layer.encoder_attn, layer.normalize_before
+        y = layer.self_attn_layer_norm(x) if before else x
+        own = cache.write(number, slots, mine.k_proj(y), mine.v_proj(y), width)
+        keys, values = (split_heads(mine, one) for one in own)
+        x = x + attend(mine, split_heads(mine, mine.q_proj(y)), keys, values, allowed)
+        x = x if before else layer.self_attn_layer_norm(x)
+
+        y = layer.encoder_attn_layer_norm(x) if before else x
+        asked = split_heads(theirs, theirs.q_proj(y))
+        x = x + attend(theirs, asked, *cache.memory[number], cache.allowed)
+        x = x if before else layer.encoder_attn_layer_norm(x)
+
+        y = layer.final_layer_norm(x) if before else x
+        x = x + layer.fc2(layer.activation_fn(layer.fc1(y)))
+        return (x if before else layer.final_layer_norm(x)), asked
+
+
+def positional(module, positions: Tensor, last: int) -> Tensor:
+    """The embeddings (B, m, D) of positions (B, m) counted from 0; fairseq's modules count from the padding index + 1."""
+    index = positions + module.padding_idx + 1
+    if not isinstance(module, SinusoidalPositionalEmbedding):
+        return F.embedding(index, module.weight)
+    needed = last + module.padding_idx + 2
+    if needed > module.weights.size(0):  # fairseq grows its table in the same way
+        module.weights = module.get_embedding(needed, module.embedding_dim, module.padding_idx).to(module.weights)
+    return module.weights[index]
+
+
+def mean_attention(attention: MultiheadAttention, queries: Tensor, keys: Tensor, allowed: Optional[Tensor]) -> Tensor:
+    """Attention weights, the mean over heads: (B, m, S) float32 for queries (B, H, m, D/H) and keys (B, H, S, D/H)."""
+    scores = (queries * attention.scaling) @ keys.transpose(-1, -2)
+    if allowed is not None:
+        scores = scores.masked_fill(~allowed, -math.inf)
+    return scores.softmax(-1, dtype=torch.float32).mean(1)
+
+
+def refuse_other_decoders(decoder) -> None:
+    """Raise unless a decoder is made of the stock Transformer's parts, all of which ``BlockDecoder`` knows."""
+    name = type(decoder).__name__
+    stock = isinstance(decoder, TransformerDecoderBase) and all(
+        getattr(type(decoder), method) is getattr(TransformerDecoderBase, method)
+        for method in ("extract_features", "extract_features_scriptable")
+    )
+    if not stock or not all(isinstance(layer, TransformerDecoderLayerBase) for layer in decoder.layers):
+        raise ValueError(f"--generator blockwise decodes Transformers, and {name} is another decoder: use --generator beam")
+    kinds = {type(layer).forward is TransformerDecoderLayerBase.forward for layer in decoder.layers}
+    wrong = {
+        "adaptive softmax (--adaptive-softmax-cutoff)": decoder.adaptive_softmax is not None,
+        "--cross-self-attention": decoder.cross_self_attention,
+        "layers of another kind": kinds != {True},
+        "no cross-attention": any(layer.encoder_attn is None for layer in decoder.layers),
+        "scaled attention, heads, feed-forward layers or residuals": any(
+            getattr(layer, part) is not None
+            for layer in decoder.layers for part in ("attn_ln", "c_attn", "ffn_layernorm", "w_resid")
+        ),
+        "attention other than the plain one": any(
+            attention.bias_k is not None or attention.add_zero_attn or getattr(attention, "use_xformers", False)
+            for layer in decoder.layers for attention in (layer.self_attn, layer.encoder_attn) if attention is not None
+        ),
+    }  # fmt: skip
+    for what, found in wrong.items():
+        if found:
+            raise ValueError(f"--generator blockwise cannot decode a model with {what}: use --generator beam")

@@ -1,0 +1,43 @@
+"""An AR checkpoint of fairseq's own task made faster: every word and score stays, through the real commands."""
+import pytest
+from conftest import hypotheses, preprocess, random_sentences, run, write_pairs
+
+AR = ("--arch", "transformer_tiny", "--encoder-ffn-embed-dim", "128", "--encoder-attention-heads", "4",
+      "--decoder-attention-heads", "4", "--criterion", "cross_entropy")  # fmt: skip
+RECIPE = ("--optimizer", "adam", "--lr", "2e-3", "--max-tokens", "1500", "--no-epoch-checkpoints", "--share-all-embeddings",
+          "--cpu", "--user-dir", "nar_plugins", "-s", "src", "-t", "tgt", "--disable-validation")  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Data, an AR checkpoint trained under ``translation``, and a frozen blockwise one that starts from it."""
+    folder = tmp_path_factory.mktemp("blockwise")
+    for split, count, seed in (("train", 300, 1), ("test", 19, 3)):
+        write_pairs(folder, [(s, s) for s in random_sentences(count, seed)], split)
+    data = preprocess(folder, folder / "bin")
+    run("fairseq-train", data, *RECIPE, *AR, "--task", "translation", "--max-update", "40", "--save-dir", folder / "ar")
+    ar, frozen = folder / "ar" / "checkpoint_last.pt", folder / "frozen" / "checkpoint_last.pt"
+    run("fairseq-train", data, *RECIPE, "--task", "nar_translation", "--arch", "blockwise_tiny", "--freeze-base",
+        "--criterion", "blockwise_loss", "--finetune-from-model", ar, "--max-update", "5",
+        "--save-dir", frozen.parent)  # fmt: skip
+    return data, ar, frozen
+
+
+def generate(data, path, task, *flags):
+    return run("fairseq-generate", data, "--user-dir", "nar_plugins", "--task", task, "-s", "src", "-t", "tgt", "--cpu",
+               "--path", path, "--batch-size", "8", "--max-len-b", "15", "--required-batch-size-multiple", "1",
+               *flags)  # fmt: skip
+
+
+def test_the_words_are_those_of_the_ar_checkpoint(trained):
+    data, ar, frozen = trained
+    wanted = hypotheses(generate(data, ar, "translation", "--beam", "1"))
+    assert len(wanted) == 19
+    heads = generate(data, frozen, "nar_translation", "--beam", "1", "--print-step", "--retain-iter-history")
+    jacobi = generate(data, ar, "nar_translation", "--generator", "blockwise")
+    for output in (heads, jacobi):
+        found = hypotheses(output)
+        assert {n: line[0][1] for n, line in found.items()} == {n: line[0][1] for n, line in wanted.items()}
+        assert all(abs(float(found[n][0][0]) - float(wanted[n][0][0])) < 1e-4 for n in wanted)
+        assert output.count("mean accepted block") == 1 and "19 sentences" in output
+    assert len(hypotheses(heads, "I")) == 19
