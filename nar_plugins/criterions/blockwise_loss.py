@@ -8,9 +8,8 @@ from fairseq import metrics, utils
 from fairseq.criterions import FairseqCriterion, register_criterion
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 
-from nar_plugins.data.noise import uniform
+from nar_plugins.data.noise import HEAD_STREAM, uniform
 
-HEAD_STREAM = 1 << 42  # sets the random number of the sampled head apart from those of noise, glancing and fertilities
 DECAY = 0.8  # of the weights of later heads (Cai et al. 2024, Medusa)
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 # added to the number of an update, they set the random numbers of one purpose apart from another's
 GLANCING_STREAM = 1 << 40
 FERTILITY_STREAM = 2 << 40
+HEAD_STREAM = 3 << 40
 VALIDATION_UPDATE = -1  # the "update" of validation noise: it depends on (seed, sentence) alone
 
 
