@@ -4,11 +4,12 @@ Importing the package registers its tasks, models, criterions and generators wit
 
 ==================  ==========================================================================================
 ``tasks/``          what a run is: dictionaries, data, noise, which generator, BLEU in validation
-``data/``           pure functions on tensors: noise (target -> canvas), canvas (lengths -> blank canvas)
+``data/``           noise (target -> canvas), canvas (lengths -> blank canvas), source copies, fertilities, checks
 ``models/``         one file a method, with its architectures
-``modules/``        the bricks of the models: attention, layers, heads
+``modules/``        the bricks of the models: attention, layers, heads, CTC, glancing
 ``criterions/``     sums the parts of the loss that a model's ``losses`` returns, and logs each by its name
 ``generators/``     one file a decoding loop, behind one registry
+``distill/``        distilled corpora and word alignments
 ``measure/``        quality and speed, for the recipes and benchmarks
 ``cli/``            the ``nar-*`` commands
 ==================  ==========================================================================================
