@@ -38,7 +38,7 @@ class System:
             if self.cuda:
                 model.to("cuda")
             model.prepare_for_inference_(self.cfg)
-        self.task.load_dataset(self.cfg.dataset.gen_subset)
+        self.task.load_dataset(self.cfg.dataset.gen_subset, task_cfg=self.cfg.task)  # as fairseq-generate does
         self.dataset = self.task.dataset(self.cfg.dataset.gen_subset)
         self.generator = self.task.build_generator(self.models, self.cfg.generation)
 
