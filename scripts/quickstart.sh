@@ -4,7 +4,7 @@
 #
 #     bash scripts/quickstart.sh [--models ar,cmlm,nat,ctc] [--work FOLDER]
 #
-# MINUTES on two CPU cores after the set-up. A second run continues where the first one stopped. DEVICE="" uses
+# A quarter of an hour on two CPU cores after the set-up. A second run continues where the first one stopped. DEVICE="" uses
 # the GPU.
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)

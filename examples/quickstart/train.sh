@@ -22,8 +22,8 @@ data=$work/kd
 case $model in
     ar) what=(--arch transformer --criterion label_smoothed_cross_entropy "${smooth[@]}"); updates=500; data=$work/bin ;;
     cmlm) what=(--arch cmlm "${taught[@]}" "${smooth[@]}"); updates=500 ;;
-    nat) what=(--arch nat --positional-attention --mask-diagonal "${taught[@]}" "${smooth[@]}"); updates=500 ;;
-    ctc) what=(--arch nat --ctc --upsample 2 --glancing 0.5:0.3@500 "${taught[@]}"); updates=500 ;;
+    nat) what=(--arch nat --positional-attention --mask-diagonal "${taught[@]}" "${smooth[@]}"); updates=300 ;;
+    ctc) what=(--arch nat --ctc --upsample 2 --glancing 0.5:0.3@300 "${taught[@]}"); updates=300 ;;
     *) echo "train.sh: no model '$model': ar, cmlm, nat or ctc" >&2; exit 2 ;;
 esac
 [ "$model" = ar ] || [ -e "$teacher" ] || { echo "train.sh: $model needs the teacher $teacher: train ar first" >&2; exit 2; }
