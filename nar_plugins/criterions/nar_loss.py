@@ -10,7 +10,7 @@ from fairseq.dataclass import FairseqDataclass
 
 from nar_plugins.criterions.finetune import finetune_parts
 from nar_plugins.data.noise import FERTILITY_STREAM, uniform
-from nar_plugins.models.teacher import load_teacher
+from nar_plugins.models.companions import load_teacher
 from nar_plugins.modules.losses import LossPart, soft_word_loss
 from nar_plugins.modules.teacher_forcing import forced_features, forced_lprobs
 

@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from nar_plugins import compat
 from nar_plugins.distill.broken import REASONS, Limits, reason
-from nar_plugins.models.teacher import load_teacher
+from nar_plugins.models.companions import load_teacher
 
 # the flags of fairseq-generate that decide, with the files and the job, what is written
 SETTINGS = {

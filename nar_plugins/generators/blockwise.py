@@ -13,7 +13,16 @@ from fairseq.dataclass import ChoiceEnum
 from torch import Tensor
 
 from nar_plugins.generators.block_size import BlockSize
-from nar_plugins.generators.drafters import CopyDrafter, Drafter, Drafts, HeadsDrafter, JacobiDrafter, Verified, has_heads
+from nar_plugins.generators.drafters import (
+    CopyDrafter,
+    Drafter,
+    Drafts,
+    HeadsDrafter,
+    JacobiDrafter,
+    ModelDrafter,
+    Verified,
+    has_heads,
+)
 from nar_plugins.generators.hypothesis import hypothesis
 from nar_plugins.generators.registry import DecodingConfig, refuse_unserved, register_generator
 from nar_plugins.modules.block_decoder import BlockCache, BlockDecoder
@@ -27,11 +36,18 @@ TOP = 2  # of --accept top; the mildest of the paper's
 
 @dataclass
 class BlockwiseConfig(DecodingConfig):
-    drafter: ChoiceEnum(["auto", "heads", "jacobi", "copy"]) = field(
+    drafter: ChoiceEnum(["auto", "heads", "jacobi", "copy", "model"]) = field(
         default="auto",
         metadata={"help": "where proposals come from: the checkpoint's heads; the verifier's own tokens after a rejected one "
-                  "(jacobi); the source (copy); auto: heads where there are, else jacobi"},
+                  "(jacobi); the source (copy); the translation of --drafter-path (model); auto: that one where it is given, "
+                  "heads where there are, else jacobi"},
     )  # fmt: skip
+    drafter_path: Optional[str] = field(
+        default=None, metadata={"help": "a cmlm or nat checkpoint whose translations are the proposals"}
+    )
+    drafter_iterations: int = field(
+        default=1, metadata={"help": "passes of a cmlm drafter; more of them draft better and take longer"}
+    )
     verify_block: Optional[int] = field(
         default=None,
         metadata={"help": "tokens verified a call; 1: no proposals (unset: follows from their confidence and the batch)"},
@@ -87,7 +103,7 @@ class BlockwiseGenerator:
     honoured = {"max_len_a", "max_len_b", "min_len", "unnormalized", "lenpen", "unkpen", "temperature", "prefix_size",
                 "print_alignment"}  # fmt: skip
 
-    def __init__(self, models, dictionary, config, options: Namespace, mask: int, rescorer=None):
+    def __init__(self, models, dictionary, config, options: Namespace, mask: int, rescorer=None, drafter=None):
         refuse_options(options, config, rescorer)
         self.models, self.config, self.options = list(models), config, options
         self.pad, self.unk, self.eos, self.mask = dictionary.pad(), dictionary.unk(), dictionary.eos(), mask
@@ -98,7 +114,7 @@ class BlockwiseGenerator:
             model.eval()
             if options.print_alignment and getattr(model, "full_context_alignment", False):
                 raise ValueError("--print-alignment of a model with full-context alignment: use --generator beam")
-        self.drafter = self.choose_drafter(dictionary)
+        self.drafter = self.choose_drafter(dictionary, drafter)
         if config.verify_block is not None and config.verify_block > self.drafter.most + 1:
             raise ValueError(f"--verify-block {config.verify_block}: these proposals are for blocks of at most "
                              f"{self.drafter.most + 1} tokens")  # fmt: skip
@@ -107,9 +123,15 @@ class BlockwiseGenerator:
         self.statistics = {"calls": 0, "sentences": 0, "first": 0, "accepted": Counter()}
         weakref.finalize(self, report, self.statistics)  # at the end of the run, however it is driven
 
-    def choose_drafter(self, dictionary) -> Drafter:
-        """``--drafter``."""
+    def choose_drafter(self, dictionary, model) -> Drafter:
+        """``--drafter``; ``model`` is that of ``--drafter-path``, or None."""
         name, heads = str(self.config.drafter), any(has_heads(model) for model in self.models)
+        if (name == "model" and model is None) or (name not in ("auto", "model") and model is not None):
+            raise ValueError(f"--drafter {name}: --drafter model and --drafter-path CKPT go together")
+        if model is not None:
+            return ModelDrafter(model, dictionary, self.mask, self.config)
+        if self.config.drafter_iterations != 1:
+            raise ValueError("--drafter-iterations needs --drafter-path CKPT, a cmlm")
         if name == "heads" and not heads:
             raise ValueError("--drafter heads: the checkpoint has no proposal heads; use --drafter jacobi or copy")
         if name == "copy":

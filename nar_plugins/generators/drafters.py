@@ -1,4 +1,6 @@
 """Where the proposals of blockwise decoding come from. Whatever they are, in exact mode the output is the same."""
+from argparse import Namespace
+from dataclasses import fields
 from typing import Dict, List, NamedTuple, Optional
 
 import torch
@@ -6,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nar_plugins.data.dictionary import check_same_symbols
+from nar_plugins.generators import registry
 from nar_plugins.modules.precision import full
 
 MOST = 15  # proposals a call of the drafters that could go on for ever
@@ -82,26 +85,17 @@ class JacobiDrafter(Drafter):
         return Drafts(verified.greedy.gather(1, after.clamp(max=verified.greedy.size(1) - 1)))
 
 
-class CopyDrafter(Drafter):
+class TextDrafter(Drafter):
     """Goes on where a text goes on: after the place where the last tokens stand in it, the nearest of the best matches.
 
     Without any match it is the same position of the text. (Sun et al. 2021, "aggressive decoding", and prompt lookup.)
-
-    Args:
-        dictionary: the target's.
-        models: their sources, which must have the same symbols, are the texts.
+    A subclass's ``begin`` says which texts: (B, S) int64, padded on the right.
     """
 
     matched = 3  # tokens that are compared
 
-    def __init__(self, models, dictionary):
-        self.pad = dictionary.pad()
-        for model in models:
-            check_same_symbols(model.encoder.dictionary.symbols, dictionary.symbols, "--drafter copy: the source dictionary")
-
-    def begin(self, sample: Dict) -> Tensor:
-        """The texts: (B, S) int64."""
-        return sample["net_input"]["src_tokens"]
+    def __init__(self, pad: int):
+        self.pad = pad
 
     def draft(self, verified: Verified, count: int, state: Tensor) -> Drafts:
         text, lengths = state[verified.rows], verified.lengths.unsqueeze(1)
@@ -117,6 +111,57 @@ class CopyDrafter(Drafter):
         following = score.argmax(1, keepdim=True) + 1 + torch.arange(count, device=text.device)
         beyond = following >= text.size(1)
         return Drafts(text.gather(1, following.clamp(max=text.size(1) - 1)).masked_fill(beyond, self.pad))
+
+
+class CopyDrafter(TextDrafter):
+    """The source is the text.
+
+    Args:
+        models: their source dictionaries must have the target's symbols.
+        dictionary: the target's.
+    """
+
+    def __init__(self, models, dictionary):
+        super().__init__(dictionary.pad())
+        for model in models:
+            check_same_symbols(model.encoder.dictionary.symbols, dictionary.symbols, "--drafter copy: the source dictionary")
+
+    def begin(self, sample: Dict) -> Tensor:
+        return sample["net_input"]["src_tokens"]
+
+
+class ModelDrafter(TextDrafter):
+    """A non-autoregressive model's translation is the text (Xia et al. 2023, "speculative decoding"), made once a batch.
+
+    Where the verifier leaves the translation and comes back to it, the match of the last tokens finds the place, so the model
+    is not asked again.
+
+    Args:
+        model: a ``cmlm`` or a ``nat`` (``models.companions.load_drafter``); it decodes as its own generator does by itself,
+            a ``cmlm`` with one length and ``--drafter-iterations`` passes.
+        dictionary: the target's.
+        mask: index of ``<mask>``.
+        config: the options of ``blockwise``.
+    """
+
+    def __init__(self, model, dictionary, mask: int, config):
+        super().__init__(dictionary.pad())
+        name = model.generators[0]
+        own = Namespace(**{f.name: f.default for f in fields(registry.CONFIGS[name]) if not f.name.startswith("_")})
+        own.decode_dtype = config.decode_dtype
+        if hasattr(own, "iterations"):
+            own.iterations, own.length_beam = config.drafter_iterations, 1
+        elif config.drafter_iterations != 1:
+            raise ValueError(f"--drafter-iterations {config.drafter_iterations}: a {type(model).__name__} drafts in one pass")
+        options = registry.generation_options(Namespace(beam=1))
+        self.generator = registry.GENERATORS[name]([model], dictionary, own, options, mask)
+
+    def begin(self, sample: Dict) -> Tensor:
+        for model in self.generator.models:
+            model.to(sample["net_input"]["src_tokens"].device)
+        found = [hypos[0]["tokens"] for hypos in self.generator.generate(self.generator.models, sample)]
+        text = torch.nn.utils.rnn.pad_sequence(found, batch_first=True, padding_value=self.pad)
+        return text.to(sample["net_input"]["src_tokens"].device)
 
 
 def has_heads(model) -> bool:

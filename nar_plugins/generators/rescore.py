@@ -15,7 +15,7 @@ class Rescorer:
     cut translation pays for its missing end. ``--lenpen`` and ``--unnormalized`` are those of the generator's own scores.
 
     Args:
-        model: an AR model (``models.teacher.load_teacher``).
+        model: an AR model (``models.companions.load_teacher``).
         pad, eos, mask: indices in the target dictionary.
         options: fairseq's ``GenerationConfig``.
     """

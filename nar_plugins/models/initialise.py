@@ -10,7 +10,7 @@ from fairseq.modules import MultiheadAttention
 from torch import Tensor
 
 from nar_plugins.data.dictionary import check_same_symbols
-from nar_plugins.models.teacher import check_symbols
+from nar_plugins.models.companions import check_symbols
 from nar_plugins.modules.length_head import LengthHead
 
 logger = logging.getLogger(__name__)

@@ -23,7 +23,7 @@ from nar_plugins.data.fertility import FertilityDataset, fertility_path
 from nar_plugins.data.noise import VALIDATION_UPDATE
 from nar_plugins.generators import registry
 from nar_plugins.generators.beam import BeamGenerator
-from nar_plugins.models.teacher import check_teacher, load_teacher
+from nar_plugins.models.companions import check_teacher, load_drafter, load_teacher
 from nar_plugins.modules.vocabulary import accept_missing_mask_row
 
 logger = logging.getLogger(__name__)
@@ -203,7 +203,10 @@ class NarTranslationTask(TranslationTask):
         if prefix_allowed_tokens_fn is not None:
             raise ValueError(f"prefix_allowed_tokens_fn cannot be honoured by --generator {name}: leave it out")
         options = registry.generation_options(args)
-        return registry.GENERATORS[name](models, self.target_dictionary, config, options, self.mask_index, rescorer)
+        others = {"rescorer": rescorer}
+        if config.drafter_path:
+            others["drafter"] = load_drafter(config.drafter_path, self)
+        return registry.GENERATORS[name](models, self.target_dictionary, config, options, self.mask_index, **others)
 
     def rescorer(self, models: list, config: Namespace, args) -> tuple:
         """The models that decode, and the AR model that chooses: ``--rescorer``'s, or the last of ``--path a.pt:ar.pt`` with

@@ -48,15 +48,19 @@ def random_models(*flags, count=1, seed=3, **kwargs):
     return [one for one, _ in made], made[0][1]
 
 
-def blockwise(models, task, oracle=None, **settings) -> BlockwiseGenerator:
-    """A generator with the flags' defaults, overridden by ``settings`` (fairseq's too); perhaps with a test's drafter."""
+def blockwise(models, task, oracle=None, drafts_from=None, **settings) -> BlockwiseGenerator:
+    """A generator with the flags' defaults, overridden by ``settings`` (fairseq's too).
+
+    Args:
+        oracle: a test's drafter. drafts_from: a non-autoregressive model that drafts.
+    """
     config = {f.name: f.default for f in fields(BlockwiseConfig) if not f.name.startswith("_")}
     config.update({name: settings.pop(name) for name in list(settings) if name in config})
     block = config["verify_block"]
     if oracle is not None:  # which has no limit of its own
         config["verify_block"] = None
     options = generation_options(SimpleNamespace(**{"beam": 1, **settings}))
-    made = BlockwiseGenerator(models, task.target_dictionary, SimpleNamespace(**config), options, MASK)
+    made = BlockwiseGenerator(models, task.target_dictionary, SimpleNamespace(**config), options, MASK, drafter=drafts_from)
     if oracle is not None:
         made.drafter, made.config.verify_block = oracle, block
     return made

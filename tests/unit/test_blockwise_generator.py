@@ -240,6 +240,47 @@ def test_copy_needs_one_dictionary():
         blockwise([one], task, drafter="copy")
 
 
+NAR = {
+    "cmlm": (), "fertilities": ("--source-copy", "fertility"), "lengths": ("--source-copy", "uniform"),
+    "ctc": ("--source-copy", "uniform", "--ctc", "--upsample", "2"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("form", NAR)
+def test_the_translation_of_a_parallel_model_is_drafted_and_changes_no_word(form):
+    models, task = random_models()
+    nar = model(*NAR[form], arch="cmlm_tiny" if form == "cmlm" else "nat_tiny")[0].eval()
+    gen = blockwise(models, task, drafts_from=nar, max_len_b=24)
+    wanted = greedy(models, task, SOURCE, max_len_b=24)
+    assert texts(decode(gen)) == texts(wanted)
+    own = [hypos[0]["tokens"] for hypos in gen.drafter.generator.generate([nar], sample_of(SOURCE))]
+    text = gen.drafter.begin(sample_of(SOURCE))
+    assert [row[: len(one)].equal(one) and row[len(one) :].eq(PAD).all() for row, one in zip(text, own)] == [True] * 6
+    assert own[4].tolist() == [EOS]  # the empty source
+
+
+def test_a_right_translation_is_accepted_block_by_block(monkeypatch):
+    models, task = random_models()
+    wanted = greedy(models, task, SOURCE, max_len_b=24)
+    gen = blockwise(models, task, drafts_from=model(seed=2)[0].eval(), max_len_b=24, verify_block=6)
+    monkeypatch.setattr(gen.drafter.generator, "generate", lambda models, sample: [[one] for one in wanted])
+    monkeypatch.setattr(type(gen.drafter), "matched", 24)  # these random texts repeat themselves
+    found = decode(gen)
+    assert texts(found) == texts(wanted)
+    assert all(hypo["steps"] == 1 + math.ceil((len(hypo["tokens"]) - 1) / 6) for hypo in found)
+
+
+def test_passes_of_the_drafter():
+    models, task = random_models()
+    gen = blockwise(models, task, drafts_from=model()[0].eval(), drafter="model", drafter_iterations=4)
+    assert gen.drafter.generator.config.iterations == 4 and gen.drafter.generator.beam == 1
+    assert blockwise(models, task, drafts_from=model()[0].eval()).drafter.generator.config.iterations == 1
+    with pytest.raises(ValueError, match="--drafter-iterations 4: a NatModel drafts in one pass"):
+        blockwise(models, task, drafts_from=model(arch="nat_tiny")[0].eval(), drafter_iterations=4)
+    with pytest.raises(ValueError, match="--drafter jacobi: --drafter model and --drafter-path CKPT go together"):
+        blockwise(models, task, drafts_from=model()[0].eval(), drafter="jacobi")
+
+
 def test_the_block_grows_with_confidence_and_shrinks_with_the_batch():
     size = BlockSize(Drafter(), None, "cpu")
     sure, unsure = [0.9**j for j in range(1, 8)], [0.2**j for j in range(1, 8)]
@@ -291,6 +332,8 @@ def test_every_option_of_fairseqs_is_kept_or_refused_by_name():
     (dict(accept_top=3), "need --accept top"), (dict(accept_gap=3.0), "need --accept top"),
     (dict(min_block=3, verify_block=2), "--min-block 3: no more than --verify-block 2"),
     (dict(drafter="heads"), "--drafter heads: the checkpoint has no proposal heads"),
+    (dict(drafter="model"), "--drafter model and --drafter-path CKPT go together"),
+    (dict(drafter_iterations=3), "--drafter-iterations needs --drafter-path"),
     (dict(temperature=0.0), "--temperature 0.0"),
 ])  # fmt: skip
 def test_what_makes_no_sense_is_refused(settings, said):

@@ -1,4 +1,4 @@
-"""Teachers: what is loaded, and what is refused by name."""
+"""Teachers and drafters: what is loaded, and what is refused by name."""
 import functools
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from fairseq.models import ARCH_MODEL_REGISTRY
 from fairseq.tasks.translation import TranslationTask
 from omegaconf import OmegaConf
 
-from nar_plugins.models.teacher import check_teacher, load_teacher
+from nar_plugins.models.companions import check_drafter, check_teacher, load_drafter, load_teacher
 from nar_plugins.tasks.nar_translation import NarTranslationTask
 
 
@@ -127,6 +127,18 @@ def test_a_built_model_and_its_class_are_checked_alike(path):
     for kind in (tiny.model()[0], ARCH_MODEL_REGISTRY["cmlm"]):
         with pytest.raises(ValueError, match="it holds a CmlmModel"):
             check_teacher(kind, "it")
+
+
+def test_a_drafter_is_a_parallel_model(path, task):
+    save(path)
+    with pytest.raises(ValueError, match=f"^{path} holds a TransformerModel: a drafter is a non-autoregressive model"):
+        load_drafter(str(path), task)
+    for arch in ("cmlm", "nat"):
+        check_drafter(ARCH_MODEL_REGISTRY[arch], "it")
+        check_drafter(tiny.model(arch=f"{arch}_tiny")[0], "it")
+    for arch in ("blockwise", "transformer", "cmlm_transformer"):
+        with pytest.raises(ValueError, match="it holds a"):
+            check_drafter(ARCH_MODEL_REGISTRY[arch], "it")
 
 
 def test_a_checkpoint_that_is_missing_or_truncated_is_named(path, task):

@@ -1,6 +1,8 @@
-"""Autoregressive teachers: checkpoints that distil, rescore or are imitated. Loaded and checked in one place."""
+"""The other checkpoints of a run, loaded and checked in one place: teachers, which distil, rescore or are imitated, are
+autoregressive; drafters, whose translations blockwise decoding verifies, are not."""
 import copy
 from pathlib import Path
+from typing import Callable
 
 import torch
 import torch.nn as nn
@@ -14,36 +16,45 @@ TASKS = ("nar_translation", "translation")
 
 
 def load_teacher(path: str, task) -> nn.Module:
-    """The autoregressive model in a checkpoint of ``nar_translation`` or of fairseq's ``translation``.
+    """The autoregressive model in a checkpoint of ``nar_translation`` or of fairseq's ``translation``; see ``load``."""
+    return load(path, task, "teacher", check_teacher)
+
+
+def load_drafter(path: str, task) -> nn.Module:
+    """The non-autoregressive model of this package in a checkpoint of ``nar_translation``; see ``load``."""
+    return load(path, task, "drafter", check_drafter)
+
+
+def load(path: str, task, role: str, check: Callable) -> nn.Module:
+    """The model in a checkpoint, in evaluation mode, without gradients, on the CPU.
 
     Args:
         path: the checkpoint; a vocabulary without ``<mask>`` is accepted.
-        task: whose dictionaries the teacher must have; it is not changed, whatever the model would set in it.
-
-    Returns:
-        the model in evaluation mode, without gradients, on the CPU.
+        task: whose dictionaries the model must have; it is not changed, whatever the model would set in it.
+        role: what the messages call it.
+        check: ``check_teacher`` or ``check_drafter``.
 
     Raises:
-        ValueError: there is no whole checkpoint (``CheckpointError``), it holds no autoregressive translation model, or
-            its dictionaries are others; the message says which symbol differs first, where that can be known.
+        ValueError: there is no whole checkpoint (``CheckpointError``), it holds no model for that role, or its dictionaries
+            are others; the message says which symbol differs first, where that can be known.
     """
     state = checkpoint_utils.load_checkpoint_to_cpu(path)
     cfg = state["cfg"]
     trained = cfg.task._name
     if trained not in TASKS:
-        raise ValueError(f"{path} was trained under --task {trained}: a teacher comes from {' or '.join(TASKS)}")
+        raise ValueError(f"{path} was trained under --task {trained}: a {role} comes from {' or '.join(TASKS)}")
     arch = cfg.model._name
     if arch not in ARCH_MODEL_REGISTRY:
-        raise ValueError(f"{path} holds a model '{arch}', which is not registered here: a teacher is a transformer")
-    check_teacher(ARCH_MODEL_REGISTRY[arch], path)
-    check_languages(cfg, task, path)
+        raise ValueError(f"{path} holds a model '{arch}', which is not registered here: it cannot be a {role}")
+    check(ARCH_MODEL_REGISTRY[arch], path)
+    check_languages(cfg, task, path, role)
     check_symbols(cfg, state["model"], task)
     own = copy.copy(task)  # building a model sets the task up for it, and with --eval-bleu makes its generator
     own.cfg = copy.deepcopy(task.cfg)
     own.cfg.eval_bleu = False
-    with torch.random.fork_rng(devices=[]):  # the run's random numbers do not depend on when a teacher is loaded
+    with torch.random.fork_rng(devices=[]):  # the run's random numbers do not depend on when the model is loaded
         (model,), _ = checkpoint_utils.load_model_ensemble([path], task=own, state=state)
-    check_teacher(model, path)
+    check(model, path)
     return model.eval().requires_grad_(False)
 
 
@@ -60,12 +71,23 @@ def check_teacher(model, name: str) -> None:
         raise ValueError(f"{name} holds a {kind.__name__}: a teacher is an autoregressive model, such as a transformer")
 
 
-def check_languages(cfg, task, path: str) -> None:
-    """Raise for a teacher of the other direction: with a joined dictionary nothing else would give it away."""
+def check_drafter(model, name: str) -> None:
+    """Raise unless a model, or a class of models, is one of this package's that decode without a left-to-right order.
+
+    Args:
+        name: what the message calls it, a path for example.
+    """
+    kind = model if isinstance(model, type) else type(model)
+    if "beam" in getattr(kind, "generators", ("beam",)):  # fairseq's own models have no such list
+        raise ValueError(f"{name} holds a {kind.__name__}: a drafter is a non-autoregressive model, a cmlm or a nat")
+
+
+def check_languages(cfg, task, path: str, role: str) -> None:
+    """Raise for a model of the other direction: with a joined dictionary nothing else would give it away."""
     theirs = (cfg.task.source_lang, cfg.task.target_lang)
     ours = (task.cfg.source_lang, task.cfg.target_lang)
     if theirs == ours[::-1] and theirs != ours:
-        raise ValueError(f"{path} translates {'-'.join(theirs)}, the data are {'-'.join(ours)}: give a teacher of that direction")
+        raise ValueError(f"{path} translates {'-'.join(theirs)}, the data are {'-'.join(ours)}: give a {role} of that direction")
 
 
 def check_symbols(cfg, weights, task) -> None:
