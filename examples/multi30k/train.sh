@@ -9,11 +9,14 @@
 #   kd-glat  vanilla NAT (source stretched to a predicted length) with glancing
 #   kd-ctc   the same with latent alignments, on a canvas of twice the source
 #   kd-cmlm  Mask-Predict, in fairseq's form
+#   kd-block   the teacher with 8 proposal heads, fine-tuned with them
+#   kd-frozen  the same, but the heads alone are trained: greedy search's words are the teacher's
 # All have the same sizes, tokens a batch and learning rate; the parallel kd-* models start from the teacher's weights.
 # A second run continues where the first one stopped.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/../.." && pwd)
-model=${1:?ar, cmlm, stock, kd-ar, kd-nat, kd-glat, kd-ctc or kd-cmlm}
+models="ar, cmlm, stock, kd-ar, kd-nat, kd-glat, kd-ctc, kd-cmlm, kd-block or kd-frozen"
+model=${1:?$models}
 case $model in ar) updates=${2:-2000} ;; kd-*) updates=${2:-800} ;; *) updates=${2:-3000} ;; esac
 work=${3:-$root/work/multi30k}
 bin=${VENV:-$root/.venv}/bin
@@ -29,6 +32,8 @@ ours=(--user-dir "$root/nar_plugins" --task nar_translation)
 smooth=(--label-smoothing 0.1)
 teacher=$work/ar/checkpoint_last.pt
 taught=(--criterion nar_loss --init-encoder-from "$teacher" --init-decoder-from "$teacher")
+blockwise=(--arch blockwise --block-size 8 --block-head diag --criterion blockwise_loss --block-loss mean
+           --finetune-from-model "$teacher" --train-dtype bfloat16)
 data=$work/bin
 case $model in kd-*) data=$work/kd ;; esac
 case $model in
@@ -41,6 +46,8 @@ case $model in
     kd-glat) what=("${ours[@]}" --arch nat --source-copy uniform --glancing "0.5:0.3@$updates" "${taught[@]}" "${smooth[@]}") ;;
     kd-ctc) what=("${ours[@]}" --arch nat --ctc --upsample 2 --glancing "0.5:0.3@$updates" "${taught[@]}") ;;
     kd-cmlm) what=("${ours[@]}" --arch cmlm "${taught[@]}" "${smooth[@]}") ;;
-    *) echo "train.sh: no model '$model': ar, cmlm, stock, kd-ar, kd-nat, kd-glat, kd-ctc or kd-cmlm" >&2; exit 2 ;;
+    kd-block) what=("${ours[@]}" "${blockwise[@]}" "${smooth[@]}") ;;
+    kd-frozen) what=("${ours[@]}" "${blockwise[@]}" --freeze-base) ;;
+    *) echo "train.sh: no model '$model': $models" >&2; exit 2 ;;
 esac
 "$bin/fairseq-train" "$data" "${what[@]}" "${sizes[@]}" "${recipe[@]}" "${saving[@]}" ${DEVICE---cpu}
