@@ -2,7 +2,7 @@
 # fairseq-generate for the trained models, then the table: bash examples/quickstart/generate.sh [MODELS] [WORK]
 set -euo pipefail
 root=$(cd "$(dirname "$0")/../.." && pwd)
-models=${1:-ar,cmlm,nat,ctc}
+models=${1:-ar,blockwise,cmlm,nat,ctc}
 work=${2:-$root/work/quickstart}
 bin=${VENV:-$root/.venv}/bin
 
@@ -17,6 +17,7 @@ for model in ${models//,/ }; do
     grep -m 3 "^D-" "$work/$model.out" | cut -f 3
     case $model in
         ar) rows+=(--system "AR greedy" "$checkpoint" "--beam 1" --system "AR beam 5" "$checkpoint" "--beam 5") ;;
+        blockwise) rows+=(--system "AR, blockwise" "$checkpoint" "--beam 1") ;;
         cmlm) rows+=(--system "CMLM, R = 1" "$checkpoint" "--iterations 1" --system "CMLM, R = 4" "$checkpoint" "--iterations 4"
                      --system "CMLM, R = 10" "$checkpoint" "--iterations 10"
                      --system "CMLM, confidence" "$checkpoint" "--schedule confidence") ;;

@@ -5,10 +5,11 @@
 #   cmlm  Mask-Predict, in fairseq's form, which is the teacher's own
 #   nat   NAT with fertilities, positional attention and diagonal mask
 #   ctc   vanilla NAT with latent alignments and glancing
+#   blockwise  the teacher itself with four proposal heads, which alone are trained: its own words, faster
 # A second run continues where the first one stopped, and does nothing when it was done.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/../.." && pwd)
-model=${1:?ar, cmlm, nat or ctc}
+model=${1:?ar, cmlm, nat, ctc or blockwise}
 work=${2:-$root/work/quickstart}
 bin=${VENV:-$root/.venv}/bin
 
@@ -24,7 +25,9 @@ case $model in
     cmlm) what=(--arch cmlm "${taught[@]}" "${smooth[@]}"); updates=500 ;;
     nat) what=(--arch nat --positional-attention --mask-diagonal "${taught[@]}" "${smooth[@]}"); updates=300 ;;
     ctc) what=(--arch nat --ctc --upsample 2 --glancing 0.5:0.3@300 "${taught[@]}"); updates=300 ;;
-    *) echo "train.sh: no model '$model': ar, cmlm, nat or ctc" >&2; exit 2 ;;
+    blockwise) what=(--arch blockwise --block-size 4 --block-head diag --freeze-base --finetune-from-model "$teacher"
+                     --criterion blockwise_loss --block-loss mean); updates=200 ;;
+    *) echo "train.sh: no model '$model': ar, cmlm, nat, ctc or blockwise" >&2; exit 2 ;;
 esac
 [ "$model" = ar ] || [ -e "$teacher" ] || { echo "train.sh: $model needs the teacher $teacher: train ar first" >&2; exit 2; }
 if [ -e "$work/$model/done" ]; then echo "$model: trained already"; exit 0; fi
