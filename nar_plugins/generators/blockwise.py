@@ -25,6 +25,7 @@ from nar_plugins.generators.drafters import (
 )
 from nar_plugins.generators.hypothesis import hypothesis
 from nar_plugins.generators.registry import DecodingConfig, refuse_unserved, register_generator
+from nar_plugins.generators.rules import GreedyRules
 from nar_plugins.modules.block_decoder import BlockCache, BlockDecoder
 from nar_plugins.modules.linear import fast_linear
 from nar_plugins.modules.precision import full
@@ -107,6 +108,7 @@ class BlockwiseGenerator:
         refuse_options(options, config, rescorer)
         self.models, self.config, self.options = list(models), config, options
         self.pad, self.unk, self.eos, self.mask = dictionary.pad(), dictionary.unk(), dictionary.eos(), mask
+        self.rules = GreedyRules(options, self.pad, self.unk, self.eos)
         self.top = config.accept_top or TOP
         self.gap = math.inf if config.accept_gap is None else config.accept_gap
         self.decoders = [BlockDecoder(model.decoder) for model in self.models]
@@ -164,12 +166,7 @@ class BlockwiseGenerator:
         """Encode; the first drafts are the prefix, which cannot be rejected."""
         source = net_input["src_tokens"]
         sentences, width = source.shape
-        limit = min(
-            int(self.options.max_len_a * width + self.options.max_len_b),
-            *(model.max_decoder_positions() - 1 for model in self.models),
-        )
-        if self.options.min_len > limit:
-            raise ValueError(f"--min-len {self.options.min_len} is above the limit of {limit} tokens: see --max-len-a and -b")
+        limit = self.rules.limit(width, self.models)
         encoded = [model.encoder.forward_torchscript(net_input) for model in self.models]
         if prefix is None:
             drafts = source.new_empty(sentences, 0)
@@ -195,11 +192,13 @@ class BlockwiseGenerator:
 
     def step(self, batch: Batch, state: Optional[Tensor], size: BlockSize) -> None:
         """One call of the decoders: verify, decide, propose; finished rows leave. The host looks once, at its end."""
+        proposals = size.wanted(len(batch.rows), batch.limit - batch.shortest - 1)
+        self.drafter.ahead(proposals)
         block = torch.cat([batch.last, batch.drafts], 1)
         offsets = torch.arange(block.size(1), device=block.device)
         steps = batch.lengths.unsqueeze(1) + offsets  # index of the token that each position decides
         lprobs, features, attention = self.call(batch, block)
-        lprobs = self.process(lprobs, steps, batch)
+        lprobs = self.rules(lprobs, steps, batch.limit, batch.shortest, batch.longest + block.size(1) - 1, batch.prefix)
         greedy = lprobs.topk(2).indices[..., 0]
 
         confirmed = self.confirmed(lprobs, greedy, batch.drafts)
@@ -222,7 +221,7 @@ class BlockwiseGenerator:
         place = (counts - 1).unsqueeze(1)
         features = [one.gather(1, place.unsqueeze(-1).expand(-1, 1, one.size(-1))).squeeze(1) for one in features]
         verified = Verified(batch.rows, batch.tokens, lengths, features, greedy, counts - 1)
-        drafts = self.propose(verified, size.wanted(len(batch.rows), batch.limit - batch.shortest - 1), state)
+        drafts = self.propose(verified, proposals, state)
 
         forced = batch.prefix is not None and not batch.longest
         lengths_now, counts_now, done_now, survival = read(lengths, counts, done, drafts.lprobs)
@@ -252,7 +251,7 @@ class BlockwiseGenerator:
         lprobs, features, attentions = [], [], []
         for decoder, cache in zip(self.decoders, batch.caches):
             x, attention = decoder(block, batch.lengths, batch.longest, batch.limit, cache, batch.attention is not None)
-            logits = decoder.decoder.output_layer(x)
+            logits = decoder.logits(x)
             if self.options.temperature != 1:
                 logits = logits / self.options.temperature
             logits[..., self.mask] = -math.inf  # an AR model never learnt it
@@ -261,27 +260,6 @@ class BlockwiseGenerator:
             attentions.append(attention)
         mean = lprobs[0] if len(lprobs) == 1 else torch.stack(lprobs).logsumexp(0) - math.log(len(lprobs))
         return mean, features, None if batch.attention is None else torch.stack(attentions).mean(0)
-
-    def process(self, lprobs: Tensor, steps: Tensor, batch: Batch) -> Tensor:
-        """What ``SequenceGenerator._generate`` does to the log-probabilities (b, m, V) of tokens steps (b, m), in its order and
-        in place."""
-        lprobs.masked_fill_(lprobs.isnan(), -math.inf)
-        lprobs[..., self.pad] = -math.inf
-        lprobs[..., self.unk] -= self.options.unkpen
-        if batch.longest + steps.size(1) > batch.limit:
-            end = lprobs[..., self.eos].clone()
-            lprobs.masked_fill_((steps >= batch.limit).unsqueeze(-1), -math.inf)
-            lprobs[..., self.eos] = end
-        inside = torch.zeros_like(steps, dtype=torch.bool)
-        if batch.prefix is not None and batch.shortest < batch.prefix.size(1):
-            inside = (steps < batch.prefix.size(1)) & (steps < batch.limit)
-            given = batch.prefix.gather(1, steps.clamp(max=batch.prefix.size(1) - 1)).unsqueeze(-1)
-            only = torch.full_like(lprobs, -math.inf).scatter(2, given, lprobs.gather(2, given))
-            lprobs = torch.where(inside.unsqueeze(-1) & given.ne(self.pad), only, lprobs)
-        if batch.shortest < self.options.min_len:
-            early = ~inside & (steps < self.options.min_len)
-            lprobs[..., self.eos] = lprobs[..., self.eos].masked_fill(early, -math.inf)
-        return lprobs
 
     def confirmed(self, lprobs: Tensor, greedy: Tensor, drafts: Tensor) -> Tensor:
         """How many drafts (b, n) are accepted, from the first on: (b,) int64. ``</s>`` only where greedy search says it."""

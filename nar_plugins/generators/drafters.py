@@ -33,13 +33,16 @@ class Drafts(NamedTuple):
 
 
 class Drafter:
-    """The interface: ``begin`` once a batch, ``draft`` after each call."""
+    """The interface: ``begin`` once a batch, ``ahead`` before and ``draft`` after each call."""
 
     most = MOST  # the most proposals that it can make
 
     def begin(self, sample: Dict) -> Optional[Tensor]:
         """What ``draft`` needs to know of fairseq's batch: its ``state``, for all B sentences."""
         return None
+
+    def ahead(self, count: int) -> None:
+        """Told before a call how many proposals will be wanted after it."""
 
     def draft(self, verified: Verified, count: int, state: Optional[Tensor]) -> Drafts:
         """``count`` proposals for every row, at least 1 and at most ``most``."""

@@ -111,6 +111,10 @@ class BlockDecoder:
             x = self.decoder.layer_norm(x)
         return (x if self.decoder.project_out_dim is None else self.decoder.project_out_dim(x)), attention
 
+    def logits(self, features: Tensor) -> Tensor:
+        """What follows, as the model itself says it: (..., D) -> (..., V)."""
+        return self.decoder.output_layer(features)
+
     def embed(self, tokens: Tensor, positions: Tensor, last: int) -> Tensor:
         """Embeddings of tokens at positions, both (B, m) with 0 as the first: (B, m, D); ``last`` is the largest."""
         decoder = self.decoder

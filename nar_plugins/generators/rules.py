@@ -1,0 +1,58 @@
+"""What fairseq's ``SequenceGenerator`` does to log-probabilities before it chooses, for several tokens at a time."""
+import math
+from argparse import Namespace
+from typing import Optional
+
+import torch
+from torch import Tensor
+
+
+class GreedyRules:
+    """The changes of ``SequenceGenerator._generate``, in its order.
+
+    Args:
+        options: fairseq's ``GenerationConfig``.
+        pad, unk, eos: indices in the target dictionary.
+    """
+
+    def __init__(self, options: Namespace, pad: int, unk: int, eos: int):
+        self.options, self.pad, self.unk, self.eos = options, pad, unk, eos
+
+    def limit(self, width: int, models) -> int:
+        """No token but ``</s>`` may stand at this index or beyond it, for a batch of sources ``width`` wide.
+
+        Raises:
+            ValueError: ``--min-len`` is above it.
+        """
+        wanted = int(self.options.max_len_a * width + self.options.max_len_b)
+        limit = min(wanted, *(model.max_decoder_positions() - 1 for model in models))
+        if self.options.min_len > limit:
+            raise ValueError(f"--min-len {self.options.min_len} is above the limit of {limit} tokens: see --max-len-a and -b")
+        return limit
+
+    def __call__(
+        self, lprobs: Tensor, steps: Tensor, limit: int, first: int, last: int, prefix: Optional[Tensor] = None
+    ) -> Tensor:
+        """Log-probabilities (b, m, V) of the tokens at indices ``steps`` (b, m), changed in place where that can be.
+
+        Args:
+            first, last: no step is below or above them, as far as the host knows.
+            prefix: (b, P) int64, padded, what every output begins with.
+        """
+        lprobs.masked_fill_(lprobs.isnan(), -math.inf)
+        lprobs[..., self.pad] = -math.inf
+        lprobs[..., self.unk] -= self.options.unkpen
+        if last >= limit:
+            end = lprobs[..., self.eos].clone()
+            lprobs.masked_fill_((steps >= limit).unsqueeze(-1), -math.inf)
+            lprobs[..., self.eos] = end
+        inside = torch.zeros_like(steps, dtype=torch.bool)
+        if prefix is not None and first < prefix.size(1):
+            inside = (steps < prefix.size(1)) & (steps < limit)
+            given = prefix.gather(1, steps.clamp(max=prefix.size(1) - 1)).unsqueeze(-1)
+            only = torch.full_like(lprobs, -math.inf).scatter(2, given, lprobs.gather(2, given))
+            lprobs = torch.where(inside.unsqueeze(-1) & given.ne(self.pad), only, lprobs)
+        if first < self.options.min_len:
+            early = ~inside & (steps < self.options.min_len)
+            lprobs[..., self.eos] = lprobs[..., self.eos].masked_fill(early, -math.inf)
+        return lprobs
