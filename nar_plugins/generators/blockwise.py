@@ -12,6 +12,7 @@ from fairseq import utils
 from fairseq.dataclass import ChoiceEnum
 from torch import Tensor
 
+from nar_plugins.generators.bang_verify import BangBlocks, RowDrafter, has_rows
 from nar_plugins.generators.block_size import BlockSize
 from nar_plugins.generators.drafters import (
     CopyDrafter,
@@ -111,7 +112,7 @@ class BlockwiseGenerator:
         self.rules = GreedyRules(options, self.pad, self.unk, self.eos)
         self.top = config.accept_top or TOP
         self.gap = math.inf if config.accept_gap is None else config.accept_gap
-        self.decoders = [BlockDecoder(model.decoder) for model in self.models]
+        self.decoders = [BangBlocks(one.decoder) if has_rows(one) else BlockDecoder(one.decoder) for one in self.models]
         for model in self.models:
             model.eval()
             if options.print_alignment and getattr(model, "full_context_alignment", False):
@@ -127,7 +128,8 @@ class BlockwiseGenerator:
 
     def choose_drafter(self, dictionary, model) -> Drafter:
         """``--drafter``; ``model`` is that of ``--drafter-path``, or None."""
-        name, heads = str(self.config.drafter), any(has_heads(model) for model in self.models)
+        name = str(self.config.drafter)
+        heads = has_rows(self.models[0]) or any(has_heads(model) for model in self.models)
         if (name == "model" and model is None) or (name not in ("auto", "model") and model is not None):
             raise ValueError(f"--drafter {name}: --drafter model and --drafter-path CKPT go together")
         if model is not None:
@@ -138,6 +140,8 @@ class BlockwiseGenerator:
             raise ValueError("--drafter heads: the checkpoint has no proposal heads; use --drafter jacobi or copy")
         if name == "copy":
             return CopyDrafter(self.models, dictionary)
+        if has_rows(self.models[0]) and name != "jacobi":
+            return RowDrafter(self.decoders, self.mask, self.pad)
         return HeadsDrafter(self.models, self.mask, self.pad) if heads and name != "jacobi" else JacobiDrafter()
 
     # -- the way of a batch ------------------------------------------------------------------------------------------------

@@ -195,6 +195,8 @@ class NarTranslationTask(TranslationTask):
         models, rescorer = self.rescorer(list(models), config, args)
         name = registry.resolve(config.generator, models, getattr(args, "beam", 5))
         registry.refuse_foreign(config, name)
+        if name == "bang":
+            name = self.served_by(config)
         if name == "beam":
             generator = super().build_generator(
                 models, args, seq_gen_cls, extra_gen_cls_kwargs, prefix_allowed_tokens_fn
@@ -207,6 +209,15 @@ class NarTranslationTask(TranslationTask):
         if config.drafter_path:
             others["drafter"] = load_drafter(config.drafter_path, self)
         return registry.GENERATORS[name](models, self.target_dictionary, config, options, self.mask_index, **others)
+
+    @staticmethod
+    def served_by(config: Namespace) -> str:
+        """The generator of a ``--bang-policy``: one token at a time is fairseq's search, its words several at a time are
+        ``blockwise``'s; ``config`` is told the size of the blocks."""
+        policy = str(config.bang_policy)
+        if policy == "verify":
+            config.verify_block = config.bang_block
+        return {"ar": "beam", "verify": "blockwise"}.get(policy, "bang")
 
     def rescorer(self, models: list, config: Namespace, args) -> tuple:
         """The models that decode, and the AR model that chooses: ``--rescorer``'s, or the last of ``--path a.pt:ar.pt`` with

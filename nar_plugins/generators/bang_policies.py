@@ -1,0 +1,64 @@
+"""How many masks a pass of a ``bang`` decoder asks, and how many of their tokens it keeps (specs/bang.md, D)."""
+import torch
+from torch import Tensor
+
+BLOCK = 8  # masks a pass unless --bang-block says otherwise
+
+
+class Policy:
+    """One pass at a time.
+
+    Args:
+        config: the options of the generator ``bang``.
+    """
+
+    def __init__(self, config):
+        self.config = config
+
+    def masks(self, decided: int, room: int) -> int:
+        """Masks of the next pass, at least 1.
+
+        Args:
+            decided: tokens that the longest live row has. room: those that the shortest may still get, ``</s>`` included.
+        """
+        raise NotImplementedError
+
+    def kept(self, lprobs: Tensor, decided: Tensor) -> Tensor:
+        """Tokens to keep (b,) int64, at least 1; the output is cut at its first ``</s>`` besides.
+
+        Args:
+            lprobs: (b, m) log-probabilities of the tokens that the masks predict. decided: (b,) int64, tokens so far.
+        """
+        return torch.full_like(decided, lprobs.size(1))
+
+
+class Parallel(Policy):
+    """``nar``: everything in one pass."""
+
+    def masks(self, decided: int, room: int) -> int:
+        return room
+
+
+class Block(Policy):
+    """``block``: --bang-block tokens a pass, ceil(L / b) passes."""
+
+    def masks(self, decided: int, room: int) -> int:
+        return min(self.config.bang_block or BLOCK, room)
+
+
+class Prefix(Policy):
+    """``prefix``: --bang-prefix tokens one by one, then the rest at once."""
+
+    def masks(self, decided: int, room: int) -> int:
+        return 1 if decided < self.config.bang_prefix else room
+
+
+class Adaptive(Block):
+    """``adaptive``: of a block the longest prefix whose tokens are all at least --bang-tau probable; the first in any case."""
+
+    def kept(self, lprobs: Tensor, decided: Tensor) -> Tensor:
+        sure = lprobs[:, 1:].exp() >= self.config.bang_tau
+        return 1 + sure.long().cumprod(1).sum(1)
+
+
+POLICIES = {"nar": Parallel, "block": Block, "prefix": Prefix, "adaptive": Adaptive, "cascade": Parallel}
