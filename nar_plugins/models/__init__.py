@@ -1,2 +1,2 @@
 """One file a method: the registered model, its flags and its architectures."""
-from nar_plugins.models import blockwise, cmlm, nat  # noqa: F401
+from nar_plugins.models import bang, blockwise, cmlm, nat  # noqa: F401

@@ -69,6 +69,13 @@ def attend(
     Returns:
         (B, T, D).
     """
+    return attention.out_proj(fused(attention, queries, keys, values, allowed))
+
+
+def fused(
+    attention: MultiheadAttention, queries: Tensor, keys: Tensor, values: Tensor, allowed: Optional[Tensor] = None
+) -> Tensor:
+    """``attend`` without the output projection."""
     drop = attention.dropout_module
     heads = F.scaled_dot_product_attention(
         queries,
@@ -78,7 +85,7 @@ def attend(
         dropout_p=drop.p if attention.training or drop.apply_during_inference else 0.0,
         scale=attention.scaling,
     )
-    return attention.out_proj(heads.transpose(1, 2).flatten(2))
+    return heads.transpose(1, 2).flatten(2)
 
 
 def allowed_keys(padding: Optional[Tensor]) -> Optional[Tensor]:
