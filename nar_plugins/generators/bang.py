@@ -63,6 +63,7 @@ class Batch:
     counts: Tensor  # (b,) int64, how many of them are real
     shortest: int  # the least of lengths
     longest: int  # the largest
+    most_fed: int  # the largest of fed
     limit: int  # no token may stand beyond this index, where only </s> may
     caches: List
     tokens: Tensor  # (B, W) int64
@@ -137,6 +138,7 @@ class BangGenerator:
             counts=zeros + 1,
             shortest=0,
             longest=0,
+            most_fed=0,
             limit=limit,
             caches=[model.decoder.start(out) for model, out in zip(self.models, encoded)],
             tokens=source.new_full((sentences, room), self.pad),
@@ -152,7 +154,7 @@ class BangGenerator:
         steps = batch.lengths.unsqueeze(1) + offsets
         last = (batch.counts - 1).unsqueeze(1)
         features = [
-            model.decoder.block(batch.pending, batch.fed, cache, masks, last, batch.limit).squeeze(1)
+            model.decoder.block(batch.pending, batch.fed, cache, masks, last, batch.most_fed, policy.sees_start).squeeze(1)
             for model, cache in zip(self.models, batch.caches)
         ]
         words, lprobs = self.best(features, steps, batch)
@@ -170,10 +172,11 @@ class BangGenerator:
         batch.accepted.append(torch.zeros_like(batch.sizes).index_copy(0, batch.rows, counts))
         self.statistics["masks"] += masks * len(batch.rows)
 
-        over, lengths, kept = torch.stack([done.long(), batch.lengths, counts]).tolist()
+        over, lengths, kept, fed = torch.stack([done.long(), batch.lengths, counts, batch.fed]).tolist()
         live = [row for row, finished in enumerate(over) if not finished]
         batch.shortest = min((lengths[row] for row in live), default=0)
         batch.longest = max((lengths[row] for row in live), default=0)
+        batch.most_fed = max((fed[row] for row in live), default=0)
         batch.pending, batch.counts = words[:, : max((kept[row] for row in live), default=0)], counts
         if len(live) < len(over):
             keep(batch, torch.tensor(live, dtype=torch.long, device=batch.rows.device))

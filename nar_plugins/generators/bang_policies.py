@@ -12,6 +12,8 @@ class Policy:
         config: the options of the generator ``bang``.
     """
 
+    sees_start = None  # whether the first masks see the start token; None: as the model was trained (--nar-sees-bos)
+
     def __init__(self, config):
         self.config = config
 
@@ -55,6 +57,8 @@ class Prefix(Policy):
 
 class Adaptive(Block):
     """``adaptive``: of a block the longest prefix whose tokens are all at least --bang-tau probable; the first in any case."""
+
+    sees_start = True  # the first mask is the next-token prediction, whatever the others are
 
     def kept(self, lprobs: Tensor, decided: Tensor) -> Tensor:
         sure = lprobs[:, 1:].exp() >= self.config.bang_tau

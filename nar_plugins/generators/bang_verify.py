@@ -34,7 +34,7 @@ class BangBlocks:
         if weights:
             raise ValueError("--print-alignment: a bang model is verified without attention weights; use --bang-policy ar")
         rows = torch.arange(tokens.size(1), device=tokens.device).expand_as(tokens)
-        return self.decoder.block(tokens, first, cache, self.masks, rows, longest).flatten(2), None
+        return self.decoder.block(tokens, first, cache, self.masks, rows, last, sees_start=True).flatten(2), None
 
     def logits(self, features: Tensor) -> Tensor:
         """What follows: the first mask's (..., V)."""

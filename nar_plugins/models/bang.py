@@ -249,7 +249,7 @@ class BangModel(TransformerModel):
     tables of positions; the release's have 512.
     """
 
-    generators = ("bang", "beam")
+    generators = ("bang", "beam", "blockwise")
 
     @classmethod
     def add_args(cls, parser):
