@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Train a classifier that says its label: bash examples/classification/train.sh [UPDATES] [WORK]
-# START=CKPT fine-tunes a pre-trained bang of the same sizes and dictionary. Minutes on two CPU cores; DEVICE="" uses the GPU.
+# START=CKPT fine-tunes a pre-trained bang of the same sizes and dictionary. Minutes on two CPU cores; with an empty DEVICE on the GPU.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/../.." && pwd)
 updates=${1:-600}

@@ -3,7 +3,7 @@
 #   pretrain  BANG on the running text: spans hidden from the encoder, said by the decoder
 #   bang      BANG on the pairs, from nothing
 #   bang-pt   BANG on the pairs, from pretrain
-# One checkpoint of the last two decodes with every policy. An hour on two CPU cores for all three; DEVICE="" uses the GPU.
+# One checkpoint of the last two decodes with every policy. An hour on two CPU cores for all three; with an empty DEVICE on the GPU.
 # A second run continues where the first one stopped.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/../.." && pwd)
