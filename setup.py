@@ -19,7 +19,10 @@ setup(
         "sentencepiece",
         "torch>=2.6",
     ],
-    extras_require={"dev": ["pytest"]},
+    extras_require={
+        "dev": ["pytest"],
+        "qg": ["nltk", "rouge-score"],  # examples/squad_qg/score.py: METEOR and ROUGE-L
+    },
     entry_points={
         "console_scripts": [
             "nar-align = nar_plugins.cli.align:main",
@@ -28,6 +31,7 @@ setup(
             "nar-distill = nar_plugins.cli.distill:main",
             "nar-score = nar_plugins.cli.score:main",
             "nar-user-dir = nar_plugins.cli.user_dir:main",
+            "nar-wordpiece = nar_plugins.cli.wordpiece:main",
         ],
     },
     zip_safe=False,  # --user-dir needs a real folder

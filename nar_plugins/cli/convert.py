@@ -1,8 +1,9 @@
-"""nar-convert: checkpoints of official releases into fairseq checkpoints of this package."""
+"""nar-convert: checkpoints of official releases into fairseq checkpoints of this package, and BERT's vocabulary."""
 import argparse
 import sys
 from pathlib import Path
 
+from nar_plugins.export.bang import convert_bang, convert_bert_vocabulary
 from nar_plugins.export.convert import convert_mask_predict
 
 
@@ -14,19 +15,40 @@ def build_parser() -> argparse.ArgumentParser:
     kind.add_argument("--dict", type=Path, required=True, help="the release's dict.*.txt (one for both sides)")
     kind.add_argument("--out", type=Path, required=True, metavar="DIR", help="receives checkpoint.pt and dict.txt")
     kind.add_argument("--heads", type=int, default=0, help="attention heads, if the checkpoint does not say (width / 64)")
+    kind = kinds.add_parser("bang", help="microsoft/BANG, or microsoft/ProphetNet of two streams -> bang")
+    kind.add_argument("checkpoint", type=Path, metavar="CKPT", help="the release's checkpoint")
+    kind.add_argument("--dict", type=Path, required=True, help="BERT's vocabulary, made by nar-convert bert-vocab")
+    kind.add_argument("--out", type=Path, required=True, metavar="DIR", help="receives checkpoint.pt and dict.txt")
+    kind.add_argument("--official-nar", action="store_true",
+                      help="NAR masks do not see the start token: for what the release has fine-tuned for NAR")  # fmt: skip
+    kind = kinds.add_parser("bert-vocab", help="BERT's vocab.txt -> a dictionary for fairseq-preprocess --srcdict")
+    kind.add_argument("vocabulary", type=Path, metavar="VOCAB", help="vocab.txt, one symbol a line")
+    kind.add_argument("--out", type=Path, required=True, metavar="FILE", help="the dictionary, such as dict.txt")
+    kind.add_argument("--official", action="store_true",
+                      help="name index 2 [X_SEP], as BANG's and ProphetNet's releases do")  # fmt: skip
     return parser
 
 
 def main(argv=None) -> None:
     args = build_parser().parse_args(argv)
     try:
-        files = convert_mask_predict(args.checkpoint, args.dict, args.out, args.heads)
+        if args.kind == "bert-vocab":
+            count = convert_bert_vocabulary(args.vocabulary, args.out, args.official)
+            print(f"dictionary: {args.out} ({count:,} symbols)")
+            print(f"next: nar-wordpiece encode --vocab {args.out} < raw > pieces, then fairseq-preprocess --user-dir "
+                  f"\"$(nar-user-dir)\" --task nar_translation --srcdict {args.out} --joined-dictionary ...")  # fmt: skip
+            return
+        if args.kind == "bang":
+            files = convert_bang(args.checkpoint, args.dict, args.out, not args.official_nar)
+        else:
+            files = convert_mask_predict(args.checkpoint, args.dict, args.out, args.heads)
     except ValueError as error:
         sys.exit(f"nar-convert: {error}")
     for name, path in files.items():
         print(f"{name}: {path}")
-    print(f"next: fairseq-preprocess --srcdict {files['dictionary']} --joined-dictionary ..., then fairseq-generate "
-          f"--user-dir \"$(nar-user-dir)\" --task nar_translation --path {files['checkpoint']}")  # fmt: skip
+    print(f"next: fairseq-preprocess --user-dir \"$(nar-user-dir)\" --task nar_translation --srcdict {files['dictionary']} "
+          f"--joined-dictionary ..., then fairseq-generate --user-dir \"$(nar-user-dir)\" --task nar_translation "
+          f"--path {files['checkpoint']}")  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -60,6 +60,14 @@ def check_files(folder: str, split: str, source: str, target: str, impl: Optiona
         raise ValueError(f"{split}: {lines[source]} {source} but {lines[target]} {target} sentences: they are no pairs")
 
 
+def check_text(stem: str, split: str, impl: Optional[str] = None) -> None:
+    """Raise unless a split of text without a translation (STEM.idx, STEM.bin) is there, whole and not empty."""
+    for file in (f"{stem}.idx", f"{stem}.bin"):
+        if not os.path.exists(file):
+            raise ValueError(f"{split}: no file {file}; binarise the text with fairseq-preprocess --only-source, without a language")
+    count_sentences(stem, impl)
+
+
 def count_sentences(stem: str, impl: Optional[str]) -> int:
     """Sentences in one side of a split; raises when its index or its data is cut short or foreign, or holds none."""
     if os.path.getsize(f"{stem}.bin") == 0:

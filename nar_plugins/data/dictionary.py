@@ -4,6 +4,7 @@ import os
 from fairseq.data import Dictionary
 
 MASK = "<mask>"
+WORDPIECE = ("wordpiece", " ##", "##")  # what --remove-bpe may say of BERT's pieces
 
 
 class BertDictionary(Dictionary):
@@ -22,7 +23,10 @@ class BertDictionary(Dictionary):
     @classmethod
     def load(cls, f, add_special_symbols=True):
         dictionary = cls()
-        dictionary.add_from_file(f)
+        try:
+            dictionary.add_from_file(f)
+        except (ValueError, RuntimeError) as error:  # fairseq quotes the line with its end
+            raise ValueError(f"{f}: {' '.join(str(error).split())}") from error
         names = {"pad": "[PAD]", "unk": "[UNK]", "bos": "[CLS]", "eos": "[SEP]"}
         absent = [s for s in [*names.values(), "[MASK]"] if s not in dictionary.indices]
         if absent:
@@ -32,6 +36,17 @@ class BertDictionary(Dictionary):
             setattr(dictionary, f"{name}_word", symbol)
         return dictionary
 
+    def string(self, tensor, bpe_symbol=None, *args, **kwargs):
+        """fairseq's; ``--remove-bpe wordpiece`` (or " ##") joins the pieces of a word."""
+        if bpe_symbol not in WORDPIECE:
+            return super().string(tensor, bpe_symbol, *args, **kwargs)
+        return join_pieces(super().string(tensor, None, *args, **kwargs))
+
+
+def join_pieces(text: str) -> str:
+    """Words from WordPiece's pieces: "em ##bed ##ding ." becomes "embedding ."."""
+    return text.replace(" ##", "")
+
 
 def load_dictionary(filename: str) -> Dictionary:
     """The dictionary in a file, as fairseq's or, when it starts with ``[PAD]``, as BERT's."""
@@ -39,6 +54,8 @@ def load_dictionary(filename: str) -> Dictionary:
         raise ValueError(f"no dictionary {filename}: the data folder must hold those that the text was binarised with")
     with open(filename, encoding="utf-8") as file:
         first = file.readline()
+    if first.strip() == "[PAD]":
+        raise ValueError(f"{filename} has no counts: nar-convert bert-vocab {filename} --out dict.txt makes a dictionary of it")
     return (BertDictionary if first.split(" ")[0].strip() == "[PAD]" else Dictionary).load(filename)
 
 

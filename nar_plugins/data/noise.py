@@ -13,6 +13,7 @@ from torch import Tensor
 GLANCING_STREAM = 1 << 40
 FERTILITY_STREAM = 2 << 40
 HEAD_STREAM = 3 << 40
+SPAN_STREAM = 6 << 40  # added to the number of an epoch; 0, which no epoch has, is validation's
 VALIDATION_UPDATE = -1  # the "update" of validation noise: it depends on (seed, sentence) alone
 
 

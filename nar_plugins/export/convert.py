@@ -6,6 +6,7 @@ from typing import Dict, List
 
 import torch
 from fairseq import options
+from fairseq.criterions import CRITERION_REGISTRY
 from fairseq.data import Dictionary
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from omegaconf import OmegaConf
@@ -118,13 +119,20 @@ def rename_mask_predict(model: Dict[str, Tensor], lengths: int) -> Dict[str, Ten
     return renamed
 
 
-def save(path: Path, model: Dict[str, Tensor], arch: str, flags: List[str], dictionary: Dictionary) -> None:
-    """Write what fairseq's trainer would have written after no update, with these training flags."""
+def save(path: Path, model: Dict[str, Tensor], arch: str, flags: List[str], dictionary: Dictionary,
+         criterion: str = "nar_loss", **switches: bool) -> None:
+    """Write what fairseq's trainer would have written after no update, with these training flags.
+
+    Args:
+        switches: arguments of the model that are set whatever the flags' defaults are.
+    """
     parser = options.get_training_parser("nar_translation")
-    given = ["data", "--task", "nar_translation", "--criterion", "nar_loss", "--arch", arch, "--optimizer", "adam", *flags]
-    cfg = convert_namespace_to_omegaconf(options.parse_args_and_arch(parser, input_args=given))
+    given = ["data", "--task", "nar_translation", "--criterion", criterion, "--arch", arch, "--optimizer", "adam", *flags]
+    args = options.parse_args_and_arch(parser, input_args=given)
+    vars(args).update(switches)
+    cfg = convert_namespace_to_omegaconf(args)
     symbols = "\n".join(dictionary.symbols)
-    history = {"criterion_name": "NarLoss", "optimizer_name": "FairseqAdam", "lr_scheduler_state": {}, "num_updates": 0}
+    history = {"criterion_name": CRITERION_REGISTRY[criterion].__name__, "optimizer_name": "FairseqAdam", "lr_scheduler_state": {}, "num_updates": 0}
     torch.save(
         {
             "args": None,

@@ -1,6 +1,7 @@
 """How a model starts: from the release's distribution, or from a checkpoint's encoder or decoder."""
 import logging
 import re
+import zipfile
 from typing import Dict, Sequence
 
 import torch
@@ -9,6 +10,7 @@ from fairseq import checkpoint_utils
 from fairseq.modules import MultiheadAttention
 from torch import Tensor
 
+from nar_plugins import compat
 from nar_plugins.data.dictionary import check_same_symbols
 from nar_plugins.models.companions import check_symbols
 from nar_plugins.modules.length_head import LengthHead
@@ -77,3 +79,28 @@ def fitting(own: Dict[str, Tensor], theirs: Dict[str, Tensor]) -> Dict[str, Tens
         if stored.shape == value.shape:
             taken[key] = stored
     return taken
+
+
+def check_finetuned(path: str, model, dictionaries: Dict) -> None:
+    """Raise unless ``--finetune-from-model`` was trained with these dictionaries and has this model's positions.
+
+    fairseq itself would load other words without a sign, and of another table it says that the architectures differ.
+
+    Args:
+        dictionaries: the task's, by the side that a checkpoint keeps their symbols for.
+
+    Raises:
+        ValueError: the first symbol, or the table, that differs.
+    """
+    compat.check_checkpoint(path)
+    state = compat.safe_load(path, mmap=zipfile.is_zipfile(path))
+    symbols = (state.get("task_state") or {}).get("symbols", {})
+    for side in dictionaries.keys() & symbols.keys():
+        check_same_symbols(symbols[side].split("\n"), dictionaries[side].symbols, f"the {side} dictionary")
+    own = model.state_dict()
+    for side, flag in (("encoder", "--max-source-positions"), ("decoder", "--max-target-positions")):
+        key = f"{side}.embed_positions.weight"
+        if key in own and key in state["model"] and state["model"][key].size(0) != own[key].size(0):
+            more = own[key].size(0) - state["model"][key].size(0)
+            raise ValueError(f"--finetune-from-model {path}: {key} has {state['model'][key].size(0)} rows, this model's "
+                             f"{own[key].size(0)}: give {abs(more)} {'fewer' if more > 0 else 'more'} {flag}")  # fmt: skip

@@ -5,43 +5,31 @@ import os
 from argparse import Namespace
 from dataclasses import dataclass, field, make_dataclass
 from pathlib import Path
-from typing import Dict, List
+from typing import List
 
-import torch
 from fairseq import metrics, utils
 from fairseq.data import LanguagePairDataset, data_utils
-from fairseq.dataclass import ChoiceEnum
 from fairseq.dataclass.configs import GenerationConfig
 from fairseq.tasks import FairseqTask, register_task
 from fairseq.tasks.translation import EVAL_BLEU_ORDER, TranslationConfig, TranslationTask
-from omegaconf import II
 from sacrebleu.metrics import BLEU
 
 from nar_plugins.data import checks
-from nar_plugins.data.dictionary import add_mask, check_same_symbols, load_dictionary
+from nar_plugins.data.dictionary import add_mask, load_dictionary
 from nar_plugins.data.fertility import FertilityDataset, fertility_path
-from nar_plugins.data.noise import VALIDATION_UPDATE
 from nar_plugins.generators import registry
 from nar_plugins.generators.beam import BeamGenerator
 from nar_plugins.models.companions import check_teacher, load_drafter, load_teacher
-from nar_plugins.modules.vocabulary import accept_missing_mask_row
+from nar_plugins.tasks.base import NarTask, NarTaskConfig
 
 logger = logging.getLogger(__name__)
 
-PAPER_TOKENS = (32_000, 128_000)  # target tokens an update in the papers
-FEW_TOKENS = 8_000  # far below them
-
 
 @dataclass
-class NarTranslationBase(TranslationConfig):
+class NarTranslationBase(NarTaskConfig, TranslationConfig):
     generator: str = field(
         default="auto", metadata={"help": "decoding loop; auto: the checkpoint's own (beam: fairseq's search)"}
     )
-    train_dtype: ChoiceEnum(["float32", "bfloat16"]) = field(
-        default="float32", metadata={"help": "autocast training to bfloat16, on CPUs too (fairseq's --amp is float16 on GPUs)"}
-    )
-    seed: int = II("common.seed")
-    update_freq: List[int] = II("optimization.update_freq")
 
 
 # every generator's options become flags of fairseq-train, -generate and -interactive
@@ -49,7 +37,7 @@ NarTranslationConfig = make_dataclass("NarTranslationConfig", [], bases=(NarTran
 
 
 @register_task("nar_translation", dataclass=NarTranslationConfig)
-class NarTranslationTask(TranslationTask):
+class NarTranslationTask(NarTask, TranslationTask):
     """Translation with fairseq's data and these conventions.
 
     Both sides are ``w .. </s>``, padded on the right whatever the command line says; ``<mask>`` ends both dictionaries;
@@ -62,9 +50,7 @@ class NarTranslationTask(TranslationTask):
         checks.check_dictionaries(src_dict, tgt_dict)
         add_mask(src_dict)
         self.mask_index = add_mask(tgt_dict)
-        self.noise = None  # the model's, set when it is built
-        self.needs_fertilities = False  # the model's, too
-        self.said_tokens = False
+        self.needs_fertilities = False  # the model's, set when it is built
 
     @classmethod
     def setup_task(cls, cfg, **kwargs):
@@ -130,54 +116,11 @@ class NarTranslationTask(TranslationTask):
             constraints=constraints,
         )
 
-    def can_reuse_epoch_itr(self, dataset):
-        """Training batches are made anew every epoch.
-
-        fairseq would keep those of the epoch in which the run began, and a resumed run would have others (fairseq#1156).
-        """
-        return super().can_reuse_epoch_itr(dataset) and dataset is not self.datasets.get(self.cfg.train_subset)
-
-    def get_batch_iterator(self, dataset, *args, **kwargs):
-        """fairseq's batches; outside training none is dropped for being smaller than the batch-size multiple.
-
-        fairseq deletes a last batch whose size is no multiple of 8 (fairseq#5036), so up to seven hypotheses.
-        """
-        training = "grouped_shuffling" in kwargs  # only Trainer.get_train_iterator passes it
-        if not training:
-            kwargs["required_batch_size_multiple"] = 1
-        iterator = super().get_batch_iterator(dataset, *args, **kwargs)
-        if training:
-            self.say_tokens(dataset, iterator, kwargs)
-        elif not kwargs.get("ignore_invalid_inputs"):
-            kept = sum(len(batch) for batch in iterator.frozen_batches)
-            assert kept == len(dataset), f"{kept} of {len(dataset)} sentences are in a batch"
-        return iterator
-
-    def say_tokens(self, dataset, iterator, kwargs) -> None:
-        """Log, once, how many target tokens an update really has."""
-        if self.said_tokens:
-            return
-        self.said_tokens = True
-        batches = iterator.frozen_batches
-        tokens = sum(int(dataset.tgt_sizes[list(batch)].sum()) for batch in batches) / max(1, len(batches))
-        workers, micro = kwargs.get("num_shards", 1), self.cfg.update_freq[0]
-        update = tokens * workers * micro
-        logger.info(f"{update:,.0f} target tokens an update ({tokens:,.0f} x {workers} workers x --update-freq {micro})")
-        if update < FEW_TOKENS:
-            logger.warning(
-                f"that is far below the papers' {PAPER_TOKENS[0]:,} to {PAPER_TOKENS[1]:,}: "
-                f"--update-freq {micro * round(PAPER_TOKENS[0] / update)} would reach them"
-            )
-
     # -- models and generators -----------------------------------------------------------------------------------------
 
     def build_model(self, cfg, from_checkpoint=False):
-        """The model, ready to load checkpoints that were made before ``<mask>`` was in the dictionary."""
+        """The model; it says whether its loss needs fertilities."""
         model = super().build_model(cfg, from_checkpoint)
-        accept_missing_mask_row(model)
-        if not from_checkpoint and hasattr(model, "start_from_checkpoints"):
-            model.start_from_checkpoints(self)
-        self.noise = getattr(model, "noise", None)
         self.needs_fertilities = getattr(model, "needs_fertilities", False)
         return model
 
@@ -239,26 +182,7 @@ class NarTranslationTask(TranslationTask):
             raise ValueError(f"--eval-bleu-args: no generator has an option '{sorted(unknown)[0]}'")
         return Namespace(**{name: given.get(name, getattr(self.cfg, name)) for name in ours})
 
-    # -- steps ---------------------------------------------------------------------------------------------------------
-
-    def corrupt(self, sample: Dict, update: int) -> Dict:
-        """The batch with the model's noise in its ``net_input``; the batch itself for an AR model."""
-        if self.noise is None or not sample:
-            return sample
-        net_input = {**sample["net_input"], **self.noise(sample, self.cfg.seed, update)}
-        return {**sample, "net_input": net_input, "update": update}
-
-    def train_step(self, sample, model, criterion, optimizer, update_num, ignore_grad=False):
-        """fairseq's step (with its ``--amp`` and ``set_num_updates``) on the batch with this update's noise."""
-        bfloat16 = str(self.cfg.train_dtype) == "bfloat16"
-        with torch.autocast(sample["target"].device.type, torch.bfloat16, enabled=bfloat16):
-            return super().train_step(
-                self.corrupt(sample, update_num), model, criterion, optimizer, update_num, ignore_grad
-            )
-
-    def valid_step(self, sample, model, criterion):
-        """fairseq's step, with BLEU for ``--eval-bleu``; the noise depends on (seed, sentence) only."""
-        return super().valid_step(self.corrupt(sample, VALIDATION_UPDATE), model, criterion)
+    # -- validation ----------------------------------------------------------------------------------------------------
 
     def reduce_metrics(self, logging_outputs, criterion):
         """fairseq's metrics; BLEU's counts as numbers, because arrays in a checkpoint do not load safely."""
@@ -270,27 +194,6 @@ class NarTranslationTask(TranslationTask):
         for name in names:
             metrics.log_scalar_sum(name, int(utils.item(sum(log.get(name, 0) for log in logging_outputs))))
         metrics.log_derived("bleu", corpus_bleu)
-
-    # -- what a checkpoint keeps of the task -----------------------------------------------------------------------------
-
-    def state_dict(self) -> Dict:
-        """The symbols of both dictionaries, so that a checkpoint is not used with others of the same size."""
-        sides = {"source": self.src_dict, "target": self.tgt_dict}
-        return {**super().state_dict(), "symbols": {side: "\n".join(d.symbols) for side, d in sides.items()}}
-
-    def load_state_dict(self, state_dict: Dict) -> None:
-        """Raise when the checkpoint's dictionaries are not this data's, naming the first symbol that differs."""
-        for side, symbols in state_dict.get("symbols", {}).items():
-            dictionary = self.src_dict if side == "source" else self.tgt_dict
-            check_same_symbols(symbols.split("\n"), dictionary.symbols, f"the {side} dictionary of {self.cfg.data}")
-
-    def get_checkpoint_dict(self) -> Dict:
-        """fairseq-train's way to keep a task's state, beside the one for generation."""
-        return {type(self).__name__: self.state_dict()}
-
-    def set_checkpoint_dict(self, state: Dict) -> None:
-        """Called when a training is resumed."""
-        self.load_state_dict(state)
 
 
 def corpus_bleu(meters) -> float:

@@ -1,0 +1,48 @@
+"""How many labels are right: python examples/classification/accuracy.py OUTPUT LABELS
+
+OUTPUT is what fairseq-generate wrote, or one label a line. Printed beside it: what always saying the most frequent label
+would give, and how many outputs are no label at all.
+"""
+import argparse
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import List, NamedTuple
+
+from nar_plugins.cli.score import generated
+
+
+class Counts(NamedTuple):
+    """Of ``total`` outputs."""
+
+    right: int
+    most_frequent: int  # right answers of the one who always says the most frequent label
+    no_label: int
+    total: int
+
+
+def count(said: List[str], labels: List[str]) -> Counts:
+    known = Counter(labels)
+    right = sum(s == label for s, label in zip(said, labels))
+    return Counts(right, known.most_common(1)[0][1], sum(s not in known for s in said), len(labels))
+
+
+def main(argv=None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("output", type=Path)
+    parser.add_argument("labels", type=Path)
+    args = parser.parse_args(argv)
+    for path in (args.output, args.labels):
+        if not path.is_file():
+            sys.exit(f"accuracy.py: no file {path}")
+    lines = args.output.read_text(encoding="utf-8").splitlines()
+    said, labels = generated(lines, "D") or lines, args.labels.read_text(encoding="utf-8").splitlines()
+    if len(said) != len(labels) or not labels:
+        sys.exit(f"accuracy.py: {len(said)} outputs but {len(labels)} labels")
+    right, most_frequent, no_label, total = count(said, labels)
+    print(f"{args.output.name}: accuracy {right / total:.1%} ({right} of {total}), always the most frequent label "
+          f"{most_frequent / total:.1%}, no label {no_label / total:.1%}")  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

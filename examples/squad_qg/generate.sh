@@ -1,0 +1,37 @@
+#!/usr/bin/env bash
+# Decode SQuAD's test sentences with every policy, from one checkpoint: bash examples/squad_qg/generate.sh [MODELS] [WORK]
+# Prints quality (score.py; needs pip install -e ".[qg]"), then passes and speed (nar-bench), for every policy and for
+# adaptive as tau moves.
+set -euo pipefail
+root=$(cd "$(dirname "$0")/../.." && pwd)
+models=${1:-bang,bang-pt}
+work=${2:-$root/work/squad_qg}
+bin=${VENV:-$root/.venv}/bin
+common="${DEVICE---cpu} --generator bang --max-len-a 0 --max-len-b 50 --remove-bpe sentencepiece"
+
+mkdir -p "$work/out"
+declare -a rows outputs
+add() {  # name, model, flags: a row of the table, and the test set decoded once
+    local checkpoint=$work/$2/checkpoint_last.pt out="$work/out/$1.txt" flags=()
+    read -r -a flags <<< "$common $3"
+    rows+=(--system "$1" "$checkpoint" "$3")
+    outputs+=("$out")
+    [ "$out" -nt "$checkpoint" ] && return
+    "$bin/fairseq-generate" "$work/bin" --user-dir "$root/nar_plugins" --task nar_translation "${flags[@]}" \
+        --path "$checkpoint" --batch-size 32 > "$out.part" 2> "$work/out/generate.err" ||
+        { tail -n 20 "$work/out/generate.err" >&2; exit 1; }
+    mv "$out.part" "$out"
+}
+for model in ${models//,/ }; do
+    [ -e "$work/$model/checkpoint_last.pt" ] || { echo "generate.sh: no model $model in $work: train it first" >&2; exit 2; }
+    add "$model, ar" "$model" "--bang-policy ar --beam 1"
+    add "$model, ar, beam 5" "$model" "--bang-policy ar --beam 5"
+    add "$model, nar" "$model" "--bang-policy nar"
+    for size in 2 4; do add "$model, block $size" "$model" "--bang-policy block --bang-block $size"; done
+    for count in 1 3; do add "$model, prefix $count" "$model" "--bang-policy prefix --bang-prefix $count"; done
+    for tau in 0.1 0.3 0.5 0.7 0.9 0.99; do add "$model, adaptive $tau" "$model" "--bang-policy adaptive --bang-tau $tau"; done
+    add "$model, verify" "$model" "--bang-policy verify --bang-block 4"
+    for theta in -0.5 -1.5; do add "$model, cascade $theta" "$model" "--bang-policy cascade --bang-theta=$theta"; done
+done
+"$bin/python" "$root/examples/squad_qg/score.py" "$work/test.question" "${outputs[@]}" --sources "$work/test.sentence"
+"$bin/nar-bench" "$work/bin" --flags "$common" --reference "$work/test.question" --sentences 50,320 "${rows[@]}"

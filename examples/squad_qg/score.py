@@ -1,0 +1,101 @@
+"""ROUGE-L, BLEU-4 and METEOR of generated questions, by kept libraries: rouge-score, sacreBLEU and NLTK.
+
+    python examples/squad_qg/score.py REFERENCES OUTPUT [OUTPUT ...] [--sources SENTENCES]
+
+An OUTPUT is text, one question a line, or what fairseq-generate wrote. With --sources, the questions of the same sentence
+are references of one another, as SQuAD's question generation is scored (Du et al. 2017). All text is taken as tokenised.
+
+METEOR is NLTK's with its exact and stem matches: without WordNet, which is a download, it has no synonyms, and is no
+published METEOR. ROUGE-L is F1 (COCO's weighs recall more). Scores of other scripts are not comparable.
+"""
+import argparse
+import sys
+from collections import defaultdict
+from pathlib import Path
+from typing import List, NamedTuple
+
+from sacrebleu.metrics import BLEU
+
+from nar_plugins.cli.score import generated
+
+
+class NoSynonyms:
+    """What NLTK's METEOR asks WordNet, answered without WordNet."""
+
+    def synsets(self, word: str) -> list:
+        return []
+
+
+class Scores(NamedTuple):
+    """From 0 to 100."""
+
+    rouge_l: float
+    bleu: float
+    meteor: float
+
+
+def score(hypotheses: List[str], references: List[List[str]]) -> Scores:
+    """Corpus BLEU-4, and the means of the sentences' best ROUGE-L and METEOR.
+
+    Args:
+        references: one list a hypothesis, at least one each.
+    """
+    from nltk.translate.meteor_score import meteor_score
+    from rouge_score.rouge_scorer import RougeScorer
+
+    most = max(map(len, references))
+    streams = [[own[i] if i < len(own) else None for own in references] for i in range(most)]
+    bleu = BLEU(tokenize="none").corpus_score(hypotheses, streams).score
+    rouge = RougeScorer(["rougeL"], tokenizer=Words())
+    best = [max(rouge.score(r, h)["rougeL"].fmeasure for r in own) for h, own in zip(hypotheses, references)]
+    meteors = [meteor_score([r.split() for r in own], h.split(), wordnet=NoSynonyms()) for h, own in zip(hypotheses, references)]
+    return Scores(100 * sum(best) / len(best), bleu, 100 * sum(meteors) / len(meteors))
+
+
+class Words:
+    """rouge-score's idea of a tokeniser: here, the blanks (its own would drop every character but a-z and 0-9)."""
+
+    def tokenize(self, text: str) -> List[str]:
+        return text.split()
+
+
+def read(path: Path) -> List[str]:
+    if not path.is_file():
+        sys.exit(f"score.py: no file {path}")
+    return path.read_text(encoding="utf-8").split("\n")[:-1]
+
+
+def together(references: List[str], sources: List[str]) -> List[List[str]]:
+    """For every reference those of the same source."""
+    of_source = defaultdict(list)
+    for reference, source in zip(references, sources):
+        of_source[source].append(reference)
+    return [of_source[source] for source in sources]
+
+
+def main(argv=None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("references", type=Path)
+    parser.add_argument("outputs", type=Path, nargs="+")
+    parser.add_argument("--sources", type=Path, help="the sentences that the questions are about")
+    args = parser.parse_args(argv)
+    try:
+        import nltk  # noqa: F401
+        import rouge_score  # noqa: F401
+    except ImportError as error:
+        sys.exit(f"score.py: {error.name} is not installed: pip install -e '.[qg]'")
+    references = read(args.references)
+    sources = read(args.sources) if args.sources else list(range(len(references)))
+    if len(sources) != len(references):
+        sys.exit(f"score.py: {len(references)} references but {len(sources)} sources")
+    print("| system | ROUGE-L | BLEU-4 | METEOR, no synonyms |\n|---|---|---|---|")
+    for path in args.outputs:
+        lines = read(path)
+        hypotheses = generated(lines, "D") or generated(lines, "H") or lines
+        if len(hypotheses) != len(references):
+            sys.exit(f"score.py: {path} has {len(hypotheses)} questions, {args.references} {len(references)}")
+        print(f"| {path.stem} | " + " | ".join(f"{s:.2f}" for s in score(hypotheses, together(references, sources))) + " |")
+
+
+if __name__ == "__main__":
+    main()

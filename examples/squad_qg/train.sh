@@ -1,0 +1,32 @@
+#!/usr/bin/env bash
+# Train on SQuAD question generation: bash examples/squad_qg/train.sh MODEL [UPDATES] [WORK], MODEL one of
+#   pretrain  BANG on the running text: spans hidden from the encoder, said by the decoder
+#   bang      BANG on the pairs, from nothing
+#   bang-pt   BANG on the pairs, from pretrain
+# One checkpoint of the last two decodes with every policy. An hour on two CPU cores for all three; with an empty DEVICE on the GPU.
+# A second run continues where the first one stopped.
+set -euo pipefail
+root=$(cd "$(dirname "$0")/../.." && pwd)
+model=${1:?pretrain, bang or bang-pt}
+updates=${2:-1000}
+work=${3:-$root/work/squad_qg}
+bin=${VENV:-$root/.venv}/bin
+
+sizes=(--arch bang --max-source-positions 512 --max-target-positions 512 --dropout 0.1
+       --encoder-embed-dim 128 --encoder-ffn-embed-dim 512 --encoder-attention-heads 4 --encoder-layers 3
+       --decoder-embed-dim 128 --decoder-ffn-embed-dim 512 --decoder-attention-heads 4 --decoder-layers 3)
+start=$work/pretrain/checkpoint_last.pt
+pairs=("$work/bin" --task nar_translation --criterion bang_loss --bang-rows sample:2 --max-tokens 4096)
+case $model in
+    pretrain) what=("$work/raw" --task bang_pretraining --criterion bang_loss --tokens-per-sample 512 --max-tokens 8192) ;;
+    bang) what=("${pairs[@]}") ;;
+    bang-pt)
+        [ -e "$start" ] || { echo "train.sh: bang-pt needs $start: train pretrain first" >&2; exit 2; }
+        what=("${pairs[@]}" --finetune-from-model "$start") ;;
+    *) echo "train.sh: no model '$model': pretrain, bang or bang-pt" >&2; exit 2 ;;
+esac
+"$bin/fairseq-train" "${what[@]}" --user-dir "$root/nar_plugins" "${sizes[@]}" --train-dtype bfloat16 \
+    --optimizer adam --adam-betas "(0.9, 0.98)" --clip-norm 5 \
+    --lr 1e-3 --lr-scheduler inverse_sqrt --warmup-updates 300 --warmup-init-lr 1e-7 \
+    --max-update "$updates" --seed 1 ${DEVICE---cpu} --save-dir "$work/$model" \
+    --save-interval 3 --validate-interval 3 --no-epoch-checkpoints --no-progress-bar --log-interval 50

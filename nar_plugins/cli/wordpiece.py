@@ -1,0 +1,45 @@
+"""nar-wordpiece: BERT's pieces of raw text, for fairseq-preprocess, and back. Lines in, lines out, in order.
+
+Example:
+
+    nar-wordpiece encode --vocab vocab.txt < raw.txt > pieces.txt
+"""
+import argparse
+import sys
+from argparse import Namespace
+
+from nar_plugins.data.dictionary import join_pieces
+from nar_plugins.data.wordpiece import WordPiece
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="nar-wordpiece", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("job", choices=["encode", "decode"])
+    parser.add_argument("--vocab", metavar="FILE", help="BERT's vocab.txt, or the dictionary made of it (encode)")
+    parser.add_argument("--cased", action="store_true", help="keep case and accents, for a cased vocabulary")
+    return parser
+
+
+def main(argv=None) -> None:
+    args = build_parser().parse_args(argv)
+    job = join_pieces
+    if args.job == "encode":
+        if not args.vocab:
+            sys.exit("nar-wordpiece: encode needs --vocab")
+        try:
+            job = WordPiece(Namespace(wordpiece_vocab=args.vocab, wordpiece_cased=args.cased)).encode
+        except ValueError as error:
+            sys.exit(f"nar-wordpiece: {error}")
+    for stream in (sys.stdin, sys.stdout):
+        stream.reconfigure(encoding="utf-8", newline="\n")  # only \n ends a line: as many come out as wc -l counts
+    try:
+        for line in sys.stdin:
+            sys.stdout.write(job(line.rstrip("\n")) + "\n")
+    except UnicodeDecodeError as error:
+        sys.exit(f"nar-wordpiece: the text is not UTF-8 ({error.reason}): convert it first")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,130 @@
+"""BERT's tokeniser as a fairseq ``--bpe``: basic tokens, then the longest pieces that the vocabulary has (Devlin et al. 2019).
+
+Registered as ``wordpiece``. Pieces inside a word begin with ``##``; decoding joins them and leaves punctuation apart.
+"""
+import functools
+import unicodedata
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Collection, List, Optional
+
+from fairseq.data.encoders import register_bpe
+from fairseq.dataclass import FairseqDataclass
+
+from nar_plugins.data.dictionary import join_pieces
+
+LONGEST = 100  # characters of a word; a longer one is [UNK], as in BERT
+UNKNOWN = "[UNK]"
+NEEDED = ("[PAD]", UNKNOWN, "[CLS]", "[SEP]", "[MASK]")
+CJK = ((0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xF900, 0xFAFF), (0x20000, 0x2CEAF), (0x2F800, 0x2FA1F))  # BERT's ranges
+
+
+def read_vocabulary(path: Path) -> List[str]:
+    """The symbols of a vocab.txt (one a line), or of the dictionary that was made of it ("symbol count").
+
+    Raises:
+        ValueError: a line is broken or there twice, or a symbol that BERT needs is absent; the first is named.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"no vocabulary {path}: give BERT's vocab.txt")
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")  # not splitlines: a symbol may be what Python calls a line end
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 (byte {error.start}): give BERT's vocab.txt") from error
+    lines = lines[:-1] if lines[-1] == "" else lines
+    if not lines:
+        raise ValueError(f"{path} is empty: give BERT's vocab.txt")
+    counted = all(line.rpartition(" ")[0] and line.rpartition(" ")[2].isdigit() for line in lines)
+    symbols = [line.rpartition(" ")[0] for line in lines] if counted else lines
+    first_at = {}
+    for number, symbol in enumerate(symbols, 1):
+        if not symbol.strip():
+            raise ValueError(f"{path}, line {number} is empty: every line is one symbol")
+        if any(c in " \t\r" for c in symbol):
+            raise ValueError(f"{path}, line {number}: '{symbol.strip()}' is more than one symbol")
+        if first_at.setdefault(symbol, number) != number:
+            raise ValueError(f"{path}, line {number}: '{symbol}' is in line {first_at[symbol]} already")
+    absent = [symbol for symbol in NEEDED if symbol not in first_at]
+    if absent:
+        raise ValueError(f"{path} has no {absent[0]}: a BERT vocabulary has {', '.join(NEEDED)}")
+    if symbols[0] != "[PAD]":
+        raise ValueError(f"{path} begins with '{symbols[0]}': a BERT vocabulary begins with [PAD]")
+    return symbols
+
+
+def basic_tokens(text: str, cased: bool = False, whole: Collection[str] = ()) -> List[str]:
+    """Words and single punctuation marks; lower case without accents unless ``cased``.
+
+    Args:
+        whole: words that stay as they are.
+    """
+    tokens = []
+    for word in "".join(map(spaced, text)).split():
+        if word in whole:
+            tokens.append(word)
+            continue
+        if not cased:
+            word = "".join(c for c in unicodedata.normalize("NFD", word.lower()) if unicodedata.category(c) != "Mn")
+        tokens += "".join(f" {c} " if is_punctuation(c) else c for c in word).split()
+    return tokens
+
+
+def spaced(c: str) -> str:
+    """A character as it counts: white space is a blank, control characters nothing, Chinese ones words of their own."""
+    if c.isspace():
+        return " "
+    if c == "\ufffd" or unicodedata.category(c) in ("Cc", "Cf", "Cn", "Co", "Cs"):
+        return ""
+    return f" {c} " if any(low <= ord(c) <= high for low, high in CJK) else c
+
+
+def is_punctuation(c: str) -> bool:
+    """Unicode's punctuation, and every ASCII character that is neither letter nor digit."""
+    return unicodedata.category(c).startswith("P") or (c.isascii() and c.isprintable() and not c.isalnum() and c != " ")
+
+
+@dataclass
+class WordPieceConfig(FairseqDataclass):
+    wordpiece_vocab: Optional[str] = field(
+        default=None, metadata={"help": "BERT's vocab.txt, or the dictionary that nar-convert made of it"}
+    )
+    wordpiece_cased: bool = field(default=False, metadata={"help": "keep case and accents, for a cased vocabulary"})
+
+
+@register_bpe("wordpiece", dataclass=WordPieceConfig)
+class WordPiece:
+    """Text to pieces and back."""
+
+    def __init__(self, cfg):
+        if not cfg.wordpiece_vocab:
+            raise ValueError("--bpe wordpiece needs --wordpiece-vocab: BERT's vocab.txt or the dictionary made of it")
+        self.vocabulary = frozenset(read_vocabulary(cfg.wordpiece_vocab))
+        self.whole = frozenset(s for s in self.vocabulary if len(s) > 2 and s[0] == "[" and s[-1] == "]")  # "[SEP]" in a text
+        self.cased = cfg.wordpiece_cased
+        self.pieces = functools.lru_cache(maxsize=1 << 17)(self.pieces)  # words repeat
+
+    def encode(self, text: str) -> str:
+        words = basic_tokens(text, self.cased, self.whole)
+        return " ".join(piece for word in words for piece in ([word] if word in self.whole else self.pieces(word)))
+
+    def decode(self, text: str) -> str:
+        return join_pieces(text)
+
+    def is_beginning_of_word(self, piece: str) -> bool:
+        return not piece.startswith("##")
+
+    def pieces(self, word: str) -> List[str]:
+        """The longest piece that the word begins with, then that of the rest; ``[UNK]`` where none fits."""
+        if len(word) > LONGEST:
+            return [UNKNOWN]
+        found, start = [], 0
+        while start < len(word):
+            prefix = "##" if start else ""
+            ends = range(len(word), start, -1)
+            end = next((e for e in ends if prefix + word[start:e] in self.vocabulary), None)
+            if end is None:
+                return [UNKNOWN]
+            found.append(prefix + word[start:end])
+            start = end
+        return found

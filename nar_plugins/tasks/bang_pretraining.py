@@ -1,0 +1,140 @@
+"""Pre-training of BANG on raw text: spans are hidden from the encoder, and the decoder says them (Qi et al. 2021)."""
+import logging
+import os
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Optional
+
+from fairseq import utils
+from fairseq.data import TokenBlockDataset, data_utils
+from fairseq.tasks import FairseqTask, register_task
+from fairseq.tasks.language_modeling import SAMPLE_BREAK_MODE_CHOICES
+from omegaconf import II, MISSING
+
+from nar_plugins.data import checks
+from nar_plugins.data.dictionary import add_mask, load_dictionary
+from nar_plugins.data.span_masking import SpanMaskedDataset
+from nar_plugins.tasks.base import NarTask, NarTaskConfig
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class BangPretrainingConfig(NarTaskConfig):
+    data: str = field(
+        default=MISSING,
+        metadata={"help": "folder of fairseq-preprocess --only-source; several, joined by colons, take turns by epoch"},
+    )
+    tokens_per_sample: int = field(default=512, metadata={"help": "tokens a sample"})
+    sample_break_mode: SAMPLE_BREAK_MODE_CHOICES = field(
+        default="none",
+        metadata={"help": "none fills every sample; complete ends samples with a sentence, complete_doc with a document too "
+                          "(an empty line ends one)"},  # fmt: skip
+    )
+    span_block: int = field(default=64, metadata={"help": "one span is hidden in every block of so many tokens"})
+    span_ratio: str = field(default="0.15", metadata={"help": "the part of a block that its span hides, rounded down"})
+    mask_symbol: Optional[str] = field(
+        default=None, metadata={"help": "symbol of the dictionary that hides a token (default: [MASK] of BERT's, else <mask>)"}
+    )
+    dataset_impl: Optional[str] = II("dataset.dataset_impl")
+    train_subset: str = II("dataset.train_subset")
+
+
+@register_task("bang_pretraining", dataclass=BangPretrainingConfig)
+class BangPretrainingTask(NarTask):
+    """Samples of running text with one hidden span a block, of any dictionary; BERT's keeps its ids and its ``[MASK]``.
+
+    Spans are a function of (seed, epoch, sample), in validation of (seed, sample); batches of (seed, epoch). The vocabulary
+    is the one that ``nar_translation`` makes of the same dictionary, so that a model fine-tunes without any change to it.
+    """
+
+    few_tokens = 9_000
+    paper_tokens, papers = 147_456, "the paper's 147,456 (2,048 samples of 8 spans)"
+
+    def __init__(self, cfg, dictionary):
+        super().__init__(cfg)
+        self.dictionary = dictionary
+        checks.check_dictionaries(dictionary, dictionary)
+        self.mask_index = add_mask(dictionary)
+        if cfg.mask_symbol is not None:
+            if cfg.mask_symbol not in dictionary:
+                raise ValueError(f"--mask-symbol {cfg.mask_symbol} is not in the dictionary: leave it out, and <mask> is "
+                                 "appended")  # fmt: skip
+            self.mask_index = dictionary.index(cfg.mask_symbol)
+
+    @classmethod
+    def setup_task(cls, cfg, **kwargs):
+        """Load the dictionary; refuse what cannot be honoured before anything else is read."""
+        check_options(cfg)
+        folder = utils.split_paths(cfg.data)[0]
+        if not os.path.isdir(folder):
+            raise ValueError(f"no data folder '{folder}': binarise the text with fairseq-preprocess --only-source first")
+        return cls(cfg, cls.load_dictionary(os.path.join(folder, "dict.txt")))
+
+    @classmethod
+    def load_dictionary(cls, filename):
+        """fairseq's dictionary, or BERT's when the file starts with ``[PAD]``."""
+        return load_dictionary(filename)
+
+    source_dictionary = target_dictionary = property(lambda self: self.dictionary)
+
+    def load_dataset(self, split, epoch=1, combine=False, **kwargs):
+        """Cut a split into samples; raise, naming what is wrong, when its files or its tokens make no sense."""
+        paths = utils.split_paths(self.cfg.data)
+        training = split == self.cfg.train_subset
+        stem = os.path.join(paths[(epoch - 1) % len(paths)] if training else paths[0], split)
+        checks.check_text(stem, split, self.cfg.dataset_impl)
+        text = data_utils.load_indexed_dataset(stem, self.dictionary, self.cfg.dataset_impl, combine=combine)
+        checks.check_tokens(text, self.dictionary, split)
+        samples = TokenBlockDataset(
+            text,
+            text.sizes,
+            self.cfg.tokens_per_sample,
+            pad=self.dictionary.pad(),
+            eos=self.dictionary.eos(),
+            break_mode=str(self.cfg.sample_break_mode),
+        )
+        self.datasets[split] = SpanMaskedDataset(
+            samples, self.dictionary, self.mask_index, self.cfg.seed, self.cfg.span_block, self.cfg.span_ratio,
+            epochs=training, name=split,
+        )  # fmt: skip
+        logger.info(f"{split}: {len(self.datasets[split])} samples of {len(text)} lines")
+
+    def build_model(self, cfg, from_checkpoint=False):
+        """The model; raise when a sample is longer than its positions."""
+        model = super().build_model(cfg, from_checkpoint)
+        limits = model.max_positions()
+        limits = limits if isinstance(limits, tuple) else (limits,)
+        positions = min((limit for limit in limits if limit is not None), default=self.cfg.tokens_per_sample)
+        if positions < self.cfg.tokens_per_sample:
+            raise ValueError(f"--tokens-per-sample {self.cfg.tokens_per_sample} is more than the model's {positions} positions: "
+                             "give --max-source-positions and --max-target-positions, or smaller samples")  # fmt: skip
+        return model
+
+    def max_positions(self):
+        """None: the model's positions are the limit, on either side."""
+        return None
+
+    def build_generator(self, models, args, *unused, **kwargs):
+        """Refuse: there is nothing to generate."""
+        raise ValueError("--task bang_pretraining has no generation: decode its checkpoints with --task nar_translation")
+
+
+def check_options(cfg) -> None:
+    """Raise when an option cannot be honoured, or is out of range."""
+    if str(cfg.sample_break_mode) == "eos":
+        raise ValueError("--sample-break-mode eos does not work with numpy 2 (fairseq's TokenBlockDataset needs np.compat), and "
+                         "a sentence is seldom long enough to mask: use none, complete or complete_doc")  # fmt: skip
+    if cfg.dataset_impl == "raw":
+        raise ValueError("--dataset-impl raw: binarise the text (fairseq-preprocess --only-source)")
+    if cfg.span_block < 1:
+        raise ValueError(f"--span-block {cfg.span_block}: at least one token")
+    try:
+        ratio = Fraction(cfg.span_ratio)
+    except ValueError:
+        ratio = Fraction(0)
+    if not 0 < ratio <= 1 or int(ratio * cfg.span_block) < 1:
+        raise ValueError(f"--span-ratio {cfg.span_ratio} of --span-block {cfg.span_block} hides no token, or more than there are: "
+                         "the release has 0.15 of 64")  # fmt: skip
+    if cfg.tokens_per_sample < 2:
+        raise ValueError(f"--tokens-per-sample {cfg.tokens_per_sample}: at least two")

@@ -1,0 +1,140 @@
+"""What every task of this package does alike: batches, noise, precision, and what a checkpoint keeps of its dictionaries."""
+import logging
+import os
+from dataclasses import dataclass, field
+from typing import Dict, List, Optional
+
+import torch
+from fairseq.dataclass import ChoiceEnum, FairseqDataclass
+from fairseq.tasks import FairseqTask
+from omegaconf import II
+
+from nar_plugins.data.dictionary import check_same_symbols
+from nar_plugins.data.noise import VALIDATION_UPDATE
+from nar_plugins.models.initialise import check_finetuned
+from nar_plugins.modules.vocabulary import accept_missing_mask_row
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class NarTaskConfig(FairseqDataclass):
+    train_dtype: ChoiceEnum(["float32", "bfloat16"]) = field(
+        default="float32", metadata={"help": "autocast training to bfloat16, on CPUs too (fairseq's --amp is float16 on GPUs)"}
+    )
+    seed: int = II("common.seed")
+    update_freq: List[int] = II("optimization.update_freq")
+    finetune_from_model: Optional[str] = II("checkpoint.finetune_from_model")
+
+
+class NarTask(FairseqTask):
+    """A base for tasks whose noise is a function of (seed, update, sentence) and whose batches are one of (seed, epoch).
+
+    A resumed run then continues as if it had never stopped, and validation and generation keep every sentence. A data set
+    has ``tgt_sizes``: (sentences,) int, how many target tokens each has.
+    """
+
+    few_tokens = 8_000  # target tokens an update far below the papers'
+    paper_tokens, papers = 32_000, "the papers' 32,000 to 128,000"
+
+    def __init__(self, cfg, *args, **kwargs):
+        super().__init__(cfg, *args, **kwargs)
+        self.noise = None  # the model's, set when it is built
+        self.said_tokens = False
+
+    def sides(self) -> Dict[str, object]:
+        """The dictionaries that a checkpoint keeps the symbols of, by name."""
+        return {"source": self.source_dictionary, "target": self.target_dictionary}
+
+    # -- batches -------------------------------------------------------------------------------------------------------
+
+    def can_reuse_epoch_itr(self, dataset):
+        """Training batches are made anew every epoch.
+
+        fairseq would keep those of the epoch in which the run began, and a resumed run would have others (fairseq#1156).
+        """
+        return super().can_reuse_epoch_itr(dataset) and dataset is not self.datasets.get(self.cfg.train_subset)
+
+    def get_batch_iterator(self, dataset, *args, **kwargs):
+        """fairseq's batches; outside training none is dropped for being smaller than the batch-size multiple.
+
+        fairseq deletes a last batch whose size is no multiple of 8 (fairseq#5036), so up to seven hypotheses.
+        """
+        training = "grouped_shuffling" in kwargs  # only Trainer.get_train_iterator passes it
+        if not training:
+            kwargs["required_batch_size_multiple"] = 1
+        iterator = super().get_batch_iterator(dataset, *args, **kwargs)
+        if training:
+            self.say_tokens(dataset, iterator, kwargs)
+        elif not kwargs.get("ignore_invalid_inputs"):
+            kept = sum(len(batch) for batch in iterator.frozen_batches)
+            assert kept == len(dataset), f"{kept} of {len(dataset)} sentences are in a batch"
+        return iterator
+
+    def say_tokens(self, dataset, iterator, kwargs) -> None:
+        """Log, once, how many target tokens an update really has."""
+        if self.said_tokens:
+            return
+        self.said_tokens = True
+        batches = iterator.frozen_batches
+        tokens = sum(int(dataset.tgt_sizes[list(batch)].sum()) for batch in batches) / max(1, len(batches))
+        workers, micro = kwargs.get("num_shards", 1), self.cfg.update_freq[0]
+        update = tokens * workers * micro
+        logger.info(f"{update:,.0f} target tokens an update ({tokens:,.0f} x {workers} workers x --update-freq {micro})")
+        if 0 < update < self.few_tokens:
+            logger.warning(
+                f"that is far below {self.papers}: --update-freq {micro * round(self.paper_tokens / update)} would reach them"
+            )
+
+    # -- the model and its steps ---------------------------------------------------------------------------------------
+
+    def build_model(self, cfg, from_checkpoint=False):
+        """The model, ready to load checkpoints that were made before ``<mask>`` was in the dictionary."""
+        model = super().build_model(cfg, from_checkpoint)
+        accept_missing_mask_row(model)
+        if not from_checkpoint:
+            if self.cfg.finetune_from_model and os.path.exists(self.cfg.finetune_from_model):
+                check_finetuned(self.cfg.finetune_from_model, model, self.sides())
+            if hasattr(model, "start_from_checkpoints"):
+                model.start_from_checkpoints(self)
+        self.noise = getattr(model, "noise", None)
+        return model
+
+    def corrupt(self, sample: Dict, update: int) -> Dict:
+        """The batch with the model's noise in its ``net_input``; the batch itself for a model without noise."""
+        if self.noise is None or not sample:
+            return sample
+        net_input = {**sample["net_input"], **self.noise(sample, self.cfg.seed, update)}
+        return {**sample, "net_input": net_input, "update": update}
+
+    def train_step(self, sample, model, criterion, optimizer, update_num, ignore_grad=False):
+        """fairseq's step (with its ``--amp`` and ``set_num_updates``) on the batch with this update's noise."""
+        bfloat16 = str(self.cfg.train_dtype) == "bfloat16"
+        with torch.autocast(sample["target"].device.type, torch.bfloat16, enabled=bfloat16):
+            return super().train_step(
+                self.corrupt(sample, update_num), model, criterion, optimizer, update_num, ignore_grad
+            )
+
+    def valid_step(self, sample, model, criterion):
+        """fairseq's step, with BLEU for ``--eval-bleu``; the noise depends on (seed, sentence) only."""
+        return super().valid_step(self.corrupt(sample, VALIDATION_UPDATE), model, criterion)
+
+    # -- what a checkpoint keeps of the task -----------------------------------------------------------------------------
+
+    def state_dict(self) -> Dict:
+        """The symbols of the dictionaries, so that a checkpoint is not used with others of the same size."""
+        return {**super().state_dict(), "symbols": {side: "\n".join(d.symbols) for side, d in self.sides().items()}}
+
+    def load_state_dict(self, state_dict: Dict) -> None:
+        """Raise when the checkpoint's dictionaries are not this data's, naming the first symbol that differs."""
+        sides = self.sides()
+        for side, symbols in state_dict.get("symbols", {}).items():
+            check_same_symbols(symbols.split("\n"), sides[side].symbols, f"the {side} dictionary of {self.cfg.data}")
+
+    def get_checkpoint_dict(self) -> Dict:
+        """fairseq-train's way to keep a task's state, beside the one for generation."""
+        return {type(self).__name__: self.state_dict()}
+
+    def set_checkpoint_dict(self, state: Dict) -> None:
+        """Called when a training is resumed."""
+        self.load_state_dict(state)
