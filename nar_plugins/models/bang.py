@@ -275,7 +275,7 @@ class BangModel(TransformerModel):
             raise ValueError(f"--ngram {args.ngram}: give the number of streams, or 0 for as many as a target has tokens")
         bang_parts(args)
         model = super().build_model(args, task)
-        model.apply(initialise)
+        initialise(model)
         return model
 
     @classmethod
@@ -361,14 +361,16 @@ class BangModel(TransformerModel):
                                      f"give --max-{flag}-positions {most + there - here}")  # fmt: skip
 
 
-def initialise(module: nn.Module) -> None:
+@torch.no_grad()
+def initialise(model: nn.Module) -> None:
     """BERT's start: N(0, 0.02) for tables and linear layers; the fused self-attention of the decoder keeps Xavier's."""
-    if isinstance(module, (nn.Linear, nn.Embedding)):
-        nn.init.normal_(module.weight, std=0.02)
-        if getattr(module, "bias", None) is not None:
-            nn.init.zeros_(module.bias)
-    if isinstance(module, nn.Embedding) and module.padding_idx is not None:
-        with torch.no_grad():
+    for module in model.modules():
+        if isinstance(module, (nn.Linear, nn.Embedding)):
+            module.weight.normal_(std=0.02)
+            if getattr(module, "bias", None) is not None:
+                module.bias.zero_()
+    for module in model.modules():  # afterwards, because the output projection is the table of embeddings
+        if isinstance(module, nn.Embedding) and module.padding_idx is not None:
             module.weight[module.padding_idx].zero_()
 
 
