@@ -61,14 +61,22 @@ def dense_attention(attention, x, positions, seen):
     heads, width = attention.num_heads, attention.head_dim
     q, k, v = F.linear(x, attention.in_proj_weight, attention.in_proj_bias).chunk(3, -1)
     q, k, v = (part.unflatten(-1, (heads, width)).transpose(1, 2) for part in (q, k, v))
+    relative = attention.relative_linear(x).unflatten(-1, (-1, heads)).permute(0, 3, 1, 2)
+    y = dense_core(q, k, v, relative, dense_buckets(positions), seen)
+    return attention.out_proj(y.transpose(1, 2).flatten(2))
+
+
+def dense_buckets(positions):
+    """Position ids (L,) -> the bucket of every pair (L, L)."""
     distance = positions.unsqueeze(1) - positions
     table = torch.tensor([bucket(d) for d in range(int(distance.max()) + 1)])
-    index = table[distance.clamp(min=0)]
-    relative = attention.relative_linear(x).unflatten(-1, (-1, heads)).permute(0, 3, 1, 2)
-    bias = relative.gather(3, index.expand(*relative.shape[:3], -1))
-    bias = bias.masked_fill(~seen, -math.inf)
-    y = F.scaled_dot_product_attention(q, k, v, bias)
-    return attention.out_proj(y.transpose(1, 2).flatten(2))
+    return table[distance.clamp(min=0)]
+
+
+def dense_core(q, k, v, relative, index, seen):
+    """Attention (B, H, L, D/H) of unscaled q with the biases relative (B, H, L, 32) of the buckets (L, L), where seen (L, L)."""
+    bias = relative.gather(3, index.expand(*relative.shape[:3], -1)).masked_fill(~seen, -math.inf)
+    return F.scaled_dot_product_attention(q, k, v, bias)
 
 
 def dense_decoder(one, encoder_out, tokens, positions, seen):

@@ -5,7 +5,9 @@ import torch
 from bang_twin import dense_attention, stream_positions, visible
 from nar_plugins.modules.cells import HIDDEN, lay_out, row_sizes
 from nar_plugins.modules.n_stream_attention import NStreamAttention
+from nar_plugins.modules.packing import collect, spread
 from nar_plugins.modules.relative_buckets import bucket, bucket_table, look_up
+from nar_plugins.modules.row_attention import row_attention
 
 TABLE = bucket_table()
 SPEC = """
@@ -172,3 +174,43 @@ def test_a_batch_with_hardly_a_cell(lengths):
     one, att = layout([3] * len(lengths), 0, sizes=torch.zeros(2, 3, dtype=torch.long)), attention()
     x = torch.randn(6, 16, dtype=torch.float64)
     assert att(x, one).shape == (6, 16) and att(x, one, cells_only=True).shape == (0, 16)
+
+
+@pytest.mark.parametrize("own", [False, True])
+@pytest.mark.parametrize("dropout", [0.0, 0.4])
+def test_the_written_out_gradients(own, dropout):
+    torch.manual_seed(4)
+    length, width = 3, 2
+    buckets = torch.randint(6, (1, 2, width, length + own * width))
+    buckets[0, 0, 0, 1:] = 5
+
+    def leaf(*shape):
+        return torch.randn(*shape, dtype=torch.float64, requires_grad=True)
+
+    queries, keys, values = leaf(2, 2, 2, width, 4), leaf(2, 2, length, 4), leaf(2, 2, length, 4)
+    bias, mine = leaf(2, 2, 2, width, 5), [leaf(2, 2, 2, width, 4) if own else None for _ in range(2)]
+
+    def run(queries, bias, keys, values, own_keys, own_values):
+        torch.manual_seed(9)  # the same weights are dropped every time
+        hidden = torch.nn.functional.pad(bias, (0, 1), value=-float("inf"))
+        return row_attention(queries, hidden, keys, values, own_keys, own_values, buckets, dropout)
+
+    assert torch.autograd.gradcheck(run, (queries, bias, keys, values, *mine))
+    kept = [run(queries, bias, keys, torch.ones_like(values), mine[0], torch.ones_like(mine[1]) if own else None)]
+    assert dropout or kept[0].allclose(torch.ones(()).double())  # the weights add up to 1
+
+
+def test_dropped_weights_are_scaled_up():
+    torch.manual_seed(4)
+    queries, keys = torch.zeros(1, 1, 1, 1, 2), torch.zeros(1, 1, 20000, 2)
+    buckets = torch.zeros(1, 1, 1, 20000, dtype=torch.long)
+    found = row_attention(queries, torch.zeros(1, 1, 1, 1, 2), keys, torch.ones_like(keys), None, None, buckets, 0.3)
+    assert 0.97 < float(found[0, 0, 0, 0, 0]) < 1.03
+
+
+def test_packing_and_unpacking():
+    slots, x = torch.tensor([4, 0, 3]), torch.randn(3, 2, dtype=torch.float64, requires_grad=True)
+    full = spread(x, slots, 6)
+    assert full[slots].equal(x) and full[[1, 2, 5]].eq(0).all() and collect(full, slots).equal(x)
+    assert torch.autograd.gradcheck(lambda x: spread(x, slots, 6), x)
+    assert torch.autograd.gradcheck(lambda x: collect(x, slots[:2] - slots[:2] // 4 * 2), x)
