@@ -77,18 +77,23 @@ class BangLoss(FairseqCriterion):
         super().__init__(task)
         if not 0 <= label_smoothing < 1:
             raise ValueError(f"--label-smoothing {label_smoothing}: choose a number from 0 up to, not including, 1")
-        self.class_weights = {"ar": ar_weight, "bridge": bridge_weight, "nar": nar_weight}
-        for name, weight in self.class_weights.items():
+        self.ar_weight, self.bridge_weight, self.nar_weight = ar_weight, bridge_weight, nar_weight
+        for name, weight in self.class_weights().items():
             if not 0 <= weight < math.inf:
                 raise ValueError(f"--{name}-weight {weight}: choose a number from 0 up")
-        if not any(self.class_weights.values()):
+        if not any(self.class_weights().values()):
             raise ValueError("--ar-weight, --bridge-weight and --nar-weight are all 0: one class of cells must count")
         if nar_ratio is not None and not 0 <= nar_ratio <= 1:
             raise ValueError(f"--nar-ratio {nar_ratio}: choose a number from 0 (all batches AR) to 1 (all NAR)")
-        if nar_ratio is not None and set(self.class_weights.values()) != {1.0}:
+        if nar_ratio is not None and set(self.class_weights().values()) != {1.0}:
             raise ValueError("--nar-ratio decides what counts: leave --ar-weight, --bridge-weight and --nar-weight out")
         self.label_smoothing, self.nar_ratio = label_smoothing, nar_ratio
-        self.sampled = sampled_rows(bang_rows)
+        self.bang_rows = bang_rows
+        self.sampled = sampled_rows(self.bang_rows)
+
+    def class_weights(self) -> Dict[str, float]:
+        """The weight of a cell of each class."""
+        return {"ar": self.ar_weight, "bridge": self.bridge_weight, "nar": self.nar_weight}
 
     def forward(self, model, sample, reduce=True):
         """Loss (summed), its denominator (the cells, weighted) and what to log, of one batch."""
@@ -127,7 +132,7 @@ class BangLoss(FairseqCriterion):
 
     def share(self, sample: Dict, full: Tensor, starts: Tensor, training: bool) -> Share:
         """What to compute of a batch whose rows have ``full`` cells (B, T), and what it weighs."""
-        weights = dict(self.class_weights, both=max(self.class_weights["ar"], self.class_weights["nar"]))
+        weights = dict(self.class_weights(), both=max(self.ar_weight, self.nar_weight))
         if self.nar_ratio is not None:
             weights = self.mode(sample["update"], full.device, training)
         nar = full.masked_fill(~starts, 0)

@@ -119,6 +119,30 @@ def lay_out(
         nar_sees_bos: False: row 0 does not see the start token, as in the release. Its first cell then is another than the
             lone one, which sees it, and there are both.
     """
+    batch, length = real.shape
+    main_slots = real.flatten().nonzero().squeeze(1)
+    everyone = torch.arange(length, device=real.device).expand(batch, -1)
+    main_buckets = visible_main(table, positions.unsqueeze(2), positions, everyone, False)
+    rectangles = [Rectangle((batch, length, 1), main_slots, once(main_buckets))]
+    cells, places = [], [positions[real]]
+    for chosen, size, blind in alike(real, sizes, lone, nar_sees_bos):
+        if chosen.any():
+            rectangle, its_cells, its_positions = arrange(chosen, size, positions, table, blind)
+            rectangles.append(rectangle)
+            cells.append(its_cells)
+            places.append(its_positions)
+    if cells:
+        joined = Cells(*(torch.cat(parts) for parts in zip(*cells)))
+    else:
+        none = main_slots[:0]
+        joined = Cells(none, none, none, none.bool())
+    slots, width = queries_of_sentences(torch.cat([main_slots // length, joined.sentence]), batch)
+    return Layout(real, joined, torch.cat(places), rectangles, slots, width)
+
+
+def alike(real: Tensor, sizes: Tensor, lone: bool, nar_sees_bos: bool) -> List[Tuple[Tensor, Tensor, bool]]:
+    """Groups of rows that share a rectangle, being of similar sizes: which, (B, T) bool, their sizes (B, T), and whether row
+    0 is blind among them; the arguments are ``lay_out``'s."""
     groups = []
     ones = real.long()
     if nar_sees_bos:
@@ -133,26 +157,7 @@ def lay_out(
     bounds = sorted({0, min(1, longest), longest // 2, longest})  # rows of similar sizes share a rectangle
     for low, high in zip(bounds, bounds[1:]):
         groups.append(((sizes > low) & (sizes <= high), sizes, not nar_sees_bos))
-
-    batch, length = real.shape
-    main_slots = real.flatten().nonzero().squeeze(1)
-    everyone = torch.arange(length, device=real.device).expand(batch, -1)
-    main_buckets = visible_main(table, positions.unsqueeze(2), positions, everyone, False)
-    rectangles = [Rectangle((batch, length, 1), main_slots, once(main_buckets))]
-    cells, places = [], [positions[real]]
-    for chosen, size, blind in groups:
-        if chosen.any():
-            rectangle, its_cells, its_positions = arrange(chosen, size, positions, table, blind)
-            rectangles.append(rectangle)
-            cells.append(its_cells)
-            places.append(its_positions)
-    if cells:
-        joined = Cells(*(torch.cat(parts) for parts in zip(*cells)))
-    else:
-        none = main_slots[:0]
-        joined = Cells(none, none, none, none.bool())
-    slots, width = queries_of_sentences(torch.cat([main_slots // length, joined.sentence]), batch)
-    return Layout(real, joined, torch.cat(places), rectangles, slots, width)
+    return groups
 
 
 def arrange(chosen: Tensor, sizes: Tensor, positions: Tensor, table: Tensor, blind: bool):
