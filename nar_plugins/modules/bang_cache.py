@@ -3,7 +3,7 @@
 The interface of the generators is ``BangDecoder.start`` and ``BangDecoder.block``; at inference a row is an ordinary causal
 sequence, the accepted tokens and then masks, so there is no n-stream mask here.
 """
-from typing import List, NamedTuple, Optional, Tuple
+from typing import List, NamedTuple, Tuple
 
 import torch
 import torch.nn.functional as F

@@ -8,6 +8,7 @@ from nar_plugins.modules.bang_cache import BangCache, Block
 from nar_plugins.modules.cells import Layout
 from nar_plugins.modules.layers import NarDecoderLayer
 from nar_plugins.modules.n_stream_attention import NStreamAttention
+from nar_plugins.modules.packing import collect, spread
 
 
 class BangDecoderLayer(NarDecoderLayer):
@@ -51,9 +52,9 @@ class BangDecoderLayer(NarDecoderLayer):
         """Cross-attention of packed states (P, D); inside it a sentence's queries stand in one row of ``width``."""
         attention, sentences = self.encoder_attn, keys.size(0)
         asked = attention.q_proj(x)
-        queries = asked.new_zeros(sentences * width, asked.size(1)).index_copy(0, slots, asked)
-        heads = fused(attention, split_heads(attention, queries.view(sentences, width, -1)), keys, values, allowed)
-        return attention.out_proj(heads.flatten(0, 1)[slots])
+        queries = spread(asked, slots, sentences * width).unflatten(0, (sentences, width))
+        heads = fused(attention, split_heads(attention, queries), keys, values, allowed)
+        return attention.out_proj(collect(heads.flatten(0, 1), slots))
 
     def block(self, x: Tensor, block: Block, cache: BangCache, number: int, masks_only: bool = False) -> Tensor:
         """One layer of a decoding pass: x (b, m + r*n, D) -> (b, m + r*n or r*n, D)."""

@@ -10,6 +10,7 @@ from typing import List, NamedTuple, Optional, Tuple
 import torch
 from torch import Tensor
 
+from nar_plugins.modules.packing import collect, spread
 from nar_plugins.modules.relative_buckets import BUCKETS, look_up
 
 HIDDEN = BUCKETS  # the bucket of a key that its query does not see
@@ -21,7 +22,8 @@ class Rectangle(NamedTuple):
     Attributes:
         shape: (B, R, N).
         slots: (C,) int64, where the packed cells stand in the flattened (B * R * N).
-        buckets: (B, R, N, T + N) int64, of every key: the main tokens, then (but for the main stream) the row's own masks.
+        buckets: (B or 1, R, N, T + N) int64, of every key: the main tokens, then (but for the main stream) the row's own
+            masks; once where all sentences have the same.
     """
 
     shape: Tuple[int, int, int]
@@ -31,12 +33,12 @@ class Rectangle(NamedTuple):
     def fill(self, x: Tensor) -> Tensor:
         """Packed (C, H, W) -> (B, H, R, N, W), 0 where there is no cell."""
         sentences, rows, width = self.shape
-        full = x.new_zeros(sentences * rows * width, *x.shape[1:]).index_copy(0, self.slots, x)
-        return full.view(sentences, rows, width, *x.shape[1:]).permute(0, 3, 1, 2, 4)
+        full = spread(x, self.slots, sentences * rows * width).unflatten(0, self.shape)
+        return full.permute(0, 3, 1, 2, 4).contiguous()
 
     def pack(self, x: Tensor) -> Tensor:
         """(B, H, R, N, W) -> packed (C, H * W)."""
-        return x.permute(0, 2, 3, 1, 4).flatten(3).flatten(0, 2)[self.slots]
+        return collect(x.permute(0, 2, 3, 1, 4).flatten(3).flatten(0, 2), self.slots)
 
 
 class Cells(NamedTuple):
@@ -117,6 +119,30 @@ def lay_out(
         nar_sees_bos: False: row 0 does not see the start token, as in the release. Its first cell then is another than the
             lone one, which sees it, and there are both.
     """
+    batch, length = real.shape
+    main_slots = real.flatten().nonzero().squeeze(1)
+    everyone = torch.arange(length, device=real.device).expand(batch, -1)
+    main_buckets = visible_main(table, positions.unsqueeze(2), positions, everyone, False)
+    rectangles = [Rectangle((batch, length, 1), main_slots, once(main_buckets))]
+    cells, places = [], [positions[real]]
+    for chosen, size, blind in alike(real, sizes, lone, nar_sees_bos):
+        if chosen.any():
+            rectangle, its_cells, its_positions = arrange(chosen, size, positions, table, blind)
+            rectangles.append(rectangle)
+            cells.append(its_cells)
+            places.append(its_positions)
+    if cells:
+        joined = Cells(*(torch.cat(parts) for parts in zip(*cells)))
+    else:
+        none = main_slots[:0]
+        joined = Cells(none, none, none, none.bool())
+    slots, width = queries_of_sentences(torch.cat([main_slots // length, joined.sentence]), batch)
+    return Layout(real, joined, torch.cat(places), rectangles, slots, width)
+
+
+def alike(real: Tensor, sizes: Tensor, lone: bool, nar_sees_bos: bool) -> List[Tuple[Tensor, Tensor, bool]]:
+    """Groups of rows that share a rectangle, being of similar sizes: which, (B, T) bool, their sizes (B, T), and whether row
+    0 is blind among them; the arguments are ``lay_out``'s."""
     groups = []
     ones = real.long()
     if nar_sees_bos:
@@ -131,26 +157,7 @@ def lay_out(
     bounds = sorted({0, min(1, longest), longest // 2, longest})  # rows of similar sizes share a rectangle
     for low, high in zip(bounds, bounds[1:]):
         groups.append(((sizes > low) & (sizes <= high), sizes, not nar_sees_bos))
-
-    batch, length = real.shape
-    main_slots = real.flatten().nonzero().squeeze(1)
-    everyone = torch.arange(length, device=real.device).expand(batch, -1)
-    main_buckets = visible_main(table, positions.unsqueeze(2), positions, everyone, False)
-    rectangles = [Rectangle((batch, length, 1), main_slots, main_buckets)]
-    cells, places = [], [positions[real]]
-    for chosen, size, blind in groups:
-        if chosen.any():
-            rectangle, its_cells, its_positions = arrange(chosen, size, positions, table, blind)
-            rectangles.append(rectangle)
-            cells.append(its_cells)
-            places.append(its_positions)
-    if cells:
-        joined = Cells(*(torch.cat(parts) for parts in zip(*cells)))
-    else:
-        none = main_slots[:0]
-        joined = Cells(none, none, none, none.bool())
-    slots, width = queries_of_sentences(torch.cat([main_slots // length, joined.sentence]), batch)
-    return Layout(real, joined, torch.cat(places), rectangles, slots, width)
+    return groups
 
 
 def arrange(chosen: Tensor, sizes: Tensor, positions: Tensor, table: Tensor, blind: bool):
@@ -168,7 +175,12 @@ def arrange(chosen: Tensor, sizes: Tensor, positions: Tensor, table: Tensor, bli
     sentence, row, column = exists.nonzero(as_tuple=True)
     start = start[sentence, row]
     cells = Cells(sentence, start, column, start.eq(0) & blind)
-    return Rectangle(tuple(exists.shape), exists.flatten().nonzero().squeeze(1), buckets), cells, own[exists]
+    return Rectangle(tuple(exists.shape), exists.flatten().nonzero().squeeze(1), once(buckets)), cells, own[exists]
+
+
+def once(buckets: Tensor) -> Tensor:
+    """(B, ..) -> (1, ..) where all sentences have the same: they are in memory until the backward pass."""
+    return buckets[:1].clone() if bool(buckets.eq(buckets[:1]).all()) else buckets
 
 
 def visible_main(table: Tensor, queries: Tensor, positions: Tensor, start: Tensor, blind: bool) -> Tensor:
@@ -190,5 +202,5 @@ def queries_of_sentences(sentence: Tensor, batch: int) -> Tuple[Tensor, int]:
     counts = torch.bincount(sentence, minlength=batch)
     rank = torch.empty_like(order)
     rank[order] = torch.arange(len(order), device=order.device) - (counts.cumsum(0) - counts)[sentence[order]]
-    width = int(counts.max())
+    width = max(1, int(counts.max()))
     return sentence * width + rank, width

@@ -1,5 +1,5 @@
 """BANG's self-attention: a main stream, and rows of masks on top of it, without a mask over all streams."""
-from typing import NamedTuple, Optional
+from typing import NamedTuple
 
 import torch
 import torch.nn as nn
@@ -9,8 +9,8 @@ from torch import Tensor
 
 from nar_plugins.modules.bang_cache import BangCache, Block
 from nar_plugins.modules.cells import Layout, Rectangle
-from nar_plugins.modules.precision import full
 from nar_plugins.modules.relative_buckets import BUCKETS
+from nar_plugins.modules.row_attention import row_attention
 
 
 class Projected(NamedTuple):
@@ -59,7 +59,10 @@ class NStreamAttention(nn.Module):
         Returns:
             (P or C, D).
         """
-        asked = self.project(x)
+        return self.out_proj(self.rows(self.project(x), layout, cells_only))
+
+    def rows(self, asked: Projected, layout: Layout, cells_only: bool = False) -> Tensor:
+        """``forward`` between its projections: packed (P, H, ..) -> packed (P or C, D)."""
         main, *rows = layout.rectangles
         at = main.slots.numel()
         first = Projected(*(main.fill(part[:at]) for part in asked))
@@ -70,7 +73,7 @@ class NStreamAttention(nn.Module):
             its = Projected(*(rectangle.fill(part[at:end]) for part in asked))
             results.append(rectangle.pack(self.attend(its, keys, values, rectangle, own=True)))
             at = end
-        return self.out_proj(torch.cat(results) if results else x[:0])
+        return torch.cat(results) if results else asked.queries[:0].flatten(1)
 
     def attend(self, its: Projected, keys: Tensor, values: Tensor, rectangle: Rectangle, own: bool) -> Tensor:
         """Attention of a rectangle's rows, (B, H, R, N, D/H), before the output projection.
@@ -79,15 +82,17 @@ class NStreamAttention(nn.Module):
             its: (B, H, R, N, ..). keys, values: (B, H, T, D/H) of the main stream.
             own: the row's own masks are keys, too.
         """
-        rows, length = its.queries.shape[2:4], keys.size(2)
-        scores = (its.queries.flatten(2, 3) @ keys.transpose(-1, -2)).unflatten(2, rows)
-        if own:
-            scores = torch.cat([scores, its.queries @ its.keys.transpose(-1, -2)], -1)
-        buckets = rectangle.buckets.unsqueeze(1).expand_as(scores)
-        weights = full(scores + its.bias.gather(-1, buckets)).softmax(-1).type_as(values)
-        weights = self.dropout_module(weights)
-        result = (weights[..., :length].flatten(2, 3) @ values).unflatten(2, rows)
-        return result + weights[..., length:] @ its.values if own else result
+        drop = self.dropout_module
+        return row_attention(
+            its.queries,
+            its.bias,
+            keys,
+            values,
+            its.keys if own else None,
+            its.values if own else None,
+            rectangle.buckets,
+            drop.p if self.training or drop.apply_during_inference else 0.0,
+        )
 
     def block(self, x: Tensor, block: Block, cache: BangCache, layer: int, masks_only: bool = False) -> Tensor:
         """The decoding pass: new main tokens and the masks after them, on top of the cache.

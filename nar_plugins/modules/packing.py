@@ -1,0 +1,43 @@
+"""Packed states and the rectangles in which they meet: every state has a slot, and no two the same.
+
+Written out because of that: PyTorch's own would keep the states for the backward pass, and sum where nothing meets.
+"""
+from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+
+
+class _Spread(Function):
+    @staticmethod
+    def forward(ctx, x, slots, size):
+        ctx.save_for_backward(slots)
+        return x.new_zeros(size, *x.shape[1:]).index_copy_(0, slots, x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient):
+        return gradient.index_select(0, ctx.saved_tensors[0]), None, None
+
+
+class _Collect(Function):
+    @staticmethod
+    def forward(ctx, x, slots):
+        ctx.save_for_backward(slots)
+        ctx.size = x.size(0)
+        return x.index_select(0, slots)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient):
+        full = gradient.new_zeros(ctx.size, *gradient.shape[1:])
+        return full.index_copy_(0, ctx.saved_tensors[0], gradient), None
+
+
+def spread(x: Tensor, slots: Tensor, size: int) -> Tensor:
+    """Packed (C, ...) -> (size, ...), each at its slot (C,) int64, 0 elsewhere."""
+    return _Spread.apply(x, slots, size)
+
+
+def collect(x: Tensor, slots: Tensor) -> Tensor:
+    """(size, ...) -> packed (C, ...), those at the slots (C,) int64."""
+    return _Collect.apply(x, slots)
