@@ -30,7 +30,7 @@ def fused_word_loss(
 ) -> WordLosses:
     """Label-smoothed cross-entropy of ``projection(features)``; the smoothing is spread over the whole vocabulary.
 
-    Equal to ``losses.masked_word_loss`` of the logits. Under autocast the products are of its type, the rest is float32.
+    Under autocast the products are of its type, the rest is float32.
 
     Args:
         projection: without bias, D -> V.

@@ -15,18 +15,6 @@ class LossPart(NamedTuple):
     count: Tensor
 
 
-def masked_word_loss(logits: Tensor, words: Tensor, label_smoothing: float) -> LossPart:
-    """Label-smoothed cross-entropy, summed: logits (M, V), words (M,) int64; the smoothing is spread over all V."""
-    logits = full(logits)
-    normaliser = logits.logsumexp(-1)
-    nll = (normaliser - logits.gather(-1, words.unsqueeze(-1)).squeeze(-1)).sum()
-    loss = nll
-    if label_smoothing > 0:
-        smooth = (normaliser - logits.mean(-1)).sum()
-        loss = (1 - label_smoothing) * nll + label_smoothing * smooth
-    return LossPart(loss, nll.detach(), torch.tensor(words.numel(), device=words.device))
-
-
 def length_loss(lprobs: Tensor, lengths: Tensor, weights: Optional[Tensor] = None) -> LossPart:
     """Negative log-likelihood of the target lengths, summed: lprobs (B, classes), lengths (B,) int64.
 
