@@ -10,7 +10,7 @@ from fairseq.dataclass import FairseqDataclass
 from torch import Tensor
 
 from nar_plugins.data.noise import MODE_STREAM, ROW_STREAM, uniform
-from nar_plugins.modules.cells import span_starts
+from nar_plugins.modules.cells import Cells, span_starts
 
 CLASSES = ("ar", "bridge", "nar")
 
@@ -108,17 +108,19 @@ class BangLoss(FairseqCriterion):
         full = plain.row_sizes(real, net_input.get("target_idx"))
         starts = span_starts(real, net_input.get("target_idx"))
         share = self.share(sample, full, starts, model.training)
+        counts = count_cells(real, full, starts, plain.decoder.nar_sees_bos)
+
+        def weights(cells: Cells) -> Tensor:
+            return cell_weights(classes(cells, starts, plain.decoder.nar_sees_bos), share, cells.sentence)
+
         out = model(
-            **net_input, target=target, sizes=share.sizes, lone=share.lone, label_smoothing=self.label_smoothing
+            **net_input, target=target, sizes=share.sizes, lone=share.lone, label_smoothing=self.label_smoothing, weigh=weights
         )
         members = classes(out.cells, starts, plain.decoder.nar_sees_bos)
-        counts = count_cells(real, full, starts, plain.decoder.nar_sees_bos)
-        weight, sample_size = weigh(members, counts, share, out.cells.sentence)
-        weight = weight.to(out.loss)
-        loss = (weight * out.loss).sum()
+        sample_size = total_weight(counts, share)
         logs = {
-            "loss": loss.detach(),
-            "nll_loss": (weight * out.nll).sum(),
+            "loss": out.loss.detach(),
+            "nll_loss": (weights(out.cells).to(out.nll) * out.nll).sum(),
             "ntokens": sample["ntokens"],
             "nsentences": target.size(0),
             "sample_size": sample_size,
@@ -128,7 +130,7 @@ class BangLoss(FairseqCriterion):
             there = self.computes(name, model.training, share)
             logs[f"{name}_nll"] = (out.nll * stands_for * members[name]).sum() if there else 0
             logs[f"{name}_count"] = counts[name] if there else 0
-        return loss, sample_size, logs
+        return out.loss, sample_size, logs
 
     def share(self, sample: Dict, full: Tensor, starts: Tensor, training: bool) -> Share:
         """What to compute of a batch whose rows have ``full`` cells (B, T), and what it weighs."""
@@ -216,13 +218,15 @@ def count_cells(real: Tensor, full: Tensor, starts: Tensor, sees_bos: bool) -> D
     }
 
 
-def weigh(members: Dict[str, Tensor], counts: Dict[str, Tensor], share: Share, sentence: Tensor):
-    """The weight of every computed cell (C,), and the sum of those of all cells, computed or not."""
+def cell_weights(members: Dict[str, Tensor], share: Share, sentence: Tensor) -> Tensor:
+    """The weight of every computed cell (C,)."""
     weights = share.weights
-    of_cells = weights["bridge"] * share.scale[sentence] * members["bridge"]
-    of_cells = of_cells + weights["both"] * members["both"]
+    of_cells = weights["bridge"] * share.scale[sentence] * members["bridge"] + weights["both"] * members["both"]
+    return sum((weights[name] * (members[name] & ~members["both"]) for name in ("ar", "nar")), of_cells)
+
+
+def total_weight(counts: Dict[str, Tensor], share: Share) -> Tensor:
+    """The sum of the weights of all cells, computed or not."""
+    weights = share.weights
     total = weights["bridge"] * counts["bridge"] + weights["both"] * counts["both"]
-    for name in ("ar", "nar"):
-        of_cells = of_cells + weights[name] * (members[name] & ~members["both"])
-        total = total + weights[name] * (counts[name] - counts["both"])
-    return of_cells, total
+    return sum((weights[name] * (counts[name] - counts["both"]) for name in ("ar", "nar")), total)

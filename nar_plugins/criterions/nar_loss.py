@@ -106,7 +106,7 @@ class NarLoss(FairseqCriterion):
         parts = model.losses(net_output, self.label_smoothing)
         predicted = parts["words"].count
         if taught and self.soft_target_weight > 0:
-            parts["words"] = self.softened(parts["words"], net_output, sample)
+            parts["words"] = self.softened(model, parts["words"], net_output, sample)
 
         factors = {"words": 1.0, "length": self.length_loss_factor, "fertility": self.fertility_loss_factor}
         for name, factor in factors.items():
@@ -136,7 +136,7 @@ class NarLoss(FairseqCriterion):
             self.loaded = (load_teacher(self.teacher_path, self.task),)
         return self.loaded[0].to(device)
 
-    def softened(self, words: LossPart, net_output: Dict, sample: Dict) -> LossPart:
+    def softened(self, model, words: LossPart, net_output: Dict, sample: Dict) -> LossPart:
         """The word part with the teacher's distributions as targets, at the positions that the model predicted."""
         if "picked" not in net_output:
             raise ValueError("--teacher: word-level distillation needs a target at every position, and --ctc has none")
@@ -146,7 +146,8 @@ class NarLoss(FairseqCriterion):
             encoded = teacher.encoder(source["src_tokens"], src_lengths=source["src_lengths"])
             features = forced_features(teacher, encoded, sample["target"], pad, eos)[net_output["picked"]]
             targets = forced_lprobs(teacher, features, self.task.mask_index, self.teacher_temperature).exp()
-        soft = soft_word_loss(net_output["logits"], targets, self.teacher_temperature)
+        logits = model.decoder.output_layer(net_output["features"])
+        soft = soft_word_loss(logits, targets, self.teacher_temperature)
         return words._replace(loss=(1 - self.soft_target_weight) * words.loss + self.soft_target_weight * soft)
 
     def draws(self, sample: Dict) -> Dict:

@@ -1,6 +1,6 @@
 """BANG (Qi et al. 2021): one decoder that predicts with any number of masks between what it knows and what it says."""
 from argparse import BooleanOptionalAction
-from typing import Dict, NamedTuple, Optional
+from typing import Callable, Dict, NamedTuple, Optional
 
 import torch
 import torch.nn as nn
@@ -13,14 +13,15 @@ from nar_plugins.models.bang_decoder import BangDecoder, BangEncoder
 from nar_plugins.models.nar_base import UNSUPPORTED
 from nar_plugins.models.presets import default, sizes, switch_on
 from nar_plugins.modules.cells import Cells, row_sizes
-from nar_plugins.modules.losses import chunked_word_losses
+from nar_plugins.modules.fused_loss import fused_word_loss
 
 NOT_BANG = UNSUPPORTED + ("encoder_normalize_before", "decoder_normalize_before", "no_token_positional_embeddings",
                           "quant_noise_pq", "quant_noise_scalar", "encoder_embed_path", "decoder_embed_path")  # fmt: skip
 
 
 class CellLosses(NamedTuple):
-    """The losses (C,) of the computed cells, their negative log-likelihoods without smoothing, and which they are."""
+    """The loss of the computed cells, summed with their weights; their negative log-likelihoods (C,) without smoothing or
+    weight; and which they are."""
 
     loss: Tensor
     nll: Tensor
@@ -92,12 +93,13 @@ class BangModel(TransformerModel):
         sizes: Optional[Tensor] = None,
         lone: bool = True,
         label_smoothing: float = 0.0,
+        weigh: Optional[Callable[[Cells], Tensor]] = None,
         **kwargs,
     ):
         """fairseq's forward (autoregressive logits); with ``target``, the losses of the cells.
 
-        The losses are computed here because the gradients of data-parallel training are collected around this call, and the
-        logits are made in chunks, again in the backward pass, so that few of them are in memory at a time.
+        The losses are computed here because the gradients of data-parallel training are collected around this call; few of
+        the logits are in memory at a time.
 
         Args:
             src_tokens: (B, S) int64.
@@ -107,6 +109,7 @@ class BangModel(TransformerModel):
             target_idx: (B, T) int64, every target's index inside its span, 0 on padding; None: a sentence is one span.
             sizes: (B, T) int64, the cells that are wanted of every row, from its first; None: all of ``row_sizes``.
             lone: also the first cell of every row.
+            weigh: the computed cells -> what each of them (C,) counts in the loss; None: 1.
 
         Returns:
             with ``target`` a ``CellLosses``.
@@ -120,7 +123,9 @@ class BangModel(TransformerModel):
         features = self.decoder.cells(prev_output_tokens, memory, layout)
         cells = layout.cells
         words = target[cells.sentence, cells.start + cells.offset]
-        return CellLosses(*chunked_word_losses(self.decoder.output_layer, features, words, label_smoothing), cells)
+        weights = None if weigh is None else weigh(cells)
+        found = fused_word_loss(self.decoder.output_projection, features, words, label_smoothing, weights)
+        return CellLosses(found.loss, found.nll, cells)
 
     def upgrade_state_dict_named(self, state_dict, name):
         """Raise, saying how they differ, for a checkpoint whose vocabulary or positions are not the model's.

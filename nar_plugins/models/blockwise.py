@@ -7,10 +7,9 @@ from fairseq.models import register_model, register_model_architecture
 from fairseq.models.transformer import TransformerConfig, TransformerDecoderBase, TransformerModel
 from fairseq.models.transformer.transformer_legacy import base_architecture as transformer_base
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from nar_plugins.models.presets import default, sizes
-from nar_plugins.modules.losses import masked_word_loss
+from nar_plugins.modules.fused_loss import fused_word_loss
 from nar_plugins.modules.proposal_heads import HEADS, ProposalHeads
 
 logger = logging.getLogger(__name__)
@@ -131,8 +130,8 @@ class BlockwiseModel(TransformerModel):
     ):
         """fairseq's forward (head 1); with ``heads``, their losses.
 
-        The losses are computed here because the gradients of data-parallel training are collected around this call, and
-        every head's logits are made again in its backward pass: only one head's (B*T, V) is in memory at a time.
+        The losses are computed here because the gradients of data-parallel training are collected around this call; no
+        head's logits are ever all in memory.
 
         Args:
             src_tokens: (B, S) int64. prev_output_tokens, target: (B, T) int64, padded on the right.
@@ -156,15 +155,10 @@ class BlockwiseModel(TransformerModel):
         """
         ahead = target[:, head - 1 :]
         real = ahead.ne(self.decoder.padding_idx)
-        return checkpoint(
-            self.word_loss, features[:, : ahead.size(1)][real], ahead[real], head, label_smoothing, use_reentrant=False
-        )
-
-    def word_loss(self, features: Tensor, words: Tensor, head: int, label_smoothing: float) -> HeadLoss:
-        """The loss of one head on features (M, D) with targets (M,) int64."""
-        logits = self.decoder.output_projection(self.decoder.head_features(features, head, head).squeeze(1))
-        part = masked_word_loss(logits, words, label_smoothing)
-        return HeadLoss(part.loss, part.nll, logits.detach().argmax(-1).eq(words).sum(), part.count)
+        words = ahead[real]
+        features = self.decoder.head_features(features[:, : ahead.size(1)][real], head, head).squeeze(1)
+        part = fused_word_loss(self.decoder.output_projection, features, words, label_smoothing)
+        return HeadLoss(part.loss, part.nll.sum(), part.correct.sum(), torch.tensor(words.numel(), device=words.device))
 
     def upgrade_state_dict_named(self, state_dict, name):
         """Let ``--finetune-from-model`` take an AR checkpoint: heads that it wholly lacks start afresh.

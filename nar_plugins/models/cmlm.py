@@ -9,7 +9,7 @@ from nar_plugins.data.canvas import blank_canvas
 from nar_plugins.data.noise import mask_uniform
 from nar_plugins.models.nar_base import NarModel
 from nar_plugins.models.presets import default, sizes, switch_on
-from nar_plugins.modules.losses import LossPart, length_loss, masked_word_loss
+from nar_plugins.modules.losses import LossPart, length_loss
 
 
 @register_model("cmlm")
@@ -33,13 +33,13 @@ class CmlmModel(NarModel):
         return blank_canvas(lengths.flatten(), int(lengths.max()), self.mask, self.pad)
 
     def forward(self, src_tokens: Tensor, src_lengths: Tensor, prev_output_tokens: Tensor, target: Tensor) -> Dict:
-        """The training pass. Only masked positions are projected to the vocabulary: nobody asks for the others.
+        """The training pass. Only masked positions are to be projected to the vocabulary: nobody asks for the others.
 
         Args:
             src_tokens: (B, S) int64. prev_output_tokens: (B, T) int64, the target with masks. target: (B, T) int64.
 
         Returns:
-            dict of logits (M, V) and words (M,) of the M masked positions, ``picked`` (B, T) where they stand, length_lprobs
+            dict of features (M, D) and words (M,) of the M masked positions, ``picked`` (B, T) where they stand, length_lprobs
             (B, classes), lengths (B,).
         """
         encoder_out = self.encode(src_tokens, src_lengths)
@@ -47,7 +47,7 @@ class CmlmModel(NarModel):
         features = self.decoder(prev_output_tokens, self.decoder.memory(encoder_out), padding)
         masked = prev_output_tokens.eq(self.mask) & ~padding
         return {
-            "logits": self.decoder.output_layer(features[masked]),
+            "features": features[masked],
             "words": target[masked],
             "picked": masked,
             "length_lprobs": self.length_lprobs(encoder_out),
@@ -57,7 +57,7 @@ class CmlmModel(NarModel):
     def losses(self, net_output: Dict, label_smoothing: float) -> Dict[str, LossPart]:
         """Words (smoothed) and length (not): section 3.1 and the release's criterion."""
         return {
-            "words": masked_word_loss(net_output["logits"], net_output["words"], label_smoothing),
+            "words": self.word_loss(net_output, label_smoothing),
             "length": length_loss(net_output["length_lprobs"], net_output["lengths"]),
         }
 

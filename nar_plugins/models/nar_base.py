@@ -16,6 +16,7 @@ from torch import Tensor
 
 from nar_plugins.models.initialise import bert_init, start_from
 from nar_plugins.modules.attention import allowed_keys
+from nar_plugins.modules.fused_loss import fused_word_loss
 from nar_plugins.modules.layers import NarDecoderLayer, NarEncoderLayer
 from nar_plugins.modules.length_head import LENGTH_HEADS, LengthHead
 from nar_plugins.modules.losses import LossPart
@@ -230,6 +231,12 @@ class NarModel(TransformerModel):
     def losses(self, net_output: Dict, label_smoothing: float) -> Dict[str, LossPart]:
         """The parts of the loss, from ``forward``'s output."""
         raise NotImplementedError(f"{type(self).__name__} defines no losses")
+
+    def word_loss(self, net_output: Dict, label_smoothing: float) -> LossPart:
+        """The loss of the features (M, D) of the predicted positions with their words (M,)."""
+        words = net_output["words"]
+        found = fused_word_loss(self.decoder.output_projection, net_output["features"], words, label_smoothing)
+        return LossPart(found.loss, found.nll.sum(), torch.tensor(words.numel(), device=words.device))
 
     # ----------------------------------------------------------------------------------------------------------------
 

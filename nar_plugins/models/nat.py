@@ -16,7 +16,7 @@ from nar_plugins.modules import ctc, glancing
 from nar_plugins.modules.attention import Attention
 from nar_plugins.modules.fertility_head import FertilityHead, fertility_loss
 from nar_plugins.modules.layers import NarDecoderLayer
-from nar_plugins.modules.losses import LossPart, length_loss, masked_word_loss
+from nar_plugins.modules.losses import LossPart, length_loss
 from nar_plugins.modules.positional_attention import PositionalDecoderLayer, not_itself
 from nar_plugins.modules.precision import full
 
@@ -258,8 +258,8 @@ class NatModel(NarModel):
             prev_output_tokens: an autoregressive decoder's input; not read.
 
         Returns:
-            dict; with ``--ctc`` lprobs (B, C, V), lengths (B,) of the canvases, target and real (B, T); otherwise logits
-            (M, V) and words (M,) of the M predicted positions, ``picked`` (B, T) where they stand, and what the fertility or
+            dict; with ``--ctc`` lprobs (B, C, V), lengths (B,) of the canvases, target and real (B, T); otherwise features
+            (M, D) and words (M,) of the M predicted positions, ``picked`` (B, T) where they stand, and what the fertility or
             length loss reads; ``skipped``, how many pairs cannot be used; and ``finetuning_passes``' for ``fertility_draws``.
         """
         encoder_out = self.encode(src_tokens, src_lengths)
@@ -281,7 +281,7 @@ class NatModel(NarModel):
         hidden = picked if revealed is None else picked & ~revealed
         features = self.decoder(canvas, memory, revealed, target)
         out = {
-            "logits": self.decoder.output_layer(features[hidden]),
+            "features": features[hidden],
             "words": target[hidden],
             "picked": hidden,
             "skipped": (~usable).sum(),
@@ -360,7 +360,7 @@ class NatModel(NarModel):
                 net_output["lprobs"], net_output["lengths"], net_output["target"], net_output["real"], self.mask
             )
             return {"words": words}
-        parts = {"words": masked_word_loss(net_output["logits"], net_output["words"], label_smoothing)}
+        parts = {"words": self.word_loss(net_output, label_smoothing)}
         if "fertility_lprobs" in net_output:
             parts["fertility"] = fertility_loss(
                 net_output["fertility_lprobs"], net_output["fertilities"], net_output["fertile"]

@@ -8,7 +8,6 @@ from fairseq import metrics
 
 from bang_twin import PAD, SOURCE, inputs, random_bang, row
 from nar_plugins.criterions.bang_loss import BangLoss
-from nar_plugins.modules.losses import chunked_word_losses, masked_word_loss, word_losses
 from test_bang import encoded, of_sentence
 from tiny import model
 
@@ -106,27 +105,6 @@ def test_autoregressive_weights_are_the_plain_loss():
     assert float(size) == sum(LENGTHS)
     for a, b in zip(torch.autograd.grad(loss, [*one.parameters()]), torch.autograd.grad(plain, [*one.parameters()])):
         torch.testing.assert_close(a, b, **EXACT)
-
-
-@pytest.mark.parametrize("smoothing", [0.0, 0.1])
-@pytest.mark.parametrize("count", [0, 1, 10])
-def test_chunks_are_the_whole(smoothing, count):
-    torch.manual_seed(1)
-    features, table = torch.randn(count, 8, dtype=torch.float64), torch.randn(30, 8, dtype=torch.float64)
-    words = torch.randint(30, (count,))
-    results = []
-    for chunk in (10**6, 3 * 30, 1):
-        x, w = features.clone().requires_grad_(), table.clone().requires_grad_()
-        loss, nll = chunked_word_losses(lambda some: some @ w.T, x, words, smoothing, chunk)
-        assert loss.shape == nll.shape == (count,) and not nll.requires_grad
-        (loss * torch.arange(1, count + 1)).sum().backward()
-        results.append((loss, nll, x.grad, w.grad))
-    whole = word_losses(features @ table.T, words, smoothing)
-    for result in results:
-        for a, b in zip(result, (*whole, *results[0][2:])):
-            torch.testing.assert_close(a, b, **EXACT)
-    part = masked_word_loss(features @ table.T, words, smoothing)
-    torch.testing.assert_close(part.loss, whole[0].sum(), **EXACT)
 
 
 # -- sampled rows ----------------------------------------------------------------------------------------------------------

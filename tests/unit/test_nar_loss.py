@@ -7,7 +7,7 @@ import torch
 from fairseq import metrics
 
 from nar_plugins.criterions.nar_loss import NarLoss
-from nar_plugins.modules.losses import length_loss, masked_word_loss
+from nar_plugins.modules.losses import length_loss
 from tiny import model
 
 LOG_HALF = math.log(0.5)
@@ -59,35 +59,6 @@ def reduced(*logs):
     with metrics.aggregate(new_root=True) as aggregator:
         NarLoss.reduce_metrics(list(logs))
     return aggregator.get_smoothed_values()
-
-
-@pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_the_word_loss_is_label_smoothed_cross_entropy_over_the_whole_vocabulary(smoothing):
-    torch.manual_seed(1)
-    logits, words = torch.randn(7, 11, dtype=torch.float64), torch.randint(11, (7,))
-    nll = loss = 0.0
-    for row, word in zip(logits.tolist(), words.tolist()):
-        lprobs = log_softmax(row)
-        nll -= lprobs[word]
-        loss -= (1 - smoothing) * lprobs[word] + smoothing * sum(lprobs) / 11
-    part = masked_word_loss(logits, words, smoothing)
-    assert float(part.nll) == pytest.approx(nll, rel=1e-6)
-    assert float(part.loss) == pytest.approx(loss, rel=1e-6)
-    assert int(part.count) == 7
-
-
-def test_a_certain_right_prediction_costs_nothing_and_no_prediction_counts_nothing():
-    certain = masked_word_loss(torch.tensor([[0.0, 1000.0, 0.0]]), torch.tensor([1]), 0.0)
-    assert (float(certain.loss), int(certain.count)) == (0, 1)
-    none = masked_word_loss(torch.zeros(0, 5, requires_grad=True), torch.zeros(0, dtype=torch.int64), 0.1)
-    assert (float(none.loss), int(none.count)) == (0, 0)
-    none.loss.backward()
-
-
-def test_the_word_loss_of_half_precision_is_summed_in_single():
-    # 4096 equal rows of two classes: log 2 each; in half precision the sum would stop at 2048
-    part = masked_word_loss(torch.zeros(4096, 2, dtype=torch.bfloat16), torch.zeros(4096, dtype=torch.int64), 0.0)
-    assert float(part.loss) == pytest.approx(4096 * math.log(2), rel=1e-5)
 
 
 def test_the_length_loss_is_the_log_likelihood_of_the_lengths():

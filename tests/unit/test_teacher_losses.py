@@ -54,8 +54,8 @@ def test_soft_targets_are_the_teachers_distributions(teacher, arch, flags, weigh
     out = m(**batch["net_input"], target=TARGET)
     ar, soft = criterion.teacher("cpu"), 0.0
     places = out["picked"].nonzero().tolist()
-    assert len(places) == len(out["logits"]) == int(size)
-    for (b, t), logits in zip(places, out["logits"].double()):
+    assert len(places) == len(out["features"]) == int(size)
+    for (b, t), logits in zip(places, m.decoder.output_layer(out["features"]).double()):
         source = SOURCE[b][SOURCE[b].ne(PAD)]
         p = (judge(ar, source, TARGET[b, :t].tolist()).double() / temperature).softmax(-1)
         soft -= float((p * (logits / temperature).log_softmax(-1)).sum()) * temperature**2

@@ -1,0 +1,52 @@
+#!/usr/bin/env bash
+# Blockwise decoding of the models that train.sh made from the teacher: the same words, and how much faster.
+#     bash examples/multi30k/blockwise.sh [WORK] [NEWS], NEWS a folder with newstest2014's test.en.gz and test.de.gz
+# The frozen model, and the untouched teacher with proposals that need no training, are compared word for word with fairseq's
+# greedy search of the teacher; then everything is timed side by side at batch 1, 8 and 32.
+set -euo pipefail
+root=$(cd "$(dirname "$0")/../.." && pwd)
+work=${1:-$root/work/multi30k}
+news=${2:-$root/../shared/data/newstest2014}
+bin=${VENV:-$root/.venv}/bin
+device=${DEVICE---cpu}
+ar=$work/ar/checkpoint_last.pt frozen=$work/kd-frozen/checkpoint_last.pt tuned=$work/kd-block/checkpoint_last.pt
+for checkpoint in "$ar" "$frozen" "$tuned"; do
+    [ -e "$checkpoint" ] || { echo "blockwise.sh: no $checkpoint: train ar, kd-frozen and kd-block first" >&2; exit 2; }
+done
+
+check() {  # data
+    "$bin/python" "$root/scripts/check_blockwise.py" "$1" $device --ar "$ar" --system "frozen heads" "$frozen" "" \
+        --system "frozen heads, 8 a call" "$frozen" "--verify-block 8" --system "jacobi, untouched" "$ar" "--drafter jacobi" \
+        --system "copy, untouched" "$ar" "--drafter copy" "${drafted[@]}"
+}
+drafted=()
+if [ -e "$work/kd-ctc/checkpoint_last.pt" ]; then
+    drafted=(--system "drafts of nat, CTC" "$ar" "--drafter-path $work/kd-ctc/checkpoint_last.pt")
+fi
+echo "Multi30k's test set"
+check "$work/bin"
+if [ -e "$news/test.en.gz" ]; then
+    mkdir -p "$work/news"
+    for lang in en de; do
+        gzip -dc "$news/test.$lang.gz" | "$bin/python" "$root/scripts/spm.py" encode --model "$work/spm" > "$work/news/test.sp.$lang"
+    done
+    [ -e "$work/news/bin/dict.de.txt" ] || "$bin/fairseq-preprocess" --source-lang en --target-lang de --joined-dictionary \
+        --srcdict "$work/bin/dict.en.txt" --testpref "$work/news/test.sp" --destdir "$work/news/bin" > /dev/null
+    echo "newstest2014"
+    check "$work/news/bin"
+else
+    echo "no newstest2014 in '$news': left out"
+fi
+
+rows=(--system "fairseq's greedy search" "$tuned" "--generator beam --beam 1")
+for block in 1 2 4 8; do rows+=(--system "blockwise, $block a call" "$tuned" "--beam 1 --verify-block $block"); done
+rows+=(--system "blockwise, adaptive" "$tuned" "--beam 1"
+       --system "teacher: fairseq's greedy search" "$ar" "--generator beam --beam 1"
+       --system "teacher: frozen heads, adaptive" "$frozen" "--beam 1"
+       --system "teacher: jacobi" "$ar" "--generator blockwise --drafter jacobi --beam 1"
+       --system "teacher: copy" "$ar" "--generator blockwise --drafter copy --beam 1")
+if [ -e "$work/kd-ctc/checkpoint_last.pt" ]; then
+    rows+=(--system "teacher: drafts of nat, CTC" "$ar" "--generator blockwise --beam 1 --drafter-path $work/kd-ctc/checkpoint_last.pt")
+fi
+"$bin/nar-bench" "$work/bin" --flags "$device --remove-bpe sentencepiece" --reference "$work/test.de" \
+    --batch-sizes 1,8,32 --sentences 100,320,640 "${rows[@]}"
