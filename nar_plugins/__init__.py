@@ -4,10 +4,10 @@ Importing the package registers its tasks, models, criterions and generators wit
 
 ==================  ==========================================================================================
 ``tasks/``          what a run is: dictionaries, data, noise, which generator, BLEU in validation
-``data/``           noise (target -> canvas), canvas (lengths -> blank canvas), source copies, fertilities, checks
+``data/``           noise (target -> canvas), canvas (lengths -> blank canvas), source copies, fertilities, spans, checks
 ``models/``         one file a method, with its architectures
-``modules/``        the bricks of the models: attention, layers, heads, CTC, glancing
-``criterions/``     sums the parts of the loss that a model's ``losses`` returns, and logs each by its name
+``modules/``        the bricks of the models: attention, layers, heads, CTC, glancing, rows of masks, the fused loss
+``criterions/``     the losses; ``nar_loss`` sums the parts that a model's ``losses`` returns, and logs each by name
 ``generators/``     one file a decoding loop, behind one registry
 ``distill/``        distilled corpora and word alignments
 ``measure/``        quality and speed, for the recipes and benchmarks
