@@ -85,7 +85,6 @@ class BangGenerator:
         refuse_options(options, config, rescorer)
         self.models, self.config, self.options = list(models), config, options
         self.eos, self.mask = dictionary.eos(), mask
-        self.banned = sorted({dictionary.bos(), mask} - {dictionary.eos()})
         self.pad = dictionary.pad()
         self.rules = GreedyRules(options, self.pad, dictionary.unk(), self.eos)
         self.policy = POLICIES[str(config.bang_policy)](config)
@@ -193,7 +192,6 @@ class BangGenerator:
                 logits[..., self.mask] = -math.inf
                 each.append(logits.log_softmax(-1))
             lprobs = each[0] if len(each) == 1 else torch.stack(each).logsumexp(0) - math.log(len(each))
-            lprobs[..., self.banned] = -math.inf
             first, last = batch.shortest + place, batch.longest + place + rows - 1
             value, index = self.rules(lprobs, steps[:, part], batch.limit, first, last).topk(2)
             found.append((index[..., 0], value[..., 0]))
