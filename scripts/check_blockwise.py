@@ -73,7 +73,7 @@ def main() -> None:
         equal = [n for n in wanted if found[n].text == wanted[n].text]
         score = max((abs(found[n].score - wanted[n].score) for n in equal), default=0.0)
         margins = sorted((margin(found[n], wanted[n]) for n in wanted.keys() - set(equal)), reverse=True)
-        print(f"{name}: {len(wanted)} sentences, {len(equal)} equal, scores differ by at most {score:.1e}; {said[0]}", flush=True)
+        print(f"{name}: {len(wanted)} sentences, {len(equal)} equal, scores differ by at most {score:.1e}; {''.join(said)}", flush=True)
         if margins:
             print(f"  margins of the {len(margins)} that differ: {' '.join(f'{one:.1e}' for one in margins)}")
         failed = failed or score > SCORES or any(one > TIE for one in margins)

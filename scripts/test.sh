@@ -8,14 +8,14 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 "$root/scripts/setup.sh"
 VENV=$(cd "${VENV:-$root/.venv}" && pwd)  # before the cd: a relative VENV starts where the user is
 cd "$root"
-if [ $# -gt 0 ]; then exec "$VENV/bin/python" -m pytest tests "$@"; fi
+if [ $# -gt 0 ]; then exec "$VENV/bin/python" -m pytest "$@"; fi
 
 export OMP_NUM_THREADS=1
 first=(tests/system/test_learning.py tests/system/test_resume.py)  # about half of the time
 report=$(mktemp)
-trap 'rm -f "$report"' EXIT
 "$VENV/bin/python" -m pytest tests -o cache_dir=.pytest_cache/second "${first[@]/#/--ignore=}" > "$report" 2>&1 &
 second=$!
+trap 'kill "$second" 2>/dev/null || true; rm -f "$report"' EXIT
 status=0
 "$VENV/bin/python" -m pytest "${first[@]}" || status=$?
 wait "$second" || status=$?

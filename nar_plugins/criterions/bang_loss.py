@@ -87,6 +87,8 @@ class BangLoss(FairseqCriterion):
             raise ValueError(f"--nar-ratio {nar_ratio}: choose a number from 0 (all batches AR) to 1 (all NAR)")
         if nar_ratio is not None and set(self.class_weights().values()) != {1.0}:
             raise ValueError("--nar-ratio decides what counts: leave --ar-weight, --bridge-weight and --nar-weight out")
+        if bang_rows != "all" and (nar_ratio is not None or bridge_weight == 0):
+            raise ValueError(f"--bang-rows {bang_rows}: no bridge is trained with --nar-ratio or --bridge-weight 0; leave it out")
         self.label_smoothing, self.nar_ratio = label_smoothing, nar_ratio
         self.bang_rows = bang_rows
         self.sampled = sampled_rows(self.bang_rows)
@@ -103,6 +105,8 @@ class BangLoss(FairseqCriterion):
         if "update" not in sample and (self.sampled is not None or self.nar_ratio is not None):
             raise ValueError("--bang-rows sample and --nar-ratio need a task that knows the number of the update: "
                              "--task nar_translation or bang_pretraining")  # fmt: skip
+        if self.nar_ratio and plain.args.ngram:
+            raise ValueError(f"--ngram {plain.args.ngram} would cut the NAR rows of --nar-ratio: leave it out")
         net_input, target = sample["net_input"], sample["target"]
         real = target.ne(plain.decoder.padding_idx)
         full = plain.row_sizes(real, net_input.get("target_idx"))

@@ -10,8 +10,8 @@ from torch import Tensor
 from nar_plugins.data.dictionary import BertDictionary, load_dictionary
 from nar_plugins.data.wordpiece import read_vocabulary
 from nar_plugins.export.convert import count_layers, load, save
+from nar_plugins.modules.relative_buckets import BUCKETS, MAX_DISTANCE
 
-BUCKETS, MOST_DISTANCE = 32, 128  # of the relative positions, in every release
 SEPARATOR = "[X_SEP]"  # what the release calls the symbol at index 2
 UNUSED = "[unused1]"  # what BERT calls it
 
@@ -134,7 +134,7 @@ def shape_flags(model: Dict[str, Tensor], old: Namespace, pad: int, checkpoint: 
     The position tables have rows for pad and what is before it, the positions, and the decoder's one more, because a mask
     stands one position further right than the token before it.
     """
-    for name, value in (("num_buckets", BUCKETS), ("relative_max_distance", MOST_DISTANCE)):
+    for name, value in (("num_buckets", BUCKETS), ("relative_max_distance", MAX_DISTANCE)):
         if getattr(old, name, value) != value:
             raise ValueError(f"{checkpoint} was trained with {name} {getattr(old, name)}: a bang has {value}")
     dim = model["encoder.embed_tokens.weight"].size(1)

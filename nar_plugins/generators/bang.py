@@ -8,14 +8,15 @@ import logging
 import math
 import weakref
 from argparse import Namespace
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Dict, List, Optional
 
 import torch
 from fairseq.dataclass import ChoiceEnum
 from torch import Tensor
 
-from nar_plugins.generators.bang_policies import BLOCK, POLICIES, Adaptive, Policy
+from nar_plugins.generators.bang_policies import BLOCK, OUTPUT, POLICIES, READS, Adaptive, Policy
+from nar_plugins.generators.drafters import MOST
 from nar_plugins.generators.hypothesis import Dedup, hypothesis
 from nar_plugins.generators.registry import DEDUP, DecodingConfig, refuse_unserved, register_generator
 from nar_plugins.generators.rules import GreedyRules
@@ -46,8 +47,7 @@ class BangConfig(DecodingConfig):
         default=-0.5, metadata={"help": "cascade: the least mean log-probability with which the one-pass output is kept"}
     )
     bang_release_output: bool = field(
-        default=False, metadata={"help": "clean outputs as the release's script does: an </s> at the start is skipped, a token "
-                                 "or word equal to the one before it dropped"}
+        default=False, metadata={"help": "drop a token equal to the one before it, and then a word, as the release's script does"}
     )  # fmt: skip
     dedup: DEDUP = field(default="none", metadata={"help": "drop consecutive repeated tokens, or words, from the output"})
 
@@ -245,6 +245,28 @@ class BangGenerator:
         """The indices of the tokens that stay in the output."""
         kept = self.dedup.keep(tokens)
         return [kept[i] for i in self.words.keep([tokens[i] for i in kept])]
+
+
+def served_by(config: Namespace) -> str:
+    """The generator of a ``--bang-policy``: ``ar`` is fairseq's search, ``verify`` is ``blockwise``, and ``config`` is told the size
+    of its blocks.
+
+    Raises:
+        ValueError: an option is set that the policy does not read.
+    """
+    policy = str(config.bang_policy)
+    name = {"ar": "beam", "verify": "blockwise"}.get(policy, "bang")
+    for option in fields(BangConfig):
+        if option.name not in (*OUTPUT, *(one for names in READS.values() for one in names)):
+            continue
+        read = option.name in READS[policy] or (option.name in OUTPUT and name == "bang")
+        if not read and str(getattr(config, option.name)) != str(option.default):
+            raise ValueError(f"--{option.name.replace('_', '-')} is not read by --bang-policy {policy}: leave it out")
+    if policy == "verify":
+        if config.bang_block is not None and not 1 <= config.bang_block <= MOST + 1:
+            raise ValueError(f"--bang-block {config.bang_block}: --bang-policy verify takes blocks of 1 to {MOST + 1} tokens")
+        config.verify_block = config.bang_block
+    return name
 
 
 def keep(batch: Batch, live: Tensor) -> None:

@@ -4,6 +4,8 @@ from typing import Dict, List
 import torch
 from torch import Tensor
 
+from nar_plugins.data.dictionary import BertDictionary
+
 
 def hypothesis(tokens: Tensor, positional_scores: Tensor, score: float, steps: int, **extra) -> Dict:
     """One of fairseq's hypotheses.
@@ -34,14 +36,17 @@ def empty_hypothesis(eos: int) -> Dict:
 class Dedup:
     """``--dedup``: drop consecutive repetitions from tokens, after decoding; the score stays that of all positions.
 
-    A word is a run of subwords: SentencePiece starts one with U+2581, BPE ends every other subword with @@, and in
-    a dictionary of neither kind every token is a word.
+    A word is a run of subwords: SentencePiece starts one with U+2581, BPE ends every other subword with @@, WordPiece starts
+    every other one with ##, and in a dictionary of no such kind every token is a word.
     """
 
     def __init__(self, how: str, dictionary):
         self.how, self.eos = how, dictionary.eos()
         symbols = dictionary.symbols
-        if any(s.startswith("\u2581") for s in symbols):
+        if isinstance(dictionary, BertDictionary):
+            self.starts = [not s.startswith("##") for s in symbols]
+            self.continues = [False] * len(symbols)
+        elif any(s.startswith("\u2581") for s in symbols):
             self.starts = [s.startswith("\u2581") for s in symbols]
             self.continues = [False] * len(symbols)
         else:

@@ -5,6 +5,7 @@ the decoder) and, in training, ``losses``. Generators and the criterion call not
 """
 import logging
 import re
+from functools import partial
 from typing import Dict, List, NamedTuple, Optional
 
 import torch
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 from fairseq.models.transformer import TransformerConfig, TransformerDecoderBase, TransformerEncoderBase, TransformerModel
 from fairseq.modules.checkpoint_activations import checkpoint_wrapper
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from nar_plugins.models.initialise import bert_init, start_from
 from nar_plugins.modules.attention import allowed_keys
@@ -267,5 +269,13 @@ class NarModel(TransformerModel):
 
 
 def wrap(layer: nn.Module, cfg) -> nn.Module:
-    """Honour ``--checkpoint-activations`` as fairseq's own builders do."""
-    return checkpoint_wrapper(layer, offload_to_cpu=cfg.offload_activations) if cfg.checkpoint_activations else layer
+    """Honour ``--checkpoint-activations`` and ``--offload-activations``.
+
+    The second is fairseq's own code. The first is PyTorch's, which computes again under the autocast of the first time;
+    fairseq's does not, and fails with ``--amp``.
+    """
+    if cfg.checkpoint_activations and cfg.offload_activations:
+        return checkpoint_wrapper(layer, offload_to_cpu=True)
+    if cfg.checkpoint_activations:
+        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
+    return layer

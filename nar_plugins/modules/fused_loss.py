@@ -43,7 +43,8 @@ def fused_word_loss(
     dtype = torch.get_autocast_dtype(device) if autocast else features.dtype
     rows = CPU_ROWS if device == "cpu" else max(1, LOGITS // projection.weight.size(0))
     with torch.autocast(device, enabled=False):
-        return WordLosses(*FusedWordLoss.apply(features, projection.weight, words, weights, label_smoothing, dtype, rows))
+        train = torch.is_grad_enabled()  # within a Function it never is
+        return WordLosses(*FusedWordLoss.apply(features, projection.weight, words, weights, label_smoothing, dtype, rows, train))
 
 
 class FusedWordLoss(torch.autograd.Function):
@@ -51,10 +52,10 @@ class FusedWordLoss(torch.autograd.Function):
     p - (1 - e) onehot(y) - e / V."""
 
     @staticmethod
-    def forward(ctx, features, weight, words, weights, label_smoothing, dtype, rows):
+    def forward(ctx, features, weight, words, weights, label_smoothing, dtype, rows, train):
         table = weight.to(dtype)
-        of_features = torch.empty_like(features) if ctx.needs_input_grad[0] else None
-        of_weight = torch.zeros_like(weight, dtype=full(weight[:0]).dtype) if ctx.needs_input_grad[1] else None
+        of_features = torch.empty_like(features) if train and ctx.needs_input_grad[0] else None
+        of_weight = torch.zeros_like(weight, dtype=full(weight[:0]).dtype) if train and ctx.needs_input_grad[1] else None
         total, nlls, hits = [], [], []
         for place in range(0, max(1, words.numel()), rows):
             part = slice(place, place + rows)
@@ -86,4 +87,4 @@ class FusedWordLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx, slope, *others):
         of_features, of_weight = (None if one is None else slope * one for one in ctx.saved_tensors)
-        return of_features, of_weight, None, None, None, None, None
+        return of_features, of_weight, None, None, None, None, None, None

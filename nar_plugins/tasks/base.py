@@ -23,6 +23,7 @@ class NarTaskConfig(FairseqDataclass):
         default="float32", metadata={"help": "autocast training to bfloat16, on CPUs too (fairseq's --amp is float16 on GPUs)"}
     )
     seed: int = II("common.seed")
+    amp: bool = II("common.amp")
     update_freq: List[int] = II("optimization.update_freq")
     finetune_from_model: Optional[str] = II("checkpoint.finetune_from_model")
 
@@ -39,6 +40,8 @@ class NarTask(FairseqTask):
 
     def __init__(self, cfg, *args, **kwargs):
         super().__init__(cfg, *args, **kwargs)
+        if str(cfg.train_dtype) == "bfloat16" and cfg.amp:
+            raise ValueError("--train-dtype bfloat16 and --amp are two ways to one end: leave one out")
         self.noise = None  # the model's, set when it is built
         self.said_tokens = False
 
@@ -109,11 +112,15 @@ class NarTask(FairseqTask):
 
     def train_step(self, sample, model, criterion, optimizer, update_num, ignore_grad=False):
         """fairseq's step (with its ``--amp`` and ``set_num_updates``) on the batch with this update's noise."""
-        bfloat16 = str(self.cfg.train_dtype) == "bfloat16"
-        with torch.autocast(sample["target"].device.type, torch.bfloat16, enabled=bfloat16):
-            return super().train_step(
-                self.corrupt(sample, update_num), model, criterion, optimizer, update_num, ignore_grad
-            )
+        sample = self.corrupt(sample, update_num)
+        if str(self.cfg.train_dtype) == "float32":
+            return super().train_step(sample, model, criterion, optimizer, update_num, ignore_grad)
+
+        def in_bfloat16(*args):  # fairseq turns autocast off around the criterion on GPUs, but for --amp
+            with torch.autocast(sample["target"].device.type, torch.bfloat16):
+                return criterion(*args)
+
+        return super().train_step(sample, model, in_bfloat16, optimizer, update_num, ignore_grad)
 
     def valid_step(self, sample, model, criterion):
         """fairseq's step, with BLEU for ``--eval-bleu``; the noise depends on (seed, sentence) only."""

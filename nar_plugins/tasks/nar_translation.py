@@ -18,6 +18,7 @@ from nar_plugins.data import checks
 from nar_plugins.data.dictionary import add_mask, load_dictionary
 from nar_plugins.data.fertility import FertilityDataset, fertility_path
 from nar_plugins.generators import registry
+from nar_plugins.generators.bang import served_by
 from nar_plugins.generators.beam import BeamGenerator
 from nar_plugins.models.companions import check_teacher, load_drafter, load_teacher
 from nar_plugins.tasks.base import NarTask, NarTaskConfig
@@ -139,7 +140,7 @@ class NarTranslationTask(NarTask, TranslationTask):
         name = registry.resolve(config.generator, models, getattr(args, "beam", 5))
         registry.refuse_foreign(config, name)
         if name == "bang":
-            name = self.served_by(config)
+            name = served_by(config)
         if name == "beam":
             generator = super().build_generator(
                 models, args, seq_gen_cls, extra_gen_cls_kwargs, prefix_allowed_tokens_fn
@@ -152,15 +153,6 @@ class NarTranslationTask(NarTask, TranslationTask):
         if config.drafter_path:
             others["drafter"] = load_drafter(config.drafter_path, self)
         return registry.GENERATORS[name](models, self.target_dictionary, config, options, self.mask_index, **others)
-
-    @staticmethod
-    def served_by(config: Namespace) -> str:
-        """The generator of a ``--bang-policy``: one token at a time is fairseq's search, its words several at a time are
-        ``blockwise``'s; ``config`` is told the size of the blocks."""
-        policy = str(config.bang_policy)
-        if policy == "verify":
-            config.verify_block = config.bang_block
-        return {"ar": "beam", "verify": "blockwise"}.get(policy, "bang")
 
     def rescorer(self, models: list, config: Namespace, args) -> tuple:
         """The models that decode, and the AR model that chooses: ``--rescorer``'s, or the last of ``--path a.pt:ar.pt`` with

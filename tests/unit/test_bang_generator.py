@@ -11,7 +11,7 @@ from fairseq.sequence_generator import SequenceGenerator
 
 from blockwise_twin import EOS, MASK, PAD, WORDS, sample_of
 from conftest import source_batch
-from nar_plugins.generators.bang import BangConfig, BangGenerator, report
+from nar_plugins.generators.bang import BangConfig, BangGenerator, report, served_by
 from nar_plugins.generators.bang_verify import RowDrafter
 from nar_plugins.generators.beam import BeamGenerator
 from nar_plugins.generators.blockwise import BlockwiseConfig, BlockwiseGenerator
@@ -232,6 +232,25 @@ def test_what_makes_no_sense_is_refused(made, settings, said):
     with pytest.raises(ValueError, match=said) as error:
         bang(*made, **settings)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("settings, said", [
+    (dict(bang_policy="ar", dedup="token"), "--dedup is not read by --bang-policy ar"),
+    (dict(bang_policy="verify", bang_release_output=True), "--bang-release-output is not read by --bang-policy verify"),
+    (dict(bang_policy="nar", bang_block=4), "--bang-block is not read"), (dict(bang_prefix=3), "--bang-prefix is not read"),
+    (dict(bang_policy="block", bang_tau=0.5), "--bang-tau is not read"),
+    (dict(bang_policy="verify", bang_block=32), "--bang-block 32: --bang-policy verify takes blocks of 1 to 16 tokens"),
+])  # fmt: skip
+def test_an_option_that_the_policy_does_not_read_is_refused(settings, said):
+    with pytest.raises(ValueError, match=said):
+        served_by(settings_of(BangConfig, settings))
+
+
+def test_who_serves_a_policy():
+    for policy, name in (("ar", "beam"), ("verify", "blockwise"), ("cascade", "bang")):
+        assert served_by(settings_of(BangConfig, {"bang_policy": policy})) == name
+    config = settings_of(BangConfig, {"bang_policy": "verify", "bang_block": 5})
+    assert served_by(config) == "blockwise" and config.verify_block == 5
 
 
 def test_output_of_the_release(made):

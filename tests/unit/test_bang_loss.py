@@ -251,6 +251,8 @@ def test_targets_of_one_token_and_none(settings):
     ({"bang_rows": "sample:0"}, "--bang-rows sample:0"),
     ({"bang_rows": "sample:x"}, "--bang-rows sample:x"),
     ({"nar_ratio": 1.5}, "--nar-ratio 1.5: choose"),
+    ({"nar_ratio": 0.5, "bang_rows": "sample:1"}, "--bang-rows sample:1: no bridge is trained"),
+    ({"bridge_weight": 0, "bang_rows": "sample:1"}, "--bang-rows sample:1: no bridge is trained"),
     ({"nar_ratio": 0.5, "ar_weight": 2}, "--nar-ratio decides what counts"),
 ])  # fmt: skip
 def test_bad_settings(settings, message):

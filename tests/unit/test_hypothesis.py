@@ -3,6 +3,7 @@ import pytest
 import torch
 from fairseq.data import Dictionary
 
+from nar_plugins.data.dictionary import BertDictionary
 from nar_plugins.generators.hypothesis import Dedup, empty_hypothesis, hypothesis
 
 
@@ -93,3 +94,11 @@ def test_the_empty_hypothesis_is_an_end_of_sentence_that_cost_no_pass():
     made = empty_hypothesis(2)
     assert (made["tokens"].tolist(), made["positional_scores"].tolist()) == ([2], [0])
     assert (made["score"], made["steps"]) == (0, 0)
+
+
+def test_word_knows_berts_pieces(tmp_path):
+    names = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "em", "##bed", "it"]
+    (tmp_path / "dict.txt").write_text("".join(f"{name} 1\n" for name in names))
+    drop = Dedup("word", BertDictionary.load(str(tmp_path / "dict.txt")))
+    tokens = [names.index(name) for name in "em ##bed em ##bed it it [SEP]".split()]
+    assert [names[tokens[i]] for i in drop.keep(tokens)] == ["em", "##bed", "it", "[SEP]"]
