@@ -12,7 +12,7 @@ from test_learning import TASK, TINY
 import nar_plugins  # noqa: F401
 
 QUIET = ("--validate-interval", 1000, "--save-interval", 1000, "--no-epoch-checkpoints", "--log-interval", 100)
-NAT = tuple("nat_tiny" if flag == "cmlm_tiny" else flag for flag in TINY)
+NAT = (*("nat_tiny" if flag == "cmlm_tiny" else flag for flag in TINY), "--lr", "2e-3", "--lr-scheduler", "inverse_sqrt")
 
 
 def train(data, folder, updates, *flags):
