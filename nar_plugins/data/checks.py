@@ -6,7 +6,7 @@ import struct
 from typing import Optional, Tuple
 
 import torch
-from fairseq.data import data_utils
+from fairseq.data import ConcatDataset, TruncateDataset, data_utils
 
 logger = logging.getLogger(__name__)
 
@@ -114,3 +114,12 @@ def check_dictionaries(source, target) -> None:
     for dictionary, side in ((source, "source"), (target, "target")):
         if len(dictionary) <= max(dictionary.nspecial, 5):
             raise ValueError(f"the {side} dictionary has no words: was it cut short?")
+
+
+def cut_sources(dataset) -> int:
+    """How many sentences fairseq's ``--truncate-source`` cuts, in a data set that it has wrapped or put together."""
+    if isinstance(dataset, ConcatDataset):
+        return sum(cut_sources(part) for part in dataset.datasets)
+    while not isinstance(dataset, TruncateDataset):
+        dataset = dataset.dataset
+    return int((dataset.dataset.sizes - 1 > dataset.truncation_length).sum())  # the sizes count </s>, which is put back

@@ -86,6 +86,9 @@ class NarTranslationTask(NarTask, TranslationTask):
         blank = int(((dataset.src_sizes <= 1) | (dataset.tgt_sizes <= 1)).sum())
         if blank:
             logger.warning(f"{split}: {blank} of {len(dataset)} pairs have an empty side; they are kept")
+        if self.cfg.truncate_source:
+            longest = self.cfg.max_source_positions
+            logger.warning(f"{split}: {checks.cut_sources(dataset.src)} of {len(dataset)} sources are cut to {longest} tokens")
         training = "task_cfg" not in kwargs  # fairseq-generate and -validate pass the checkpoint's
         files = self.fertility_files(folder, split, combine)
         if self.needs_fertilities and (training or all(file.exists() for file in files)):

@@ -1,7 +1,8 @@
 """Data that make no sense are refused by name; data of the other direction are not."""
 import pytest
 import torch
-from fairseq.data import Dictionary, indexed_dataset
+from fairseq.data import ConcatDataset, Dictionary, indexed_dataset
+from fairseq.tasks.translation import load_langpair_dataset
 
 from nar_plugins.data import checks
 
@@ -69,3 +70,18 @@ def test_one_language_is_no_pair():
 def test_a_dictionary_without_words_is_refused():
     with pytest.raises(ValueError, match="the target dictionary has no words"):
         checks.check_dictionaries(dictionary(), dictionary(0))
+
+
+@pytest.mark.parametrize("longest, cut", [(5, 0), (4, 1), (3, 2), (2, 3)])
+def test_the_sources_that_fairseq_cuts_are_counted(tmp_path, longest, cut):
+    """A source of ``longest`` tokens, its </s> among them, is not cut."""
+    sentences = [[5, 6, 7, 8, 2], [5, 6, 7, 2], [5, 6, 2], [5, 2]]
+    folder = pair(tmp_path, sentences, sentences)
+    words = Dictionary()
+    for i in range(20):
+        words.add_symbol(f"w{i}")
+    data = load_langpair_dataset(folder, "train", "en", words, "de", words, combine=False, dataset_impl=None, upsample_primary=1,
+                                 left_pad_source=False, left_pad_target=False, max_source_positions=longest,
+                                 max_target_positions=9, truncate_source=True)  # fmt: skip
+    assert checks.cut_sources(data.src) == cut == sum(len(data[i]["source"]) < len(sentences[i]) for i in range(4))
+    assert checks.cut_sources(ConcatDataset([data.src, data.src])) == 2 * cut
