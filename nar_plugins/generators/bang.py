@@ -17,8 +17,8 @@ from torch import Tensor
 
 from nar_plugins.generators.bang_policies import BLOCK, OUTPUT, POLICIES, READS, Adaptive, Policy
 from nar_plugins.generators.drafters import MOST
-from nar_plugins.generators.hypothesis import Dedup, hypothesis
-from nar_plugins.generators.registry import DEDUP, DecodingConfig, refuse_unserved, register_generator
+from nar_plugins.generators.hypothesis import Dedup, greedy_hypothesis
+from nar_plugins.generators.registry import DEDUP, DecodingConfig, refuse_for_one_output, refuse_unserved, register_generator
 from nar_plugins.generators.rules import GreedyRules
 from nar_plugins.modules.linear import CPU_ROWS, fast_linear
 from nar_plugins.modules.precision import full
@@ -228,14 +228,9 @@ class BangGenerator:
         for b, size in enumerate(sizes.tolist()):
             accepted = [max(count, 0) for count in passes[b] if count]
             text = tokens[b, :size].clone()
-            score = float(scores[b, :size].sum())
-            if not self.options.unnormalized:
-                score /= size**self.options.lenpen
-            extra = {"accepted": accepted}
-            if self.options.retain_iter_history:
-                extra["history"] = [{"tokens": text[: sum(accepted[: i + 1])]} for i in range(len(accepted))]
+            made = greedy_hypothesis(text, scores[b, :size], accepted, self.options)
             kept = torch.tensor(self.kept(text.tolist()))
-            hypos.append([hypothesis(text[kept], scores[b, kept], score, len(accepted), **extra)])
+            hypos.append([{**made, "tokens": text[kept], "positional_scores": scores[b, kept]}])
             self.statistics["passes"] += len(accepted)
             self.statistics["tokens"] += size
         self.statistics["sentences"] += len(hypos)
@@ -282,16 +277,7 @@ def refuse_options(options: Namespace, config, rescorer) -> None:
     refuse_unserved(options, "bang", BangGenerator.honoured, "use --bang-policy ar")
     if options.beam == 5:
         logger.info(f"--bang-policy {config.bang_policy} has no beam: --beam is not used; --bang-policy ar has one")
-    refused = {
-        "--nbest": options.nbest != 1,
-        "--retain-dropout": options.retain_dropout,
-        "--iter-decode-with-external-reranker": options.iter_decode_with_external_reranker or rescorer is not None,
-    }
-    for flag, given in refused.items():
-        if given:
-            raise ValueError(f"{flag} cannot be honoured by --bang-policy {config.bang_policy}, which has one output: leave it out")
-    if options.temperature <= 0:
-        raise ValueError(f"--temperature {options.temperature}: choose a number above 0")
+    refuse_for_one_output(options, "bang", rescorer)
     if config.bang_block is not None and config.bang_block < 1:
         raise ValueError(f"--bang-block {config.bang_block}: at least one token a pass is needed")
     if config.bang_prefix < 0:

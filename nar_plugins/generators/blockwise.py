@@ -24,8 +24,8 @@ from nar_plugins.generators.drafters import (
     Verified,
     has_heads,
 )
-from nar_plugins.generators.hypothesis import hypothesis
-from nar_plugins.generators.registry import DecodingConfig, refuse_unserved, register_generator
+from nar_plugins.generators.hypothesis import greedy_hypothesis
+from nar_plugins.generators.registry import DecodingConfig, refuse_for_one_output, refuse_unserved, register_generator
 from nar_plugins.generators.rules import GreedyRules
 from nar_plugins.modules.block_decoder import BlockCache, BlockDecoder
 from nar_plugins.modules.linear import fast_linear
@@ -296,17 +296,12 @@ class BlockwiseGenerator:
         for b, size in enumerate(sizes.tolist()):
             accepted = [count for count in calls[b] if count]
             text = tokens[b, :size].clone()
-            extra = {"accepted": accepted}
-            if self.options.retain_iter_history:
-                extra["history"] = [{"tokens": text[: sum(accepted[: i + 1])]} for i in range(len(accepted))]
+            extra = {}
             if batch.attention is not None:
                 weights = batch.attention[b, :size].cpu()
                 extract = getattr(utils, f"extract_{str(self.options.print_alignment)}_alignment")
-                extra.update(attention=weights.t(), alignment=extract(weights, source[b], text, self.pad, self.eos))
-            score = float(scores[b, :size].sum())
-            if not self.options.unnormalized:
-                score /= size**self.options.lenpen
-            found.append([hypothesis(text, scores[b, :size], score, len(accepted), **extra)])
+                extra = dict(attention=weights.t(), alignment=extract(weights, source[b], text, self.pad, self.eos))
+            found.append([greedy_hypothesis(text, scores[b, :size], accepted, self.options, **extra)])
             self.statistics["first"] += accepted[0]
             self.statistics["accepted"].update(accepted[1:])
         self.statistics["calls"] += len(batch.accepted)
@@ -331,16 +326,7 @@ def refuse_options(options: Namespace, config, rescorer) -> None:
     refuse_unserved(options, "blockwise", BlockwiseGenerator.honoured, "use --beam 1, or --generator beam")
     if options.beam == 5:
         logger.info("blockwise is greedy: --beam is not used")
-    refused = {
-        "--nbest": options.nbest != 1,
-        "--retain-dropout": options.retain_dropout,
-        "--iter-decode-with-external-reranker": options.iter_decode_with_external_reranker or rescorer is not None,
-    }
-    for flag, given in refused.items():
-        if given:
-            raise ValueError(f"{flag} cannot be honoured by --generator blockwise, which is greedy: leave it out")
-    if options.temperature <= 0:
-        raise ValueError(f"--temperature {options.temperature}: choose a number above 0")
+    refuse_for_one_output(options, "blockwise", rescorer)
     for name in ("verify_block", "accept_top", "min_block"):
         value = getattr(config, name)
         if value is not None and value < 1:

@@ -28,6 +28,23 @@ def hypothesis(tokens: Tensor, positional_scores: Tensor, score: float, steps: i
     }
 
 
+def greedy_hypothesis(tokens: Tensor, positional_scores: Tensor, accepted: List[int], options, **extra) -> Dict:
+    """The hypothesis of a left-to-right decoder that decided ``accepted`` tokens in each of its calls.
+
+    Args:
+        tokens: (T,) int64. positional_scores: (T,). options: fairseq's ``GenerationConfig``.
+
+    Returns:
+        the hypothesis with ``accepted`` and, for --retain-iter-history, ``history``.
+    """
+    score = float(positional_scores.sum())
+    if not options.unnormalized:
+        score /= len(tokens) ** options.lenpen
+    if options.retain_iter_history:
+        extra["history"] = [{"tokens": tokens[: sum(accepted[: i + 1])]} for i in range(len(accepted))]
+    return hypothesis(tokens, positional_scores, score, len(accepted), accepted=accepted, **extra)
+
+
 def empty_hypothesis(eos: int) -> Dict:
     """What an empty source is translated to."""
     return hypothesis(torch.tensor([eos]), torch.zeros(1), 0.0, 0)

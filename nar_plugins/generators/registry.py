@@ -152,3 +152,21 @@ def refuse_unserved(options: Namespace, generator: str, honoured: set, instead: 
             continue
         hint = OURS.get(f.name, "leave it out")
         raise ValueError(f"--{f.name.replace('_', '-')} cannot be honoured by --generator {generator}: {hint}")
+
+
+def refuse_for_one_output(options: Namespace, generator: str, rescorer) -> None:
+    """Raise for the first of fairseq's options that a left-to-right decoder with one output a sentence cannot honour.
+
+    Args:
+        rescorer: the model of ``--rescorer``, or None.
+    """
+    refused = {
+        "--nbest": options.nbest != 1,
+        "--retain-dropout": options.retain_dropout,
+        "--iter-decode-with-external-reranker": options.iter_decode_with_external_reranker or rescorer is not None,
+    }
+    for flag, given in refused.items():
+        if given:
+            raise ValueError(f"{flag} cannot be honoured by --generator {generator}, which has one output: leave it out")
+    if options.temperature <= 0:
+        raise ValueError(f"--temperature {options.temperature}: choose a number above 0")
