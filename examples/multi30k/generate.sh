@@ -22,12 +22,14 @@ rows=(--system "AR greedy" "$ar" "--beam 1" --system "AR beam 5" "$ar" "--beam 5
 add() {  # name, model, flags: a row, where the model has been trained
     if [ -e "$work/$2/checkpoint_last.pt" ]; then rows+=(--system "$1" "$work/$2/checkpoint_last.pt" "$3"); fi
 }
+add "AR greedy, blockwise by frozen heads" kd-frozen "--beam 1"
 add "CMLM, R = 1" cmlm "--iterations 1"
 add "CMLM, R = 4" cmlm "--iterations 4"
 add "CMLM, R = 10" cmlm "--iterations 10"
 add "CMLM, confidence" cmlm "--schedule confidence"
 add "KD: AR greedy" kd-ar "--beam 1"
 add "KD: AR beam 5" kd-ar "--beam 5"
+add "KD: blockwise" kd-block "--beam 1"
 add "KD: NAT, fertility argmax" kd-nat ""
 add "KD: NAT, fertility average" kd-nat "--fertility average"
 for candidates in 2 5 10 20 50; do
