@@ -4,11 +4,11 @@ from dataclasses import dataclass, field
 from typing import Dict, NamedTuple, Optional
 
 import torch
-from fairseq import metrics, utils
 from fairseq.criterions import FairseqCriterion, register_criterion
 from fairseq.dataclass import FairseqDataclass
 from torch import Tensor
 
+from nar_plugins.criterions.sums import Sums
 from nar_plugins.data.noise import MODE_STREAM, ROW_STREAM, uniform
 from nar_plugins.modules.cells import Cells, span_starts
 
@@ -171,20 +171,12 @@ class BangLoss(FairseqCriterion):
     @staticmethod
     def reduce_metrics(logging_outputs) -> None:
         """Log the loss, and the negative log-likelihood of every class, in bits a cell, from all workers' sums."""
-
-        def total(key):
-            return utils.item(sum(log.get(key, 0) for log in logging_outputs))
-
-        def log_mean(name, value, count):
-            if count > 0:
-                metrics.log_scalar(name, value / count / math.log(2), count, round=3)
-
-        log_mean("loss", total("loss"), total("sample_size"))
-        log_mean("nll_loss", total("nll_loss"), total("sample_size"))
-        if total("sample_size") > 0:
-            metrics.log_derived("ppl", lambda meters: utils.get_perplexity(meters["nll_loss"].avg))
+        sums = Sums(logging_outputs)
+        sums.log_bits("loss", "loss", "sample_size")
+        sums.log_bits("nll_loss", "nll_loss", "sample_size")
+        sums.log_perplexity("sample_size")
         for name in CLASSES:
-            log_mean(name, total(f"{name}_nll"), total(f"{name}_count"))
+            sums.log_bits(name, f"{name}_nll", f"{name}_count")
 
     @staticmethod
     def logging_outputs_can_be_summed() -> bool:

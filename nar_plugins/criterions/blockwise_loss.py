@@ -1,13 +1,12 @@
 """The loss of blockwise parallel decoding: every head's cross-entropy with the token it looks ahead to."""
-import math
 from dataclasses import dataclass, field
 from typing import Dict
 
 import torch
-from fairseq import metrics, utils
 from fairseq.criterions import FairseqCriterion, register_criterion
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 
+from nar_plugins.criterions.sums import Sums
 from nar_plugins.data.noise import HEAD_STREAM, uniform
 
 DECAY = 0.8  # of the weights of later heads (Cai et al. 2024, Medusa)
@@ -77,23 +76,15 @@ class BlockwiseLoss(FairseqCriterion):
     @staticmethod
     def reduce_metrics(logging_outputs) -> None:
         """Log the loss, and every head's negative log-likelihood in bits and accuracy in percent, from all workers' sums."""
-
-        def total(key):
-            return utils.item(sum(log.get(key, 0) for log in logging_outputs))
-
-        def log_mean(name, value, count, digits=3):
-            if count > 0:
-                metrics.log_scalar(name, value / count, count, round=digits)
-
-        log_mean("loss", total("loss") / math.log(2), total("sample_size"))
-        log_mean("nll_loss", total("nll_loss") / math.log(2), total("sample_size"))
-        if total("sample_size") > 0:
-            metrics.log_derived("ppl", lambda meters: utils.get_perplexity(meters["nll_loss"].avg))
+        sums = Sums(logging_outputs)
+        sums.log_bits("loss", "loss", "sample_size")
+        sums.log_bits("nll_loss", "nll_loss", "sample_size")
+        sums.log_perplexity("sample_size")
         names = {key for log in logging_outputs for key in log if key.startswith("count_h")}
         for name in sorted(names, key=lambda key: int(key[len("count_h"):])):  # fmt: skip
             head = name[len("count_") :]
-            log_mean(f"nll_{head}", total(f"nll_{head}") / math.log(2), total(name))
-            log_mean(f"acc_{head}", 100 * total(f"correct_{head}"), total(name), digits=2)
+            sums.log_bits(f"nll_{head}", f"nll_{head}", name)
+            sums.log_mean(f"acc_{head}", f"correct_{head}", name, scale=100, digits=2)
 
     @staticmethod
     def logging_outputs_can_be_summed() -> bool:

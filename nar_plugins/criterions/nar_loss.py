@@ -1,14 +1,14 @@
 """The loss of the non-autoregressive models: word, length and fertility parts, per predicted token of the global batch."""
-import math
 from dataclasses import dataclass, field
 from typing import Dict, Optional
 
 import torch
-from fairseq import metrics, utils
+from fairseq import metrics
 from fairseq.criterions import FairseqCriterion, register_criterion
 from fairseq.dataclass import FairseqDataclass
 
 from nar_plugins.criterions.finetune import finetune_parts
+from nar_plugins.criterions.sums import Sums
 from nar_plugins.data.noise import FERTILITY_STREAM, uniform
 from nar_plugins.models.companions import load_teacher
 from nar_plugins.modules.losses import LossPart, soft_word_loss
@@ -161,22 +161,14 @@ class NarLoss(FairseqCriterion):
     @staticmethod
     def reduce_metrics(logging_outputs) -> None:
         """Log the loss, and of every part its mean in bits, from the sums of all workers and micro-batches."""
-
-        def total(key):
-            return utils.item(sum(log.get(key, 0) for log in logging_outputs))
-
-        def log_mean(name, value, count):
-            if count > 0:
-                metrics.log_scalar(name, value / count / math.log(2), count, round=3)
-
-        log_mean("loss", total("loss"), total("sample_size"))
-        log_mean("nll_loss", total("words_nll"), total("words_count"))
+        sums = Sums(logging_outputs)
+        sums.log_bits("loss", "loss", "sample_size")
+        sums.log_bits("nll_loss", "words_nll", "words_count")
         for key in sorted({k for log in logging_outputs for k in log if k.endswith("_loss")}):
-            log_mean(key[: -len("_loss")], total(key), total(f"{key[:-len('_loss')]}_count"))
-        if total("words_count") > 0:
-            metrics.log_derived("ppl", lambda meters: utils.get_perplexity(meters["nll_loss"].avg))
-        if total("skipped") > 0:  # pairs that the loss cannot use
-            metrics.log_scalar_sum("skipped", total("skipped"))
+            sums.log_bits(key[: -len("_loss")], key, f"{key[:-len('_loss')]}_count")
+        sums.log_perplexity("words_count")
+        if sums.total("skipped") > 0:  # pairs that the loss cannot use
+            metrics.log_scalar_sum("skipped", sums.total("skipped"))
 
     @staticmethod
     def logging_outputs_can_be_summed() -> bool:

@@ -145,7 +145,7 @@ def load(cfg, task, teacher: str) -> Tuple[torch.nn.Module, object]:
     if cfg.common.fp16:
         model.half()
     if torch.cuda.is_available() and not cfg.common.cpu:
-        model.cuda()
+        model.to("cuda")
     model.prepare_for_inference_(cfg)
     return model, task.build_generator([model], cfg.generation)
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from nar_plugins.data.dictionary import BertDictionary, load_dictionary
 from nar_plugins.data.wordpiece import read_vocabulary
-from nar_plugins.export.convert import count_layers, load, save
+from nar_plugins.export.convert import count_layers, load, save, unfused
 from nar_plugins.modules.relative_buckets import BUCKETS, MAX_DISTANCE
 
 SEPARATOR = "[X_SEP]"  # what the release calls the symbol at index 2
@@ -80,13 +80,8 @@ def convert_bang(checkpoint: Path, dictionary: Path, folder: Path, sees_bos: boo
 def rename_bang(model: Dict[str, Tensor], checkpoint: Path) -> Dict[str, Tensor]:
     """The release's parameters, with query, key and value apart where an older fairseq has fused them, and one mask embedding."""
     renamed = {}
-    for key, value in model.items():
-        fused = re.match(r"(.*\.(?:self_attn|encoder_attn))\.in_proj_(weight|bias)$", key)
-        if fused:
-            for letter, part in zip("qkv", value.chunk(3)):
-                renamed[f"{fused[1]}.{letter}_proj.{fused[2]}"] = part.clone()
-        else:
-            renamed[key] = value
+    for key, value in model.items():  # the decoder's own attention, ngram_self_attn, is fused in the release as well
+        renamed.update(unfused(key, value, r".*\.(?:self_attn|encoder_attn)"))
     name = "decoder.ngram_input_embed.weight"
     if name not in renamed:
         raise ValueError(f"{checkpoint} is no BANG checkpoint: it has no {name}")

@@ -98,6 +98,18 @@ RELEASE_NAMES = (
 )
 
 
+def unfused(key: str, value: Tensor, attentions: str = ".*") -> Dict[str, Tensor]:
+    """A parameter under its name, or query, key and value apart where an older fairseq fused them into ``in_proj``.
+
+    Args:
+        attentions: pattern of the modules to which that applies.
+    """
+    fused = re.match(rf"({attentions})\.in_proj_(weight|bias)$", key)
+    if not fused:
+        return {key: value}
+    return {f"{fused[1]}.{letter}_proj.{fused[2]}": part.clone() for letter, part in zip("qkv", value.chunk(3))}
+
+
 def rename_mask_predict(model: Dict[str, Tensor], lengths: int) -> Dict[str, Tensor]:
     """The release's parameters under fairseq's names; query, key and value in parts."""
     renamed = {}
@@ -106,12 +118,7 @@ def rename_mask_predict(model: Dict[str, Tensor], lengths: int) -> Dict[str, Ten
             continue
         for pattern, name in RELEASE_NAMES:
             key = re.sub(pattern, name, key)
-        fused = re.match(r"(.*)\.in_proj_(weight|bias)$", key)
-        if fused:
-            for letter, part in zip("qkv", value.chunk(3)):
-                renamed[f"{fused[1]}.{letter}_proj.{fused[2]}"] = part.clone()
-        else:
-            renamed[key] = value
+        renamed.update(unfused(key, value))
     renamed["decoder.embed_positions.weight"] = renamed["decoder.embed_positions.weight"][: lengths + 1].clone()
     renamed["decoder.output_projection.weight"] = renamed["decoder.embed_tokens.weight"]
     for side in ("encoder", "decoder"):

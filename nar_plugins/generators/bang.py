@@ -15,7 +15,7 @@ import torch
 from fairseq.dataclass import ChoiceEnum
 from torch import Tensor
 
-from nar_plugins.generators.bang_policies import BLOCK, OUTPUT, POLICIES, READS, Adaptive, Policy
+from nar_plugins.generators.bang_policies import BLOCK, POLICIES, READS, Adaptive, Policy
 from nar_plugins.generators.drafters import MOST
 from nar_plugins.generators.hypothesis import Dedup, greedy_hypothesis
 from nar_plugins.generators.registry import DEDUP, DecodingConfig, refuse_for_one_output, refuse_unserved, register_generator
@@ -158,7 +158,7 @@ class BangGenerator:
         ]
         words, lprobs = self.best(features, steps, batch)
 
-        counts = policy.kept(lprobs, batch.lengths).clamp(max=masks)
+        counts = policy.kept(lprobs, batch.lengths)
         ended = words.eq(self.eos) & (offsets < counts.unsqueeze(1))
         done = ended.any(1)
         counts = torch.where(done, ended.long().argmax(1) + 1, counts)
@@ -250,18 +250,15 @@ def served_by(config: Namespace) -> str:
         ValueError: an option is set that the policy does not read.
     """
     policy = str(config.bang_policy)
-    name = {"ar": "beam", "verify": "blockwise"}.get(policy, "bang")
+    others = set().union(*READS.values()) - set(READS[policy])
     for option in fields(BangConfig):
-        if option.name not in (*OUTPUT, *(one for names in READS.values() for one in names)):
-            continue
-        read = option.name in READS[policy] or (option.name in OUTPUT and name == "bang")
-        if not read and str(getattr(config, option.name)) != str(option.default):
+        if option.name in others and str(getattr(config, option.name)) != str(option.default):
             raise ValueError(f"--{option.name.replace('_', '-')} is not read by --bang-policy {policy}: leave it out")
     if policy == "verify":
         if config.bang_block is not None and not 1 <= config.bang_block <= MOST + 1:
             raise ValueError(f"--bang-block {config.bang_block}: --bang-policy verify takes blocks of 1 to {MOST + 1} tokens")
         config.verify_block = config.bang_block
-    return name
+    return {"ar": "beam", "verify": "blockwise"}.get(policy, "bang")
 
 
 def keep(batch: Batch, live: Tensor) -> None:

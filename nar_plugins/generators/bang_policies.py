@@ -65,10 +65,10 @@ class Adaptive(Block):
         return 1 + sure.long().cumprod(1).sum(1)
 
 
+OUTPUT = ("bang_release_output", "dedup")
 # the options that each policy reads; ar and verify are other generators
 READS = {
-    "ar": (), "nar": (), "block": ("bang_block",), "verify": ("bang_block",), "prefix": ("bang_prefix",),
-    "adaptive": ("bang_block", "bang_tau"), "cascade": ("bang_block", "bang_tau", "bang_theta"),
+    "ar": (), "verify": ("bang_block",), "nar": OUTPUT, "block": ("bang_block", *OUTPUT), "prefix": ("bang_prefix", *OUTPUT),
+    "adaptive": ("bang_block", "bang_tau", *OUTPUT), "cascade": ("bang_block", "bang_tau", "bang_theta", *OUTPUT),
 }  # fmt: skip
-OUTPUT = ("bang_release_output", "dedup")  # those of all but ar and verify
 POLICIES = {"nar": Parallel, "block": Block, "prefix": Prefix, "adaptive": Adaptive, "cascade": Parallel}

@@ -2,9 +2,7 @@
 
 A dozen cases run as real processes (start-up is four seconds each), the others call the commands' ``cli_main`` here.
 """
-import contextlib
 import hashlib
-import io
 import os
 import pickle
 import re
@@ -15,13 +13,10 @@ from argparse import Namespace
 from pathlib import Path
 from unittest import mock
 
-import fairseq_cli.generate
-import fairseq_cli.interactive
-import fairseq_cli.preprocess
-import fairseq_cli.train
 import pytest
 import torch
 from conftest import ROOT, hypotheses, random_sentences, write_pairs
+from in_process import MAINS, here, refusal
 
 from nar_plugins.cli import align
 
@@ -32,29 +27,6 @@ TRAIN = (*TASK, "--optimizer", "adam", "--lr", "1e-3", "--max-tokens", "300", "-
          "--max-source-positions", "20", "--max-target-positions", "20")  # fmt: skip
 CMLM = ("--arch", "cmlm_tiny", "--criterion", "nar_loss")
 AR = ("--arch", "transformer_tiny", "--criterion", "cross_entropy")
-MAINS = {
-    "fairseq-train": fairseq_cli.train, "fairseq-generate": fairseq_cli.generate,
-    "fairseq-interactive": fairseq_cli.interactive, "fairseq-preprocess": fairseq_cli.preprocess,
-}  # fmt: skip
-
-
-def here(command: str, *arguments) -> str:
-    """Run a command in this process; what it prints."""
-    out = io.StringIO()
-    with mock.patch.object(sys, "argv", [command, *map(str, arguments)]), contextlib.redirect_stdout(out):
-        with contextlib.redirect_stderr(out):
-            MAINS[command].cli_main()
-    return out.getvalue()
-
-
-def refusal(command: str, *arguments) -> str:
-    """The one-line message of a command that must fail, run in this process."""
-    with pytest.raises((Exception, SystemExit)) as error:
-        here(command, *arguments)
-    assert not isinstance(error.value, (AttributeError, TypeError, KeyError, IndexError)), repr(error.value)
-    said = str(error.value)
-    assert said and "\n" not in said.strip(), said
-    return said
 
 
 def process(command: str, *arguments) -> subprocess.CompletedProcess:

@@ -2,33 +2,22 @@
 
 The stand-in sees everything that a batch has and costs nothing; BANG's own model is tested with its loss.
 """
-import contextlib
-import io
 import json
 import random
 import re
-import sys
 from pathlib import Path
-from unittest import mock
 
-import fairseq_cli.generate
-import fairseq_cli.preprocess
-import fairseq_cli.train
-import fairseq_cli.validate
 import pytest
 import torch
 import torch.nn as nn
 from conftest import ROOT
 from fairseq.data import data_utils
 from fairseq.models import BaseFairseqModel, register_model, register_model_architecture
+from in_process import here, refusal
 
 from nar_plugins.data.dictionary import load_dictionary
 
 USER_DIR = ROOT / "nar_plugins"
-MAINS = {
-    "fairseq-train": fairseq_cli.train, "fairseq-preprocess": fairseq_cli.preprocess,
-    "fairseq-validate": fairseq_cli.validate, "fairseq-generate": fairseq_cli.generate,
-}  # fmt: skip
 TASK = ("--user-dir", USER_DIR, "--task", "bang_pretraining", "--cpu")
 TRAIN = (*TASK, "--arch", "span_stand_in", "--criterion", "cross_entropy", "--optimizer", "adam", "--lr", "1e-2",
          "--max-tokens", "300", "--tokens-per-sample", "100", "--seed", "3", "--num-workers", "0", "--no-progress-bar",
@@ -69,25 +58,6 @@ class SpanStandIn(BaseFairseqModel):
 @register_model_architecture("span_stand_in", "span_stand_in")
 def span_stand_in(args):
     pass
-
-
-def here(command: str, *arguments) -> str:
-    """Run a command in this process; what it prints."""
-    out = io.StringIO()
-    with mock.patch.object(sys, "argv", [command, *map(str, arguments)]), contextlib.redirect_stdout(out):
-        with contextlib.redirect_stderr(out):
-            MAINS[command].cli_main()
-    return out.getvalue()
-
-
-def refusal(command: str, *arguments) -> str:
-    """The one-line message of a command that must fail."""
-    with pytest.raises((Exception, SystemExit)) as error:
-        here(command, *arguments)
-    assert not isinstance(error.value, (AttributeError, TypeError, KeyError, IndexError)), repr(error.value)
-    said = str(error.value)
-    assert said and "\n" not in said.strip(), said
-    return said
 
 
 def text(lines: int, seed: int, prefix: str = "w") -> str:

@@ -6,22 +6,11 @@ import pytest
 import torch
 from conftest import SHARED, hypotheses, run
 from fairseq import checkpoint_utils, tasks
-from fairseq.models import ARCH_MODEL_REGISTRY
 
 from nar_plugins.cli import convert
 from nar_plugins.export.bang import check_names, expected_names, rename_bang, shape_flags
 
 MASK_ROW = "decoder.ngram_input_embed.weight"
-needs_model = pytest.mark.skipif("bang_base" not in ARCH_MODEL_REGISTRY, reason="the model bang is not registered")
-
-
-@pytest.fixture(scope="module")
-def weights():
-    path = SHARED / "bang_release" / "tiny.npz"
-    if not path.exists():
-        pytest.skip("no bang_release beside the project")
-    release = np.load(path, allow_pickle=False)
-    return {key[len("model."):]: torch.tensor(release[key]) for key in release.files if key.startswith("model.")}
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +19,11 @@ def release():
     if not path.exists():
         pytest.skip("no bang_release beside the project")
     return np.load(path, allow_pickle=False)
+
+
+@pytest.fixture(scope="module")
+def weights(release):
+    return {key[len("model."):]: torch.tensor(release[key]) for key in release.files if key.startswith("model.")}
 
 
 @pytest.fixture
@@ -125,7 +119,6 @@ def load(folder):
     return models[0].eval(), task
 
 
-@needs_model
 def test_a_converted_checkpoint_has_the_releases_encoder(official, release, tmp_path):
     convert.main(official())
     model, task = load(tmp_path / "new")
@@ -138,14 +131,12 @@ def test_a_converted_checkpoint_has_the_releases_encoder(official, release, tmp_
     torch.testing.assert_close(states[real].double(), torch.tensor(release["encoder_out"])[real], rtol=0, atol=1e-5)
 
 
-@needs_model
 def test_official_nar_hides_the_start_token(official, tmp_path):
     convert.main([*official(), "--official-nar"])
     model, _ = load(tmp_path / "new")
     assert not model.args.nar_sees_bos
 
 
-@needs_model
 def test_a_converted_checkpoint_through_the_stock_commands(official, tmp_path):
     """fairseq-train --finetune-from-model and fairseq-generate take it."""
     convert.main(official())

@@ -1,0 +1,36 @@
+"""fairseq's commands in this process: starting one as a real process takes four seconds."""
+import contextlib
+import io
+import sys
+from unittest import mock
+
+import fairseq_cli.generate
+import fairseq_cli.interactive
+import fairseq_cli.preprocess
+import fairseq_cli.train
+import fairseq_cli.validate
+import pytest
+
+MAINS = {
+    "fairseq-train": fairseq_cli.train, "fairseq-generate": fairseq_cli.generate, "fairseq-validate": fairseq_cli.validate,
+    "fairseq-interactive": fairseq_cli.interactive, "fairseq-preprocess": fairseq_cli.preprocess,
+}  # fmt: skip
+
+
+def here(command: str, *arguments) -> str:
+    """Run a command in this process; what it prints."""
+    out = io.StringIO()
+    with mock.patch.object(sys, "argv", [command, *map(str, arguments)]), contextlib.redirect_stdout(out):
+        with contextlib.redirect_stderr(out):
+            MAINS[command].cli_main()
+    return out.getvalue()
+
+
+def refusal(command: str, *arguments) -> str:
+    """The one-line message of a command that must fail, run in this process."""
+    with pytest.raises((Exception, SystemExit)) as error:
+        here(command, *arguments)
+    assert not isinstance(error.value, (AttributeError, TypeError, KeyError, IndexError)), repr(error.value)
+    said = str(error.value)
+    assert said and "\n" not in said.strip(), said
+    return said
