@@ -29,7 +29,9 @@ class BangBlocks:
         """The cache of a batch."""
         return self.decoder.start(encoder_out)
 
-    def __call__(self, tokens: Tensor, first: Tensor, last: int, longest: int, cache, weights: bool = False) -> tuple:
+    def __call__(
+        self, tokens: Tensor, first: Tensor, least: int, last: int, longest: int, cache, weights: bool = False
+    ) -> tuple:
         """Features (B, m, masks * D) of the tokens (B, m) at positions from ``first`` (B,) on, and no attention."""
         if weights:
             raise ValueError("--print-alignment: a bang model is verified without attention weights; use --bang-policy ar")

@@ -254,7 +254,9 @@ class BlockwiseGenerator:
         model's features (b, m, D), and the attention (b, m, S) where it is asked for."""
         lprobs, features, attentions = [], [], []
         for decoder, cache in zip(self.decoders, batch.caches):
-            x, attention = decoder(block, batch.lengths, batch.longest, batch.limit, cache, batch.attention is not None)
+            x, attention = decoder(
+                block, batch.lengths, batch.shortest, batch.longest, batch.limit, cache, batch.attention is not None
+            )
             logits = decoder.logits(x)
             if self.options.temperature != 1:
                 logits = logits / self.options.temperature

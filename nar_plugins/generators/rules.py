@@ -39,7 +39,9 @@ class GreedyRules:
             first, last: no step is below or above them, as far as the host knows.
             prefix: (b, P) int64, padded, what every output begins with.
         """
-        lprobs.masked_fill_(lprobs.isnan(), -math.inf)
+        broken = lprobs[..., :1].isnan()  # a softmax with one NaN is NaN everywhere
+        if broken.device.type != "cpu" or broken.any():
+            lprobs.masked_fill_(broken, -math.inf)
         lprobs[..., self.pad] = -math.inf
         lprobs[..., self.unk] -= self.options.unkpen
         if last >= limit:

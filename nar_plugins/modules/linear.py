@@ -1,22 +1,26 @@
 """Linear layers by oneDNN while decoding in float32 on a CPU.
 
 PyTorch gives float32 products on CPUs to MKL, whose kernels use half of what an AMD processor can do: oneDNN, which PyTorch
-carries too, was measured 2.3 times faster on one (``scripts/bench_against_stock.py``) and as fast elsewhere.
+carries too, was measured 2.3 times faster on one (``scripts/bench_against_stock.py``) and as fast elsewhere. A call of it
+costs some 15 us more, though, which is several times the product itself where a small model decodes one sentence.
 """
 from contextlib import contextmanager
 from functools import partial
 
 import torch
 import torch.nn as nn
+import torch.nn.functional as F
 from torch import Tensor
 
 
+SMALL = 1 << 20  # multiplications; below it MKL is done before oneDNN has begun (measured on one core)
 CPU_ROWS = 64  # rows of logits made and reduced at a time on a CPU, so that they stay in its cache
 
 
 @contextmanager
 def fast_linear(models, dtype: torch.dtype):
-    """Within it the linear layers of ``models`` are computed by oneDNN where that can be: float32, CPU, no gradients.
+    """Within it large products of the linear layers of ``models`` are computed by oneDNN where that can be: float32, CPU, no
+    gradients.
 
     The weights stay where they are, so nothing has to be kept up to date while the models train in between.
 
@@ -38,4 +42,6 @@ def fast_linear(models, dtype: torch.dtype):
 
 def onednn_linear(layer: nn.Linear, x: Tensor) -> Tensor:
     """(..., in) -> (..., out)."""
+    if x.numel() * layer.out_features < SMALL:
+        return F.linear(x, layer.weight, layer.bias)
     return torch.ops.mkldnn._linear_pointwise(x, layer.weight, layer.bias, "none", [], "")
