@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 import nar_plugins  # noqa: F401  (registers the task before the flags are parsed)
+from nar_plugins.measure import plots
 from nar_plugins.measure.quality import score
 from nar_plugins.measure.speed import System, sentences_per_second
 
@@ -29,6 +30,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--reference", type=Path, nargs="+", default=[], help="reference texts (default: the data's targets)")
     parser.add_argument("--batch-sizes", default="1,32", help="batch sizes to time")
     parser.add_argument("--sentences", default="100,0", help="how many sentences to time at each batch size (0: all)")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw BLEU against passes, too (.png, .pdf, .svg)")
     parser.add_argument("--repeats", type=int, default=3, help="timings of each; the median counts")
     return parser
 
@@ -41,6 +43,8 @@ def main(argv=None) -> None:
     if len(sizes) != len(counts):
         sys.exit("nar-bench: --sentences needs one number for every one of --batch-sizes")
     try:
+        if args.plot:
+            plots.need_matplotlib()
         systems = [
             System(name, path, args.data, [*shlex.split(args.flags), *shlex.split(flags)]) for name, path, flags in args.system
         ]
@@ -52,18 +56,25 @@ def main(argv=None) -> None:
     qualities = [score(output.text, references) for output in outputs]
     speeds = [sentences_per_second(systems, size, count, args.repeats) for size, count in zip(sizes, counts)]
     table(systems, outputs, qualities, sizes, speeds)
+    if args.plot:
+        points = [plots.Point(s.name, o.passes, q.bleu) for s, o, q in zip(systems, outputs, qualities)]
+        plots.quality_against_passes(points, "BLEU", args.plot)
+        print(f"plot: {args.plot}")
 
 
 def table(systems, outputs, qualities, sizes, speeds) -> None:
     """A Markdown table, with what is needed to compare it with another."""
     first = [f"{system.name}" for system in systems[:2]]
-    heads = ["system", "BLEU", "chrF", "passes"]
-    heads += [f"sent/s, batch {size}" for size in sizes] + [f"x {name}, batch {size}" for name in first for size in sizes]
+    masked = any(output.wasted is not None for output in outputs)
+    heads = ["system", "BLEU", "chrF", "passes"] + ["masks wasted"] * masked
+    heads += [f"{unit}, batch {size}" for unit in ("sent/s", "ms/sent") for size in sizes]
+    heads += [f"x {name}, batch {size}" for name in first for size in sizes]
     rows = []
     for i, (system, output, quality) in enumerate(zip(systems, outputs, qualities)):
         ratios = [f"{speed[i] / speed[base]:.2f}" for base in range(len(first)) for speed in speeds]
-        rows.append([system.name, f"{quality.bleu:.1f}", f"{quality.chrf:.1f}", f"{output.passes:.1f}",
-                     *(f"{speed[i]:.1f}" for speed in speeds), *ratios])  # fmt: skip
+        wasted = ["-" if output.wasted is None else f"{100 * output.wasted:.0f} %"] * masked
+        rows.append([system.name, f"{quality.bleu:.1f}", f"{quality.chrf:.1f}", f"{output.passes:.1f}", *wasted,
+                     *(f"{speed[i]:.1f}" for speed in speeds), *(f"{1000 / speed[i]:.1f}" for speed in speeds), *ratios])  # fmt: skip
     widths = [max(len(row[c]) for row in [heads, *rows]) for c in range(len(heads))]
     print()
     for row in [heads, ["-" * w for w in widths], *rows]:

@@ -123,7 +123,7 @@ class BlockwiseGenerator:
                              f"{self.drafter.most + 1} tokens")  # fmt: skip
         if str(config.accept) != "exact" or config.min_block > 1:
             logger.warning("blockwise accepts what greedy search would not say: the output is not that of greedy search")
-        self.statistics = {"calls": 0, "sentences": 0, "first": 0, "accepted": Counter()}
+        self.statistics = {"calls": 0, "sentences": 0, "first": 0, "tokens": 0, "masks": 0, "accepted": Counter()}
         weakref.finalize(self, report, self.statistics)  # at the end of the run, however it is driven
 
     def choose_drafter(self, dictionary, model) -> Drafter:
@@ -199,6 +199,7 @@ class BlockwiseGenerator:
         proposals = size.wanted(len(batch.rows), batch.limit - batch.shortest - 1)
         self.drafter.ahead(proposals)
         block = torch.cat([batch.last, batch.drafts], 1)
+        self.statistics["masks"] += block.numel() * self.decoders[0].masks
         offsets = torch.arange(block.size(1), device=block.device)
         steps = batch.lengths.unsqueeze(1) + offsets  # index of the token that each position decides
         lprobs, features, attention = self.call(batch, block)
@@ -305,6 +306,7 @@ class BlockwiseGenerator:
                 extra = dict(attention=weights.t(), alignment=extract(weights, source[b], text, self.pad, self.eos))
             found.append([greedy_hypothesis(text, scores[b, :size], accepted, self.options, **extra)])
             self.statistics["first"] += accepted[0]
+            self.statistics["tokens"] += size
             self.statistics["accepted"].update(accepted[1:])
         self.statistics["calls"] += len(batch.accepted)
         self.statistics["sentences"] += len(found)
@@ -343,14 +345,14 @@ def refuse_options(options: Namespace, config, rescorer) -> None:
 
 def report(statistics: Dict) -> None:
     """The log's line at the end of a run."""
-    accepted, sentences = statistics["accepted"], statistics["sentences"]
+    accepted, sentences, tokens = statistics["accepted"], statistics["sentences"], statistics["tokens"]
     if not sentences:
         return
-    calls, tokens = sum(accepted.values()), sum(size * times for size, times in accepted.items())
-    blocks = f"{tokens / calls:.2f}" if calls else "none"
+    calls = sum(accepted.values())
+    blocks = f"{(tokens - statistics['first']) / calls:.2f}" if calls else "none"
     histogram = " ".join(f"{size}:{accepted[size]}" for size in sorted(accepted))
     logger.info(
         f"blockwise: {sentences} sentences, {statistics['calls']} decoder calls; "
-        f"{(tokens + statistics['first']) / (calls + sentences):.2f} tokens a call of a sentence; "
+        f"{tokens / (calls + sentences):.2f} tokens a call of a sentence; "
         f"mean accepted block {blocks} after the first call (tokens:calls {histogram})"
     )

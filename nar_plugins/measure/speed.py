@@ -1,7 +1,7 @@
 """Sentences a second of several systems, side by side in one process."""
 import statistics
 import time
-from typing import Dict, List, NamedTuple, Sequence
+from typing import Dict, List, NamedTuple, Optional, Sequence
 
 import torch
 from fairseq import checkpoint_utils, options, tasks, utils
@@ -13,6 +13,7 @@ class Output(NamedTuple):
 
     text: List[str]
     passes: float
+    wasted: Optional[float]  # the share of the masks whose tokens were not kept, 0 to 1; None: it asks no masks
 
 
 class System:
@@ -70,12 +71,15 @@ class System:
             torch.cuda.synchronize()
 
     def output(self, size: int = 32) -> Output:
-        """Text and passes of the whole split."""
+        """Text, passes and wasted masks of the whole split."""
+        before = dict(getattr(self.generator, "statistics", {}))
         found = dict(self.decode(self.batches(size)))
+        after = getattr(self.generator, "statistics", {})
+        masks, tokens = (after.get(name, 0) - before.get(name, 0) for name in ("masks", "tokens"))
         best = [found[i][0] for i in range(len(self.dataset))]
         # an autoregressive search calls its decoder once a token
         passes = statistics.mean(h.get("steps", len(h["tokens"])) for h in best)
-        return Output([self.string(h["tokens"]) for h in best], passes)
+        return Output([self.string(h["tokens"]) for h in best], passes, 1 - tokens / masks if masks else None)
 
     def reference(self) -> List[str]:
         """The split's own targets as text."""

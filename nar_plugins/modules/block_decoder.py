@@ -74,6 +74,8 @@ class BlockDecoder:
         ValueError: its layers are not the stock Transformer's; the message says what differs.
     """
 
+    masks = 0  # after every token; a BANG decoder's ``BangBlocks`` has them
+
     def __init__(self, decoder):
         refuse_other_decoders(decoder)
         self.decoder = decoder
