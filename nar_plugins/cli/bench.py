@@ -57,13 +57,16 @@ def main(argv=None) -> None:
 def table(systems, outputs, qualities, sizes, speeds) -> None:
     """A Markdown table, with what is needed to compare it with another."""
     first = [f"{system.name}" for system in systems[:2]]
-    heads = ["system", "BLEU", "chrF", "passes"]
-    heads += [f"sent/s, batch {size}" for size in sizes] + [f"x {name}, batch {size}" for name in first for size in sizes]
+    masked = any(output.wasted is not None for output in outputs)  # a column only where it says something
+    heads = ["system", "BLEU", "chrF", "passes", *["masks wasted"] * masked]
+    heads += [f"{unit}, batch {size}" for unit in ("sent/s", "ms/sentence", *(f"x {name}" for name in first)) for size in sizes]
     rows = []
     for i, (system, output, quality) in enumerate(zip(systems, outputs, qualities)):
         ratios = [f"{speed[i] / speed[base]:.2f}" for base in range(len(first)) for speed in speeds]
-        rows.append([system.name, f"{quality.bleu:.1f}", f"{quality.chrf:.1f}", f"{output.passes:.1f}",
-                     *(f"{speed[i]:.1f}" for speed in speeds), *ratios])  # fmt: skip
+        wasted = "-" if output.wasted is None else f"{output.wasted:.0%}"
+        rows.append([system.name, f"{quality.bleu:.1f}", f"{quality.chrf:.1f}", f"{output.passes:.1f}", *[wasted] * masked,
+                     *(f"{speed[i]:.1f}" for speed in speeds), *(f"{1000 / speed[i]:.1f}" for speed in speeds),
+                     *ratios])  # fmt: skip
     widths = [max(len(row[c]) for row in [heads, *rows]) for c in range(len(heads))]
     print()
     for row in [heads, ["-" * w for w in widths], *rows]:

@@ -1,0 +1,61 @@
+"""The table of nar-bench, and what a decoding counts for it."""
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from nar_plugins.cli import bench
+from nar_plugins.measure.quality import score
+from nar_plugins.measure.speed import Output, System
+
+QUALITY = score(["a b c d e"], [["a b c d e"]])
+
+
+def table(capsys, *outputs) -> list:
+    """Row -> heading -> cell, of systems with 4 and 50 sentences a second (batch 1), 20 and 100 (batch 32)."""
+    systems = [SimpleNamespace(name=f"system {i}", cuda=False) for i in range(2)]
+    bench.table(systems, outputs, [QUALITY] * 2, [1, 32], [[4.0, 50.0], [20.0, 100.0]])
+    lines = [line.strip("| ") for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    heads, _, *rows = ([cell.strip() for cell in line.split(" | ")] for line in lines)
+    return [dict(zip(heads, row)) for row in rows]
+
+
+def test_milliseconds_a_sentence_follow_from_the_speed(capsys):
+    first, second = table(capsys, Output(["a"], 9), Output(["a"], 3))
+    assert [first[f"ms/sentence, batch {size}"] for size in (1, 32)] == ["250.0", "50.0"]
+    assert [second[f"ms/sentence, batch {size}"] for size in (1, 32)] == ["20.0", "10.0"]
+    assert second["x system 0, batch 1"] == "12.50" and second["sent/s, batch 32"] == "100.0"
+
+
+def test_wasted_masks_have_a_column_where_a_system_counts_them(capsys):
+    assert [row["masks wasted"] for row in table(capsys, Output(["a"], 9), Output(["a"], 3, 0.256))] == ["-", "26%"]
+    assert all("masks wasted" not in row for row in table(capsys, Output(["a"], 9), Output(["a"], 3)))
+
+
+class StandIn(System):
+    """Two sentences; a decoding counts as its generator does."""
+
+    def __init__(self, **counts):
+        self.dataset = [0, 1]
+        self.generator = SimpleNamespace(statistics=counts)
+
+    def batches(self, size, sentences=0):
+        return []
+
+    def decode(self, batches):
+        counts = self.generator.statistics
+        for name, more in (("masks", 40), ("tokens", 10)):
+            if name in counts:
+                counts[name] += more
+        return [(i, [{"tokens": torch.tensor([4, 2]), "steps": 5}]) for i in (1, 0)]
+
+    def string(self, tokens):
+        return "text"
+
+
+@pytest.mark.parametrize("counts, wasted", [
+    (dict(masks=0, tokens=0), 0.75), (dict(masks=1000, tokens=1000), 0.75),  # what it decoded before does not count
+    (dict(tokens=5), None), ({}, None),
+])  # fmt: skip
+def test_wasted_masks_are_those_of_the_decoding(counts, wasted):
+    assert StandIn(**counts).output() == Output(["text", "text"], 5, wasted)
