@@ -21,6 +21,7 @@ setup(
     ],
     extras_require={
         "dev": ["pytest"],
+        "plots": ["matplotlib"],  # nar-bench --plot
         "qg": ["nltk", "rouge-score"],  # examples/squad_qg/score.py: METEOR and ROUGE-L
     },
     entry_points={

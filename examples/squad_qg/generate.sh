@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Decode SQuAD's test sentences with every policy, from one checkpoint: bash examples/squad_qg/generate.sh [MODELS] [WORK]
-# Prints quality (score.py; needs pip install -e ".[qg]"), then passes and speed (nar-bench), for every policy and for
-# adaptive as tau moves.
+# Prints quality (score.py; needs pip install -e ".[qg]"), then passes, masks wasted and speed (nar-bench), for every policy
+# and for adaptive as tau moves; where matplotlib is (".[plots]"), WORK/tau.png shows BLEU against passes.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/../.." && pwd)
 models=${1:-bang,bang-pt}
@@ -34,4 +34,7 @@ for model in ${models//,/ }; do
     for theta in -0.5 -1.5; do add "$model, cascade $theta" "$model" "--bang-policy cascade --bang-theta=$theta"; done
 done
 "$bin/python" "$root/examples/squad_qg/score.py" "$work/test.question" "${outputs[@]}" --sources "$work/test.sentence"
-"$bin/nar-bench" "$work/bin" --flags "$common" --reference "$work/test.question" --sentences 50,320 "${rows[@]}"
+plot=()
+if "$bin/python" -c "import matplotlib" 2> /dev/null; then plot=(--plot "$work/tau.png"); fi
+"$bin/nar-bench" "$work/bin" --flags "$common" --reference "$work/test.question" --sentences 50,320 \
+    "${rows[@]}" ${plot[@]+"${plot[@]}"}

@@ -6,6 +6,7 @@ Example (the first system is what the others' speed is divided by):
 """
 import argparse
 import logging
+import re
 import shlex
 import sys
 import warnings
@@ -14,6 +15,7 @@ from pathlib import Path
 import torch
 
 import nar_plugins  # noqa: F401  (registers the task before the flags are parsed)
+from nar_plugins.measure.plots import Row, check_plot, quality_against_passes
 from nar_plugins.measure.quality import score
 from nar_plugins.measure.speed import System, sentences_per_second
 
@@ -30,6 +32,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--batch-sizes", default="1,32", help="batch sizes to time")
     parser.add_argument("--sentences", default="100,0", help="how many sentences to time at each batch size (0: all)")
     parser.add_argument("--repeats", type=int, default=3, help="timings of each; the median counts")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw BLEU against passes, a line through the systems whose "
+                        "names differ in a last number only (.png, .pdf, .svg; needs matplotlib)")  # fmt: skip
     return parser
 
 
@@ -41,6 +45,8 @@ def main(argv=None) -> None:
     if len(sizes) != len(counts):
         sys.exit("nar-bench: --sentences needs one number for every one of --batch-sizes")
     try:
+        if args.plot:
+            check_plot(args.plot)  # now, not after the minutes of measuring
         systems = [
             System(name, path, args.data, [*shlex.split(args.flags), *shlex.split(flags)]) for name, path, flags in args.system
         ]
@@ -52,6 +58,14 @@ def main(argv=None) -> None:
     qualities = [score(output.text, references) for output in outputs]
     speeds = [sentences_per_second(systems, size, count, args.repeats) for size, count in zip(sizes, counts)]
     table(systems, outputs, qualities, sizes, speeds)
+    if args.plot:
+        rows = [Row(s.name, o.passes, q.bleu, group(s.name)) for s, o, q in zip(systems, outputs, qualities)]
+        quality_against_passes(rows, args.plot)
+
+
+def group(name: str) -> str:
+    """A system's name without a number at its end: "adaptive 0.9" is one of "adaptive", "R = 4" one of "R"."""
+    return re.sub(r"[ =]+-?\d+(\.\d+)?$", "", name)
 
 
 def table(systems, outputs, qualities, sizes, speeds) -> None:

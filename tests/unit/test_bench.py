@@ -1,10 +1,13 @@
-"""The table of nar-bench, and what a decoding counts for it."""
+"""The table and the plot of nar-bench, and what a decoding counts for them."""
+import logging
+import sys
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from nar_plugins.cli import bench
+from nar_plugins.measure.plots import Row, groups, quality_against_passes
 from nar_plugins.measure.quality import score
 from nar_plugins.measure.speed import Output, System
 
@@ -59,3 +62,46 @@ class StandIn(System):
 ])  # fmt: skip
 def test_wasted_masks_are_those_of_the_decoding(counts, wasted):
     assert StandIn(**counts).output() == Output(["text", "text"], 5, wasted)
+
+
+# -- the plot ----------------------------------------------------------------------------------------------------------
+
+
+def test_systems_whose_names_differ_in_a_last_number_are_a_group():
+    names = ["adaptive 0.9", "adaptive 0.5", "cascade -0.5", "CMLM, R = 4", "CMLM, R = 10", "AR greedy", "NAT"]
+    assert [bench.group(name) for name in names] == ["adaptive", "adaptive", "cascade", "CMLM, R", "CMLM, R", "AR greedy", "NAT"]
+
+
+ROWS = [Row("ar", 9, 30, "ar"), Row("tau 0.9", 5, 29, "tau"), Row("tau 0.1", 1, 20, "tau"), Row("tau 0.5", 3, 25, "tau")]
+
+
+def test_a_group_goes_from_few_passes_to_many():
+    assert groups(ROWS) == {"ar": ROWS[:1], "tau": [ROWS[2], ROWS[3], ROWS[1]]}
+
+
+def test_the_plot_has_every_point_and_a_line_a_group(tmp_path):
+    pytest.importorskip("matplotlib")
+    (axes,) = quality_against_passes(ROWS, tmp_path / "plot.png").axes
+    assert [line.get_xydata().tolist() for line in axes.lines] == [[[9, 30]], [[1, 20], [3, 25], [5, 29]]]
+    assert [text.get_text() for text in axes.texts] == ["0.1", "0.5", "0.9"]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["ar", "tau"]
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+
+
+def refusal(plot) -> str:
+    """What nar-bench says of ``--plot`` before it looks at the data, which are not there."""
+    with pytest.raises(SystemExit) as error:
+        bench.main(["no-data", "--system", "a", "no.pt", "", "--plot", str(plot)])
+    logging.disable(logging.NOTSET)  # main silences the log of its process
+    return error.value.code
+
+
+def test_no_matplotlib_is_said_before_the_measuring(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert refusal(tmp_path / "plot.png") == "nar-bench: --plot needs matplotlib: pip install 'nar-plugins[plots]'"
+
+
+def test_a_plot_that_cannot_be_written_is_refused_before_the_measuring(tmp_path):
+    pytest.importorskip("matplotlib")
+    assert "the name must end in one of" in refusal(tmp_path / "plot.xyz")
+    assert f"no folder '{tmp_path / 'no'}'" in refusal(tmp_path / "no" / "plot.png")
