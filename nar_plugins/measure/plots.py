@@ -36,13 +36,17 @@ def groups(rows: Sequence[Row]) -> Dict[str, List[Row]]:
 
 def quality_against_passes(rows: Sequence[Row], path: Path, quality: str = "BLEU"):
     """Draw every row as a point, and a line through those of a group; returns the figure."""
+    from matplotlib import colormaps
     from matplotlib.figure import Figure  # without pyplot, which keeps figures and looks for a display
 
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.add_subplot()
+    axes.set_prop_cycle(color=colormaps["tab20"].colors)  # two models by every policy are more than ten groups
     for group, members in groups(rows).items():
-        axes.plot([row.passes for row in members], [row.quality for row in members], marker="o", label=group)
-        for row in members if len(members) > 1 else ():  # a lone point is named by the legend
+        alone = len(members) == 1
+        label = members[0].name if alone else group
+        axes.plot([row.passes for row in members], [row.quality for row in members], marker="o", label=label)
+        for row in () if alone else members:  # a lone point is named in the legend
             text = row.name.removeprefix(group).strip(" ,=")
             axes.annotate(text, (row.passes, row.quality), xytext=(4, 4), textcoords="offset points", fontsize="small")
     axes.set_xlabel("decoder passes a sentence")

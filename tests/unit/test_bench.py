@@ -72,11 +72,11 @@ def test_systems_whose_names_differ_in_a_last_number_are_a_group():
     assert [bench.group(name) for name in names] == ["adaptive", "adaptive", "cascade", "CMLM, R", "CMLM, R", "AR greedy", "NAT"]
 
 
-ROWS = [Row("ar", 9, 30, "ar"), Row("tau 0.9", 5, 29, "tau"), Row("tau 0.1", 1, 20, "tau"), Row("tau 0.5", 3, 25, "tau")]
+ROWS = [Row("ar, beam 5", 9, 30, "ar, beam"), Row("tau 0.9", 5, 29, "tau"), Row("tau 0.1", 1, 20, "tau"), Row("tau 0.5", 3, 25, "tau")]
 
 
 def test_a_group_goes_from_few_passes_to_many():
-    assert groups(ROWS) == {"ar": ROWS[:1], "tau": [ROWS[2], ROWS[3], ROWS[1]]}
+    assert groups(ROWS) == {"ar, beam": ROWS[:1], "tau": [ROWS[2], ROWS[3], ROWS[1]]}
 
 
 def test_the_plot_has_every_point_and_a_line_a_group(tmp_path):
@@ -84,7 +84,7 @@ def test_the_plot_has_every_point_and_a_line_a_group(tmp_path):
     (axes,) = quality_against_passes(ROWS, tmp_path / "plot.png").axes
     assert [line.get_xydata().tolist() for line in axes.lines] == [[[9, 30]], [[1, 20], [3, 25], [5, 29]]]
     assert [text.get_text() for text in axes.texts] == ["0.1", "0.5", "0.9"]
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["ar", "tau"]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["ar, beam 5", "tau"]
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
 
 
