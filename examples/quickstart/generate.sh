@@ -2,7 +2,7 @@
 # fairseq-generate for the trained models, then the table: bash examples/quickstart/generate.sh [MODELS] [WORK]
 set -euo pipefail
 root=$(cd "$(dirname "$0")/../.." && pwd)
-models=${1:-ar,blockwise,cmlm,nat,ctc}
+models=${1:-ar,blockwise,cmlm,nat,ctc,bang}
 work=${2:-$root/work/quickstart}
 bin=${VENV:-$root/.venv}/bin
 
@@ -23,6 +23,10 @@ for model in ${models//,/ }; do
                      --system "CMLM, confidence" "$checkpoint" "--schedule confidence") ;;
         nat) rows+=(--system "NAT, fertilities" "$checkpoint" ""
                     --system "NAT, NPD 10" "$checkpoint" "--generator noisy_parallel --rescorer $work/ar/checkpoint_last.pt") ;;
+        bang) length="--max-len-a 1.5 --max-len-b 10"  # one pass computes a mask for every token that there may be
+              rows+=(--system "BANG, adaptive" "$checkpoint" "--bang-policy adaptive $length"
+                     --system "BANG, one pass" "$checkpoint" "--bang-policy nar $length"
+                     --system "BANG, greedy" "$checkpoint" "--bang-policy ar --beam 1 $length") ;;
         ctc) rows+=(--system "NAT, CTC + glancing" "$checkpoint" "") ;;
     esac
 done
