@@ -23,10 +23,10 @@ for model in ${models//,/ }; do
                      --system "CMLM, confidence" "$checkpoint" "--schedule confidence") ;;
         nat) rows+=(--system "NAT, fertilities" "$checkpoint" ""
                     --system "NAT, NPD 10" "$checkpoint" "--generator noisy_parallel --rescorer $work/ar/checkpoint_last.pt") ;;
-        bang) length="--max-len-a 1.5 --max-len-b 10"  # as many masks are made for all at once
-              rows+=(--system "BANG, greedy" "$checkpoint" "--bang-policy ar --beam 1 $length"
-                     --system "BANG, adaptive" "$checkpoint" "--bang-policy adaptive $length"
-                     --system "BANG, one pass" "$checkpoint" "--bang-policy nar $length") ;;
+        bang) length="--max-len-a 1.5 --max-len-b 10"  # one pass computes a mask for every token that there may be
+              rows+=(--system "BANG, adaptive" "$checkpoint" "--bang-policy adaptive $length"
+                     --system "BANG, one pass" "$checkpoint" "--bang-policy nar $length"
+                     --system "BANG, greedy" "$checkpoint" "--bang-policy ar --beam 1 $length") ;;
         ctc) rows+=(--system "NAT, CTC + glancing" "$checkpoint" "") ;;
     esac
 done

@@ -5,13 +5,13 @@
 #   cmlm  Mask-Predict, in fairseq's form, which is the teacher's own
 #   nat   NAT with fertilities, positional attention and diagonal mask
 #   ctc   vanilla NAT with latent alignments and glancing
-#   bang  BANG: one token a pass, all at once, or as many as it is sure of, chosen when decoding
+#   bang  BANG, trained from nothing: one checkpoint for one token a pass, all at once and what is between
 #   blockwise  the teacher itself with four proposal heads, which alone are trained: its own words, faster
 # A second run continues where the first one stopped, and does nothing when it was done.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/../.." && pwd)
-models="ar, cmlm, nat, ctc, bang or blockwise"
-model=${1:?$models}
+names="ar, cmlm, nat, ctc, bang or blockwise"
+model=${1:?$names}
 work=${2:-$root/work/quickstart}
 bin=${VENV:-$root/.venv}/bin
 
@@ -29,9 +29,9 @@ case $model in
     ctc) what=(--arch nat --ctc --upsample 2 --glancing 0.5:0.3@300 "${taught[@]}"); updates=300 ;;
     blockwise) what=(--arch blockwise --block-size 4 --block-head diag --freeze-base --finetune-from-model "$teacher"
                      --criterion blockwise_loss --block-loss mean); updates=200 ;;
-    bang) what=(--arch bang --max-source-positions 256 --max-target-positions 256 --criterion bang_loss --bang-rows sample:2)
-          updates=500 ;;
-    *) echo "train.sh: no model '$model': $models" >&2; exit 2 ;;
+    bang) what=(--arch bang --max-source-positions 256 --max-target-positions 256
+                --criterion bang_loss --bang-rows sample:2); updates=400 ;;
+    *) echo "train.sh: no model '$model': $names" >&2; exit 2 ;;
 esac
 [ "$model" = ar ] || [ -e "$teacher" ] || { echo "train.sh: $model needs the teacher $teacher: train ar first" >&2; exit 2; }
 if [ -e "$work/$model/done" ]; then echo "$model: trained already"; exit 0; fi

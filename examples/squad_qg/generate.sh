@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Decode SQuAD's test sentences with every policy, from one checkpoint: bash examples/squad_qg/generate.sh [MODELS] [WORK]
-# Prints quality (score.py), then passes, speed and the share of masks wasted (nar-bench), for every policy and for adaptive as
-# tau moves; with matplotlib WORK/tau.png shows quality against passes. Needs pip install -e ".[qg,plots]".
+# Prints quality (score.py; needs pip install -e ".[qg]"), then passes, masks wasted and speed (nar-bench), for every policy
+# and for adaptive as tau moves; where matplotlib is (".[plots]"), WORK/tau.png shows BLEU against passes.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/../.." && pwd)
 models=${1:-bang,bang-pt}
@@ -37,4 +37,4 @@ done
 plot=()
 if "$bin/python" -c "import matplotlib" 2> /dev/null; then plot=(--plot "$work/tau.png"); fi
 "$bin/nar-bench" "$work/bin" --flags "$common" --reference "$work/test.question" --sentences 50,320 \
-    "${plot[@]+"${plot[@]}"}" "${rows[@]}"
+    "${rows[@]}" ${plot[@]+"${plot[@]}"}

@@ -6,6 +6,7 @@ Example (the first system is what the others' speed is divided by):
 """
 import argparse
 import logging
+import re
 import shlex
 import sys
 import warnings
@@ -14,7 +15,7 @@ from pathlib import Path
 import torch
 
 import nar_plugins  # noqa: F401  (registers the task before the flags are parsed)
-from nar_plugins.measure import plots
+from nar_plugins.measure.plots import Row, check_plot, quality_against_passes
 from nar_plugins.measure.quality import score
 from nar_plugins.measure.speed import System, sentences_per_second
 
@@ -30,8 +31,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--reference", type=Path, nargs="+", default=[], help="reference texts (default: the data's targets)")
     parser.add_argument("--batch-sizes", default="1,32", help="batch sizes to time")
     parser.add_argument("--sentences", default="100,0", help="how many sentences to time at each batch size (0: all)")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw BLEU against passes, too (.png, .pdf, .svg)")
     parser.add_argument("--repeats", type=int, default=3, help="timings of each; the median counts")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw BLEU against passes, a line through the systems whose "
+                        "names differ in a last number only (.png, .pdf, .svg; needs matplotlib)")  # fmt: skip
     return parser
 
 
@@ -44,7 +46,7 @@ def main(argv=None) -> None:
         sys.exit("nar-bench: --sentences needs one number for every one of --batch-sizes")
     try:
         if args.plot:
-            plots.need_matplotlib()
+            check_plot(args.plot)  # now, not after the minutes of measuring
         systems = [
             System(name, path, args.data, [*shlex.split(args.flags), *shlex.split(flags)]) for name, path, flags in args.system
         ]
@@ -57,24 +59,28 @@ def main(argv=None) -> None:
     speeds = [sentences_per_second(systems, size, count, args.repeats) for size, count in zip(sizes, counts)]
     table(systems, outputs, qualities, sizes, speeds)
     if args.plot:
-        points = [plots.Point(s.name, o.passes, q.bleu) for s, o, q in zip(systems, outputs, qualities)]
-        plots.quality_against_passes(points, "BLEU", args.plot)
-        print(f"plot: {args.plot}")
+        rows = [Row(s.name, o.passes, q.bleu, group(s.name)) for s, o, q in zip(systems, outputs, qualities)]
+        quality_against_passes(rows, args.plot)
+
+
+def group(name: str) -> str:
+    """A system's name without a number at its end: "adaptive 0.9" is one of "adaptive", "R = 4" one of "R"."""
+    return re.sub(r"[ =]+-?\d+(\.\d+)?$", "", name)
 
 
 def table(systems, outputs, qualities, sizes, speeds) -> None:
     """A Markdown table, with what is needed to compare it with another."""
     first = [f"{system.name}" for system in systems[:2]]
-    masked = any(output.wasted is not None for output in outputs)
-    heads = ["system", "BLEU", "chrF", "passes"] + ["masks wasted"] * masked
-    heads += [f"{unit}, batch {size}" for unit in ("sent/s", "ms/sent") for size in sizes]
-    heads += [f"x {name}, batch {size}" for name in first for size in sizes]
+    masked = any(output.wasted is not None for output in outputs)  # a column only where it says something
+    heads = ["system", "BLEU", "chrF", "passes", *["masks wasted"] * masked]
+    heads += [f"{unit}, batch {size}" for unit in ("sent/s", "ms/sentence", *(f"x {name}" for name in first)) for size in sizes]
     rows = []
     for i, (system, output, quality) in enumerate(zip(systems, outputs, qualities)):
         ratios = [f"{speed[i] / speed[base]:.2f}" for base in range(len(first)) for speed in speeds]
-        wasted = ["-" if output.wasted is None else f"{100 * output.wasted:.0f} %"] * masked
-        rows.append([system.name, f"{quality.bleu:.1f}", f"{quality.chrf:.1f}", f"{output.passes:.1f}", *wasted,
-                     *(f"{speed[i]:.1f}" for speed in speeds), *(f"{1000 / speed[i]:.1f}" for speed in speeds), *ratios])  # fmt: skip
+        wasted = "-" if output.wasted is None else f"{output.wasted:.0%}"
+        rows.append([system.name, f"{quality.bleu:.1f}", f"{quality.chrf:.1f}", f"{output.passes:.1f}", *[wasted] * masked,
+                     *(f"{speed[i]:.1f}" for speed in speeds), *(f"{1000 / speed[i]:.1f}" for speed in speeds),
+                     *ratios])  # fmt: skip
     widths = [max(len(row[c]) for row in [heads, *rows]) for c in range(len(heads))]
     print()
     for row in [heads, ["-" * w for w in widths], *rows]:

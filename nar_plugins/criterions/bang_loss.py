@@ -9,6 +9,7 @@ from fairseq.dataclass import FairseqDataclass
 from torch import Tensor
 
 from nar_plugins.criterions.sums import Sums
+from nar_plugins.criterions.unwrap import unwrapped
 from nar_plugins.data.noise import MODE_STREAM, ROW_STREAM, uniform
 from nar_plugins.modules.cells import Cells, span_starts
 
@@ -99,7 +100,7 @@ class BangLoss(FairseqCriterion):
 
     def forward(self, model, sample, reduce=True):
         """Loss (summed), its denominator (the cells, weighted) and what to log, of one batch."""
-        plain = getattr(model, "module", model)  # under data-parallel training
+        plain = unwrapped(model)
         if not hasattr(plain, "row_sizes"):
             raise ValueError("--criterion bang_loss trains --arch bang; other models have no rows of masks")
         if "update" not in sample and (self.sampled is not None or self.nar_ratio is not None):

@@ -7,6 +7,7 @@ from fairseq.criterions import FairseqCriterion, register_criterion
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 
 from nar_plugins.criterions.sums import Sums
+from nar_plugins.criterions.unwrap import unwrapped
 from nar_plugins.data.noise import HEAD_STREAM, uniform
 
 DECAY = 0.8  # of the weights of later heads (Cai et al. 2024, Medusa)
@@ -40,7 +41,7 @@ class BlockwiseLoss(FairseqCriterion):
 
     def forward(self, model, sample, reduce=True):
         """Loss (summed), its denominator (the targets of the heads, weighted) and what to log, of one batch."""
-        plain = getattr(model, "module", model)  # under data-parallel training
+        plain = unwrapped(model)
         if not hasattr(plain, "trained_heads"):
             raise ValueError("--criterion blockwise_loss trains --arch blockwise; other models have no proposal heads")
         weights = self.weights(plain, sample)

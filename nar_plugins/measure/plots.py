@@ -1,45 +1,57 @@
-"""Plots of measured systems; needs matplotlib, the extra ``plots``."""
+"""Plots of measurements; matplotlib is the extra ``plots``."""
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Dict, List, NamedTuple
+from typing import Dict, List, NamedTuple, Sequence
 
 
-class Point(NamedTuple):
-    """One system."""
+class Row(NamedTuple):
+    """A system: its name, passes of the decoder a sentence, quality, and the group whose points a line joins."""
 
     name: str
     passes: float
     quality: float
+    group: str
 
 
-def need_matplotlib() -> None:
-    """Raise unless it is installed, before anything is measured for a plot that cannot be drawn."""
+def check_plot(path: Path) -> None:
+    """Raise, naming what is wrong, when no plot could be written to ``path``."""
     if find_spec("matplotlib") is None:
         raise ValueError("--plot needs matplotlib: pip install 'nar-plugins[plots]'")
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    kinds = FigureCanvasBase.get_supported_filetypes()
+    if path.suffix[1:].lower() not in kinds:
+        raise ValueError(f"--plot {path}: the name must end in one of {', '.join(f'.{kind}' for kind in sorted(kinds))}")
+    if not path.parent.is_dir():
+        raise ValueError(f"--plot {path}: no folder '{path.parent}'")
 
 
-def families(points: List[Point]) -> Dict[str, List[Point]]:
-    """Systems that differ in their last word only ("adaptive 0.5", "adaptive 0.9"), by passes."""
-    found: Dict[str, List[Point]] = {}
-    for point in points:
-        found.setdefault(point.name.rpartition(" ")[0] or point.name, []).append(point)
-    return {family: sorted(members, key=lambda point: point.passes) for family, members in found.items()}
+def groups(rows: Sequence[Row]) -> Dict[str, List[Row]]:
+    """Group -> its rows from the fewest passes to the most, the groups in the order of the table."""
+    found: Dict[str, List[Row]] = {}
+    for row in rows:
+        found.setdefault(row.group, []).append(row)
+    return {group: sorted(members, key=lambda row: row.passes) for group, members in found.items()}
 
 
-def quality_against_passes(points: List[Point], quality: str, path: Path) -> None:
-    """Draw the systems, those of a family joined by a line, into a file of matplotlib's kinds.
+def quality_against_passes(rows: Sequence[Row], path: Path, quality: str = "BLEU"):
+    """Draw every row as a point, and a line through those of a group; returns the figure."""
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure  # without pyplot, which keeps figures and looks for a display
 
-    Args:
-        quality: what the vertical axis is called.
-    """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 5), layout="constrained")
-    axes = figure.add_subplot(xlabel="decoder passes a sentence", ylabel=quality)
-    for family, members in families(points).items():
-        axes.plot([p.passes for p in members], [p.quality for p in members], "o-", label=family)
-        for p in members if len(members) > 1 else ():
-            place = (p.passes, p.quality)
-            axes.annotate(p.name.rpartition(" ")[2], place, (4, 4), textcoords="offset points", fontsize=8)
-    axes.legend(fontsize=8)
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_prop_cycle(color=colormaps["tab20"].colors)  # two models by every policy are more than ten groups
+    for group, members in groups(rows).items():
+        alone = len(members) == 1
+        label = members[0].name if alone else group
+        axes.plot([row.passes for row in members], [row.quality for row in members], marker="o", label=label)
+        for row in () if alone else members:  # a lone point is named in the legend
+            text = row.name.removeprefix(group).strip(" ,=")
+            axes.annotate(text, (row.passes, row.quality), xytext=(4, 4), textcoords="offset points", fontsize="small")
+    axes.set_xlabel("decoder passes a sentence")
+    axes.set_ylabel(quality)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="small")
     figure.savefig(path, dpi=150)
+    return figure

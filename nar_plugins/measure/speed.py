@@ -1,7 +1,7 @@
 """Sentences a second of several systems, side by side in one process."""
 import statistics
 import time
-from typing import Dict, List, NamedTuple, Optional, Sequence
+from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import torch
 from fairseq import checkpoint_utils, options, tasks, utils
@@ -9,11 +9,11 @@ from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 
 
 class Output(NamedTuple):
-    """What a system says: the best hypothesis of every sentence in the data's order, and passes of the decoder a sentence."""
+    """What a system says of every sentence, in the data's order, and what that took."""
 
-    text: List[str]
-    passes: float
-    wasted: Optional[float]  # the share of the masks whose tokens were not kept, 0 to 1; None: it asks no masks
+    text: List[str]  # the best hypotheses
+    passes: float  # of the decoder, a sentence
+    wasted: Optional[float] = None  # part of the computed masks whose tokens were not accepted; None without masks
 
 
 class System:
@@ -72,14 +72,18 @@ class System:
 
     def output(self, size: int = 32) -> Output:
         """Text, passes and wasted masks of the whole split."""
-        before = dict(getattr(self.generator, "statistics", {}))
+        before = self.mask_counts()
         found = dict(self.decode(self.batches(size)))
-        after = getattr(self.generator, "statistics", {})
-        masks, tokens = (after.get(name, 0) - before.get(name, 0) for name in ("masks", "tokens"))
+        masks, tokens = (after - first for after, first in zip(self.mask_counts(), before))
         best = [found[i][0] for i in range(len(self.dataset))]
         # an autoregressive search calls its decoder once a token
         passes = statistics.mean(h.get("steps", len(h["tokens"])) for h in best)
         return Output([self.string(h["tokens"]) for h in best], passes, 1 - tokens / masks if masks else None)
+
+    def mask_counts(self) -> Tuple[int, int]:
+        """Masks computed and tokens accepted so far; zeros for a generator that does not count masks."""
+        counts = getattr(self.generator, "statistics", {})
+        return (counts["masks"], counts["tokens"]) if "masks" in counts else (0, 0)
 
     def reference(self) -> List[str]:
         """The split's own targets as text."""

@@ -1,63 +1,107 @@
-"""nar-bench's table and plot, from made-up measurements."""
+"""The table and the plot of nar-bench, and what a decoding counts for them."""
+import logging
 import sys
 from types import SimpleNamespace
 
 import pytest
+import torch
 
-from nar_plugins.cli.bench import main, table
-from nar_plugins.measure.plots import Point, families, quality_against_passes
+from nar_plugins.cli import bench
+from nar_plugins.measure.plots import Row, groups, quality_against_passes
 from nar_plugins.measure.quality import score
 from nar_plugins.measure.speed import Output, System
 
 QUALITY = score(["a b c d e"], [["a b c d e"]])
 
 
-def rows(capsys, outputs) -> list:
-    systems = [SimpleNamespace(name=f"s{i}", cuda=False) for i in range(len(outputs))]
-    table(systems, outputs, [QUALITY] * len(outputs), [1, 32], [[10.0, 40.0], [100.0, 250.0]])
-    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
-    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+def table(capsys, *outputs) -> list:
+    """Row -> heading -> cell, of systems with 4 and 50 sentences a second (batch 1), 20 and 100 (batch 32)."""
+    systems = [SimpleNamespace(name=f"system {i}", cuda=False) for i in range(2)]
+    bench.table(systems, outputs, [QUALITY] * 2, [1, 32], [[4.0, 50.0], [20.0, 100.0]])
+    lines = [line.strip("| ") for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    heads, _, *rows = ([cell.strip() for cell in line.split(" | ")] for line in lines)
+    return [dict(zip(heads, row)) for row in rows]
 
 
-def test_milliseconds_ratios_and_wasted_masks(capsys):
-    heads, _, first, second = rows(capsys, [Output(["x"], 5.0, None), Output(["x"], 2.0, 0.754)])
-    assert dict(zip(heads, first))["masks wasted"] == "-"
-    found = dict(zip(heads, second))
-    assert found["masks wasted"] == "75 %" and found["passes"] == "2.0"
-    assert found["sent/s, batch 32"] == "250.0" and found["ms/sent, batch 32"] == "4.0" and found["ms/sent, batch 1"] == "25.0"
-    assert found["x s0, batch 1"] == "4.00" and found["x s0, batch 32"] == "2.50"
+def test_milliseconds_a_sentence_follow_from_the_speed(capsys):
+    first, second = table(capsys, Output(["a"], 9), Output(["a"], 3))
+    assert [first[f"ms/sentence, batch {size}"] for size in (1, 32)] == ["250.0", "50.0"]
+    assert [second[f"ms/sentence, batch {size}"] for size in (1, 32)] == ["20.0", "10.0"]
+    assert second["x system 0, batch 1"] == "12.50" and second["sent/s, batch 32"] == "100.0"
 
 
-def test_no_column_of_masks_where_nobody_asks_any(capsys):
-    heads = rows(capsys, [Output(["x"], 5.0, None), Output(["x"], 2.0, None)])[0]
-    assert "masks wasted" not in heads
+def test_wasted_masks_have_a_column_where_a_system_counts_them(capsys):
+    assert [row["masks wasted"] for row in table(capsys, Output(["a"], 9), Output(["a"], 3, 0.256))] == ["-", "26%"]
+    assert all("masks wasted" not in row for row in table(capsys, Output(["a"], 9), Output(["a"], 3)))
 
 
-def test_what_is_wasted_is_that_of_the_decoding_alone():
-    """A generator counts from its start; the output's share is of its own decoding."""
-    system = object.__new__(System)
-    system.dataset, system.batches = [0, 1], lambda size: []
-    system.generator = SimpleNamespace(statistics={"masks": 100, "tokens": 1})
-    system.string = str
+class StandIn(System):
+    """Two sentences; a decoding counts as its generator does."""
 
-    def decode(batches):
-        system.generator.statistics.update(masks=140, tokens=11)
-        return [(i, [{"tokens": [4], "steps": 3}]) for i in (1, 0)]
+    def __init__(self, **counts):
+        self.dataset = [0, 1]
+        self.generator = SimpleNamespace(statistics=counts)
 
-    system.decode = decode
-    assert system.output() == Output(["[4]", "[4]"], 3, 0.75)
+    def batches(self, size, sentences=0):
+        return []
+
+    def decode(self, batches):
+        counts = self.generator.statistics
+        for name, more in (("masks", 40), ("tokens", 10)):
+            if name in counts:
+                counts[name] += more
+        return [(i, [{"tokens": torch.tensor([4, 2]), "steps": 5}]) for i in (1, 0)]
+
+    def string(self, tokens):
+        return "text"
 
 
-def test_systems_that_differ_in_their_last_word_are_a_family(tmp_path):
-    points = [Point("ar", 9, 3), Point("adaptive 0.5", 2, 1), Point("adaptive 0.9", 4, 2), Point("adaptive 0.1", 1, 0)]
-    found = families(points)
-    assert [p.name[-3:] for p in found["adaptive"]] == ["0.1", "0.5", "0.9"] and found["ar"] == points[:1]
+@pytest.mark.parametrize("counts, wasted", [
+    (dict(masks=0, tokens=0), 0.75), (dict(masks=1000, tokens=1000), 0.75),  # what it decoded before does not count
+    (dict(tokens=5), None), ({}, None),
+])  # fmt: skip
+def test_wasted_masks_are_those_of_the_decoding(counts, wasted):
+    assert StandIn(**counts).output() == Output(["text", "text"], 5, wasted)
+
+
+# -- the plot ----------------------------------------------------------------------------------------------------------
+
+
+def test_systems_whose_names_differ_in_a_last_number_are_a_group():
+    names = ["adaptive 0.9", "adaptive 0.5", "cascade -0.5", "CMLM, R = 4", "CMLM, R = 10", "AR greedy", "NAT"]
+    assert [bench.group(name) for name in names] == ["adaptive", "adaptive", "cascade", "CMLM, R", "CMLM, R", "AR greedy", "NAT"]
+
+
+ROWS = [Row("ar, beam 5", 9, 30, "ar, beam"), Row("tau 0.9", 5, 29, "tau"), Row("tau 0.1", 1, 20, "tau"), Row("tau 0.5", 3, 25, "tau")]
+
+
+def test_a_group_goes_from_few_passes_to_many():
+    assert groups(ROWS) == {"ar, beam": ROWS[:1], "tau": [ROWS[2], ROWS[3], ROWS[1]]}
+
+
+def test_the_plot_has_every_point_and_a_line_a_group(tmp_path):
     pytest.importorskip("matplotlib")
-    quality_against_passes(points, "BLEU", tmp_path / "plot.png")
-    assert (tmp_path / "plot.png").read_bytes()[1:4] == b"PNG"
+    (axes,) = quality_against_passes(ROWS, tmp_path / "plot.png").axes
+    assert [line.get_xydata().tolist() for line in axes.lines] == [[[9, 30]], [[1, 20], [3, 25], [5, 29]]]
+    assert [text.get_text() for text in axes.texts] == ["0.1", "0.5", "0.9"]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["ar, beam 5", "tau"]
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_plot_without_matplotlib_is_refused_first(tmp_path, monkeypatch):
+def refusal(plot) -> str:
+    """What nar-bench says of ``--plot`` before it looks at the data, which are not there."""
+    with pytest.raises(SystemExit) as error:
+        bench.main(["no-data", "--system", "a", "no.pt", "", "--plot", str(plot)])
+    logging.disable(logging.NOTSET)  # main silences the log of its process
+    return error.value.code
+
+
+def test_no_matplotlib_is_said_before_the_measuring(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(SystemExit, match="--plot needs matplotlib: pip install"):
-        main([str(tmp_path / "no-data"), "--system", "a", "no.pt", "", "--plot", str(tmp_path / "plot.png")])
+    assert refusal(tmp_path / "plot.png") == "nar-bench: --plot needs matplotlib: pip install 'nar-plugins[plots]'"
+
+
+def test_a_plot_that_cannot_be_written_is_refused_before_the_measuring(tmp_path):
+    pytest.importorskip("matplotlib")
+    assert "the name must end in one of" in refusal(tmp_path / "plot.xyz")
+    assert f"no folder '{tmp_path / 'no'}'" in refusal(tmp_path / "no" / "plot.png")
