@@ -197,6 +197,8 @@ def test_verify_says_what_greedy_search_says(block, flags):
         found = [hypos[0] for hypos in gen.generate([one], sample_of(source))]
         same(found, greedy([one], task, source))
         assert all(hypo["steps"] <= len(hypo["tokens"]) for hypo in found)
+        tokens, masks = gen.statistics["tokens"], gen.statistics["masks"]
+        assert tokens == sum(len(hypo["tokens"]) for hypo in found) and (masks == tokens if block == 1 else masks > tokens)
 
 
 def test_verify_drafts_what_the_masks_say(made):

@@ -72,7 +72,8 @@ def test_systems_whose_names_differ_in_a_last_number_are_a_group():
     assert [bench.group(name) for name in names] == ["adaptive", "adaptive", "cascade", "CMLM, R", "CMLM, R", "AR greedy", "NAT"]
 
 
-ROWS = [Row("ar, beam 5", 9, 30, "ar, beam"), Row("tau 0.9", 5, 29, "tau"), Row("tau 0.1", 1, 20, "tau"), Row("tau 0.5", 3, 25, "tau")]
+ROWS = [Row("ar, beam 5", 9, 30, "ar, beam"), Row("tau 0.9", 5, 29, "tau"), Row("tau 0.1", 1, 20, "tau"),
+        Row("tau 0.5", 3, 25, "tau")]  # fmt: skip
 
 
 def test_a_group_goes_from_few_passes_to_many():
