@@ -3,7 +3,6 @@ import pytest
 import torch
 import torch.nn as nn
 
-from nar_plugins.modules import linear
 from nar_plugins.modules.linear import SMALL, fast_linear
 
 
@@ -21,5 +20,5 @@ def test_small_and_large_products_are_those_of_the_layer(rows, monkeypatch):
             found = layer(x)
     assert torch.allclose(found, wanted, atol=1e-5)
     usable = torch.backends.mkldnn.is_available()
-    assert len(seen) == int(usable and x.numel() * 48 >= linear.SMALL)  # a small product is not worth oneDNN's overhead
+    assert len(seen) == int(usable and x.numel() * 48 >= SMALL)  # a small product is not worth oneDNN's overhead
     assert "forward" not in vars(layer)
