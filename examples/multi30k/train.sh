@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Train on Multi30k: bash examples/multi30k/train.sh MODEL [UPDATES] [WORK], MODEL one of
+# Train on Multi30k: bash examples/multi30k/train.sh MODEL [UPDATES] [WORK] [FLAG ...], MODEL one of
 #   ar       fairseq's transformer, the teacher
 #   cmlm     Mask-Predict, in the form of its release
 #   stock    fairseq's own cmlm_transformer under its own task, to compare with
@@ -11,8 +11,9 @@
 #   kd-cmlm  Mask-Predict, in fairseq's form
 #   kd-block   the teacher with 8 proposal heads, fine-tuned with them
 #   kd-frozen  the same, but the heads alone are trained: greedy search's words are the teacher's
-# All have the same sizes, tokens a batch and learning rate; the parallel kd-* models start from the teacher's weights.
-# A second run continues where the first one stopped.
+# All have the same sizes and learning rate, and but for the last two tokens a batch; the parallel kd-* models start from the teacher's weights.
+# A second run continues where the first one stopped. FLAGs are more of fairseq-train's, and win over those here; with
+# RATE=falling the learning rate falls to nothing, as it always does for kd-block and kd-frozen.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/../.." && pwd)
 models="ar, cmlm, stock, kd-ar, kd-nat, kd-glat, kd-ctc, kd-cmlm, kd-block or kd-frozen"
@@ -24,16 +25,19 @@ bin=${VENV:-$root/.venv}/bin
 sizes=(--encoder-embed-dim 128 --encoder-ffn-embed-dim 512 --encoder-attention-heads 4 --encoder-layers 3
        --decoder-embed-dim 128 --decoder-ffn-embed-dim 512 --decoder-attention-heads 4 --decoder-layers 3
        --share-all-embeddings --dropout 0.1)
-recipe=(--optimizer adam --adam-betas "(0.9, 0.98)" --clip-norm 5 --lr 1e-3 --lr-scheduler inverse_sqrt
-        --warmup-updates 400 --warmup-init-lr 1e-7 --max-tokens 4096 --max-update "$updates" --seed 1)
+recipe=(--optimizer adam --adam-betas "(0.9, 0.98)" --clip-norm 5 --lr 1e-3 --max-update "$updates" --seed 1)
+falling=(--lr-scheduler polynomial_decay --warmup-updates $((updates / 10)) --total-num-update "$updates")
+rate=(--lr-scheduler inverse_sqrt --warmup-updates 400 --warmup-init-lr 1e-7)
+case $model in kd-block | kd-frozen) rate=("${falling[@]}") ;; esac
+if [ "${RATE:-}" = falling ]; then rate=("${falling[@]}"); fi
 saving=(--save-dir "$work/$model" --save-interval 3 --no-epoch-checkpoints
         --no-progress-bar --log-interval 100)
 ours=(--user-dir "$root/nar_plugins" --task nar_translation)
 smooth=(--label-smoothing 0.1)
 teacher=$work/ar/checkpoint_last.pt
 taught=(--criterion nar_loss --init-encoder-from "$teacher" --init-decoder-from "$teacher")
-blockwise=(--arch blockwise --block-size 8 --block-head diag --criterion blockwise_loss --block-loss mean
-           --finetune-from-model "$teacher" --train-dtype bfloat16)
+blockwise=(--arch blockwise --block-size 8 --block-head diag --criterion blockwise_loss --block-loss weighted --block-positions 0.25
+           --finetune-from-model "$teacher" --train-dtype bfloat16 --max-tokens 2048)
 data=$work/bin
 case $model in kd-*) data=$work/kd ;; esac
 case $model in
@@ -50,4 +54,5 @@ case $model in
     kd-frozen) what=("${ours[@]}" "${blockwise[@]}" --freeze-base) ;;
     *) echo "train.sh: no model '$model': $models" >&2; exit 2 ;;
 esac
-"$bin/fairseq-train" "$data" "${what[@]}" "${sizes[@]}" "${recipe[@]}" "${saving[@]}" ${DEVICE---cpu}
+"$bin/fairseq-train" "$data" --max-tokens 4096 "${what[@]}" "${sizes[@]}" "${recipe[@]}" "${rate[@]}" "${saving[@]}" \
+    ${DEVICE---cpu} "${@:4}"

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Train on SQuAD question generation: bash examples/squad_qg/train.sh MODEL [UPDATES] [WORK], MODEL one of
+# Train on SQuAD question generation: bash examples/squad_qg/train.sh MODEL [UPDATES] [WORK] [FLAG ...],
+# FLAGs more of fairseq-train's, MODEL one of
 #   pretrain  BANG on the running text: spans hidden from the encoder, said by the decoder
 #   bang      BANG on the pairs, from nothing
 #   bang-pt   BANG on the pairs, from pretrain
@@ -8,7 +9,7 @@
 set -euo pipefail
 root=$(cd "$(dirname "$0")/../.." && pwd)
 model=${1:?pretrain, bang or bang-pt}
-updates=${2:-1000}
+case $model in pretrain) updates=${2:-1500} ;; *) updates=${2:-4000} ;; esac
 work=${3:-$root/work/squad_qg}
 bin=${VENV:-$root/.venv}/bin
 
@@ -16,9 +17,9 @@ sizes=(--arch bang --max-source-positions 512 --max-target-positions 512 --dropo
        --encoder-embed-dim 128 --encoder-ffn-embed-dim 512 --encoder-attention-heads 4 --encoder-layers 3
        --decoder-embed-dim 128 --decoder-ffn-embed-dim 512 --decoder-attention-heads 4 --decoder-layers 3)
 start=$work/pretrain/checkpoint_last.pt
-pairs=("$work/bin" --task nar_translation --criterion bang_loss --bang-rows sample:2 --max-tokens 4096)
+pairs=("$work/bin" --task nar_translation --criterion bang_loss --bang-rows sample:2 --max-tokens 2048)
 case $model in
-    pretrain) what=("$work/raw" --task bang_pretraining --criterion bang_loss --tokens-per-sample 512 --max-tokens 8192) ;;
+    pretrain) what=("$work/raw" --task bang_pretraining --criterion bang_loss --tokens-per-sample 512 --max-tokens 4096) ;;
     bang) what=("${pairs[@]}") ;;
     bang-pt)
         [ -e "$start" ] || { echo "train.sh: bang-pt needs $start: train pretrain first" >&2; exit 2; }
@@ -27,6 +28,6 @@ case $model in
 esac
 "$bin/fairseq-train" "${what[@]}" --user-dir "$root/nar_plugins" "${sizes[@]}" --train-dtype bfloat16 \
     --optimizer adam --adam-betas "(0.9, 0.98)" --clip-norm 5 \
-    --lr 1e-3 --lr-scheduler inverse_sqrt --warmup-updates 300 --warmup-init-lr 1e-7 \
+    --lr 1e-3 --lr-scheduler polynomial_decay --warmup-updates $((updates / 10)) --total-num-update "$updates" \
     --max-update "$updates" --seed 1 ${DEVICE---cpu} --save-dir "$work/$model" \
-    --save-interval 3 --validate-interval 3 --no-epoch-checkpoints --no-progress-bar --log-interval 50
+    --save-interval 3 --validate-interval 3 --no-epoch-checkpoints --no-progress-bar --log-interval 50 "${@:4}"

@@ -1,14 +1,15 @@
 """The loss of blockwise parallel decoding: every head's cross-entropy with the token it looks ahead to."""
 from dataclasses import dataclass, field
-from typing import Dict
+from typing import Dict, Optional
 
 import torch
 from fairseq.criterions import FairseqCriterion, register_criterion
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
+from torch import Tensor
 
 from nar_plugins.criterions.sums import Sums
 from nar_plugins.criterions.unwrap import unwrapped
-from nar_plugins.data.noise import HEAD_STREAM, uniform
+from nar_plugins.data.noise import HEAD_STREAM, POSITION_STREAM, uniform
 
 DECAY = 0.8  # of the weights of later heads (Cai et al. 2024, Medusa)
 
@@ -22,6 +23,11 @@ class BlockwiseLossConfig(FairseqDataclass):
         default="sample",
         metadata={"help": "one random head an update (the paper), all of them, or all with weights 1, 0.8, 0.64 .."},
     )
+    block_positions: float = field(
+        default=1.0,
+        metadata={"help": "part of the positions that each head is trained at, drawn anew for every head and update: the "
+                          "heads' projections to the vocabulary are most of the work, and neighbours teach much the same"},
+    )  # fmt: skip
 
 
 @register_criterion("blockwise_loss", dataclass=BlockwiseLossConfig)
@@ -30,14 +36,16 @@ class BlockwiseLoss(FairseqCriterion):
 
     ``sample`` draws one head an update, a function of (seed, update), so that all workers and micro-batches train the same
     one (Stern et al. 2018, section 6). A frozen base has nothing to learn for head 1, which is then never drawn nor counted
-    in the loss. Validation asks all heads and weighs them alike; head 1 is logged there in any case.
+    in the loss. Validation asks all heads, everywhere, and weighs them alike; head 1 is logged there in any case.
     """
 
-    def __init__(self, task, label_smoothing: float, block_loss: str = "sample"):
+    def __init__(self, task, label_smoothing: float, block_loss: str = "sample", block_positions: float = 1.0):
         super().__init__(task)
+        if not 0 < block_positions <= 1:
+            raise ValueError(f"--block-positions {block_positions}: choose a number above 0 and up to 1")
         if not 0 <= label_smoothing < 1:
             raise ValueError(f"--label-smoothing {label_smoothing}: choose a number from 0 up to, not including, 1")
-        self.label_smoothing, self.block_loss = label_smoothing, str(block_loss)
+        self.label_smoothing, self.block_loss, self.block_positions = label_smoothing, str(block_loss), block_positions
 
     def forward(self, model, sample, reduce=True):
         """Loss (summed), its denominator (the targets of the heads, weighted) and what to log, of one batch."""
@@ -45,22 +53,24 @@ class BlockwiseLoss(FairseqCriterion):
         if not hasattr(plain, "trained_heads"):
             raise ValueError("--criterion blockwise_loss trains --arch blockwise; other models have no proposal heads")
         weights = self.weights(plain, sample)
-        asked = sorted({*weights} if model.training else {1, *weights})
-        net_input = sample["net_input"]
-        losses = model(**net_input, target=sample["target"], heads=asked, label_smoothing=self.label_smoothing)
-        loss = sum(weight * losses[head].loss for head, weight in weights.items())
-        targets = sum(weight * losses[head].count for head, weight in weights.items())
+        asked = weights if model.training else {1: 0.0, **weights}
+        losses = model(
+            **sample["net_input"], target=sample["target"], heads=asked, label_smoothing=self.label_smoothing,
+            taken=self.taken(plain, sample),
+        )  # fmt: skip
+        heads = losses.heads
+        targets = sum(weight * heads[head].count for head, weight in weights.items())
         logs = {
-            "loss": loss.detach(),
-            "nll_loss": sum(weight * losses[head].nll for head, weight in weights.items()),
+            "loss": losses.loss.detach(),
+            "nll_loss": sum(weight * heads[head].nll for head, weight in weights.items()),
             "ntokens": sample["ntokens"],
             "nsentences": sample["target"].size(0),
             "sample_size": targets,
         }
         for head in range(1, plain.decoder.block_size + 1):  # all of them, so that workers have the same keys
             for name in ("nll", "correct", "count"):
-                logs[f"{name}_h{head}"] = getattr(losses[head], name) if head in losses else 0
-        return loss, targets, logs
+                logs[f"{name}_h{head}"] = getattr(heads[head], name) if head in heads else 0
+        return losses.loss, targets, logs
 
     def weights(self, model, sample: Dict) -> Dict[int, float]:
         """The heads of this batch's loss, and how much each counts."""
@@ -69,10 +79,22 @@ class BlockwiseLoss(FairseqCriterion):
             return {head: 1.0 for head in heads}
         if self.block_loss == "weighted":
             return {head: DECAY ** (head - heads[0]) for head in heads}
-        if "update" not in sample:
-            raise ValueError("--block-loss sample needs --task nar_translation, which knows the number of the update")
-        draw = uniform(self.task.cfg.seed, sample["update"] ^ HEAD_STREAM, torch.zeros(1, dtype=torch.long), 1)
+        draw = uniform(self.task.cfg.seed, self.update(sample) ^ HEAD_STREAM, torch.zeros(1, dtype=torch.long), 1)
         return {heads[int(draw * len(heads))]: 1.0}
+
+    def taken(self, model, sample: Dict) -> Optional[Tensor]:
+        """The positions (B, K, T) bool that each head is trained at, a function of (seed, update, sentence); None: all."""
+        if not model.training or self.block_positions == 1:
+            return None
+        (_, length), heads = sample["target"].shape, model.decoder.block_size
+        draws = uniform(self.task.cfg.seed, self.update(sample) ^ POSITION_STREAM, sample["id"], length * heads)
+        # by position first, so that padding decides nothing
+        return draws.unflatten(1, (length, heads)).transpose(1, 2) < self.block_positions
+
+    def update(self, sample: Dict) -> int:
+        if "update" not in sample:
+            raise ValueError("--block-loss sample and --block-positions need --task nar_translation, which knows the number of the update")
+        return sample["update"]
 
     @staticmethod
     def reduce_metrics(logging_outputs) -> None:

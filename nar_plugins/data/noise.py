@@ -15,6 +15,7 @@ FERTILITY_STREAM = 2 << 40
 HEAD_STREAM = 3 << 40
 ROW_STREAM = 4 << 40
 MODE_STREAM = 5 << 40
+POSITION_STREAM = 7 << 40
 SPAN_STREAM = 6 << 40  # added to the number of an epoch; 0, which no epoch has, is validation's
 VALIDATION_UPDATE = -1  # the "update" of validation noise: it depends on (seed, sentence) alone
 

@@ -1,6 +1,6 @@
 """Blockwise parallel decoding (Stern et al. 2018): an AR Transformer that also proposes the tokens after the next."""
 import logging
-from typing import Dict, List, NamedTuple, Optional
+from typing import Dict, NamedTuple, Optional, Tuple
 
 import torch
 from fairseq.models import register_model, register_model_architecture
@@ -19,13 +19,19 @@ UNSUPPORTED = ("adaptive_softmax_cutoff", "cross_self_attention", "no_cross_atte
 OWN_PART = "decoder.proposal_heads."  # the parameters that an AR model does not have
 
 
-class HeadLoss(NamedTuple):
-    """One head's loss over its targets, summed; and how many of them it would have said."""
+class HeadSums(NamedTuple):
+    """Of one head's targets: the sum of their negative log-likelihoods, how many it would have said, how many there are."""
 
-    loss: Tensor
     nll: Tensor
     correct: Tensor
     count: Tensor
+
+
+class HeadLosses(NamedTuple):
+    """The loss of a batch: the weighted sum over heads, and of every head that was asked what to log."""
+
+    loss: Tensor
+    heads: Dict[int, HeadSums]
 
 
 class BlockwiseDecoder(TransformerDecoderBase):
@@ -124,41 +130,47 @@ class BlockwiseModel(TransformerModel):
         src_lengths: Tensor,
         prev_output_tokens: Tensor,
         target: Optional[Tensor] = None,
-        heads: Optional[List[int]] = None,
+        heads: Optional[Dict[int, float]] = None,
         label_smoothing: float = 0.0,
+        taken: Optional[Tensor] = None,
         **kwargs,
     ):
-        """fairseq's forward (head 1); with ``heads``, their losses.
+        """fairseq's forward (head 1); with ``heads``, their losses, a ``HeadLosses``.
 
-        The losses are computed here because the gradients of data-parallel training are collected around this call; no
-        head's logits are ever all in memory.
+        The losses are computed here because the gradients of data-parallel training are collected around this call. All
+        heads go through the vocabulary projection together, whose weights' gradient is then made once; their logits are
+        never all in memory.
 
         Args:
             src_tokens: (B, S) int64. prev_output_tokens, target: (B, T) int64, padded on the right.
-            heads: the numbers of the heads that are asked.
-
-        Returns:
-            a dictionary from the heads' numbers to their losses.
+            heads: the numbers of the heads that are asked, and how much each counts in the loss.
+            taken: (B, K, T) bool, the positions at which each of the K heads is asked; None: everywhere.
         """
         if heads is None:
             return super().forward(src_tokens, src_lengths, prev_output_tokens, **kwargs)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.args.freeze_base):
             encoder_out = self.encoder(src_tokens, src_lengths=src_lengths)
             features, _ = self.decoder.extract_features(prev_output_tokens, encoder_out=encoder_out)
-        return {head: self.head_loss(features, target, head, label_smoothing) for head in heads}
+        states, words = zip(*(self.asked(features, target, head, taken) for head in heads))
+        counts = [len(part) for part in words]
+        weights = torch.cat([features.new_full((n,), weight) for n, weight in zip(counts, heads.values())])
+        part = fused_word_loss(self.decoder.output_projection, torch.cat(states), torch.cat(words), label_smoothing, weights)
+        split = zip(heads, part.nll.split(counts), part.correct.split(counts), counts)
+        return HeadLosses(part.loss, {head: HeadSums(nll.sum(), correct.sum(), torch.tensor(n, device=nll.device))
+                                      for head, nll, correct, n in split})  # fmt: skip
 
-    def head_loss(self, features: Tensor, target: Tensor, head: int, label_smoothing: float) -> HeadLoss:
-        """Head i's loss: at position t its target is target[t + i - 1]; what is shifted past the end carries none.
+    def asked(self, features: Tensor, target: Tensor, head: int, taken: Optional[Tensor]) -> Tuple[Tensor, Tensor]:
+        """Head i's states (M, D) and targets (M,): at position t target[t + i - 1]; what is shifted past the end has none.
 
         Args:
-            features: (B, T, D). target: (B, T) int64.
+            features: (B, T, D). target: (B, T) int64. taken: ``forward``'s.
         """
         ahead = target[:, head - 1 :]
-        real = ahead.ne(self.decoder.padding_idx)
-        words = ahead[real]
-        features = self.decoder.head_features(features[:, : ahead.size(1)][real], head, head).squeeze(1)
-        part = fused_word_loss(self.decoder.output_projection, features, words, label_smoothing)
-        return HeadLoss(part.loss, part.nll.sum(), part.correct.sum(), torch.tensor(words.numel(), device=words.device))
+        chosen = ahead.ne(self.decoder.padding_idx)
+        if taken is not None:
+            chosen = chosen & taken[:, head - 1, : ahead.size(1)]
+        states = self.decoder.head_features(features[:, : ahead.size(1)][chosen], head, head).squeeze(1)
+        return states, ahead[chosen]
 
     def upgrade_state_dict_named(self, state_dict, name):
         """Let ``--finetune-from-model`` take an AR checkpoint: heads that it wholly lacks start afresh.

@@ -15,6 +15,7 @@ from nar_plugins.modules.linear import CPU_ROWS
 from nar_plugins.modules.precision import full
 
 LOGITS = 1 << 24  # logits at a time on a GPU: 64 MiB in float32
+PIECES = 8  # how many such pieces make a part of the weights' gradient together: it is as large as the weights, to be added
 
 
 class WordLosses(NamedTuple):
@@ -56,7 +57,7 @@ class FusedWordLoss(torch.autograd.Function):
         table = weight.to(dtype)
         of_features = torch.empty_like(features) if train and ctx.needs_input_grad[0] else None
         of_weight = torch.zeros_like(weight, dtype=full(weight[:0]).dtype) if train and ctx.needs_input_grad[1] else None
-        total, nlls, hits = [], [], []
+        total, nlls, hits, slopes = [], [], [], []
         for place in range(0, max(1, words.numel()), rows):
             part = slice(place, place + rows)
             states, gold = features[part].to(dtype), words[part].unsqueeze(1)
@@ -78,7 +79,11 @@ class FusedWordLoss(torch.autograd.Function):
             if of_features is not None:
                 of_features[part] = slope @ table
             if of_weight is not None:
-                of_weight.add_(slope.t() @ states)
+                slopes.append(slope)
+                if len(slopes) == PIECES or part.stop >= words.numel():
+                    done = features[part.stop - len(slopes) * rows : part.stop].to(dtype)
+                    of_weight.add_(torch.cat(slopes).t() @ done)
+                    slopes.clear()
         ctx.save_for_backward(of_features, None if of_weight is None else of_weight.to(weight.dtype))
         nlls, hits = torch.cat(nlls), torch.cat(hits)
         ctx.mark_non_differentiable(nlls, hits)

@@ -1,6 +1,7 @@
 """What every task of this package does alike: batches, noise, precision, and what a checkpoint keeps of its dictionaries."""
 import logging
 import os
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Dict, List, Optional
 
@@ -12,6 +13,7 @@ from omegaconf import II
 from nar_plugins.data.dictionary import check_same_symbols
 from nar_plugins.data.noise import VALIDATION_UPDATE
 from nar_plugins.models.initialise import check_finetuned
+from nar_plugins.modules.attention import training_kernel
 from nar_plugins.modules.vocabulary import accept_missing_mask_row
 
 logger = logging.getLogger(__name__)
@@ -113,14 +115,15 @@ class NarTask(FairseqTask):
     def train_step(self, sample, model, criterion, optimizer, update_num, ignore_grad=False):
         """fairseq's step (with its ``--amp`` and ``set_num_updates``) on the batch with this update's noise."""
         sample = self.corrupt(sample, update_num)
-        if str(self.cfg.train_dtype) == "float32":
-            return super().train_step(sample, model, criterion, optimizer, update_num, ignore_grad)
+        tokens = sample["net_input"]["src_tokens"]
+        half = str(self.cfg.train_dtype) == "bfloat16"
 
-        def in_bfloat16(*args):  # fairseq turns autocast off around the criterion on GPUs, but for --amp
-            with torch.autocast(sample["target"].device.type, torch.bfloat16):
+        def prepared(*args):  # around the criterion, where fairseq turns autocast off on GPUs, but for --amp
+            in_half = torch.autocast(tokens.device.type, torch.bfloat16) if half else nullcontext()
+            with in_half, training_kernel(tokens.device, tokens.size(1)):
                 return criterion(*args)
 
-        return super().train_step(sample, model, in_bfloat16, optimizer, update_num, ignore_grad)
+        return super().train_step(sample, model, prepared, optimizer, update_num, ignore_grad)
 
     def valid_step(self, sample, model, criterion):
         """fairseq's step, with BLEU for ``--eval-bleu``; the noise depends on (seed, sentence) only."""

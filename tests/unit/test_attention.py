@@ -4,7 +4,7 @@ import torch
 from fairseq.models.transformer import TransformerConfig
 from fairseq.modules import MultiheadAttention
 
-from nar_plugins.modules.attention import Attention, allowed_keys
+from nar_plugins.modules.attention import training_kernel, Attention, allowed_keys
 from nar_plugins.modules.layers import NarDecoderLayer, pick
 from tiny import arguments
 
@@ -65,6 +65,13 @@ def test_attend_takes_a_float_bias(device):
     bias = torch.zeros(allowed.shape, device=device).masked_fill(~allowed, -float("inf"))
     one, two = (ours.attend(ours.queries(x), *ours.keys_values(x), mask) for mask in (allowed, bias))
     torch.testing.assert_close(one, two, **CLOSE)
+
+
+@pytest.mark.parametrize("kind, length, fused", [("cpu", 30, False), ("cpu", 512, True), ("cuda", 30, True)])
+def test_short_sequences_train_without_the_fused_kernel_of_cpus(kind, length, fused):
+    with training_kernel(torch.device(kind), length):
+        assert torch.backends.cuda.flash_sdp_enabled() is fused  # the switch has CUDA's name and is every device's
+    assert torch.backends.cuda.flash_sdp_enabled()
 
 
 def test_dropout_is_applied_in_training_only(device):

@@ -116,8 +116,7 @@ def test_a_frozen_base_is_in_evaluation_mode_and_has_no_gradients():
     one.train()
     assert not one.encoder.training and not one.decoder.layers[0].training and one.decoder.proposal_heads.training
     source = source_batch([5, 4], WORDS)
-    losses = one(source, source.ne(PAD).sum(1), source, target=source, heads=[2, 3])
-    sum(part.loss for part in losses.values()).backward()
+    one(source, source.ne(PAD).sum(1), source, target=source, heads={2: 1.0, 3: 1.0}).loss.backward()
     for name, weight in one.named_parameters():
         assert (weight.grad is not None) == name.startswith("decoder.proposal_heads."), name
     assert one.eval().training is False and not one.decoder.proposal_heads.training
@@ -128,15 +127,20 @@ def test_the_targets_of_a_head_lie_as_far_ahead():
     one = shaken(one)
     source, before = source_batch([6, 4], WORDS), torch.tensor([[EOS, 4, 5, 6, 7], [EOS, 8, 9, PAD, PAD]])
     target = torch.tensor([[4, 5, 6, 7, EOS], [8, 9, EOS, PAD, PAD]])
-    losses = one(source, source.ne(PAD).sum(1), before, target=target, heads=[1, 2, 3, 4])
+    asked = {1: 1.0, 2: 0.5, 3: 0.25, 4: 2.0}
+    loss, found = one(source, source.ne(PAD).sum(1), before, target=target, heads=asked)
     features = one.decoder.extract_features(before, encoder_out=one.encoder(source, src_lengths=source.ne(PAD).sum(1)))[0]
     wanted = {1: [[4, 5, 6, 7, 2], [8, 9, 2]], 2: [[5, 6, 7, 2], [9, 2]], 3: [[6, 7, 2], [2]], 4: [[7, 2], []]}
+    total = 0
     for head, ahead in wanted.items():
         lprobs = one.decoder.output_projection(one.decoder.head_features(features, head, head)[:, :, 0]).log_softmax(-1)
         pairs = [(lprobs[b, t], word) for b, words in enumerate(ahead) for t, word in enumerate(words)]
-        assert losses[head].count == len(pairs)
-        torch.testing.assert_close(losses[head].loss, -sum(row[word] for row, word in pairs))
-        assert losses[head].correct == sum(int(row.argmax()) == word for row, word in pairs)
+        nll = -sum(row[word] for row, word in pairs)
+        total = total + asked[head] * nll
+        assert found[head].count == len(pairs)
+        torch.testing.assert_close(found[head].nll, nll)
+        assert found[head].correct == sum(int(row.argmax()) == word for row, word in pairs)
+    torch.testing.assert_close(loss, total)
 
 
 # -- checkpoints -------------------------------------------------------------------------------------------------------

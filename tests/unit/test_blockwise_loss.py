@@ -65,6 +65,31 @@ def test_the_mean_is_what_sampling_expects(flags):
     assert all(logs[f"count_h{head}"] == int(TARGET[:, head - 1 :].ne(1).sum()) for head in heads)
 
 
+def test_positions_are_a_function_of_seed_update_and_sentence():
+    one, criterion = build(block_loss="mean", block_positions=0.3)
+    taken = criterion.taken(one, batch())
+    assert taken.shape == (3, 4, TARGET.size(1)) and 0.1 < taken.double().mean() < 0.5
+    other = {**batch(), "id": torch.tensor([2, 0, 9]), "target": TARGET[:, :5]}  # another batch, with less padding
+    assert torch.equal(criterion.taken(one, other)[:2], taken[[2, 0], :, :5])
+    assert not torch.equal(criterion.taken(one, batch(update=4)), taken)
+    assert not torch.equal(taken[:, 0], taken[:, 1])  # every head its own
+    assert criterion.taken(one.eval(), batch()) is None
+
+
+def test_a_head_is_trained_at_the_positions_taken_and_nowhere_else():
+    one, criterion = build(block_loss="mean", block_positions=0.4)
+    taken = criterion.taken(one, batch())
+    ask = dict(batch()["net_input"], target=TARGET, heads=dict.fromkeys((1, 2, 3, 4), 1.0), label_smoothing=0.1)
+    whole, part, rest = (one(**ask, taken=which) for which in (None, taken, ~taken))
+    torch.testing.assert_close(part.loss + rest.loss, whole.loss)
+    for head in (1, 2, 3, 4):
+        for a, b, c in zip(whole.heads[head], part.heads[head], rest.heads[head]):
+            torch.testing.assert_close(b + c, a)
+    loss, count, logs = criterion(one, batch())
+    torch.testing.assert_close(loss, part.loss)
+    assert count == sum(sums.count for sums in part.heads.values()) == sum(logs[f"count_h{head}"] for head in part.heads)
+
+
 def test_weights_fall_with_the_distance():
     one, criterion = build(block_loss="weighted")
     assert criterion.weights(one, batch()) == {1: 1.0, 2: 0.8, 3: pytest.approx(0.64), 4: pytest.approx(0.512)}
@@ -89,8 +114,12 @@ def test_validation_asks_all_heads_and_is_deterministic(form):
 def test_other_models_and_tasks_are_refused():
     one, criterion = build()
     without = {key: value for key, value in batch().items() if key != "update"}
-    with pytest.raises(ValueError, match="--block-loss sample needs --task nar_translation"):
-        criterion(one, without)
+    for wrong in (criterion, build(block_loss="mean", block_positions=0.5)[1]):
+        with pytest.raises(ValueError, match="need --task nar_translation"):
+            wrong(one, without)
+    for share in (0, 1.5):
+        with pytest.raises(ValueError, match=f"--block-positions {share}"):
+            build(block_positions=share)
     with pytest.raises(ValueError, match="trains --arch blockwise"):
         criterion(model(arch="transformer_tiny", criterion="cross_entropy")[0], batch())
     with pytest.raises(ValueError, match="--label-smoothing 1"):

@@ -28,7 +28,7 @@ def test_the_criterion_is_in_bfloat16_on_every_device(device, flags, on, monkeyp
     monkeypatch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
     task, step = tiny.task(*flags), Step()
-    sample = {"target": SimpleNamespace(device=torch.device(device))}
+    sample = {"net_input": {"src_tokens": SimpleNamespace(device=torch.device(device), size=lambda dim: 5)}}
     model = SimpleNamespace(train=lambda: None, set_num_updates=lambda update: None)
     task.train_step(sample, model, step, step, 1)
     assert step.seen[device] is on and step.after is False
