@@ -7,6 +7,7 @@
 #   ctc   vanilla NAT with latent alignments and glancing
 #   bang  BANG, trained from nothing: one checkpoint for one token a pass, all at once and what is between
 #   blockwise  the teacher itself with four proposal heads, which alone are trained: its own words, faster
+# Small batches and a rate that falls to nothing: with so few updates they gain ten BLEU over the papers' way.
 # A second run continues where the first one stopped, and does nothing when it was done.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/../.." && pwd)
@@ -23,14 +24,14 @@ taught=(--criterion nar_loss --init-encoder-from "$teacher" --init-decoder-from 
 smooth=(--label-smoothing 0.1)
 data=$work/kd
 case $model in
-    ar) what=(--arch transformer --criterion label_smoothed_cross_entropy "${smooth[@]}"); updates=500; data=$work/bin ;;
-    cmlm) what=(--arch cmlm "${taught[@]}" "${smooth[@]}"); updates=500 ;;  # 300: BLEU 30 instead of 57 at R = 10
-    nat) what=(--arch nat --positional-attention --mask-diagonal "${taught[@]}" "${smooth[@]}"); updates=300 ;;
-    ctc) what=(--arch nat --ctc --upsample 2 --glancing 0.5:0.3@300 "${taught[@]}"); updates=300 ;;
+    ar) what=(--arch transformer --criterion label_smoothed_cross_entropy "${smooth[@]}"); updates=700; data=$work/bin ;;
+    cmlm) what=(--arch cmlm "${taught[@]}" "${smooth[@]}"); updates=600 ;;
+    nat) what=(--arch nat --positional-attention --mask-diagonal "${taught[@]}" "${smooth[@]}"); updates=500 ;;
+    ctc) what=(--arch nat --ctc --upsample 2 --glancing 0.5:0.3@500 "${taught[@]}"); updates=500 ;;
     blockwise) what=(--arch blockwise --block-size 4 --block-head diag --freeze-base --finetune-from-model "$teacher"
                      --criterion blockwise_loss --block-loss mean); updates=200 ;;
     bang) what=(--arch bang --max-source-positions 256 --max-target-positions 256
-                --criterion bang_loss --bang-rows sample:2); updates=400 ;;
+                --criterion bang_loss --bang-rows sample:2); updates=1000 ;;
     *) echo "train.sh: no model '$model': $names" >&2; exit 2 ;;
 esac
 [ "$model" = ar ] || [ -e "$teacher" ] || { echo "train.sh: $model needs the teacher $teacher: train ar first" >&2; exit 2; }
@@ -38,8 +39,8 @@ if [ -e "$work/$model/done" ]; then echo "$model: trained already"; exit 0; fi
 "$bin/fairseq-train" "$data" --user-dir "$root/nar_plugins" --task nar_translation \
     "${what[@]}" "${sizes[@]}" --train-dtype bfloat16 \
     --optimizer adam --adam-betas "(0.9, 0.98)" --clip-norm 5 \
-    --lr 2e-3 --lr-scheduler inverse_sqrt --warmup-updates 300 --warmup-init-lr 1e-7 \
-    --max-tokens 4096 --max-update "$updates" --seed 1 ${DEVICE---cpu} \
-    --save-dir "$work/$model" --save-interval 4 --validate-interval 4 --no-epoch-checkpoints \
+    --lr 2e-3 --lr-scheduler polynomial_decay --warmup-updates 100 --total-num-update "$updates" \
+    --max-tokens 2048 --max-update "$updates" --seed 1 ${DEVICE---cpu} \
+    --save-dir "$work/$model" --save-interval 3 --validate-interval 3 --no-epoch-checkpoints \
     --no-progress-bar --log-interval 50
 touch "$work/$model/done"

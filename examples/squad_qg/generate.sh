@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Decode SQuAD's test sentences with every policy, from one checkpoint: bash examples/squad_qg/generate.sh [MODELS] [WORK]
-# Prints quality (score.py; needs pip install -e ".[qg]"), then passes, masks wasted and speed (nar-bench), for every policy
-# and for adaptive as tau moves; where matplotlib is (".[plots]"), WORK/tau.png shows BLEU against passes.
+# Prints passes, masks wasted and speed (nar-bench), then quality (score.py; needs pip install -e ".[qg]"), for every policy and
+# for adaptive as tau moves; where matplotlib is (".[plots]"), WORK/tau.png shows BLEU against passes.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/../.." && pwd)
 models=${1:-bang,bang-pt}
@@ -9,18 +9,10 @@ work=${2:-$root/work/squad_qg}
 bin=${VENV:-$root/.venv}/bin
 common="${DEVICE---cpu} --generator bang --max-len-a 0 --max-len-b 50 --remove-bpe sentencepiece"
 
-mkdir -p "$work/out"
 declare -a rows outputs
-add() {  # name, model, flags: a row of the table, and the test set decoded once
-    local checkpoint=$work/$2/checkpoint_last.pt out="$work/out/$1.txt" flags=()
-    read -r -a flags <<< "$common $3"
-    rows+=(--system "$1" "$checkpoint" "$3")
-    outputs+=("$out")
-    [ "$out" -nt "$checkpoint" ] && return
-    "$bin/fairseq-generate" "$work/bin" --user-dir "$root/nar_plugins" --task nar_translation "${flags[@]}" \
-        --path "$checkpoint" --batch-size 32 > "$out.part" 2> "$work/out/generate.err" ||
-        { tail -n 20 "$work/out/generate.err" >&2; exit 1; }
-    mv "$out.part" "$out"
+add() {  # name, model, flags: a row of the table
+    rows+=(--system "$1" "$work/$2/checkpoint_last.pt" "$3")
+    outputs+=("$work/out/$1.txt")
 }
 for model in ${models//,/ }; do
     [ -e "$work/$model/checkpoint_last.pt" ] || { echo "generate.sh: no model $model in $work: train it first" >&2; exit 2; }
@@ -33,8 +25,8 @@ for model in ${models//,/ }; do
     add "$model, verify" "$model" "--bang-policy verify --bang-block 4"
     for theta in -0.5 -1.5; do add "$model, cascade $theta" "$model" "--bang-policy cascade --bang-theta=$theta"; done
 done
-"$bin/python" "$root/examples/squad_qg/score.py" "$work/test.question" "${outputs[@]}" --sources "$work/test.sentence"
 plot=()
 if "$bin/python" -c "import matplotlib" 2> /dev/null; then plot=(--plot "$work/tau.png"); fi
-"$bin/nar-bench" "$work/bin" --flags "$common" --reference "$work/test.question" --sentences 50,320 \
-    "${rows[@]}" ${plot[@]+"${plot[@]}"}
+"$bin/nar-bench" "$work/bin" --flags "$common" --reference "$work/test.question" --sentences "${SENTENCES:-50,320}" \
+    --output "$work/out" "${rows[@]}" ${plot[@]+"${plot[@]}"}
+"$bin/python" "$root/examples/squad_qg/score.py" "$work/test.question" "${outputs[@]}" --sources "$work/test.sentence"

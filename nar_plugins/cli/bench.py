@@ -32,6 +32,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--batch-sizes", default="1,32", help="batch sizes to time")
     parser.add_argument("--sentences", default="100,0", help="how many sentences to time at each batch size (0: all)")
     parser.add_argument("--repeats", type=int, default=3, help="timings of each; the median counts")
+    parser.add_argument("--output", type=Path, metavar="FOLDER", help="keep what every system says, in FOLDER/NAME.txt")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw BLEU against passes, a line through the systems whose "
                         "names differ in a last number only (.png, .pdf, .svg; needs matplotlib)")  # fmt: skip
     return parser
@@ -47,6 +48,9 @@ def main(argv=None) -> None:
     try:
         if args.plot:
             check_plot(args.plot)  # now, not after the minutes of measuring
+        names = [name for name, _, _ in args.system]
+        if args.output and (len(set(names)) < len(names) or any("/" in name for name in names)):
+            raise ValueError("--output needs names that differ and have no '/': they are names of files")
         systems = [
             System(name, path, args.data, [*shlex.split(args.flags), *shlex.split(flags)]) for name, path, flags in args.system
         ]
@@ -55,12 +59,21 @@ def main(argv=None) -> None:
     references = [path.read_text(encoding="utf-8").splitlines() for path in args.reference] or [systems[0].reference()]
 
     outputs = [system.output() for system in systems]
+    if args.output:
+        keep(args.output, systems, outputs)
     qualities = [score(output.text, references) for output in outputs]
     speeds = [sentences_per_second(systems, size, count, args.repeats) for size, count in zip(sizes, counts)]
     table(systems, outputs, qualities, sizes, speeds)
     if args.plot:
         rows = [Row(s.name, o.passes, q.bleu, group(s.name)) for s, o, q in zip(systems, outputs, qualities)]
         quality_against_passes(rows, args.plot)
+
+
+def keep(folder: Path, systems, outputs) -> None:
+    """Write every system's best hypotheses, one a line."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for system, output in zip(systems, outputs):
+        (folder / f"{system.name}.txt").write_text("\n".join([*output.text, ""]), encoding="utf-8")
 
 
 def group(name: str) -> str:

@@ -35,6 +35,21 @@ def test_wasted_masks_have_a_column_where_a_system_counts_them(capsys):
     assert all("masks wasted" not in row for row in table(capsys, Output(["a"], 9), Output(["a"], 3)))
 
 
+def test_outputs_are_kept_under_the_systems_names(tmp_path):
+    systems = [SimpleNamespace(name=f"one, tau {tau}") for tau in (0.5, 0.9)]
+    bench.keep(tmp_path / "new", systems, [Output(["a", "", "b"], 1), Output(["c", "d", "e"], 1)])
+    assert (tmp_path / "new" / "one, tau 0.5.txt").read_text() == "a\n\nb\n"  # a blank hypothesis is a line, too
+    assert (tmp_path / "new" / "one, tau 0.9.txt").read_text() == "c\nd\ne\n"
+
+
+@pytest.mark.parametrize("names", [("a", "a"), ("a/b", "c")])
+def test_names_that_are_no_files_are_refused_before_anything_is_measured(tmp_path, names):
+    systems = [part for name in names for part in ("--system", name, "no.pt", "")]
+    with pytest.raises(SystemExit, match="--output needs names that differ"):
+        bench.main(["no data", "--output", str(tmp_path), *systems])
+    logging.disable(logging.NOTSET)
+
+
 class StandIn(System):
     """Two sentences; a decoding counts as its generator does."""
 
