@@ -7,7 +7,9 @@
 #
 # PYTHON (python3.12) is an interpreter here of that machine's version: fairseq is compiled for it, without PyTorch, and then
 # lacks only what nothing here uses. WORK holds what examples/multi30k (prepare.sh, train.sh ar, distill.sh) and
-# examples/squad_qg (prepare.sh) made, in the folders multi30k and squad_qg. Training takes TRAIN_SECONDS (1800).
+# examples/squad_qg (prepare.sh) made, in the folders multi30k and squad_qg. Everything trains at once; the numbers of updates
+# can be set by the variables below, so that it ends while the machine is lent. (--stop-time-hours would not do: fairseq counts
+# the hours of the checkpoint that a model is fine-tuned from.)
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
@@ -35,73 +37,41 @@ print(torch.__version__, torch.cuda.get_device_name() if torch.cuda.is_available
 }
 
 measure() {  # site, work, out
-    export VENV=$1 RATE=falling DEVICE=${DEVICE-} PYTHONPATH=$root:$1 OMP_NUM_THREADS=2 PYTHONWARNINGS=ignore
-    local work=$2 out=$3 wide=$2/multi30k-256 deadline=$((SECONDS + ${TRAIN_SECONDS:-1800}))
-    mkdir -p "$out" "$work/logs" "$wide"
-    ln -sfn "$work/multi30k/bin" "$wide/bin"
-    local large=(--max-tokens 16384 --save-interval 1000 --validate-interval 1000 --dropout 0.2)
-    local width=(--encoder-embed-dim 256 --decoder-embed-dim 256)
+    export VENV=$1 DEVICE=${DEVICE-} PYTHONPATH=$root:$1 OMP_NUM_THREADS=2 PYTHONWARNINGS=ignore
+    local work=$2 out=$3
+    mkdir -p "$out" "$work/logs"
+    # saved and validated at the end only; without Adam's moments three checkpoints are 45 MB
+    local seldom=(--save-interval 100000 --validate-interval 100000 --no-save-optimizer-state)
+    train() { bash "$root/examples/$1/train.sh" "$2" "$3" "$work/$1" "${seldom[@]}"; }
+    heads() { train multi30k kd-block "${BLOCK_UPDATES:-5000}"; }
+    bang() { train squad_qg bang "${BANG_UPDATES:-2000}"; }
+    pretrained() { train squad_qg pretrain "${PRETRAIN_UPDATES:-1000}" && train squad_qg bang-pt "${BANG_UPDATES:-2000}"; }
 
-    # example, model, folder, part of the time that is left, flags: trains as long as that. Half of it with a constant rate;
-    # the updates that this made say how many the other half will make, in which the rate falls to nothing.
-    train() {
-        local log=$work/logs/$2-$(basename "$3").log seconds updates more
-        seconds=$(python3 -c "print(max(5, ($deadline - $SECONDS) * $4 / 2 - 15))")
-        bash "$root/examples/$1/train.sh" "$2" 1000000 "$3" "${@:5}" --warmup-updates 300 \
-            --stop-time-hours "$(python3 -c "print($seconds / 3600)")" > "$log" 2>&1
-        read -r updates more < <(python3 - "$log" "$seconds" <<'END'
-import re, sys
-text = open(sys.argv[1]).read()
-updates = int(re.findall(r"\| num_updates (\d+)", text)[-1])
-wall = float(re.findall(r"done training in ([\d.]+)", text)[-1])
-print(updates, max(2, int(updates / wall * float(sys.argv[2]))))
-END
-        )
-        bash "$root/examples/$1/train.sh" "$2" $((updates + more)) "$3" "${@:5}" --warmup-updates "$updates" \
-            --reset-lr-scheduler --no-save-optimizer-state >> "$log" 2>&1
-        echo "$2 in $(basename "$3"): $updates updates with a constant rate, then $more; $SECONDS s in all"
-    }
-    narrow_chain() { train multi30k kd-block "$work/multi30k" 1 "${large[@]}"; }
-    wide_chain() {
-        train multi30k ar "$wide" 0.3 "${large[@]}" "${width[@]}" --dropout 0.3
-        "$VENV/bin/nar-distill" "$wide/bin" --teacher "$wide/ar/checkpoint_last.pt" --out "$wide/kd" --beam 5 --lenpen 1 \
-            --batch-size 512 $DEVICE
-        train multi30k kd-block "$wide" 1 "${large[@]}" "${width[@]}"
-    }
-    local sparse=(--save-interval 1000 --validate-interval 1000)
-    squad() { train squad_qg bang "$work/squad_qg" 0.7 "${sparse[@]}"; }
-    squad_pretrained() {
-        train squad_qg pretrain "$work/squad_qg" 0.3 "${sparse[@]}"
-        train squad_qg bang-pt "$work/squad_qg" 1 "${sparse[@]}"
-    }
-
-    local names=(${JOBS:-narrow_chain wide_chain squad squad_pretrained}) name
+    local names=(${JOBS:-heads bang pretrained}) name
     for name in "${names[@]}"; do "$name" > "$work/logs/$name.log" 2>&1 & done
-    wait  # a job that fails leaves its log; the others go on
-    for name in "${names[@]}"; do tail -n 3 "$work/logs/$name.log"; done
-    timings "$work" "$wide" 2>&1 | tee "$work/logs/timings.log" || true
-    tar -C "$work" -cf - $(cd "$work" && ls -d {multi30k,multi30k-256}/kd-block/checkpoint_last.pt \
-        squad_qg/{bang,bang-pt}/checkpoint_last.pt 2> /dev/null) | split -b 15m - "$out/models.tar."
+    wait  # one that fails leaves its log, and the others go on
+    for name in "${names[@]}"; do echo "== $name"; tail -n 2 "$work/logs/$name.log" | cut -c1-400; done
+    timings "$work" 2>&1 | tee "$work/logs/timings.log" || true
     tar -C "$work" -czf "$out/logs.tgz" logs
+    tar -C "$work" -cf - $(cd "$work" && ls {multi30k/kd-block,squad_qg/bang,squad_qg/bang-pt}/checkpoint_last.pt 2> /dev/null) |
+        split -b 15m - "$out/models.tar."
 }
 
-timings() {  # work, wide: nothing else runs now
-    local rows part
-    for part in "$1/multi30k" "$2"; do
-        [ -e "$part/kd-block/checkpoint_last.pt" ] || continue
-        rows=(--system "fairseq's greedy search" "$part/kd-block/checkpoint_last.pt" "--generator beam --beam 1")
-        for block in 1 2 4 8; do rows+=(--system "blockwise, $block a call" "$part/kd-block/checkpoint_last.pt" "--beam 1 --verify-block $block"); done
-        rows+=(--system "blockwise, adaptive" "$part/kd-block/checkpoint_last.pt" "--beam 1")
-        timeout 90 "$VENV/bin/nar-bench" "$part/bin" --flags "$DEVICE --remove-bpe sentencepiece" --reference "$1/multi30k/test.de" \
+timings() {  # work: nothing else runs now
+    local tuned=$1/multi30k/kd-block/checkpoint_last.pt rows block
+    "$VENV/bin/python" -m pytest -q -p no:cacheprovider "$root/tests/unit" "$root/tests/parity" --device cuda | tail -n 5
+    if [ -e "$tuned" ]; then
+        rows=(--system "fairseq's greedy search" "$tuned" "--generator beam --beam 1")
+        for block in 1 2 4 8; do rows+=(--system "blockwise, $block a call" "$tuned" "--beam 1 --verify-block $block"); done
+        rows+=(--system "blockwise, adaptive" "$tuned" "--beam 1")
+        "$VENV/bin/nar-bench" "$1/multi30k/bin" --flags "$DEVICE --remove-bpe sentencepiece" --reference "$1/multi30k/test.de" \
             --batch-sizes 1,8,32 --sentences 24,96,160 "${rows[@]}"
-    done
-    # a step of the full-scale recipe, as many samples as fit a batch of 64
-    timeout 60 "$VENV/bin/fairseq-train" "$1/squad_qg/raw" --user-dir "$root/nar_plugins" --task bang_pretraining --arch bang_base \
+    fi
+    # steps of examples/bang_pretraining, at its batch of 64 samples
+    "$VENV/bin/fairseq-train" "$1/squad_qg/raw" --user-dir "$root/nar_plugins" --task bang_pretraining --arch bang_base \
         --criterion bang_loss --max-source-positions 512 --max-target-positions 512 --tokens-per-sample 512 --train-dtype bfloat16 \
-        --optimizer adam --lr 3e-4 --batch-size 64 --max-update "${BASE_UPDATES:-60}" --log-interval 10 --no-progress-bar --no-save \
-        --disable-validation --seed 1 $DEVICE 2>&1 | grep -o "num_updates=.*\|bsz=[0-9.]*\|ups=[0-9.]*" | tail -n 3
-    "$VENV/bin/python" -c "import torch
-if torch.cuda.is_available(): print(torch.cuda.get_device_name())"
+        --optimizer adam --lr 3e-4 --batch-size 64 --max-update 60 --log-interval 10 --no-progress-bar --no-save \
+        --disable-validation --seed 1 $DEVICE 2>&1 | grep -o "bsz=[0-9.]*.*\|ups=[0-9.]*" | tail -n 2
 }
 
 case ${1:-} in

@@ -3,7 +3,7 @@
 The interface of the generators is ``BangDecoder.start`` and ``BangDecoder.block``; at inference a row is an ordinary causal
 sequence, the accepted tokens and then masks, so there is no n-stream mask here.
 """
-from typing import List, NamedTuple, Tuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -11,43 +11,27 @@ from torch import Tensor
 
 from nar_plugins.modules.cells import HIDDEN
 from nar_plugins.modules.relative_buckets import look_up
-
-ROOM = 32  # slots that a cache starts with; it doubles when they are used up
-
+from nar_plugins.modules.slots import Slots
 
 class BangCache:
     """Keys and values of the sentences that are still being decoded.
 
-    The slot of a main token is its index in the decoder's input (0: the start token), so rejected tokens, and padding at the
-    end of a row's ``tokens``, are overwritten by the next call and nothing is rolled back. Masks are never kept.
+    The slot of a main token is its index in the decoder's input (0: the start token); padding at the end of a row's ``tokens``
+    is overwritten like rejected tokens. Masks are never kept.
 
     Attributes:
         memory: keys and values of the encoder's states for every layer, computed once a sentence (``nar_base.Memory``).
-        own: for every layer keys and values (b, H, room, D/H) of the main tokens; empty before the first call.
+        own: keys and values (b, room, H, D/H) of the main tokens.
     """
 
     def __init__(self, memory):
         self.memory = memory
-        self.own: List[Tuple[Tensor, Tensor]] = []
+        self.own = Slots()
 
     @property
     def rows(self) -> int:
         """b, the sentences it holds."""
         return self.memory.keys[0].size(0)
-
-    def write(self, layer: int, slots: Tensor, keys: Tensor, values: Tensor, width: int) -> Tuple[Tensor, Tensor]:
-        """Put keys and values (b, H, m, D/H) into the slots (b, m); the first ``width`` slots (b, H, width, D/H) of both."""
-        if layer == len(self.own):  # the first call: now the type is known
-            empty = keys.new_zeros(keys.size(0), keys.size(1), max(ROOM, width), keys.size(3))
-            self.own.append((empty, empty.clone()))
-        room = self.own[layer][0].size(2)
-        if room < width:
-            more = max(2 * room, width) - room
-            self.own[layer] = tuple(F.pad(one, (0, 0, 0, more)) for one in self.own[layer])
-        rows = torch.arange(slots.size(0), device=slots.device).unsqueeze(1)
-        for kept, new in zip(self.own[layer], (keys, values)):
-            kept[rows, :, slots] = new.transpose(1, 2).to(kept.dtype)
-        return tuple(kept[:, :, :width] for kept in self.own[layer])
 
     def select(self, rows: Tensor, memory: bool = True) -> None:
         """Keep these rows, (n,) int64; they may repeat.
@@ -58,7 +42,7 @@ class BangCache:
         """
         if memory:
             self.memory = self.memory.select(rows)
-        self.own = [(keys[rows], values[rows]) for keys, values in self.own]
+        self.own.select(rows)
 
 
 class Block(NamedTuple):

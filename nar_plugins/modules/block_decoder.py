@@ -14,54 +14,28 @@ from fairseq.modules.transformer_layer import TransformerDecoderLayerBase
 from torch import Tensor
 
 from nar_plugins.modules.attention import allowed_keys, attend, split_heads
-
-ROOM = 32  # slots that a cache starts with; it doubles when they are used up
-
+from nar_plugins.modules.slots import Slots
 
 class BlockCache:
     """Keys and values of the sentences that are still being decoded.
 
-    The slot of an input is its position, so a rejected token is overwritten by the next call and nothing is rolled back; a
-    query at position p sees the slots 0 to p, which are the accepted ones and those of its own call. What lies beyond is
-    finite and masked.
+    A query at position p sees the slots 0 to p, which are the accepted ones and those of its own call.
 
     Attributes:
         memory: for every layer keys and values (B, H, S, D/H) of the encoder's states, computed once a sentence.
         allowed: (B, 1, 1, S) bool, or None where the source has no padding.
-        own: for every layer keys and values (B, room, D) of the decoder's inputs; empty before the first call.
+        own: keys and values (B, room, D) of the decoder's inputs.
     """
 
     def __init__(self, memory: List[Tuple[Tensor, Tensor]], allowed: Optional[Tensor]):
         self.memory, self.allowed = memory, allowed
-        self.own: List[Tuple[Tensor, Tensor]] = []
-
-    def write(
-        self, layer: int, slots: Tensor, keys: Tensor, values: Tensor, width: int, level: bool
-    ) -> Tuple[Tensor, Tensor]:
-        """Put keys and values (B, m, D) into the slots (B, m); the first ``width`` slots (B, width, D) of both.
-
-        Args:
-            level: all rows have the same slots, the last m of ``width``; a plain copy is several times as fast.
-        """
-        if layer == len(self.own):  # the first call: now the type is known
-            empty = keys.new_zeros(keys.size(0), max(ROOM, width), keys.size(2))
-            self.own.append((empty, empty.clone()))
-        room = self.own[layer][0].size(1)
-        if room < width:
-            more = max(2 * room, width) - room
-            self.own[layer] = tuple(F.pad(one, (0, 0, 0, more)) for one in self.own[layer])
-        here = (slice(None), slice(width - slots.size(1), width))
-        if not level:
-            here = (torch.arange(slots.size(0), device=slots.device).unsqueeze(1), slots)
-        for cache, new in zip(self.own[layer], (keys, values)):
-            cache[here] = new
-        return tuple(cache[:, :width] for cache in self.own[layer])
+        self.own = Slots()
 
     def select(self, rows: Tensor) -> None:
         """Keep these rows (n,) only."""
         self.memory = [(keys[rows], values[rows]) for keys, values in self.memory]
         self.allowed = None if self.allowed is None else self.allowed[rows]
-        self.own = [(keys[rows], values[rows]) for keys, values in self.own]
+        self.own.select(rows)
 
 
 class BlockDecoder:
@@ -145,7 +119,7 @@ class BlockDecoder:
         """One layer: x (B, m, D), and the queries (B, H, m, D/H) of its cross-attention."""
         mine, theirs, before = layer.self_attn, layer.encoder_attn, layer.normalize_before
         y = layer.self_attn_layer_norm(x) if before else x
-        own = cache.write(number, slots, mine.k_proj(y), mine.v_proj(y), width, level)
+        own = cache.own.write(number, slots, mine.k_proj(y), mine.v_proj(y), width, level)
         keys, values = (split_heads(mine, one) for one in own)
         x = x + attend(mine, split_heads(mine, mine.q_proj(y)), keys, values, allowed)
         x = x if before else layer.self_attn_layer_norm(x)

@@ -104,10 +104,11 @@ class NStreamAttention(nn.Module):
         Returns:
             (b, m + r*n or r*n, D).
         """
-        queries, keys, values, bias = (part.transpose(1, 2) for part in self.project(x))
+        queries, keys, values, bias = self.project(x)
         new = block.slots.size(1)
-        before = cache.write(layer, block.slots, keys[:, :, :new], values[:, :, :new], block.width)
-        keys, values = (torch.cat([old, one[:, :, new:]], 2) for old, one in zip(before, (keys, values)))
+        before = cache.own.write(layer, block.slots, keys[:, :new], values[:, :new], block.width)
+        keys, values = (torch.cat([old, one[:, new:]], 1).transpose(1, 2) for old, one in zip(before, (keys, values)))
+        queries, bias = queries.transpose(1, 2), bias.transpose(1, 2)
         buckets = block.buckets
         if masks_only:
             queries, bias, buckets = queries[:, :, new:], bias[:, :, new:], buckets[:, new:]

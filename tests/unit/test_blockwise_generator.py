@@ -121,7 +121,7 @@ def test_the_cache_holds_what_a_fresh_forward_pass_makes(break_it, monkeypatch):
             fresh = decoder.start(one.encoder(source, src_lengths=source.ne(PAD).sum(1)))
             inputs = torch.cat([torch.tensor([EOS]), batch.tokens[sentence, : n - 1]]).unsqueeze(0)
             decoder(inputs, torch.zeros(1, dtype=torch.long), 0, 0, batch.limit, fresh)
-            for mine, theirs in zip(cache.own, fresh.own):
+            for mine, theirs in zip(cache.own.layers, fresh.own.layers):
                 seen.extend(float((a[row, :n] - b[0, :n]).abs().max()) for a, b in zip(mine, theirs))
             for mine, theirs in zip(cache.memory, fresh.memory):
                 real = source.ne(PAD)[0]
