@@ -37,7 +37,8 @@ print(torch.__version__, torch.cuda.get_device_name() if torch.cuda.is_available
 }
 
 measure() {  # site, work, out
-    export VENV=$1 DEVICE=${DEVICE-} PYTHONPATH=$root:$1 OMP_NUM_THREADS=2 PYTHONWARNINGS=ignore
+    : "${DEVICE=}"  # the recipes' own default is --cpu
+    export DEVICE VENV=$1 PYTHONPATH=$root:$1 OMP_NUM_THREADS=2 PYTHONWARNINGS=ignore
     local work=$2 out=$3
     mkdir -p "$out" "$work/logs"
     # saved and validated at the end only; without Adam's moments three checkpoints are 45 MB
@@ -64,14 +65,14 @@ timings() {  # work: nothing else runs now
         rows=(--system "fairseq's greedy search" "$tuned" "--generator beam --beam 1")
         for block in 1 2 4 8; do rows+=(--system "blockwise, $block a call" "$tuned" "--beam 1 --verify-block $block"); done
         rows+=(--system "blockwise, adaptive" "$tuned" "--beam 1")
-        "$VENV/bin/nar-bench" "$1/multi30k/bin" --flags "$DEVICE --remove-bpe sentencepiece" --reference "$1/multi30k/test.de" \
+        "$VENV/bin/nar-bench" "$1/multi30k/bin" --flags "${DEVICE---cpu} --remove-bpe sentencepiece" --reference "$1/multi30k/test.de" \
             --batch-sizes 1,8,32 --sentences 24,96,160 "${rows[@]}"
     fi
     # steps of examples/bang_pretraining, at its batch of 64 samples
     "$VENV/bin/fairseq-train" "$1/squad_qg/raw" --user-dir "$root/nar_plugins" --task bang_pretraining --arch bang_base \
         --criterion bang_loss --max-source-positions 512 --max-target-positions 512 --tokens-per-sample 512 --train-dtype bfloat16 \
         --optimizer adam --lr 3e-4 --batch-size 64 --max-update 60 --log-interval 10 --no-progress-bar --no-save \
-        --disable-validation --seed 1 $DEVICE 2>&1 | grep -o "bsz=[0-9.]*.*\|ups=[0-9.]*" | tail -n 2
+        --disable-validation --seed 1 ${DEVICE---cpu} 2>&1 | grep -o "bsz=[0-9.]*.*\|ups=[0-9.]*" | tail -n 2
 }
 
 case ${1:-} in

@@ -76,7 +76,7 @@ def plain(text: str) -> str:
     """Continuations joined; command and arithmetic substitutions replaced by the placeholder."""
     text = text.replace("\\\n", " ")
     while True:
-        shorter = re.sub(r"\$\([^()]*\)|`[^`\n]*`", UNKNOWN, text)
+        shorter = re.sub(r"\$\(\([^()]*\)\)|\$\([^()]*\)|`[^`\n]*`", UNKNOWN, text)
         if shorter == text:
             return text
         text = shorter
