@@ -18,13 +18,9 @@ import fairseq_cli.score
 import pytest
 from conftest import ROOT
 from fairseq import options
-from fairseq.criterions import CRITERION_REGISTRY
-from fairseq.dataclass.utils import gen_parser_from_dataclass
-from fairseq.models import MODEL_REGISTRY
-from fairseq.tasks import TASK_REGISTRY
-from fairseq.tasks.translation import TranslationConfig
 
 import nar_plugins  # noqa: F401
+from own_flags import own_actions
 
 PARSERS = {
     "fairseq-train": options.get_training_parser, "fairseq-generate": options.get_generation_parser,
@@ -306,26 +302,7 @@ def test_a_wrong_flag_or_value_would_be_found(line):
 
 def own_options() -> Dict[str, str]:
     """Attribute of the parsed arguments -> who defines it, for this package's task, models and criterions."""
-    found = {}
-
-    def add(who, fill, base=None):
-        parser, inherited = argparse.ArgumentParser(), argparse.ArgumentParser()
-        fill(parser)
-        if base is not None:
-            base(inherited)
-        theirs = {action.dest for action in inherited._actions}
-        found.update({action.dest: who for action in parser._actions if action.dest not in theirs | {"help"}})
-
-    for name, cls in TASK_REGISTRY.items():
-        if cls.__module__.startswith("nar_plugins"):
-            add(f"task {name}", cls.add_args, lambda p: gen_parser_from_dataclass(p, TranslationConfig(), True))
-    for name, cls in MODEL_REGISTRY.items():
-        if cls.__module__.startswith("nar_plugins"):
-            add(f"model {name}", cls.add_args, MODEL_REGISTRY["transformer"].add_args)
-    for name, cls in CRITERION_REGISTRY.items():
-        if cls.__module__.startswith("nar_plugins"):
-            add(f"criterion {name}", lambda p, c=cls: gen_parser_from_dataclass(p, getattr(c, "__dataclass")()))
-    return found
+    return {action.dest: who for who, actions in own_actions().items() for action in actions}
 
 
 def reads(source: str) -> List[re.Pattern]:

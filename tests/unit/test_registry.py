@@ -5,16 +5,15 @@ from argparse import Namespace
 
 import pytest
 from fairseq import options
-from fairseq.criterions import CRITERION_REGISTRY
 from fairseq.dataclass.configs import GenerationConfig
 from fairseq.dataclass.utils import gen_parser_from_dataclass
 from fairseq.models import MODEL_REGISTRY
-from fairseq.tasks import TASK_REGISTRY
 from fairseq.tasks.translation import TranslationConfig
 
 import nar_plugins  # noqa: F401
 from nar_plugins.generators import registry
 from nar_plugins.generators.mask_predict import MaskPredictGenerator
+from own_flags import own_actions
 from tiny import arguments, model
 
 
@@ -170,25 +169,7 @@ def flags(parser) -> list:
 
 def own_flags() -> dict:
     """Who -> flags, for the task, the models and the criterions of this package, without those of fairseq's bases."""
-    found = {}
-
-    def add(who, fill, base=None):
-        parser, inherited = argparse.ArgumentParser(), argparse.ArgumentParser()
-        fill(parser)
-        if base is not None:
-            base(inherited)
-        found[who] = [flag for flag in flags(parser) if flag not in flags(inherited)]
-
-    for name, cls in TASK_REGISTRY.items():
-        if cls.__module__.startswith("nar_plugins"):
-            add(f"task {name}", cls.add_args, lambda p: gen_parser_from_dataclass(p, TranslationConfig(), True))
-    for name, cls in MODEL_REGISTRY.items():
-        if cls.__module__.startswith("nar_plugins"):
-            add(f"model {name}", cls.add_args, MODEL_REGISTRY["transformer"].add_args)
-    for name, cls in CRITERION_REGISTRY.items():
-        if cls.__module__.startswith("nar_plugins"):
-            add(f"criterion {name}", lambda p, c=cls: gen_parser_from_dataclass(p, getattr(c, "__dataclass")()))
-    return found
+    return {who: [flag for action in actions for flag in action.option_strings] for who, actions in own_actions().items()}
 
 
 def fairseq_flags() -> dict:
