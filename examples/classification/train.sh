@@ -12,7 +12,7 @@ if [ -n "${START:-}" ]; then start=(--finetune-from-model "$START"); fi
     --max-source-positions 512 --max-target-positions 512 --dropout 0.2 \
     --encoder-embed-dim 128 --encoder-ffn-embed-dim 512 --encoder-attention-heads 4 --encoder-layers 3 \
     --decoder-embed-dim 128 --decoder-ffn-embed-dim 512 --decoder-attention-heads 4 --decoder-layers 3 \
-    "${start[@]+"${start[@]}"}" --train-dtype bfloat16 --optimizer adam --adam-betas "(0.9, 0.98)" --clip-norm 5 \
+    "${start[@]+"${start[@]}"}" --train-dtype auto --optimizer adam --adam-betas "(0.9, 0.98)" --clip-norm 5 \
     --lr 1e-3 --lr-scheduler inverse_sqrt --warmup-updates 200 --warmup-init-lr 1e-7 --max-tokens 4096 \
     --max-update "$updates" --seed 1 ${DEVICE---cpu} --save-dir "$work/bang" --no-epoch-checkpoints --no-progress-bar \
     --log-interval 50

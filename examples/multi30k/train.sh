@@ -37,11 +37,11 @@ smooth=(--label-smoothing 0.1)
 teacher=$work/ar/checkpoint_last.pt
 taught=(--criterion nar_loss --init-encoder-from "$teacher" --init-decoder-from "$teacher")
 blockwise=(--arch blockwise --block-size 8 --block-head diag --criterion blockwise_loss --block-loss weighted --block-positions 0.25
-           --finetune-from-model "$teacher" --train-dtype bfloat16 --max-tokens 2048)
+           --finetune-from-model "$teacher" --train-dtype auto --max-tokens 2048)
 data=$work/bin
 case $model in kd-*) data=$work/kd ;; esac
 case $model in
-    ar | kd-ar) what=("${ours[@]}" --arch transformer --criterion label_smoothed_cross_entropy "${smooth[@]}" --train-dtype bfloat16) ;;
+    ar | kd-ar) what=("${ours[@]}" --arch transformer --criterion label_smoothed_cross_entropy "${smooth[@]}" --train-dtype auto) ;;
     cmlm) what=("${ours[@]}" --arch cmlm_iwslt_de_en --criterion nar_loss "${smooth[@]}") ;;
     stock) # its checkpoints do not load under PyTorch 2.6 and later without our user-dir, which only allows them here
         what=(--user-dir "$root/nar_plugins" --task translation_lev --arch cmlm_transformer --noise random_mask

@@ -37,7 +37,7 @@ esac
 [ "$model" = ar ] || [ -e "$teacher" ] || { echo "train.sh: $model needs the teacher $teacher: train ar first" >&2; exit 2; }
 if [ -e "$work/$model/done" ]; then echo "$model: trained already"; exit 0; fi
 "$bin/fairseq-train" "$data" --user-dir "$root/nar_plugins" --task nar_translation \
-    "${what[@]}" "${sizes[@]}" --train-dtype bfloat16 \
+    "${what[@]}" "${sizes[@]}" --train-dtype auto \
     --optimizer adam --adam-betas "(0.9, 0.98)" --clip-norm 5 \
     --lr 2e-3 --lr-scheduler polynomial_decay --warmup-updates 100 --total-num-update "$updates" \
     --max-tokens 2048 --max-update "$updates" --seed 1 ${DEVICE---cpu} \

@@ -26,7 +26,7 @@ case $model in
         what=("${pairs[@]}" --finetune-from-model "$start") ;;
     *) echo "train.sh: no model '$model': pretrain, bang or bang-pt" >&2; exit 2 ;;
 esac
-"$bin/fairseq-train" "${what[@]}" --user-dir "$root/nar_plugins" "${sizes[@]}" --train-dtype bfloat16 \
+"$bin/fairseq-train" "${what[@]}" --user-dir "$root/nar_plugins" "${sizes[@]}" --train-dtype auto \
     --optimizer adam --adam-betas "(0.9, 0.98)" --clip-norm 5 \
     --lr 1e-3 --lr-scheduler polynomial_decay --warmup-updates $((updates / 10)) --total-num-update "$updates" \
     --max-update "$updates" --seed 1 ${DEVICE---cpu} --save-dir "$work/$model" \

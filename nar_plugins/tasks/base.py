@@ -14,6 +14,7 @@ from nar_plugins.data.dictionary import check_same_symbols
 from nar_plugins.data.noise import VALIDATION_UPDATE
 from nar_plugins.models.initialise import check_finetuned
 from nar_plugins.modules.attention import training_kernel
+from nar_plugins.modules.precision import faster_dtype
 from nar_plugins.modules.vocabulary import accept_missing_mask_row
 
 logger = logging.getLogger(__name__)
@@ -21,9 +22,11 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class NarTaskConfig(FairseqDataclass):
-    train_dtype: ChoiceEnum(["float32", "bfloat16"]) = field(
-        default="float32", metadata={"help": "autocast training to bfloat16, on CPUs too (fairseq's --amp is float16 on GPUs)"}
-    )
+    train_dtype: ChoiceEnum(["float32", "bfloat16", "auto"]) = field(
+        default="float32",
+        metadata={"help": "autocast training to bfloat16, on CPUs too (fairseq's --amp is float16 on GPUs); auto: where the "
+                  "device computes it faster than float32"},
+    )  # fmt: skip
     seed: int = II("common.seed")
     amp: bool = II("common.amp")
     update_freq: List[int] = II("optimization.update_freq")
@@ -42,8 +45,9 @@ class NarTask(FairseqTask):
 
     def __init__(self, cfg, *args, **kwargs):
         super().__init__(cfg, *args, **kwargs)
-        if str(cfg.train_dtype) == "bfloat16" and cfg.amp:
-            raise ValueError("--train-dtype bfloat16 and --amp are two ways to one end: leave one out")
+        if str(cfg.train_dtype) != "float32" and cfg.amp:
+            raise ValueError(f"--train-dtype {cfg.train_dtype} and --amp are two ways to one end: leave one out")
+        self.chosen_dtype = None  # of --train-dtype auto, when the device is known
         self.noise = None  # the model's, set when it is built
         self.said_tokens = False
 
@@ -116,7 +120,7 @@ class NarTask(FairseqTask):
         """fairseq's step (with its ``--amp`` and ``set_num_updates``) on the batch with this update's noise."""
         sample = self.corrupt(sample, update_num)
         tokens = sample["net_input"]["src_tokens"]
-        half = str(self.cfg.train_dtype) == "bfloat16"
+        half = self.train_dtype(tokens.device) == torch.bfloat16
 
         def prepared(*args):  # around the criterion, where fairseq turns autocast off on GPUs, but for --amp
             in_half = torch.autocast(tokens.device.type, torch.bfloat16) if half else nullcontext()
@@ -124,6 +128,16 @@ class NarTask(FairseqTask):
                 return criterion(*args)
 
         return super().train_step(sample, model, prepared, optimizer, update_num, ignore_grad)
+
+    def train_dtype(self, device: torch.device) -> torch.dtype:
+        """What ``--train-dtype`` means on this device; ``auto`` is decided, and said, once."""
+        name = str(self.cfg.train_dtype)
+        if name != "auto":
+            return getattr(torch, name)
+        if self.chosen_dtype is None:
+            self.chosen_dtype = faster_dtype(device)
+            logger.info(f"--train-dtype auto: {self.chosen_dtype}, the faster one on this {device.type}".replace("torch.", ""))
+        return self.chosen_dtype
 
     def valid_step(self, sample, model, criterion):
         """fairseq's step, with BLEU for ``--eval-bleu``; the noise depends on (seed, sentence) only."""

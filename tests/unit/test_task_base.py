@@ -5,6 +5,7 @@ import pytest
 import torch
 
 import tiny
+from nar_plugins.modules import precision
 
 
 class Step:
@@ -34,6 +35,28 @@ def test_the_criterion_is_in_bfloat16_on_every_device(device, flags, on, monkeyp
     assert step.seen[device] is on and step.after is False
 
 
-def test_two_ways_to_half_precision_are_refused():
-    with pytest.raises(ValueError, match="--train-dtype bfloat16 and --amp"):
-        tiny.task("--train-dtype", "bfloat16", "--amp")
+@pytest.mark.parametrize("name", ["bfloat16", "auto"])
+def test_two_ways_to_half_precision_are_refused(name):
+    with pytest.raises(ValueError, match=f"--train-dtype {name} and --amp"):
+        tiny.task("--train-dtype", name, "--amp")
+
+
+@pytest.mark.parametrize("slower, faster", [(torch.float32, torch.bfloat16), (torch.bfloat16, torch.float32)])
+def test_auto_is_the_faster_type_and_is_said_once(slower, faster, monkeypatch, caplog):
+    monkeypatch.setattr(precision, "product_times", lambda dtype: [2.0, 2.0] if dtype == slower else [9.0, 1.0])
+    task = tiny.task("--train-dtype", "auto")
+    with caplog.at_level("INFO"):
+        assert [task.train_dtype(torch.device("cpu")) for _ in range(2)] == [faster, faster]
+    assert [r.getMessage() for r in caplog.records if "auto" in r.getMessage()] == [
+        f"--train-dtype auto: {str(faster)[6:]}, the faster one on this cpu"
+    ]
+
+
+def test_a_gpu_without_bfloat16_in_hardware_trains_in_float32(monkeypatch):
+    for hardware, dtype in ((False, torch.float32), (True, torch.bfloat16)):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: hardware and not including_emulation)
+        assert precision.faster_dtype(torch.device("cuda")) == dtype
+
+
+def test_this_cpu_has_a_faster_type():
+    assert precision.faster_dtype(torch.device("cpu")) in (torch.float32, torch.bfloat16)
