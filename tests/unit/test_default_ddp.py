@@ -1,0 +1,68 @@
+"""Every model trains under PyTorch's DistributedDataParallel, fairseq's default: it refuses a parameter without a gradient.
+
+fairseq cannot wrap so on CPUs (it names a device), so the wrapping is done here as it does it, in a group of one process.
+"""
+import pytest
+import torch
+from fairseq.distributed import ModuleProxyWrapper
+from fairseq.registry import REGISTRIES
+from torch.nn.parallel import DistributedDataParallel
+
+from conftest import source_batch
+from tiny import arguments, model
+
+PAD, EOS = 1, 2
+SOURCE, TARGET = source_batch([5, 9, 4], 20), source_batch([6, 3, 8], 20, seed=8)
+FERTILITIES = torch.zeros_like(SOURCE)
+FERTILITIES[:, 0] = TARGET.ne(PAD).sum(1)
+
+
+@pytest.fixture
+def group(tmp_path):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/group", rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+def sample():
+    before = TARGET.roll(1, 1)
+    before[:, 0] = EOS
+    return {
+        "target": TARGET, "ntokens": int(TARGET.ne(PAD).sum()), "id": torch.arange(3),
+        "net_input": {"src_tokens": SOURCE, "src_lengths": SOURCE.ne(PAD).sum(1), "prev_output_tokens": before},
+    }  # fmt: skip
+
+
+TRAININGS = {
+    "cmlm": ("nar_loss", "cmlm_tiny", ()),
+    "cmlm, pooled length, untied": ("nar_loss", "cmlm", ("--encoder-embed-dim", "64", "--decoder-embed-dim", "64")),
+    "nat": ("nar_loss", "nat_tiny", ()),
+    "nat, glancing": ("nar_loss", "nat_tiny", ("--source-copy", "soft", "--glancing", "0.5")),
+    "nat, ctc": ("nar_loss", "nat_tiny", ("--ctc", "--upsample", "3")),
+    "blockwise, one head an update": ("blockwise_loss", "blockwise_tiny", ("--block-loss", "sample")),
+    "blockwise, all heads, frozen": ("blockwise_loss", "blockwise_tiny", ("--block-loss", "mean", "--freeze-base")),
+    "bang": ("bang_loss", "bang_tiny", ("--bang-rows", "sample:1")),
+    "bang, modes in turn": ("bang_loss", "bang_tiny", ("--nar-ratio", "0.5")),
+}
+
+
+@pytest.mark.parametrize("name", TRAININGS)
+def test_every_update_has_the_gradients_of_the_unwrapped_model(name, group):
+    criterion, arch, flags = TRAININGS[name]
+    found = []
+    for wrap in (lambda one: one, lambda one: ModuleProxyWrapper(DistributedDataParallel(one))):
+        one, task = model(*flags, arch=arch, criterion=criterion)
+        made = REGISTRIES["criterion"]["registry"][criterion].build_criterion(arguments(*flags, arch=arch, criterion=criterion), task)
+        trained, batch = wrap(one.train()), sample()
+        if getattr(one, "needs_fertilities", False):
+            batch["net_input"]["fertilities"] = FERTILITIES
+        for update in (1, 2, 3):
+            torch.manual_seed(update)
+            loss, size, _ = made(trained, task.corrupt(batch, update))
+            loss.backward()
+            found.append({n: p.grad.clone() for n, p in one.named_parameters() if p.grad is not None})
+            one.zero_grad(set_to_none=False)
+    assert all(found)
+    for alone, wrapped in zip(found[:3], found[3:]):
+        for parameter, gradient in wrapped.items():
+            torch.testing.assert_close(gradient, alone.get(parameter, torch.zeros_like(gradient)))
