@@ -36,7 +36,8 @@ class BlockwiseLoss(FairseqCriterion):
 
     ``sample`` draws one head an update, a function of (seed, update), so that all workers and micro-batches train the same
     one (Stern et al. 2018, section 6). A frozen base has nothing to learn for head 1, which is then never drawn nor counted
-    in the loss. Validation asks all heads, everywhere, and weighs them alike; head 1 is logged there in any case.
+    in the loss. Validation asks all heads, everywhere, and weighs them alike; head 1 is logged there in any case. Sequential
+    heads are trained together (``mean`` or ``weighted``), from head 2 on at the same positions.
     """
 
     def __init__(self, task, label_smoothing: float, block_loss: str = "sample", block_positions: float = 1.0):
@@ -52,6 +53,8 @@ class BlockwiseLoss(FairseqCriterion):
         plain = unwrapped(model)
         if not hasattr(plain, "trained_heads"):
             raise ValueError("--criterion blockwise_loss trains --arch blockwise; other models have no proposal heads")
+        if plain.decoder.sequential and self.block_loss == "sample":
+            raise ValueError("--block-loss sample draws one head, and --block-head sequential trains all in turn: use weighted")
         weights = self.weights(plain, sample)
         asked = weights if model.training else {1: 0.0, **weights}
         losses = model(

@@ -60,7 +60,7 @@ class RowDrafter(Drafter):
         for number, decoder in enumerate(self.decoders):
             decoder.masks = 1 + count if number == 0 else 1
 
-    def draft(self, verified: Verified, count: int, state: Optional[Tensor]) -> Drafts:
+    def draft(self, verified: Verified, count: int, state: None) -> Drafts:
         masks = verified.features[0].unflatten(-1, (-1, self.decoders[0].width))[:, 1 : count + 1]
         logits = full(self.decoders[0].decoder.output_layer(masks))
         logits[..., self.never] = -float("inf")

@@ -60,7 +60,8 @@ class BlockSize:
         for count, more in enumerate([0.0, *survival]):
             expected += more
             drafting = self.drafter.work(count) if with_proposals else 0.0
-            rates.append(expected / (self.overhead + rows * (1 + count + drafting)))
+            waiting = self.drafter.wait(count) if with_proposals else 0.0
+            rates.append(expected / (self.overhead * (1 + waiting) + rows * (1 + count + drafting)))
         return rates.index(max(rates))
 
     def learn(self, confirmed: List[int], drafts: int) -> None:

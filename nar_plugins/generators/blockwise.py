@@ -5,7 +5,7 @@ import weakref
 from argparse import Namespace
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Dict, List, Optional
+from typing import Any, Dict, List, Optional
 
 import torch
 from fairseq import utils
@@ -18,11 +18,11 @@ from nar_plugins.generators.drafters import (
     CopyDrafter,
     Drafter,
     Drafts,
-    HeadsDrafter,
     JacobiDrafter,
     ModelDrafter,
     Verified,
     has_heads,
+    heads_drafter,
 )
 from nar_plugins.generators.hypothesis import greedy_hypothesis
 from nar_plugins.generators.registry import DecodingConfig, refuse_for_one_output, refuse_unserved, register_generator
@@ -142,7 +142,7 @@ class BlockwiseGenerator:
             return CopyDrafter(self.models, dictionary)
         if has_rows(self.models[0]) and name != "jacobi":
             return RowDrafter(self.decoders, self.mask, self.pad)
-        return HeadsDrafter(self.models, self.mask, self.pad) if heads and name != "jacobi" else JacobiDrafter()
+        return heads_drafter(self.models, self.mask, self.pad) if heads and name != "jacobi" else JacobiDrafter()
 
     # -- the way of a batch ------------------------------------------------------------------------------------------------
 
@@ -159,19 +159,22 @@ class BlockwiseGenerator:
         source = sample["net_input"]["src_tokens"]
         dtype = getattr(torch, str(self.config.decode_dtype))
         with fast_linear(self.models, dtype), torch.autocast(source.device.type, dtype, enabled=dtype != torch.float32):
-            batch = self.start(sample["net_input"], prefix_tokens, self.eos if bos_token is None else bos_token)
-            state = self.drafter.begin(sample)
+            encoded = [model.encoder.forward_torchscript(sample["net_input"]) for model in self.models]
+            batch = self.start(source, encoded, prefix_tokens, self.eos if bos_token is None else bos_token)
+            state = self.drafter.begin(sample, encoded)
             size = BlockSize(self.drafter, self.config.verify_block, source.device.type)
             while batch.rows.numel():
                 self.step(batch, state, size)
         return self.hypotheses(batch, source)
 
-    def start(self, net_input: Dict, prefix: Optional[Tensor], bos: int) -> Batch:
-        """Encode; the first drafts are the prefix, which cannot be rejected."""
-        source = net_input["src_tokens"]
+    def start(self, source: Tensor, encoded: List[Dict], prefix: Optional[Tensor], bos: int) -> Batch:
+        """Nothing decided yet; the first drafts are the prefix, which cannot be rejected.
+
+        Args:
+            source: (B, S) int64. encoded: what every model's encoder made of it. bos: the first input.
+        """
         sentences, width = source.shape
         limit = self.rules.limit(width, self.models)
-        encoded = [model.encoder.forward_torchscript(net_input) for model in self.models]
         if prefix is None:
             drafts = source.new_empty(sentences, 0)
         else:  # <unk> stands for a place that is not given; another draft would do as well
@@ -194,7 +197,7 @@ class BlockwiseGenerator:
             accepted=[],
         )
 
-    def step(self, batch: Batch, state: Optional[Tensor], size: BlockSize) -> None:
+    def step(self, batch: Batch, state: Any, size: BlockSize) -> None:
         """One call of the decoders: verify, decide, propose; finished rows leave. The host looks once, at its end."""
         proposals = size.wanted(len(batch.rows), batch.limit - batch.shortest - 1)
         self.drafter.ahead(proposals)
@@ -283,7 +286,7 @@ class BlockwiseGenerator:
             fine = exact | (likely & value.gt(-math.inf) & drafts.ne(self.eos))
         return fine.long().cumprod(1).sum(1)
 
-    def propose(self, verified: Verified, count: int, state: Optional[Tensor]) -> Drafts:
+    def propose(self, verified: Verified, count: int, state: Any) -> Drafts:
         """The next drafts; none for a count of 0."""
         if count == 0:
             return Drafts(verified.lengths.new_empty(verified.lengths.size(0), 0))

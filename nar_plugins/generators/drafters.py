@@ -1,7 +1,7 @@
 """Where the proposals of blockwise decoding come from. Whatever they are, in exact mode the output is the same."""
 from argparse import Namespace
 from dataclasses import fields
-from typing import Dict, List, NamedTuple, Optional
+from typing import Any, Dict, List, NamedTuple, Optional
 
 import torch
 import torch.nn.functional as F
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from nar_plugins.data.dictionary import check_same_symbols
 from nar_plugins.generators import registry
+from nar_plugins.modules.attention import allowed_keys
 from nar_plugins.modules.precision import full
 
 MOST = 15  # proposals a call of the drafters that could go on for ever
@@ -37,14 +38,15 @@ class Drafter:
 
     most = MOST  # the most proposals that it can make
 
-    def begin(self, sample: Dict) -> Optional[Tensor]:
-        """What ``draft`` needs to know of fairseq's batch: its ``state``, for all B sentences."""
+    def begin(self, sample: Dict, encoded: List[Dict]) -> Any:
+        """What ``draft`` needs to know of fairseq's batch and of what every model's encoder made of it: its ``state``, for all
+        B sentences."""
         return None
 
     def ahead(self, count: int) -> None:
         """Told before a call how many proposals will be wanted after it."""
 
-    def draft(self, verified: Verified, count: int, state: Optional[Tensor]) -> Drafts:
+    def draft(self, verified: Verified, count: int, state: Any) -> Drafts:
         """``count`` proposals for every row, at least 1 and at most ``most``."""
         raise NotImplementedError
 
@@ -52,29 +54,71 @@ class Drafter:
         """What ``count`` proposals for a row cost, in tokens of the verifier's decoder."""
         return 0.0
 
+    def wait(self, count: int) -> float:
+        """What ``count`` proposals cost however many rows there are, in calls of the verifier's decoder."""
+        return 0.0
+
 
 class HeadsDrafter(Drafter):
-    """The proposal heads 2 to K of the first model that has them, at the last accepted position only (spec A.6)."""
+    """The proposal heads 2 to K of a model, at the last accepted position only (spec A.6).
 
-    def __init__(self, models, mask: int, pad: int):
-        self.which = next(i for i, model in enumerate(models) if has_heads(model))
-        self.decoder = models[self.which].decoder
-        self.most = self.decoder.block_size - 1
-        self.mask, self.pad = mask, pad
-        table = self.decoder.output_projection.weight.numel()
-        token = sum(weight.numel() for weight in self.decoder.layers.parameters()) + table
-        shared, each = self.decoder.proposal_heads.work()
-        self.shared, self.each = shared / token, (each + table) / token
+    Args:
+        decoder: the model's. which: the model's number in the ensemble.
+        mask, pad: indices that are never proposed.
+    """
 
-    def draft(self, verified: Verified, count: int, state: Optional[Tensor]) -> Drafts:
-        heads = self.decoder.head_features(verified.features[self.which], 2, count + 1)
-        logits = full(self.decoder.output_projection(heads))
-        logits[..., self.mask] = logits[..., self.pad] = -float("inf")  # the verifier never says them
+    def __init__(self, decoder, which: int, mask: int, pad: int):
+        self.decoder, self.which, self.never = decoder, which, [mask, pad]
+        self.most = decoder.block_size - 1
+        self.table = decoder.output_projection.weight.numel()
+        self.token = sum(weight.numel() for weight in decoder.layers.parameters()) + self.table  # multiplications for one
+
+    def draft(self, verified: Verified, count: int, state: Any) -> Drafts:
+        return self.said(self.decoder.head_features(verified.features[self.which], 2, count + 1))
+
+    def said(self, features: Tensor) -> Drafts:
+        """The best tokens (...) of what heads put before the vocabulary projection (..., D), and their log-probabilities."""
+        logits = full(self.decoder.output_projection(features))
+        logits[..., self.never] = -float("inf")  # the verifier never says them
         best, tokens = logits.max(-1)
         return Drafts(tokens, best - logits.logsumexp(-1))
 
     def work(self, count: int) -> float:
-        return self.shared + self.each * count if count else 0.0
+        shared, each = self.decoder.proposal_heads.work()
+        return (shared + (each + self.table) * count) / self.token if count else 0.0
+
+
+class SequentialDrafter(HeadsDrafter):
+    """Sequential heads: each is told the proposal before its own."""
+
+    def begin(self, sample: Dict, encoded: List[Dict]) -> tuple:
+        out = encoded[self.which]
+        keys, values = self.decoder.proposal_heads.memory(out["encoder_out"][0].transpose(0, 1))
+        padding = out["encoder_padding_mask"]
+        return keys, values, allowed_keys(padding[0]) if len(padding) > 0 and bool(padding[0].any()) else None
+
+    def draft(self, verified: Verified, count: int, state: tuple) -> Drafts:
+        if len(verified.rows) < len(state[0]):  # some sentences are finished
+            state = [None if part is None else part[verified.rows] for part in state]
+        attention = self.decoder.proposal_heads.encoder_attn
+
+        def ask(x: Tensor) -> Tensor:
+            return attention.attend(attention.queries(x.unsqueeze(1)), *state).squeeze(1)
+
+        features = base = verified.features[self.which]
+        token = verified.tokens[verified.rows, verified.lengths - 1]
+        found = []
+        for head in range(2, count + 2):
+            features = self.decoder.turn(head, base, features, token, ask)
+            found.append(self.said(features))
+            token = found[-1].tokens
+        return Drafts(*(torch.stack(parts, 1) for parts in zip(*found)))
+
+    def work(self, count: int) -> float:
+        return count * (self.decoder.proposal_heads.work() + self.table) / self.token
+
+    def wait(self, count: int) -> float:
+        return count / (len(self.decoder.layers) + 1)  # a head is about a layer, and a projection
 
 
 class JacobiDrafter(Drafter):
@@ -83,7 +127,7 @@ class JacobiDrafter(Drafter):
     Those tokens rest on a wrong one, but are often right; where there are too few, the last is repeated.
     """
 
-    def draft(self, verified: Verified, count: int, state: Optional[Tensor]) -> Drafts:
+    def draft(self, verified: Verified, count: int, state: None) -> Drafts:
         after = verified.accepted.unsqueeze(1) + 1 + torch.arange(count, device=verified.accepted.device)
         return Drafts(verified.greedy.gather(1, after.clamp(max=verified.greedy.size(1) - 1)))
 
@@ -129,7 +173,7 @@ class CopyDrafter(TextDrafter):
         for model in models:
             check_same_symbols(model.encoder.dictionary.symbols, dictionary.symbols, "--drafter copy: the source dictionary")
 
-    def begin(self, sample: Dict) -> Tensor:
+    def begin(self, sample: Dict, encoded: List[Dict]) -> Tensor:
         return sample["net_input"]["src_tokens"]
 
 
@@ -159,12 +203,20 @@ class ModelDrafter(TextDrafter):
         options = registry.generation_options(Namespace(beam=1))
         self.generator = registry.GENERATORS[name]([model], dictionary, own, options, mask)
 
-    def begin(self, sample: Dict) -> Tensor:
+    def begin(self, sample: Dict, encoded: List[Dict]) -> Tensor:
         for model in self.generator.models:
             model.to(sample["net_input"]["src_tokens"].device)
         found = [hypos[0]["tokens"] for hypos in self.generator.generate(self.generator.models, sample)]
         text = torch.nn.utils.rnn.pad_sequence(found, batch_first=True, padding_value=self.pad)
         return text.to(sample["net_input"]["src_tokens"].device)
+
+
+def heads_drafter(models, mask: int, pad: int) -> HeadsDrafter:
+    """The drafter of the first model that has heads; ``mask`` and ``pad`` are never proposed."""
+    which = next(i for i, model in enumerate(models) if has_heads(model))
+    decoder = models[which].decoder
+    kind = SequentialDrafter if decoder.sequential else HeadsDrafter
+    return kind(decoder, which, mask, pad)
 
 
 def has_heads(model) -> bool:

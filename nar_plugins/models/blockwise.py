@@ -1,16 +1,20 @@
 """Blockwise parallel decoding (Stern et al. 2018): an AR Transformer that also proposes the tokens after the next."""
 import logging
-from typing import Dict, NamedTuple, Optional, Tuple
+from typing import Callable, Dict, Iterator, List, NamedTuple, Optional, Tuple
 
 import torch
+import torch.nn.functional as F
 from fairseq.models import register_model, register_model_architecture
 from fairseq.models.transformer import TransformerConfig, TransformerDecoderBase, TransformerModel
 from fairseq.models.transformer.transformer_legacy import base_architecture as transformer_base
 from torch import Tensor
 
 from nar_plugins.models.presets import default, sizes
+from nar_plugins.modules.attention import allowed_keys, attend_packed
 from nar_plugins.modules.fused_loss import fused_word_loss
+from nar_plugins.modules.packing import queries_of_sentences
 from nar_plugins.modules.proposal_heads import HEADS, ProposalHeads
+from nar_plugins.modules.sequential_heads import SequentialHeads
 
 logger = logging.getLogger(__name__)
 
@@ -38,33 +42,48 @@ class BlockwiseDecoder(TransformerDecoderBase):
     """fairseq's decoder. Its ``forward`` is head 1, an ordinary next-token model, so fairseq's own search and scoring work.
 
     Heads count from 1, as in the paper: head i looks i positions ahead. Head 1 is the identity where the base is frozen (the
-    output is then the base's, exactly) or where it is the only one, and learned otherwise.
+    output is then the base's, exactly), where it is the only one, or where the others follow it in turn (``sequential``), and
+    learned otherwise.
     """
 
     def __init__(self, cfg, dictionary, embed_tokens):
         super().__init__(cfg, dictionary, embed_tokens)
         self.block_size = cfg.block_size
-        self.learned_from = 2 if cfg.freeze_base or self.block_size == 1 else 1  # the first head with parameters
+        self.sequential = cfg.block_head == "sequential"
+        identity = cfg.freeze_base or self.block_size == 1 or self.sequential
+        self.learned_from = 2 if identity else 1  # the first head with parameters
         learned = self.block_size + 1 - self.learned_from
         width = self.output_embed_dim
         hidden = cfg.block_ffn_dim or cfg.decoder.ffn_embed_dim
         activation_dropout = cfg.activation_dropout or cfg.relu_dropout or 0.0
-        self.proposal_heads = (
-            ProposalHeads(learned, width, hidden, cfg.block_head, cfg.dropout, activation_dropout) if learned else None
-        )
+        self.proposal_heads = None
+        if learned and self.sequential:
+            self.proposal_heads = SequentialHeads(
+                learned, width, embed_tokens.embedding_dim, cfg.encoder.embed_dim, hidden, cfg.decoder.attention_heads,
+                cfg.dropout, cfg.attention_dropout, activation_dropout,
+            )  # fmt: skip
+        elif learned:
+            self.proposal_heads = ProposalHeads(learned, width, hidden, cfg.block_head, cfg.dropout, activation_dropout)
 
     def output_layer(self, features: Tensor) -> Tensor:
         """Head 1: the decoder's features (..., D) -> logits (..., V)."""
         return self.output_projection(self.head_features(features, 1, 1).squeeze(-2))
 
     def head_features(self, features: Tensor, first: int, last: int) -> Tensor:
-        """What heads ``first`` to ``last``, both included, put before ``output_projection``: (..., D) -> (..., heads, D)."""
+        """What heads ``first`` to ``last``, both included, put before ``output_projection``: (..., D) -> (..., heads, D).
+
+        Of sequential heads only the first is known from the features alone; ``proposal_heads`` makes the others in turn.
+        """
         identity = [features.unsqueeze(-2)] if first < self.learned_from else []
         first = max(first, self.learned_from)
         if first > last:
             return identity[0]
         learned = self.proposal_heads(features, first - self.learned_from, last + 1 - self.learned_from)
         return torch.cat([*identity, learned], -2)
+
+    def turn(self, head: int, base: Tensor, state: Tensor, tokens: Tensor, ask: Callable[[Tensor], Tensor]) -> Tensor:
+        """What a sequential head, 2 or later, puts before ``output_projection``, told the tokens (P,) before; see ``SequentialHeads``."""
+        return self.proposal_heads(head - 2, base, state, self.embed_scale * self.embed_tokens(tokens), ask)
 
 
 @register_model("blockwise")
@@ -79,7 +98,8 @@ class BlockwiseModel(TransformerModel):
         TransformerModel.add_args(parser)
         parser.add_argument("--block-size", type=int, metavar="K", help="heads: head i proposes the token i positions ahead")
         parser.add_argument("--block-head", choices=HEADS,
-                            help="full: one hidden layer that all heads see (the paper); diag: one of its own for each head")
+                            help="full: one hidden layer that all heads see (the paper); diag: one of its own for each head; "
+                                 "sequential: one after the other, each told the token proposed before it")
         parser.add_argument("--block-ffn-dim", type=int, metavar="N",
                             help="hidden units a head (the decoder's feed-forward size)")
         parser.add_argument("--freeze-base", action="store_true",
@@ -151,7 +171,10 @@ class BlockwiseModel(TransformerModel):
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.args.freeze_base):
             encoder_out = self.encoder(src_tokens, src_lengths=src_lengths)
             features, _ = self.decoder.extract_features(prev_output_tokens, encoder_out=encoder_out)
-        states, words = zip(*(self.asked(features, target, head, taken) for head in heads))
+        if self.decoder.sequential:
+            states, words = zip(*self.asked_in_turn(features, encoder_out, target, list(heads), taken))
+        else:
+            states, words = zip(*(self.asked(features, target, head, taken) for head in heads))
         counts = [len(part) for part in words]
         weights = torch.cat([features.new_full((n,), weight) for n, weight in zip(counts, heads.values())])
         part = fused_word_loss(self.decoder.output_projection, torch.cat(states), torch.cat(words), label_smoothing, weights)
@@ -172,6 +195,37 @@ class BlockwiseModel(TransformerModel):
         states = self.decoder.head_features(features[:, : ahead.size(1)][chosen], head, head).squeeze(1)
         return states, ahead[chosen]
 
+    def asked_in_turn(
+        self, features: Tensor, encoder_out: Dict, target: Tensor, heads: List[int], taken: Optional[Tensor]
+    ) -> Iterator[Tuple[Tensor, Tensor]]:
+        """What ``asked`` gives, of sequential heads: head i is told the target before its own. All but head 1 are trained at
+        the positions taken for head 2, where those after it go on from its state."""
+        if 1 in heads:
+            yield self.asked(features, target, 1, taken)
+        decoder, pad, last = self.decoder, self.decoder.padding_idx, max(heads)
+        if last == 1:
+            return
+        ahead = F.pad(target, (0, last), value=pad)
+        chosen = ahead[:, 1 : target.size(1) + 1].ne(pad)  # where head 2 has a target
+        if taken is not None:
+            chosen = chosen & taken[:, 1]
+        sentence, place = chosen.nonzero(as_tuple=True)
+        keys, values = decoder.proposal_heads.memory(encoder_out["encoder_out"][0].transpose(0, 1))
+        padding = encoder_out["encoder_padding_mask"]
+        allowed = allowed_keys(padding[0]) if padding else None
+        slots, width = queries_of_sentences(sentence, target.size(0))
+
+        def ask(x: Tensor) -> Tensor:
+            return attend_packed(decoder.proposal_heads.encoder_attn, x, keys, values, allowed, slots, width)
+
+        state = base = features[sentence, place]
+        for head in range(2, last + 1):
+            state = decoder.turn(head, base, state, ahead[sentence, place + head - 2], ask)
+            if head in heads:
+                word = ahead[sentence, place + head - 1]
+                there = word.ne(pad)
+                yield state[there], word[there]
+
     def upgrade_state_dict_named(self, state_dict, name):
         """Let ``--finetune-from-model`` take an AR checkpoint: heads that it wholly lacks start afresh.
 
@@ -189,7 +243,7 @@ class BlockwiseModel(TransformerModel):
         for key, value in own.items():
             stored = state_dict.get(prefix + key)
             if stored is None:
-                raise ValueError(f"the checkpoint has proposal heads, but no {key}: it is incomplete; start from a whole one")
+                raise ValueError(f"the checkpoint has proposal heads, but no {key}: it is incomplete, or of another --block-head")
             if stored.shape != value.shape:
                 raise ValueError(
                     f"{key} is {tuple(stored.shape)} in the checkpoint and {tuple(value.shape)} here: give the --block-size, "

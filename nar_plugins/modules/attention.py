@@ -8,6 +8,8 @@ from fairseq.modules import MultiheadAttention
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from nar_plugins.modules.packing import collect, spread
+
 SHORT = 128  # tokens; see training_kernel
 
 
@@ -100,6 +102,21 @@ def fused(
         scale=attention.scaling,
     )
     return heads.transpose(1, 2).flatten(2)
+
+
+def attend_packed(
+    attention: MultiheadAttention, x: Tensor, keys: Tensor, values: Tensor, allowed: Optional[Tensor], slots: Tensor, width: int
+) -> Tensor:
+    """Cross-attention, with its projections, of packed states (P, D) -> (P, D).
+
+    Args:
+        keys, values: (B, H, S, D/H). allowed: as in ``attend``.
+        slots, width: ``packing.queries_of_sentences``: inside the attention a sentence's queries stand in one row.
+    """
+    sentences = keys.size(0)
+    queries = spread(attention.q_proj(x), slots, sentences * width).unflatten(0, (sentences, width))
+    heads = fused(attention, split_heads(attention, queries), keys, values, allowed)
+    return attention.out_proj(collect(heads.flatten(0, 1), slots))
 
 
 def allowed_keys(padding: Optional[Tensor]) -> Optional[Tensor]:

@@ -3,12 +3,11 @@ from typing import Optional
 
 from torch import Tensor
 
-from nar_plugins.modules.attention import fused, split_heads
+from nar_plugins.modules.attention import attend_packed
 from nar_plugins.modules.bang_cache import BangCache, Block
 from nar_plugins.modules.cells import Layout
 from nar_plugins.modules.layers import NarDecoderLayer
 from nar_plugins.modules.n_stream_attention import NStreamAttention
-from nar_plugins.modules.packing import collect, spread
 
 
 class BangDecoderLayer(NarDecoderLayer):
@@ -45,16 +44,9 @@ class BangDecoderLayer(NarDecoderLayer):
         y = self.ngram_self_attn(x, layout, cells_only)
         drop = len(x) - len(y)
         x = self.add(x[drop:], y, self.self_attn_layer_norm)
-        y = self.ask_memory(x, memory_keys, memory_values, memory_allowed, layout.memory_slots[drop:], layout.memory_width)
+        slots = layout.memory_slots[drop:]
+        y = attend_packed(self.encoder_attn, x, memory_keys, memory_values, memory_allowed, slots, layout.memory_width)
         return self.feed_forward(self.add(x, y, self.encoder_attn_layer_norm))
-
-    def ask_memory(self, x: Tensor, keys: Tensor, values: Tensor, allowed, slots: Tensor, width: int) -> Tensor:
-        """Cross-attention of packed states (P, D); inside it a sentence's queries stand in one row of ``width``."""
-        attention, sentences = self.encoder_attn, keys.size(0)
-        asked = attention.q_proj(x)
-        queries = spread(asked, slots, sentences * width).unflatten(0, (sentences, width))
-        heads = fused(attention, split_heads(attention, queries), keys, values, allowed)
-        return attention.out_proj(collect(heads.flatten(0, 1), slots))
 
     def block(self, x: Tensor, block: Block, cache: BangCache, number: int, masks_only: bool = False) -> Tensor:
         """One layer of a decoding pass: x (b, m + r*n, D) -> (b, m + r*n or r*n, D)."""

@@ -10,7 +10,7 @@ from typing import List, NamedTuple, Optional, Tuple
 import torch
 from torch import Tensor
 
-from nar_plugins.modules.packing import collect, spread
+from nar_plugins.modules.packing import collect, queries_of_sentences, spread
 from nar_plugins.modules.relative_buckets import BUCKETS, look_up
 
 HIDDEN = BUCKETS  # the bucket of a key that its query does not see
@@ -194,13 +194,3 @@ def visible_main(table: Tensor, queries: Tensor, positions: Tensor, start: Tenso
         hidden = hidden | start.eq(0).unsqueeze(2)
     distance = queries.unsqueeze(3) - positions[:, None, None]
     return look_up(table, distance).masked_fill(hidden.unsqueeze(2), HIDDEN)
-
-
-def queries_of_sentences(sentence: Tensor, batch: int) -> Tuple[Tensor, int]:
-    """Places (P,) of the packed states in the flattened (B * Q), and Q, the most that one sentence has."""
-    order = sentence.argsort(stable=True)
-    counts = torch.bincount(sentence, minlength=batch)
-    rank = torch.empty_like(order)
-    rank[order] = torch.arange(len(order), device=order.device) - (counts.cumsum(0) - counts)[sentence[order]]
-    width = max(1, int(counts.max()))
-    return sentence * width + rank, width

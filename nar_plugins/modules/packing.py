@@ -2,6 +2,9 @@
 
 Written out because of that: PyTorch's own would keep the states for the backward pass, and sum where nothing meets.
 """
+from typing import Tuple
+
+import torch
 from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
@@ -41,3 +44,13 @@ def spread(x: Tensor, slots: Tensor, size: int) -> Tensor:
 def collect(x: Tensor, slots: Tensor) -> Tensor:
     """(size, ...) -> packed (C, ...), those at the slots (C,) int64."""
     return _Collect.apply(x, slots)
+
+
+def queries_of_sentences(sentence: Tensor, batch: int) -> Tuple[Tensor, int]:
+    """Places (P,) of the packed states in the flattened (B * Q), and Q, the most that one sentence has."""
+    order = sentence.argsort(stable=True)
+    counts = torch.bincount(sentence, minlength=batch)
+    rank = torch.empty_like(order)
+    rank[order] = torch.arange(len(order), device=order.device) - (counts.cumsum(0) - counts)[sentence[order]]
+    width = max(1, int(counts.max()))
+    return sentence * width + rank, width

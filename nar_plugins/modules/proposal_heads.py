@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from fairseq.modules import FairseqDropout
 from torch import Tensor
 
-HEADS = ("full", "diag")
+HEADS = ("full", "diag", "sequential")  # the last is sequential_heads.py's
 
 
 class ProposalHeads(nn.Module):

@@ -150,7 +150,39 @@ def slow_blockwise(one, source, block, limit, min_len=1):
                 break
         accepted.append(len(text) - before)
         _, features = lprobs_of(one, source, text[:-1])
-        heads = one.decoder.output_projection(one.decoder.head_features(features, 2, block))
-        heads[:, [MASK, PAD]] = -math.inf
-        drafts = heads.argmax(-1).tolist()[: max(0, limit - len(text))] if block > 1 else []
+        drafts = drafts_of(one, source, features, text[-1], block)[: max(0, limit - len(text))]
     return text, accepted
+
+
+def drafts_of(one, source, features, token, block):
+    """What heads 2 to ``block`` propose after ``token``, from the features (D,) of its position."""
+
+    def best(x):
+        logits = one.decoder.output_projection(x)
+        logits[..., [MASK, PAD]] = -math.inf
+        return logits.argmax(-1)
+
+    if block == 1:
+        return []
+    if not one.decoder.sequential:
+        return best(one.decoder.head_features(features, 2, block)).tolist()
+    said, state = [token], features
+    for head in range(2, block + 1):
+        state = sequential_state(one, source, features, state, said[-1], head)
+        said.append(int(best(state)))
+    return said[1:]
+
+
+def sequential_state(one, source, base, state, token, head):
+    """What a sequential head puts before the vocabulary projection, (D,), written out for one position and no batch."""
+    heads, decoder = one.decoder.proposal_heads, one.decoder
+    encoded = one.encoder(source.unsqueeze(0), src_lengths=torch.tensor([source.numel()]))["encoder_out"][0][:, 0]
+    told = decoder.embed_scale * decoder.embed_tokens.weight[token]
+    x = heads.join_norm(heads.join.weight @ torch.cat([state, told]) + heads.join.bias + heads.number[head - 2])
+    attention, found = heads.encoder_attn, []
+    query, keys, values = attention.q_proj(x), attention.k_proj(encoded), attention.v_proj(encoded)
+    for h in range(attention.num_heads):
+        part = slice(h * attention.head_dim, (h + 1) * attention.head_dim)
+        found.append((keys[:, part] @ query[part] * attention.scaling).softmax(0) @ values[:, part])
+    x = heads.encoder_attn_norm(x + attention.out_proj(torch.cat(found)))
+    return base + heads.weight @ heads.hidden_layer(x).relu() + heads.bias[head - 2]

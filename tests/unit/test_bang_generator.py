@@ -206,7 +206,7 @@ def test_verify_drafts_what_the_masks_say(made):
     (one,), task = made
     gen = BlockwiseGenerator([one], task.target_dictionary, settings_of(BlockwiseConfig, {"verify_block": 3}),
                              generation_options(Namespace(beam=1, max_len_b=LIMIT)), MASK)  # fmt: skip
-    batch = gen.start(sample_of(SOURCE)["net_input"], None, EOS)
+    batch = gen.start(SOURCE, [one.encoder.forward_torchscript(sample_of(SOURCE)["net_input"])], None, EOS)
     from nar_plugins.generators.block_size import BlockSize
 
     gen.step(batch, None, BlockSize(gen.drafter, 3, "cpu"))

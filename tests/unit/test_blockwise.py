@@ -4,6 +4,7 @@ import re
 import pytest
 import torch
 
+from blockwise_twin import sequential_state
 from conftest import source_batch
 from nar_plugins.modules.proposal_heads import ProposalHeads
 from tiny import model
@@ -70,7 +71,8 @@ def test_some_heads_are_those_of_all_and_the_parameters_are_counted(kind, count)
     assert shared + 3 * each == count
 
 
-@pytest.mark.parametrize("flags", [(), ("--freeze-base",), ("--block-head", "diag"), ("--block-size", "1")])
+@pytest.mark.parametrize("flags", [(), ("--freeze-base",), ("--block-head", "diag"), ("--block-size", "1"),
+                                   ("--block-head", "sequential", "--block-size", "1")])  # fmt: skip
 def test_every_head_starts_as_the_base(flags):
     one, _ = blockwise(*flags)
     one.eval()
@@ -141,6 +143,51 @@ def test_the_targets_of_a_head_lie_as_far_ahead():
         torch.testing.assert_close(found[head].nll, nll)
         assert found[head].correct == sum(int(row.argmax()) == word for row, word in pairs)
     torch.testing.assert_close(loss, total)
+
+
+@pytest.mark.parametrize("flags", [(), ("--freeze-base",)])
+def test_sequential_heads_are_told_the_targets_before_theirs(flags):
+    """In training all positions are packed and go together; by hand each is by itself."""
+    one = shaken(blockwise("--block-head", "sequential", *flags)[0])
+    source, before = source_batch([6, 4], WORDS), torch.tensor([[EOS, 4, 5, 6, 7], [EOS, 8, 9, PAD, PAD]])
+    target = torch.tensor([[4, 5, 6, 7, EOS], [8, 9, EOS, PAD, PAD]])
+    taken = torch.ones(2, 4, 5, dtype=torch.bool)
+    taken[0, 1, 2] = taken[0, 0, 4] = False  # heads 2 to 4 skip a position, and head 1 another
+    asked = {1: 1.0, 2: 0.5, 3: 0.25, 4: 2.0}
+    loss, found = one(source, source.ne(PAD).sum(1), before, target=target, heads=asked, taken=taken)
+    total, counts = 0, dict.fromkeys(asked, 0)
+    for b in range(2):
+        real = source[b][source[b].ne(PAD)]
+        words = target[b][target[b].ne(PAD)].tolist()
+        encoded = one.encoder(real.unsqueeze(0), src_lengths=torch.tensor([real.numel()]))
+        features = one.decoder.extract_features(before[b : b + 1], encoder_out=encoded)[0][0]
+        for t in range(len(words)):
+            state = features[t]
+            for head in range(1, min(4, len(words) - t) + 1):
+                if head > 1:
+                    state = sequential_state(one, real, features[t], state, words[t + head - 2], head)
+                if taken[b, min(head, 2) - 1, t]:
+                    nll = -one.decoder.output_projection(state).log_softmax(-1)[words[t + head - 1]]
+                    total, counts[head] = total + asked[head] * nll, counts[head] + 1
+    torch.testing.assert_close(loss, total)
+    assert {head: int(sums.count) for head, sums in found.items()} == counts == {1: 7, 2: 5, 3: 3, 4: 2}
+
+
+def test_sequential_heads_start_as_the_base_and_leave_head_1_to_it():
+    one = blockwise("--block-head", "sequential")[0].eval()
+    assert list(one.trained_heads()) == [1, 2, 3, 4]
+    source = source_batch([6, 6], WORDS)
+    lengths, target = source.ne(PAD).sum(1), source.flip(1)
+    with torch.no_grad():
+        features = one.decoder.extract_features(source, encoder_out=one.encoder(source, src_lengths=lengths))[0]
+        assert one.decoder.head_features(features, 1, 1).squeeze(-2).equal(features)
+        lprobs = one.decoder.output_projection(features).log_softmax(-1)
+        found = one(source, lengths, source, target=target, heads={1: 1.0, 2: 1.0, 4: 1.0}).heads
+    assert set(found) == {1, 2, 4}
+    for head, sums in found.items():
+        ahead = target[:, head - 1 :]
+        wanted = -lprobs[:, : ahead.size(1)].gather(2, ahead.unsqueeze(-1)).sum()
+        torch.testing.assert_close(sums.nll, wanted)
 
 
 # -- checkpoints -------------------------------------------------------------------------------------------------------

@@ -151,6 +151,7 @@ def test_a_sinusoidal_table_grows():
 @torch.no_grad()
 @pytest.mark.parametrize("flags", [
     (), ("--freeze-base",), ("--block-head", "diag"), ("--share-all-embeddings", "--block-size", "6"),
+    ("--block-head", "sequential", "--block-size", "6"), ("--block-head", "sequential", "--freeze-base"),
 ])  # fmt: skip
 def test_heads_against_a_slow_loop(flags):
     one, task = with_heads(*flags)
@@ -254,7 +255,7 @@ def test_the_translation_of_a_parallel_model_is_drafted_and_changes_no_word(form
     wanted = greedy(models, task, SOURCE, max_len_b=24)
     assert texts(decode(gen)) == texts(wanted)
     own = [hypos[0]["tokens"] for hypos in gen.drafter.generator.generate([nar], sample_of(SOURCE))]
-    text = gen.drafter.begin(sample_of(SOURCE))
+    text = gen.drafter.begin(sample_of(SOURCE), [])
     assert [row[: len(one)].equal(one) and row[len(one) :].eq(PAD).all() for row, one in zip(text, own)] == [True] * 6
     assert own[4].tolist() == [EOS]  # the empty source
 

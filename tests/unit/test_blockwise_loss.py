@@ -111,6 +111,12 @@ def test_validation_asks_all_heads_and_is_deterministic(form):
     assert all(f"nll_h{head}" in values and 0 <= values[f"acc_h{head}"] <= 100 for head in (1, 2, 3, 4))
 
 
+def test_sequential_heads_are_not_drawn_alone():
+    one, criterion = build("--block-head", "sequential")
+    with pytest.raises(ValueError, match="--block-loss sample draws one head.*use weighted"):
+        criterion(one, batch())
+
+
 def test_other_models_and_tasks_are_refused():
     one, criterion = build()
     without = {key: value for key, value in batch().items() if key != "update"}

@@ -41,6 +41,10 @@ TRAININGS = {
     "nat, ctc": ("nar_loss", "nat_tiny", ("--ctc", "--upsample", "3")),
     "blockwise, one head an update": ("blockwise_loss", "blockwise_tiny", ("--block-loss", "sample")),
     "blockwise, all heads, frozen": ("blockwise_loss", "blockwise_tiny", ("--block-loss", "mean", "--freeze-base")),
+    "blockwise, sequential": (
+        "blockwise_loss", "blockwise_tiny",
+        ("--block-head", "sequential", "--block-loss", "weighted", "--block-positions", "0.3"),
+    ),
     "bang": ("bang_loss", "bang_tiny", ("--bang-rows", "sample:1")),
     "bang, modes in turn": ("bang_loss", "bang_tiny", ("--nar-ratio", "0.5")),
 }

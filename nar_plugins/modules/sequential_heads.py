@@ -1,0 +1,74 @@
+"""Proposal heads that propose one after the other: each knows the token proposed before it and asks the source again.
+
+Stern et al.'s heads all guess from one state, which must hold every word of the next block. Letting head i read the proposal of
+head i - 1 keeps later proposals in step with earlier ones (Hydra, Ankner et al. 2024; EAGLE, Li et al. 2024); their layer is one
+for all heads here, so that few data train it, and has a cross-attention, because the next word but three stands in the source.
+"""
+from typing import Callable, Tuple
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from fairseq.modules import FairseqDropout
+from torch import Tensor
+
+from nar_plugins.modules.attention import Attention
+
+
+class SequentialHeads(nn.Module):
+    """n heads that share one layer, applied n times.
+
+    The second feed-forward layer starts at zero, so that every head starts as the base's next-token prediction.
+
+    Args:
+        heads: n. dim: D. embed_dim: E of the tokens. encoder_dim: of the encoder's states. hidden: units of the feed-forward
+            layer. attention_heads: H.
+    """
+
+    def __init__(
+        self, heads: int, dim: int, embed_dim: int, encoder_dim: int, hidden: int, attention_heads: int,
+        dropout: float, attention_dropout: float, activation_dropout: float,
+    ):  # fmt: skip
+        super().__init__()
+        self.heads = heads
+        self.join = nn.Linear(dim + embed_dim, dim)
+        self.number = nn.Parameter(torch.zeros(heads, dim))  # which of the heads it is
+        self.join_norm = nn.LayerNorm(dim)
+        self.encoder_attn = Attention(
+            dim, attention_heads, kdim=encoder_dim, vdim=encoder_dim, dropout=attention_dropout, encoder_decoder_attention=True
+        )
+        self.encoder_attn_norm = nn.LayerNorm(dim)
+        self.hidden_layer = nn.Linear(dim, hidden)
+        self.weight = nn.Parameter(torch.zeros(dim, hidden))
+        self.bias = nn.Parameter(torch.zeros(heads, dim))
+        self.dropout_module = FairseqDropout(dropout, module_name=type(self).__name__)
+        self.activation_dropout_module = FairseqDropout(activation_dropout, module_name=type(self).__name__)
+        for layer in (self.join, self.hidden_layer):
+            nn.init.xavier_uniform_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def memory(self, states: Tensor) -> Tuple[Tensor, Tensor]:
+        """Keys and values (B, H, S, D/H) of the encoder's states (B, S, D), once a sentence."""
+        return self.encoder_attn.keys_values(states)
+
+    def forward(self, index: int, base: Tensor, state: Tensor, token: Tensor, ask: Callable[[Tensor], Tensor]) -> Tensor:
+        """What head ``index`` (from 0) puts before the vocabulary projection.
+
+        Args:
+            base: (P, D), the decoder's features. state: (P, D), what the head before it put there; for the first ``base``.
+            token: (P, E), the embedding of the token proposed before.
+            ask: this module's cross-attention of (P, D) to each one's source.
+
+        Returns:
+            (P, D).
+        """
+        x = self.join_norm(self.join(torch.cat([state, token], -1)) + self.number[index])
+        x = self.encoder_attn_norm(x + self.dropout_module(ask(x)))
+        hidden = self.activation_dropout_module(F.relu(self.hidden_layer(x)))
+        return base + self.dropout_module(F.linear(hidden, self.weight, self.bias[index]))
+
+    def work(self) -> int:
+        """Multiplications for one head at one position, but for those with the source."""
+        attention = self.encoder_attn
+        weights = (self.join, attention.q_proj, attention.out_proj, self.hidden_layer)
+        return sum(layer.weight.numel() for layer in weights) + self.weight.numel()
