@@ -18,6 +18,7 @@ from nar_plugins.generators.drafters import (
     CopyDrafter,
     Drafter,
     Drafts,
+    HeadsDrafter,
     JacobiDrafter,
     ModelDrafter,
     Verified,
@@ -54,6 +55,11 @@ class BlockwiseConfig(DecodingConfig):
         default=None,
         metadata={"help": "tokens verified a call; 1: no proposals (unset: follows from their confidence and the batch)"},
     )
+    draft_words: Optional[int] = field(
+        default=None,
+        metadata={"help": "the heads propose the dictionary's first N symbols only (fairseq sorts it by frequency): the same "
+                  "output, cheaper proposals, and none of a rare word (unset: all)"},
+    )  # fmt: skip
     accept: ChoiceEnum(["exact", "top"]) = field(
         default="exact",
         metadata={"help": "exact: what greedy search would say; top: what is among its best, which changes the output"},
@@ -118,6 +124,8 @@ class BlockwiseGenerator:
             if options.print_alignment and getattr(model, "full_context_alignment", False):
                 raise ValueError("--print-alignment of a model with full-context alignment: use --generator beam")
         self.drafter = self.choose_drafter(dictionary, drafter)
+        if config.draft_words is not None and not isinstance(self.drafter, HeadsDrafter):
+            raise ValueError("--draft-words is for the proposal heads of a blockwise checkpoint: leave it out")
         if config.verify_block is not None and config.verify_block > self.drafter.most + 1:
             raise ValueError(f"--verify-block {config.verify_block}: these proposals are for blocks of at most "
                              f"{self.drafter.most + 1} tokens")  # fmt: skip
@@ -142,7 +150,9 @@ class BlockwiseGenerator:
             return CopyDrafter(self.models, dictionary)
         if has_rows(self.models[0]) and name != "jacobi":
             return RowDrafter(self.decoders, self.mask, self.pad)
-        return heads_drafter(self.models, self.mask, self.pad) if heads and name != "jacobi" else JacobiDrafter()
+        if not heads or name == "jacobi":
+            return JacobiDrafter()
+        return heads_drafter(self.models, self.mask, self.pad, self.config.draft_words)
 
     # -- the way of a batch ------------------------------------------------------------------------------------------------
 
@@ -334,7 +344,7 @@ def refuse_options(options: Namespace, config, rescorer) -> None:
     if options.beam == 5:
         logger.info("blockwise is greedy: --beam is not used")
     refuse_for_one_output(options, "blockwise", rescorer)
-    for name in ("verify_block", "accept_top", "min_block"):
+    for name in ("verify_block", "accept_top", "min_block", "draft_words"):
         value = getattr(config, name)
         if value is not None and value < 1:
             raise ValueError(f"--{name.replace('_', '-')} {value}: at least one token is needed")

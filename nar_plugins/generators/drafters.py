@@ -65,20 +65,25 @@ class HeadsDrafter(Drafter):
     Args:
         decoder: the model's. which: the model's number in the ensemble.
         mask, pad: indices that are never proposed.
+        words: propose only what stands first in the dictionary, of so many symbols; None: all.
     """
 
-    def __init__(self, decoder, which: int, mask: int, pad: int):
-        self.decoder, self.which, self.never = decoder, which, [mask, pad]
+    def __init__(self, decoder, which: int, mask: int, pad: int, words: Optional[int] = None):
+        self.decoder, self.which = decoder, which
         self.most = decoder.block_size - 1
-        self.table = decoder.output_projection.weight.numel()
-        self.token = sum(weight.numel() for weight in decoder.layers.parameters()) + self.table  # multiplications for one
+        projection = decoder.output_projection
+        self.weight = projection.weight[:words]  # a view
+        self.bias = None if projection.bias is None else projection.bias[:words]
+        self.never = [index for index in (mask, pad) if index < len(self.weight)]
+        self.table = self.weight.numel()  # multiplications for a proposal, and for a token of the verifier
+        self.token = sum(weight.numel() for weight in decoder.layers.parameters()) + projection.weight.numel()
 
     def draft(self, verified: Verified, count: int, state: Any) -> Drafts:
         return self.said(self.decoder.head_features(verified.features[self.which], 2, count + 1))
 
     def said(self, features: Tensor) -> Drafts:
         """The best tokens (...) of what heads put before the vocabulary projection (..., D), and their log-probabilities."""
-        logits = full(self.decoder.output_projection(features))
+        logits = full(F.linear(features, self.weight, self.bias))
         logits[..., self.never] = -float("inf")  # the verifier never says them
         best, tokens = logits.max(-1)
         return Drafts(tokens, best - logits.logsumexp(-1))
@@ -211,12 +216,12 @@ class ModelDrafter(TextDrafter):
         return text.to(sample["net_input"]["src_tokens"].device)
 
 
-def heads_drafter(models, mask: int, pad: int) -> HeadsDrafter:
-    """The drafter of the first model that has heads; ``mask`` and ``pad`` are never proposed."""
+def heads_drafter(models, mask: int, pad: int, words: Optional[int]) -> HeadsDrafter:
+    """The drafter of the first model that has heads; the other arguments are ``HeadsDrafter``'s."""
     which = next(i for i, model in enumerate(models) if has_heads(model))
     decoder = models[which].decoder
     kind = SequentialDrafter if decoder.sequential else HeadsDrafter
-    return kind(decoder, which, mask, pad)
+    return kind(decoder, which, mask, pad, words)
 
 
 def has_heads(model) -> bool:

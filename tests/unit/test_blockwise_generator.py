@@ -167,6 +167,20 @@ def test_heads_against_a_slow_loop(flags):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("head", ["full", "sequential"])
+def test_only_the_first_words_are_proposed_and_the_output_stays(head):
+    one, task = with_heads("--block-head", head)
+    whole = decode(blockwise([one], task, verify_block=4, max_len_b=16))
+    gen, seen = blockwise([one], task, verify_block=4, max_len_b=16, draft_words=12), []
+    draft = gen.drafter.draft
+    gen.drafter.draft = lambda *asked: seen.append(draft(*asked)) or seen[-1]
+    some = decode(gen)
+    assert texts(some) == texts(whole) and max(int(drafts.tokens.max()) for drafts in seen) < 12
+    assert [h["accepted"] for h in some] != [h["accepted"] for h in whole]  # rarer words are no longer proposed
+    assert gen.drafter.work(3) < blockwise([one], task, max_len_b=16).drafter.work(3)
+
+
+@torch.no_grad()
 def test_an_ensemble_drafts_with_the_first_heads():
     one, task = with_heads()
     plain, _ = random_models("--decoder-normalize-before", seed=8)
@@ -327,6 +341,7 @@ def test_every_option_of_fairseqs_is_kept_or_refused_by_name():
 
 @pytest.mark.parametrize("settings, said", [
     (dict(beam=4), "--beam 4: blockwise has no beam; use --beam 1, or --generator beam"),
+    (dict(draft_words=0), "--draft-words 0: at least one"), (dict(draft_words=9), "--draft-words is for the proposal heads"),
     (dict(verify_block=0), "--verify-block 0: at least one"), (dict(min_block=0), "--min-block 0"),
     (dict(verify_block=17), "--verify-block 17: these proposals are for blocks of at most 16 tokens"),
     (dict(accept="top", accept_top=0), "--accept-top 0"), (dict(accept="top", accept_gap=-1.0), "--accept-gap -1.0"),
