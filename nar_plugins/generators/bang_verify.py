@@ -56,7 +56,7 @@ class RowDrafter(Drafter):
     def __init__(self, decoders: List[BangBlocks], mask: int, pad: int):
         self.decoders, self.never = decoders, [mask, pad]
 
-    def ahead(self, count: int) -> None:
+    def ahead(self, count: int, worth: float) -> None:
         for number, decoder in enumerate(self.decoders):
             decoder.masks = 1 + count if number == 0 else 1
 

@@ -32,6 +32,7 @@ class BlockSize:
         self.overhead = OVERHEAD.get(device, OVERHEAD["cuda"])
         self.right = [BELIEF * WEIGHT] * drafter.most
         self.tried = [WEIGHT] * drafter.most
+        self.rate = 0.0  # tokens decided for a unit of cost, at the size last thought best
 
     def wanted(self, rows: int, room: int) -> int:
         """How many proposals to ask for, for so many rows; no more than ``room`` can be used."""
@@ -43,6 +44,13 @@ class BlockSize:
             product *= right / tried
             survival.append(product)
         return self.best(rows, survival, with_proposals=True)
+
+    def worth(self, rows: int) -> float:
+        """The probability to survive below which one more proposal costs more than it brings, after ``wanted``."""
+        if self.fixed is not None:
+            return 0.0
+        more = self.overhead * (self.drafter.wait(1) - self.drafter.wait(0)) + rows * (1 + self.drafter.work(1))
+        return self.rate * more
 
     def chosen(self, rows: int, proposed: int, survival: Optional[List[float]]) -> int:
         """How many of the proposals to verify.
@@ -62,7 +70,8 @@ class BlockSize:
             drafting = self.drafter.work(count) if with_proposals else 0.0
             waiting = self.drafter.wait(count) if with_proposals else 0.0
             rates.append(expected / (self.overhead * (1 + waiting) + rows * (1 + count + drafting)))
-        return rates.index(max(rates))
+        self.rate = max(rates)
+        return rates.index(self.rate)
 
     def learn(self, confirmed: List[int], drafts: int) -> None:
         """What a call found: of ``drafts`` proposals a row, so many were confirmed in each."""

@@ -210,7 +210,7 @@ class BlockwiseGenerator:
     def step(self, batch: Batch, state: Any, size: BlockSize) -> None:
         """One call of the decoders: verify, decide, propose; finished rows leave. The host looks once, at its end."""
         proposals = size.wanted(len(batch.rows), batch.limit - batch.shortest - 1)
-        self.drafter.ahead(proposals)
+        self.drafter.ahead(proposals, size.worth(len(batch.rows)))
         block = torch.cat([batch.last, batch.drafts], 1)
         self.statistics["masks"] += block.numel() * self.decoders[0].masks
         offsets = torch.arange(block.size(1), device=block.device)

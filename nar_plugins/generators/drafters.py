@@ -43,11 +43,12 @@ class Drafter:
         B sentences."""
         return None
 
-    def ahead(self, count: int) -> None:
-        """Told before a call how many proposals will be wanted after it."""
+    def ahead(self, count: int, worth: float) -> None:
+        """Told before a call how many proposals will be wanted after it, and that none pays whose probability to survive, the
+        mean over the rows, is below ``worth``."""
 
     def draft(self, verified: Verified, count: int, state: Any) -> Drafts:
-        """``count`` proposals for every row, at least 1 and at most ``most``."""
+        """Proposals for every row: ``count``, at least 1 and at most ``most``, or the first of them that are worth it."""
         raise NotImplementedError
 
     def work(self, count: int) -> float:
@@ -94,7 +95,12 @@ class HeadsDrafter(Drafter):
 
 
 class SequentialDrafter(HeadsDrafter):
-    """Sequential heads: each is told the proposal before its own."""
+    """Sequential heads: each is told the proposal before its own, and none is asked after one that is not worth it."""
+
+    worth = 0.0
+
+    def ahead(self, count: int, worth: float) -> None:
+        self.worth = worth
 
     def begin(self, sample: Dict, encoded: List[Dict]) -> tuple:
         out = encoded[self.which]
@@ -112,11 +118,14 @@ class SequentialDrafter(HeadsDrafter):
 
         features = base = verified.features[self.which]
         token = verified.tokens[verified.rows, verified.lengths - 1]
-        found = []
+        found, survival = [], 0.0
         for head in range(2, count + 2):
             features = self.decoder.turn(head, base, features, token, ask)
             found.append(self.said(features))
             token = found[-1].tokens
+            survival = survival + found[-1].lprobs
+            if self.worth > 0 and head <= count and float(survival.exp().mean()) < self.worth:
+                break
         return Drafts(*(torch.stack(parts, 1) for parts in zip(*found)))
 
     def work(self, count: int) -> float:

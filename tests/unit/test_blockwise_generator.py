@@ -181,6 +181,28 @@ def test_only_the_first_words_are_proposed_and_the_output_stays(head):
 
 
 @torch.no_grad()
+def test_sequential_heads_stop_where_the_next_would_not_pay():
+    one, task = with_heads("--block-head", "sequential", "--block-size", "6")
+    gen = blockwise([one], task, max_len_b=16)
+    encoded = [one.encoder.forward_torchscript(sample_of(SOURCE)["net_input"])]
+    rows = torch.arange(6)
+    features = torch.randn(6, 64, generator=torch.Generator().manual_seed(3))
+    verified = Verified(rows, SOURCE, torch.ones(6, dtype=torch.long), [features], None, None)
+    state = gen.drafter.begin(sample_of(SOURCE), encoded)
+    gen.drafter.ahead(5, 0.0)
+    whole = gen.drafter.draft(verified, 5, state)
+    survival = whole.lprobs.cumsum(1).exp().mean(0)
+    assert whole.tokens.shape == (6, 5) and (survival[1:] < survival[:-1]).all()
+    for place in range(4):
+        gen.drafter.ahead(5, float(survival[place : place + 2].mean()))  # the next is not worth it
+        part = gen.drafter.draft(verified, 5, state)
+        assert part.tokens.equal(whole.tokens[:, : place + 2]) and part.lprobs.equal(whole.lprobs[:, : place + 2])
+    size = BlockSize(gen.drafter, None, "cpu")
+    size.wanted(1, 20)
+    assert 0 < size.worth(1) < 1 and BlockSize(gen.drafter, 4, "cpu").worth(1) == 0
+
+
+@torch.no_grad()
 def test_an_ensemble_drafts_with_the_first_heads():
     one, task = with_heads()
     plain, _ = random_models("--decoder-normalize-before", seed=8)
