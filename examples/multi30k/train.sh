@@ -9,16 +9,16 @@
 #   kd-glat  vanilla NAT (source stretched to a predicted length) with glancing
 #   kd-ctc   the same with latent alignments, on a canvas of twice the source
 #   kd-cmlm  Mask-Predict, in fairseq's form
-#   kd-block   the teacher with 8 proposal heads, fine-tuned with them
-#   kd-frozen  the same, but the heads alone are trained: greedy search's words are the teacher's
-# All have the same sizes and learning rate, and but for the last two tokens a batch; the parallel kd-* models start from the teacher's weights.
+#   kd-frozen  the teacher with 8 sequential proposal heads, which alone are trained: greedy search's words are the teacher's
+#   kd-block   kd-frozen, fine-tuned with its heads
+# All have the same sizes and learning rate, and but for the last two tokens a batch; the other kd-* models but kd-ar start from the teacher's weights.
 # A second run continues where the first one stopped. FLAGs are more of fairseq-train's, and win over those here; with
 # RATE=falling the learning rate falls to nothing, as it always does for kd-block and kd-frozen.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/../.." && pwd)
-models="ar, cmlm, stock, kd-ar, kd-nat, kd-glat, kd-ctc, kd-cmlm, kd-block or kd-frozen"
+models="ar, cmlm, stock, kd-ar, kd-nat, kd-glat, kd-ctc, kd-cmlm, kd-frozen or kd-block"
 model=${1:?$models}
-case $model in ar) updates=${2:-2000} ;; kd-*) updates=${2:-800} ;; *) updates=${2:-3000} ;; esac
+case $model in ar) updates=${2:-2000} ;; kd-frozen) updates=${2:-1200} ;; kd-block) updates=${2:-1800} ;; kd-*) updates=${2:-800} ;; *) updates=${2:-3000} ;; esac
 work=${3:-$root/work/multi30k}
 bin=${VENV:-$root/.venv}/bin
 
@@ -36,8 +36,9 @@ ours=(--user-dir "$root/nar_plugins" --task nar_translation)
 smooth=(--label-smoothing 0.1)
 teacher=$work/ar/checkpoint_last.pt
 taught=(--criterion nar_loss --init-encoder-from "$teacher" --init-decoder-from "$teacher")
-blockwise=(--arch blockwise --block-size 8 --block-head diag --criterion blockwise_loss --block-loss weighted --block-positions 0.25
-           --finetune-from-model "$teacher" --train-dtype auto --max-tokens 2048)
+heads=$work/kd-frozen/checkpoint_last.pt
+blockwise=(--arch blockwise --block-size 8 --block-head sequential --criterion blockwise_loss --block-loss weighted
+           --block-positions 0.25 --train-dtype auto --max-tokens 2048)
 data=$work/bin
 case $model in kd-*) data=$work/kd ;; esac
 case $model in
@@ -50,8 +51,10 @@ case $model in
     kd-glat) what=("${ours[@]}" --arch nat --source-copy uniform --glancing "0.5:0.3@$updates" "${taught[@]}" "${smooth[@]}") ;;
     kd-ctc) what=("${ours[@]}" --arch nat --ctc --upsample 2 --glancing "0.5:0.3@$updates" "${taught[@]}") ;;
     kd-cmlm) what=("${ours[@]}" --arch cmlm "${taught[@]}" "${smooth[@]}") ;;
-    kd-block) what=("${ours[@]}" "${blockwise[@]}" "${smooth[@]}") ;;
-    kd-frozen) what=("${ours[@]}" "${blockwise[@]}" --freeze-base) ;;
+    kd-frozen) what=("${ours[@]}" "${blockwise[@]}" --freeze-base --finetune-from-model "$teacher") ;;
+    kd-block)
+        [ -e "$heads" ] || { echo "train.sh: kd-block needs $heads: train kd-frozen first" >&2; exit 2; }
+        what=("${ours[@]}" "${blockwise[@]}" "${smooth[@]}" --finetune-from-model "$heads") ;;
     *) echo "train.sh: no model '$model': $models" >&2; exit 2 ;;
 esac
 "$bin/fairseq-train" "$data" --max-tokens 4096 "${what[@]}" "${sizes[@]}" "${recipe[@]}" "${rate[@]}" "${saving[@]}" \

@@ -28,8 +28,8 @@ case $model in
     cmlm) what=(--arch cmlm "${taught[@]}" "${smooth[@]}"); updates=600 ;;
     nat) what=(--arch nat --positional-attention --mask-diagonal "${taught[@]}" "${smooth[@]}"); updates=500 ;;
     ctc) what=(--arch nat --ctc --upsample 2 --glancing 0.5:0.3@500 "${taught[@]}"); updates=500 ;;
-    blockwise) what=(--arch blockwise --block-size 4 --block-head diag --freeze-base --finetune-from-model "$teacher"
-                     --criterion blockwise_loss --block-loss mean); updates=200 ;;
+    blockwise) what=(--arch blockwise --block-size 4 --block-head sequential --freeze-base --finetune-from-model "$teacher"
+                     --criterion blockwise_loss --block-loss weighted --block-positions 0.5); updates=300 ;;
     bang) what=(--arch bang --max-source-positions 256 --max-target-positions 256
                 --criterion bang_loss --bang-rows sample:2); updates=1000 ;;
     *) echo "train.sh: no model '$model': $names" >&2; exit 2 ;;

@@ -70,21 +70,25 @@ class HeadsDrafter(Drafter):
     """
 
     def __init__(self, decoder, which: int, mask: int, pad: int, words: Optional[int] = None):
-        self.decoder, self.which = decoder, which
+        self.decoder, self.which, self.words = decoder, which, words
         self.most = decoder.block_size - 1
-        projection = decoder.output_projection
-        self.weight = projection.weight[:words]  # a view
-        self.bias = None if projection.bias is None else projection.bias[:words]
-        self.never = [index for index in (mask, pad) if index < len(self.weight)]
-        self.table = self.weight.numel()  # multiplications for a proposal, and for a token of the verifier
-        self.token = sum(weight.numel() for weight in decoder.layers.parameters()) + projection.weight.numel()
+        table = decoder.output_projection.weight
+        self.never = [index for index in (mask, pad) if index < len(table[:words])]
+        # multiplications: of a proposal's projection, and of a token of the verifier
+        self.table = table[:words].numel()
+        self.token = sum(weight.numel() for weight in decoder.layers.parameters()) + table.numel()
 
     def draft(self, verified: Verified, count: int, state: Any) -> Drafts:
         return self.said(self.decoder.head_features(verified.features[self.which], 2, count + 1))
 
     def said(self, features: Tensor) -> Drafts:
         """The best tokens (...) of what heads put before the vocabulary projection (..., D), and their log-probabilities."""
-        logits = full(F.linear(features, self.weight, self.bias))
+        projection = self.decoder.output_projection
+        if self.words is None:
+            logits = full(projection(features))
+        else:
+            bias = None if projection.bias is None else projection.bias[: self.words]
+            logits = full(F.linear(features, projection.weight[: self.words], bias))
         logits[..., self.never] = -float("inf")  # the verifier never says them
         best, tokens = logits.max(-1)
         return Drafts(tokens, best - logits.logsumexp(-1))
