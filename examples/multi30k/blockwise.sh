@@ -40,9 +40,13 @@ fi
 
 rows=(--system "fairseq's greedy search" "$tuned" "--generator beam --beam 1")
 for block in 1 2 4 8; do rows+=(--system "blockwise, $block a call" "$tuned" "--beam 1 --verify-block $block"); done
-rows+=(--system "blockwise, adaptive" "$tuned" "--beam 1"
+words="--draft-words 1500"  # of 6,000
+rows+=(--system "blockwise, adaptive" "$tuned" "--beam 1" --system "blockwise, adaptive, frequent words" "$tuned" "--beam 1 $words"
        --system "teacher: fairseq's greedy search" "$ar" "--generator beam --beam 1"
+       --system "teacher: frozen heads, 1 a call" "$frozen" "--beam 1 --verify-block 1"
+       --system "teacher: frozen heads, 8 a call" "$frozen" "--beam 1 --verify-block 8"
        --system "teacher: frozen heads, adaptive" "$frozen" "--beam 1"
+       --system "teacher: frozen heads, adaptive, frequent words" "$frozen" "--beam 1 $words"
        --system "teacher: jacobi" "$ar" "--generator blockwise --drafter jacobi --beam 1"
        --system "teacher: copy" "$ar" "--generator blockwise --drafter copy --beam 1")
 if [ -e "$work/kd-ctc/checkpoint_last.pt" ]; then
