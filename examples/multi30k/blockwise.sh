@@ -53,4 +53,4 @@ if [ -e "$work/kd-ctc/checkpoint_last.pt" ]; then
     rows+=(--system "teacher: drafts of nat, CTC" "$ar" "--generator blockwise --beam 1 --drafter-path $work/kd-ctc/checkpoint_last.pt")
 fi
 "$bin/nar-bench" "$work/bin" --flags "$device --remove-bpe sentencepiece" --reference "$work/test.de" \
-    --batch-sizes 1,8,32 --sentences 100,320,640 "${rows[@]}"
+    --batch-sizes 1,8,32 --sentences "${SENTENCES:-100,320,640}" "${rows[@]}"
