@@ -8,7 +8,7 @@ from typing import Dict, List, Optional
 import torch
 from torch import Tensor
 
-from nar_plugins.generators.drafters import MOST, Drafter, Drafts, Verified
+from nar_plugins.generators.drafters import MOST, Drafter, Drafts, Verified, best_of
 from nar_plugins.modules.precision import full
 
 
@@ -62,10 +62,7 @@ class RowDrafter(Drafter):
 
     def draft(self, verified: Verified, count: int, state: None) -> Drafts:
         masks = verified.features[0].unflatten(-1, (-1, self.decoders[0].width))[:, 1 : count + 1]
-        logits = full(self.decoders[0].decoder.output_layer(masks))
-        logits[..., self.never] = -float("inf")
-        best, tokens = logits.max(-1)
-        return Drafts(tokens, best - logits.logsumexp(-1))
+        return best_of(full(self.decoders[0].decoder.output_layer(masks)), self.never)
 
     def work(self, count: int) -> float:
         """After each of ``count`` + 1 tokens stand as many masks, whichever of them will be the last confirmed one."""

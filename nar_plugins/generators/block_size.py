@@ -49,7 +49,7 @@ class BlockSize:
         """The probability to survive below which one more proposal costs more than it brings, after ``wanted``."""
         if self.fixed is not None:
             return 0.0
-        more = self.overhead * (self.drafter.wait(1) - self.drafter.wait(0)) + rows * (1 + self.drafter.work(1))
+        more = self.overhead * self.drafter.wait(1) + rows * (1 + self.drafter.work(1))
         return self.rate * more
 
     def chosen(self, rows: int, proposed: int, survival: Optional[List[float]]) -> int:

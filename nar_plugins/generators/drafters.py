@@ -33,6 +33,14 @@ class Drafts(NamedTuple):
     lprobs: Optional[Tensor] = None  # (b, n) log-probability that each is right if those before it are; None: unknown
 
 
+def best_of(logits: Tensor, never: List[int]) -> Drafts:
+    """The best tokens (...) of logits (..., V), which are changed, and their log-probabilities; ``never``: what the verifier
+    never says."""
+    logits[..., never] = -float("inf")
+    best, tokens = logits.max(-1)
+    return Drafts(tokens, best - logits.logsumexp(-1))
+
+
 class Drafter:
     """The interface: ``begin`` once a batch, ``ahead`` before and ``draft`` after each call."""
 
@@ -89,9 +97,7 @@ class HeadsDrafter(Drafter):
         else:
             bias = None if projection.bias is None else projection.bias[: self.words]
             logits = full(F.linear(features, projection.weight[: self.words], bias))
-        logits[..., self.never] = -float("inf")  # the verifier never says them
-        best, tokens = logits.max(-1)
-        return Drafts(tokens, best - logits.logsumexp(-1))
+        return best_of(logits, self.never)
 
     def work(self, count: int) -> float:
         shared, each = self.decoder.proposal_heads.work()

@@ -30,7 +30,6 @@ class SequentialHeads(nn.Module):
         dropout: float, attention_dropout: float, activation_dropout: float,
     ):  # fmt: skip
         super().__init__()
-        self.heads = heads
         self.join = nn.Linear(dim + embed_dim, dim)
         self.number = nn.Parameter(torch.zeros(heads, dim))  # which of the heads it is
         self.join_norm = nn.LayerNorm(dim)
