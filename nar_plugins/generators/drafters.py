@@ -9,7 +9,7 @@ from torch import Tensor
 
 from nar_plugins.data.dictionary import check_same_symbols
 from nar_plugins.generators import registry
-from nar_plugins.modules.attention import allowed_keys
+from nar_plugins.modules.attention import allowed_sources
 from nar_plugins.modules.precision import full
 
 MOST = 15  # proposals a call of the drafters that could go on for ever
@@ -115,8 +115,7 @@ class SequentialDrafter(HeadsDrafter):
     def begin(self, sample: Dict, encoded: List[Dict]) -> tuple:
         out = encoded[self.which]
         keys, values = self.decoder.proposal_heads.memory(out["encoder_out"][0].transpose(0, 1))
-        padding = out["encoder_padding_mask"]
-        return keys, values, allowed_keys(padding[0]) if len(padding) > 0 and bool(padding[0].any()) else None
+        return keys, values, allowed_sources(out)
 
     def draft(self, verified: Verified, count: int, state: tuple) -> Drafts:
         if len(verified.rows) < len(state[0]):  # some sentences are finished

@@ -9,7 +9,7 @@ from fairseq.modules import PositionalEmbedding
 from torch import Tensor
 
 from nar_plugins.models.nar_base import Memory, NarEncoder, wrap
-from nar_plugins.modules.attention import allowed_keys, split_heads
+from nar_plugins.modules.attention import allowed_sources, split_heads
 from nar_plugins.modules.bang_cache import BangCache, plan_block
 from nar_plugins.modules.bang_layer import BangDecoderLayer
 from nar_plugins.modules.block_decoder import mean_attention
@@ -57,10 +57,9 @@ class BangDecoder(TransformerDecoderBase):
 
     def memory(self, encoder_out: Dict) -> Memory:
         """Keys and values of every layer's cross-attention, from fairseq's encoder output."""
-        states, padding = encoder_out["encoder_out"][0].transpose(0, 1), encoder_out["encoder_padding_mask"]
+        states = encoder_out["encoder_out"][0].transpose(0, 1)
         both = [layer.encoder_attn.keys_values(states) for layer in self.layers]
-        padded = len(padding) > 0 and bool(padding[0].any())
-        return Memory([k for k, _ in both], [v for _, v in both], allowed_keys(padding[0]) if padded else None)
+        return Memory([k for k, _ in both], [v for _, v in both], allowed_sources(encoder_out))
 
     def embed(self, contents: Tensor, positions: Tensor) -> Tensor:
         """Contents (..., D) at rows (...) of the table of positions -> (..., D)."""

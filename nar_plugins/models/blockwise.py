@@ -10,7 +10,7 @@ from fairseq.models.transformer.transformer_legacy import base_architecture as t
 from torch import Tensor
 
 from nar_plugins.models.presets import default, sizes
-from nar_plugins.modules.attention import allowed_keys, attend_packed
+from nar_plugins.modules.attention import allowed_sources, attend_packed
 from nar_plugins.modules.fused_loss import fused_word_loss
 from nar_plugins.modules.packing import queries_of_sentences
 from nar_plugins.modules.proposal_heads import HEADS, ProposalHeads
@@ -211,8 +211,7 @@ class BlockwiseModel(TransformerModel):
             chosen = chosen & taken[:, 1]
         sentence, place = chosen.nonzero(as_tuple=True)
         keys, values = decoder.proposal_heads.memory(encoder_out["encoder_out"][0].transpose(0, 1))
-        padding = encoder_out["encoder_padding_mask"]
-        allowed = allowed_keys(padding[0]) if padding else None
+        allowed = allowed_sources(encoder_out)
         slots, width = queries_of_sentences(sentence, target.size(0))
 
         def ask(x: Tensor) -> Tensor:

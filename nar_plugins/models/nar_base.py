@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from nar_plugins.models.initialise import bert_init, start_from
-from nar_plugins.modules.attention import allowed_keys
+from nar_plugins.modules.attention import allowed_keys, allowed_sources
 from nar_plugins.modules.fused_loss import fused_word_loss
 from nar_plugins.modules.layers import NarDecoderLayer, NarEncoderLayer
 from nar_plugins.modules.length_head import LENGTH_HEADS, LengthHead
@@ -106,10 +106,9 @@ class NarDecoder(TransformerDecoderBase):
 
     def memory(self, encoder_out: Dict) -> Memory:
         """Keys and values of every layer's cross-attention, from the encoder's (S, B, D)."""
-        padding = encoder_out["encoder_padding_mask"][0]
         states = [state.transpose(0, 1) for state in self.attended_states(encoder_out)]
         both = [layer.encoder_attn.keys_values(state) for layer, state in zip(self.layers, states)]
-        return Memory([k for k, _ in both], [v for _, v in both], allowed_keys(padding) if padding.any() else None)
+        return Memory([k for k, _ in both], [v for _, v in both], allowed_sources(encoder_out))
 
     def attended_states(self, encoder_out: Dict) -> List[Tensor]:
         """The encoder's states (S, B, D) that each layer attends to: the top ones."""

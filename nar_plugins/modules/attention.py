@@ -1,6 +1,6 @@
 """The one attention of this package: fairseq's parameters, PyTorch's fused kernel, keys and values computed once."""
 from contextlib import nullcontext
-from typing import Optional, Tuple
+from typing import Dict, Optional, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -122,3 +122,9 @@ def attend_packed(
 def allowed_keys(padding: Optional[Tensor]) -> Optional[Tensor]:
     """(B, S) bool, True = padding -> (B, 1, 1, S) bool, True = may be looked at; None stays None (no padding)."""
     return None if padding is None else ~padding[:, None, None, :]
+
+
+def allowed_sources(encoder_out: Dict) -> Optional[Tensor]:
+    """``allowed_keys`` of fairseq's encoder output; None where no source of the batch is padded."""
+    padding = encoder_out["encoder_padding_mask"]
+    return allowed_keys(padding[0]) if len(padding) > 0 and bool(padding[0].any()) else None

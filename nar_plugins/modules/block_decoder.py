@@ -13,7 +13,7 @@ from fairseq.modules import MultiheadAttention, SinusoidalPositionalEmbedding
 from fairseq.modules.transformer_layer import TransformerDecoderLayerBase
 from torch import Tensor
 
-from nar_plugins.modules.attention import allowed_keys, attend, split_heads
+from nar_plugins.modules.attention import allowed_sources, attend, split_heads
 from nar_plugins.modules.slots import Slots
 
 class BlockCache:
@@ -57,14 +57,12 @@ class BlockDecoder:
     def start(self, encoder_out: Dict) -> BlockCache:
         """The cache of a batch, from fairseq's encoder output."""
         states = encoder_out["encoder_out"][0].transpose(0, 1)
-        padding = encoder_out["encoder_padding_mask"]
         memory = []
         for layer in self.decoder.layers:
             attention = layer.encoder_attn
             both = (attention.k_proj(states), attention.v_proj(states))
             memory.append(tuple(split_heads(attention, one).contiguous() for one in both))
-        padded = len(padding) > 0 and bool(padding[0].any())
-        return BlockCache(memory, allowed_keys(padding[0]) if padded else None)
+        return BlockCache(memory, allowed_sources(encoder_out))
 
     def __call__(
         self, tokens: Tensor, first: Tensor, least: int, last: int, longest: int, cache: BlockCache, weights: bool = False
