@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Iterator, NamedTuple, Sequence, TypeVar
 
 T = TypeVar("T")
-HELD_OUT = 1000  # pairs in valid and in test
+HELD_OUT = 500  # pairs in valid and in test
 EXTRA = 4  # further references of the test set
 
 # ------------------------------------------------------------------------------------------------- tables

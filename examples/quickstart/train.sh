@@ -40,7 +40,7 @@ if [ -e "$work/$model/done" ]; then echo "$model: trained already"; exit 0; fi
     "${what[@]}" "${sizes[@]}" --train-dtype auto \
     --optimizer adam --adam-betas "(0.9, 0.98)" --clip-norm 5 \
     --lr 2e-3 --lr-scheduler polynomial_decay --warmup-updates 100 --total-num-update "$updates" \
-    --max-tokens 2048 --max-update "$updates" --seed 1 ${DEVICE---cpu} \
+    --max-tokens 1536 --max-update "$updates" --seed 1 ${DEVICE---cpu} \
     --save-dir "$work/$model" --save-interval 3 --validate-interval 3 --no-epoch-checkpoints \
     --no-progress-bar --log-interval 50
 touch "$work/$model/done"

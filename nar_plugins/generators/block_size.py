@@ -1,7 +1,7 @@
 """How many proposals to make and to verify: as many as pay for themselves (specs/blockwise.md, C.5)."""
 from typing import Dict, List, Optional
 
-from nar_plugins.generators.drafters import Drafter
+from nar_plugins.generators.drafters import Drafter, Drafts
 
 # What a call of the decoder costs apart from its tokens, in tokens. A call of b rows and m tokens each takes as long as
 # OVERHEAD + b * m. On one CPU core calls of 2 to 128 tokens fit 13 to 24 (specs/blockwise.md, C.0, measured with 6 layers of
@@ -30,6 +30,8 @@ class BlockSize:
     def __init__(self, drafter: Drafter, fixed: Optional[int], device: str):
         self.drafter, self.fixed = drafter, fixed
         self.overhead = OVERHEAD.get(device, OVERHEAD["cuda"])
+        counts = range(drafter.most + 1)
+        self.work, self.wait = [drafter.work(n) for n in counts], [drafter.wait(n) for n in counts]
         self.right = [BELIEF * WEIGHT] * drafter.most
         self.tried = [WEIGHT] * drafter.most
         self.rate = 0.0  # tokens decided for a unit of cost, at the size last thought best
@@ -43,32 +45,29 @@ class BlockSize:
         for right, tried in zip(self.right[:most], self.tried):
             product *= right / tried
             survival.append(product)
-        return self.best(rows, survival, with_proposals=True)
+        best = self.best(rows, survival, with_proposals=True)
+        return most if best and self.drafter.stops else best
 
     def worth(self, rows: int) -> float:
         """The probability to survive below which one more proposal costs more than it brings, after ``wanted``."""
         if self.fixed is not None:
             return 0.0
-        more = self.overhead * self.drafter.wait(1) + rows * (1 + self.drafter.work(1))
+        more = self.overhead * self.wait[1] + rows * (1 + self.work[1])
         return self.rate * more
 
-    def chosen(self, rows: int, proposed: int, survival: Optional[List[float]]) -> int:
-        """How many of the proposals to verify.
-
-        Args:
-            survival: the mean over the rows of each proposal's probability to survive; None where the drafter does not know.
-        """
-        if self.fixed is not None or survival is None or rows == 0:
+    def chosen(self, drafts: Drafts) -> int:
+        """How many of the proposals to verify: all of them where the drafter does not say how sure it is."""
+        rows, proposed = drafts.tokens.shape
+        if self.fixed is not None or drafts.lprobs is None or rows == 0:
             return proposed
-        return self.best(rows, survival, with_proposals=False)
+        return self.best(rows, drafts.lprobs.cumsum(1).exp().mean(0).tolist(), with_proposals=False)
 
     def best(self, rows: int, survival: List[float], with_proposals: bool) -> int:
         """The number of drafts with the most decided tokens for the cost."""
         expected, rates = 1.0, []
         for count, more in enumerate([0.0, *survival]):
             expected += more
-            drafting = self.drafter.work(count) if with_proposals else 0.0
-            waiting = self.drafter.wait(count) if with_proposals else 0.0
+            drafting, waiting = (self.work[count], self.wait[count]) if with_proposals else (0.0, 0.0)
             rates.append(expected / (self.overhead * (1 + waiting) + rows * (1 + count + drafting)))
         self.rate = max(rates)
         return rates.index(self.rate)

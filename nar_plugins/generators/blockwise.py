@@ -168,7 +168,9 @@ class BlockwiseGenerator:
             raise ValueError("--constraints cannot be honoured by --generator blockwise: use --generator beam")
         source = sample["net_input"]["src_tokens"]
         dtype = getattr(torch, str(self.config.decode_dtype))
-        with fast_linear(self.models, dtype), torch.autocast(source.device.type, dtype, enabled=dtype != torch.float32):
+        autocast = torch.autocast(source.device.type, dtype, enabled=dtype != torch.float32)
+        # inference_mode costs less an operation than no_grad does; hypotheses leave it, because fairseq changes them in place
+        with torch.inference_mode(), fast_linear(self.models, dtype), autocast:
             encoded = [model.encoder.forward_torchscript(sample["net_input"]) for model in self.models]
             batch = self.start(source, encoded, prefix_tokens, self.eos if bos_token is None else bos_token)
             state = self.drafter.begin(sample, encoded)
@@ -208,7 +210,7 @@ class BlockwiseGenerator:
         )
 
     def step(self, batch: Batch, state: Any, size: BlockSize) -> None:
-        """One call of the decoders: verify, decide, propose; finished rows leave. The host looks once, at its end."""
+        """One call of the decoders: verify and decide; finished rows leave; the drafter proposes for the others."""
         proposals = size.wanted(len(batch.rows), batch.limit - batch.shortest - 1)
         self.drafter.ahead(proposals, size.worth(len(batch.rows)))
         block = torch.cat([batch.last, batch.drafts], 1)
@@ -239,23 +241,25 @@ class BlockwiseGenerator:
         place = (counts - 1).unsqueeze(1)
         features = [one.gather(1, place.unsqueeze(-1).expand(-1, 1, one.size(-1))).squeeze(1) for one in features]
         verified = Verified(batch.rows, batch.tokens, lengths, features, greedy, counts - 1)
-        drafts = self.propose(verified, proposals, state)
+        batch.lengths, batch.last = lengths, decided.gather(1, place)
 
         forced = batch.prefix is not None and not batch.longest
-        lengths_now, counts_now, done_now, survival = read(lengths, counts, done, drafts.lprobs)
+        lengths_now, counts_now, done_now = torch.stack([lengths, counts, done.long()]).tolist()
         live = [row for row, over in enumerate(done_now) if not over]
-        batch.lengths, batch.last = lengths, decided.gather(1, place)
         batch.shortest = min((lengths_now[row] for row in live), default=0)
         batch.longest = max((lengths_now[row] for row in live), default=0)
         if not forced:
             size.learn([counts_now[row] - 1 for row in live], block.size(1) - 1)
-        batch.drafts = drafts.tokens[:, : size.chosen(len(live), drafts.tokens.size(1), survival)]
         if len(live) < len(done_now):
-            self.keep(batch, torch.tensor(live, dtype=torch.long, device=block.device))
+            rows = torch.tensor(live, dtype=torch.long, device=block.device)
+            verified = verified.select(rows)
+            self.keep(batch, rows)
+        drafts = self.propose(verified, proposals if live else 0, state)
+        batch.drafts = drafts.tokens[:, : size.chosen(drafts)]
 
     def keep(self, batch: Batch, live: Tensor) -> None:
         """Only these rows (n,) go on."""
-        for name in ("rows", "lengths", "last", "drafts", "prefix"):
+        for name in ("rows", "lengths", "last", "prefix"):
             value = getattr(batch, name)
             setattr(batch, name, None if value is None else value[live])
         for cache in batch.caches if live.numel() else ():
@@ -324,18 +328,6 @@ class BlockwiseGenerator:
         self.statistics["calls"] += len(batch.accepted)
         self.statistics["sentences"] += len(found)
         return found
-
-
-def read(lengths: Tensor, counts: Tensor, done: Tensor, lprobs: Optional[Tensor]) -> tuple:
-    """To the host, in one go: three tensors (b,) as lists, and the mean probability that drafts 1 to n all survive."""
-    b = lengths.size(0)
-    parts = [lengths.double(), counts.double(), done.double()]
-    if lprobs is not None:
-        survival = lprobs.double().cumsum(1).exp().masked_fill(done.unsqueeze(1), 0).sum(0)
-        parts.append(survival / (~done).sum().clamp(min=1))
-    numbers = torch.cat(parts).tolist()
-    whole = [int(number) for number in numbers[: 3 * b]]
-    return whole[:b], whole[b : 2 * b], whole[2 * b :], None if lprobs is None else numbers[3 * b :]
 
 
 def refuse_options(options: Namespace, config, rescorer) -> None:

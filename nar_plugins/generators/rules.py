@@ -43,18 +43,20 @@ class GreedyRules:
         if broken.device.type != "cpu" or broken.any():
             lprobs.masked_fill_(broken, -math.inf)
         lprobs[..., self.pad] = -math.inf
-        lprobs[..., self.unk] -= self.options.unkpen
+        if self.options.unkpen:
+            lprobs[..., self.unk] -= self.options.unkpen
         if last >= limit:
             end = lprobs[..., self.eos].clone()
             lprobs.masked_fill_((steps >= limit).unsqueeze(-1), -math.inf)
             lprobs[..., self.eos] = end
-        inside = torch.zeros_like(steps, dtype=torch.bool)
+        inside = None
         if prefix is not None and first < prefix.size(1):
             inside = (steps < prefix.size(1)) & (steps < limit)
             given = prefix.gather(1, steps.clamp(max=prefix.size(1) - 1)).unsqueeze(-1)
             only = torch.full_like(lprobs, -math.inf).scatter(2, given, lprobs.gather(2, given))
             lprobs = torch.where(inside.unsqueeze(-1) & given.ne(self.pad), only, lprobs)
         if first < self.options.min_len:
-            early = ~inside & (steps < self.options.min_len)
+            early = steps < self.options.min_len
+            early = early if inside is None else early & ~inside
             lprobs[..., self.eos] = lprobs[..., self.eos].masked_fill(early, -math.inf)
         return lprobs

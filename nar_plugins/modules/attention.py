@@ -69,7 +69,8 @@ class Attention(MultiheadAttention):
 
 def split_heads(attention: MultiheadAttention, x: Tensor) -> Tensor:
     """(B, T, D) -> (B, H, T, D/H), a view."""
-    return x.unflatten(-1, (attention.num_heads, attention.head_dim)).transpose(1, 2)
+    batch, length, _ = x.shape
+    return x.view(batch, length, attention.num_heads, attention.head_dim).transpose(1, 2)
 
 
 def attend(

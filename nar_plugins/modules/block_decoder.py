@@ -83,8 +83,11 @@ class BlockDecoder:
         slots = first.unsqueeze(1) + torch.arange(block, device=tokens.device)
         x = self.embed(tokens, slots.clamp(max=longest), min(width - 1, longest))
         # (B, 1, m, width): a query sees the slots up to its own; a single row's single query sees all of them
-        everything = block == 1 and tokens.size(0) == 1
-        allowed = None if everything else (torch.arange(width, device=tokens.device) <= slots.unsqueeze(-1)).unsqueeze(1)
+        allowed = None
+        if block > 1 or tokens.size(0) > 1:
+            later = torch.arange(width, device=tokens.device) > slots.unsqueeze(-1)
+            # a bias, which every layer would otherwise make of the bool
+            allowed = torch.zeros_like(later, dtype=x.dtype).masked_fill_(later, -math.inf).unsqueeze(1)
 
         attention = None
         for number, layer in enumerate(self.decoder.layers):

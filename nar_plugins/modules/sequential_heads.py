@@ -4,7 +4,7 @@ Stern et al.'s heads all guess from one state, which must hold every word of the
 head i - 1 keeps later proposals in step with earlier ones (Hydra, Ankner et al. 2024; EAGLE, Li et al. 2024); their layer is one
 for all heads here, so that few data train it, and has a cross-attention, because the next word but three stands in the source.
 """
-from typing import Callable, Tuple
+from typing import Callable, Optional, Tuple
 
 import torch
 import torch.nn as nn
@@ -61,10 +61,34 @@ class SequentialHeads(nn.Module):
         Returns:
             (P, D).
         """
-        x = self.join_norm(self.join(torch.cat([state, token], -1)) + self.number[index])
+        x = self.join_norm(F.linear(torch.cat([state, token], -1), self.join.weight, self.join.bias + self.number[index]))
         x = self.encoder_attn_norm(x + self.dropout_module(ask(x)))
-        hidden = self.activation_dropout_module(F.relu(self.hidden_layer(x)))
+        hidden = self.activation_dropout_module(self.hidden_layer(x).relu_())
         return base + self.dropout_module(F.linear(hidden, self.weight, self.bias[index]))
+
+    def decoding(self, keys: Tensor, values: Tensor, allowed: Optional[Tensor]) -> Callable[[int, Tensor, Tensor, Tensor], Tensor]:
+        """``forward`` in evaluation for one position a sentence: a function of ``index``, ``base``, ``state`` and ``token``.
+
+        It reads the parameters once: calling the modules takes as long as computing them where one sentence is decoded.
+
+        Args:
+            keys, values: (P, H, S, D/H), from ``memory``. allowed: (P, 1, 1, S) bool, or None.
+        """
+        join, hidden_layer, weight, attention = self.join, self.hidden_layer, self.weight, self.encoder_attn
+        parts = (join, attention.q_proj, attention.out_proj, hidden_layer)
+        (w_join, b_join), (w_q, b_q), (w_out, b_out), (w_hidden, b_hidden) = ((part.weight, part.bias) for part in parts)
+        norms = [(norm.normalized_shape, norm.weight, norm.bias, norm.eps) for norm in (self.join_norm, self.encoder_attn_norm)]
+        joins, ends = (b_join + self.number).unbind(), self.bias.unbind()
+        heads, scaling = (len(keys), attention.num_heads, 1, attention.head_dim), attention.scaling
+
+        def head(index: int, base: Tensor, state: Tensor, token: Tensor) -> Tensor:
+            x = F.layer_norm(F.linear(torch.cat([state, token], -1), w_join, joins[index]), *norms[0])
+            asked = F.linear(x, w_q, b_q).view(heads)
+            found = F.scaled_dot_product_attention(asked, keys, values, attn_mask=allowed, scale=scaling).flatten(1)
+            x = F.layer_norm(x + F.linear(found, w_out, b_out), *norms[1])
+            return base + F.linear(F.linear(x, w_hidden, b_hidden).relu_(), weight, ends[index])
+
+        return head
 
     def work(self) -> int:
         """Multiplications for one head at one position, but for those with the source."""

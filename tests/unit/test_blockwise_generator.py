@@ -12,7 +12,7 @@ from blockwise_twin import EOS, PAD, WORDS, Oracle, blockwise, greedy, random_mo
 from conftest import source_batch
 from nar_plugins.generators.block_size import BlockSize
 from nar_plugins.generators.blockwise import BlockwiseGenerator, report
-from nar_plugins.generators.drafters import CopyDrafter, Drafter, JacobiDrafter, Verified
+from nar_plugins.generators.drafters import CopyDrafter, Drafter, Drafts, JacobiDrafter, Verified
 from nar_plugins.generators.registry import resolve
 from nar_plugins.modules.block_decoder import BlockDecoder
 from tiny import model
@@ -318,12 +318,17 @@ def test_passes_of_the_drafter():
         blockwise(models, task, drafts_from=model()[0].eval(), drafter="jacobi")
 
 
+def chosen(size, rows, right):
+    """How many of seven proposals are verified that are right with this probability each."""
+    return size.chosen(Drafts(torch.zeros(rows, 7, dtype=torch.long), torch.full((rows, 7), math.log(right))))
+
+
 def test_the_block_grows_with_confidence_and_shrinks_with_the_batch():
     size = BlockSize(Drafter(), None, "cpu")
-    sure, unsure = [0.9**j for j in range(1, 8)], [0.2**j for j in range(1, 8)]
-    assert size.chosen(1, 7, sure) == 7 and size.chosen(1, 7, unsure) == 1
-    assert size.chosen(32, 7, sure) < 5 and size.chosen(200, 7, unsure) == 0
-    assert size.chosen(1, 7, None) == 7
+    sure, unsure = 0.9, 0.2
+    assert chosen(size, 1, sure) == 7 and chosen(size, 1, unsure) == 1
+    assert chosen(size, 32, sure) < 5 and chosen(size, 200, unsure) == 0
+    assert size.chosen(Drafts(torch.zeros(1, 7, dtype=torch.long))) == 7
     assert size.wanted(1, 3) == 3 and size.wanted(1, -1) == 0
     before = size.wanted(1, 20)
     for _ in range(20):
