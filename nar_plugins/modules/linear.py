@@ -1,8 +1,9 @@
 """Linear layers by oneDNN while decoding in float32 on a CPU.
 
-PyTorch gives float32 products on CPUs to MKL, whose kernels use half of what an AMD processor can do: oneDNN, which PyTorch
-carries too, was measured 2.3 times faster on one (``scripts/bench_against_stock.py``) and as fast elsewhere. A call of it
-costs some 15 us more, though, which is several times the product itself where a small model decodes one sentence.
+PyTorch gives float32 products on CPUs to MKL, whose kernels use half of what an AMD processor with AVX-512 can do: oneDNN, which
+PyTorch carries too, was measured 2.3 times faster on one (``scripts/bench_against_stock.py``) and as fast on an Intel one. On an AMD
+processor that has AVX2 only MKL is as fast, and faster with few rows, because oneDNN reorders the weights in every call. A call of
+it costs some 15 us more besides, which is several times the product itself where a small model decodes one sentence.
 """
 from contextlib import contextmanager
 from functools import partial
@@ -27,10 +28,10 @@ def fast_linear(models, dtype: torch.dtype):
     Args:
         dtype: the type of the decoding; an autocast chooses its own kernels.
     """
-    modules = dict.fromkeys(m for model in models for m in model.modules())  # once each: an ensemble may name a model twice
+    usable = dtype == torch.float32 and faster()
+    modules = dict.fromkeys(m for model in models if usable for m in model.modules())  # once each: an ensemble may repeat one
     layers = [m for m in modules if type(m) is nn.Linear and m.weight.dtype == torch.float32 and m.weight.device.type == "cpu"]
-    usable = dtype == torch.float32 and torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-    layers = [m for m in layers if "forward" not in vars(m)] if usable else []
+    layers = [m for m in layers if "forward" not in vars(m)]
     for layer in layers:
         layer.forward = partial(onednn_linear, layer)
     try:
@@ -38,6 +39,12 @@ def fast_linear(models, dtype: torch.dtype):
     finally:
         for layer in layers:
             del layer.forward
+
+
+def faster() -> bool:
+    """Whether oneDNN is there, on a processor where it is worth it."""
+    there = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    return there and "AVX512" in torch.backends.cpu.get_cpu_capability()
 
 
 def onednn_linear(layer: nn.Linear, x: Tensor) -> Tensor:

@@ -145,6 +145,21 @@ def test_a_sinusoidal_table_grows():
     models[0].decoder.embed_positions.weights = before
 
 
+def test_decoding_leaves_nothing_that_training_cannot_use():
+    """The loop runs in inference mode, whose tensors take no gradients and no change in place."""
+    models, task = random_models(seed=6)
+    one = models[0]
+    tables = one.encoder.embed_positions, one.decoder.embed_positions
+    for table in tables:
+        table.weights = table.weights[: PAD + 2].clone()  # grown while decoding
+    hypo = decode(blockwise(models, task, max_len_b=16))[0]
+    assert not any(table.weights.size(0) == PAD + 2 for table in tables)
+    hypo["positional_scores"].div_(2)  # fairseq-generate does
+    one.train()
+    one(SOURCE, SOURCE.ne(PAD).sum(1), SOURCE)[0].sum().backward()
+    assert all(torch.isfinite(weight.grad).all() for weight in one.parameters())
+
+
 # -- heads ---------------------------------------------------------------------------------------------------------------
 
 
