@@ -1,0 +1,103 @@
+"""What a step of blockwise decoding costs, beside what ``generators.block_size`` believes that it costs.
+
+    python scripts/bench_blockwise.py [--device cuda] [--words 6000] [--repeats 50]
+
+Random weights, one sentence. For some sizes: a call of the decoder with 1 to 8 tokens, output layer and choice included, and one
+proposal of a sequential head. ``OVERHEAD`` (block_size.py) says how many tokens a call costs before its first one; ``HEAD``, ``LAYER``
+and ``CALL`` (drafters.py) what part of a call one proposal takes. All are timed in turn, and the median counts.
+"""
+import argparse
+import logging
+import statistics
+import time
+from types import SimpleNamespace
+
+import torch
+from fairseq import options
+from fairseq.data import Dictionary
+from fairseq.models import ARCH_MODEL_REGISTRY
+
+import nar_plugins  # noqa: F401
+from nar_plugins.data.dictionary import add_mask
+from nar_plugins.generators.block_size import BlockSize
+from nar_plugins.generators.drafters import Verified, heads_drafter
+from nar_plugins.modules.block_decoder import BlockDecoder
+
+SIZES = ((128, 2), (128, 3), (128, 6), (256, 3), (512, 6))  # dimensions, layers a side
+TOKENS = (1, 2, 4, 8)
+LENGTH, BEFORE = 20, 10  # tokens of the source, and decided ones
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--words", type=int, default=6000)
+    parser.add_argument("--repeats", type=int, default=50)
+    args = parser.parse_args()
+    logging.disable(logging.INFO)
+    dictionary = Dictionary()
+    for i in range(args.words - 5):
+        dictionary.add_symbol(f"w{i}")
+    mask = add_mask(dictionary)
+    task = SimpleNamespace(source_dictionary=dictionary, target_dictionary=dictionary, mask_index=mask)
+    print(f"{torch.get_num_threads()} threads, torch {torch.__version__}, {args.device}; {args.words} words; ms, batch 1\n")
+    cells = [*(f"{m} a call" for m in TOKENS), "proposal", "of a call", "believed", "a token", "believed"]
+    print(f"{'dimensions, layers':20}" + "".join(f"{cell:>11}" for cell in cells))
+    for dim, layers in SIZES:
+        model = build(dim, layers, task).to(args.device).eval()
+        drafter = heads_drafter([model], mask, dictionary.pad(), None)
+        calls, proposal = measure(model, drafter, args)
+        size = BlockSize(drafter, None, args.device)
+        token = (calls[-1] - calls[1]) / (TOKENS[-1] - TOKENS[1])
+        believed = size.wait[1] + size.work[1] / (size.overhead + 1)
+        numbers = [*calls, proposal]
+        print(f"{f'{dim}, {layers}':20}" + "".join(f"{1000 * number:11.2f}" for number in numbers)
+              + f"{proposal / calls[0]:11.3f}{believed:11.3f}{token / calls[0]:11.3f}{1 / (size.overhead + 1):11.3f}", flush=True)
+
+
+def build(dim: int, layers: int, task):
+    """A ``blockwise`` model with sequential heads."""
+    given = ["data", "--task", "nar_translation", "--criterion", "blockwise_loss", "--arch", "blockwise", "--block-size", "8",
+             "--block-head", "sequential", "--share-all-embeddings"]  # fmt: skip
+    for side in ("encoder", "decoder"):
+        given += [f"--{side}-embed-dim={dim}", f"--{side}-ffn-embed-dim={4 * dim}", f"--{side}-attention-heads={dim // 32}",
+                  f"--{side}-layers={layers}"]  # fmt: skip
+    args = options.parse_args_and_arch(options.get_training_parser("nar_translation"), input_args=given)
+    torch.manual_seed(1)
+    return ARCH_MODEL_REGISTRY["blockwise"].build_model(args, task)
+
+
+@torch.inference_mode()
+def measure(model, drafter, args) -> tuple:
+    """Seconds of a call with each of ``TOKENS``, and of one proposal."""
+    torch.manual_seed(2)
+    source = torch.randint(4, args.words - 2, (1, LENGTH), device=args.device)
+    lengths = torch.full((1,), LENGTH, device=args.device)
+    encoded = model.encoder.forward_torchscript({"src_tokens": source, "src_lengths": lengths})
+    decoder = BlockDecoder(model.decoder)
+    cache, state = decoder.start(encoded), drafter.begin({}, [encoded])
+    decoder(source[:, :BEFORE], torch.zeros_like(lengths), 0, 0, LENGTH, cache)
+    first = torch.full_like(lengths, BEFORE)
+
+    def call(tokens: int):
+        features, _ = decoder(source[:, :tokens], first, BEFORE, BEFORE, 2 * LENGTH, cache)
+        return features, decoder.logits(features).log_softmax(-1).topk(2)
+
+    verified = Verified(torch.arange(1, device=args.device), source, first, [call(1)[0][:, 0]], None, None)
+    works = [*(lambda m=m: call(m) for m in TOKENS), *(lambda n=n: drafter.draft(verified, n, state) for n in (1, 7))]
+    seconds = [[] for _ in works]
+    for _ in range(args.repeats):
+        for taken, work in zip(seconds, works):
+            if args.device != "cpu":
+                torch.cuda.synchronize()
+            start = time.perf_counter()
+            work()
+            if args.device != "cpu":
+                torch.cuda.synchronize()
+            taken.append(time.perf_counter() - start)
+    *calls, one, seven = map(statistics.median, seconds)
+    return calls, (seven - one) / 6
+
+
+if __name__ == "__main__":
+    main()
