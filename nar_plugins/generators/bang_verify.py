@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from nar_plugins.generators.drafters import MOST, Drafter, Drafts, Verified, best_of
-from nar_plugins.modules.precision import full
 
 
 class BangBlocks:
@@ -62,7 +61,9 @@ class RowDrafter(Drafter):
 
     def draft(self, verified: Verified, count: int, state: None) -> Drafts:
         masks = verified.features[0].unflatten(-1, (-1, self.decoders[0].width))[:, 1 : count + 1]
-        return best_of(full(self.decoders[0].decoder.output_layer(masks)), self.never)
+        logits = self.decoders[0].decoder.output_layer(masks)
+        logits[..., self.never] = -float("inf")
+        return best_of(logits)
 
     def work(self, count: int) -> float:
         """After each of ``count`` + 1 tokens stand as many masks, whichever of them will be the last confirmed one."""

@@ -42,19 +42,10 @@ class Drafts(NamedTuple):
     lprobs: Optional[Tensor] = None  # (b, n) log-probability that each is right if those before it are; None: unknown
 
 
-def best_of(logits: Tensor, never: List[int]) -> Drafts:
-    """The best tokens (...) of logits (..., V), which are changed, and their log-probabilities; ``never``: what the verifier
-    never says."""
-    for index in never:
-        logits[..., index] = -float("inf")
-    lprobs, tokens = logits.log_softmax(-1).max(-1)
+def best_of(logits: Tensor) -> Drafts:
+    """The best tokens (...) of logits (..., V), and their log-probabilities."""
+    lprobs, tokens = full(logits).log_softmax(-1).max(-1)
     return Drafts(tokens, lprobs)
-
-
-def said(features: Tensor, weight: Tensor, bias: Tensor) -> Tuple[Tensor, Tensor]:
-    """The best tokens (...) of what stands before a vocabulary projection (..., D), and their log-probabilities."""
-    lprobs, tokens = full(F.linear(features, weight, bias)).log_softmax(-1).max(-1)
-    return tokens, lprobs
 
 
 class Drafter:
@@ -108,10 +99,10 @@ class HeadsDrafter(Drafter):
 
     def draft(self, verified: Verified, count: int, state: Any) -> Drafts:
         features = self.decoder.head_features(verified.features[self.which], 2, count + 1)
-        return Drafts(*said(features, *state))
+        return best_of(F.linear(features, *state))
 
     def projection(self) -> Tuple[Tensor, Tensor]:
-        """Weight (W, D) and bias (W,) of the vocabulary projection of what may be proposed, for ``said``."""
+        """Weight (W, D) and bias (W,) of the vocabulary projection, for the words that may be proposed."""
         projection = self.decoder.output_projection
         weight = projection.weight[: self.words]
         bias = weight.new_zeros(len(weight)) if projection.bias is None else projection.bias[: self.words].clone()
@@ -145,17 +136,16 @@ class SequentialDrafter(HeadsDrafter):
         embeddings, scale = self.decoder.embed_tokens.weight, self.decoder.embed_scale
         features = base = verified.features[self.which]
         token = verified.tokens[verified.rows, verified.lengths - 1]
-        tokens, lprobs, survival = [], [], 0.0
+        found, survival = [], 0.0
         for index in range(count):
             features = head(index, base, features, F.embedding(token, embeddings) * scale)
-            token, lprob = said(features, *projection)
-            tokens.append(token)
-            lprobs.append(lprob)
+            found.append(best_of(F.linear(features, *projection)))
+            token = found[-1].tokens
             if self.worth > 0:
-                survival = survival + lprob
+                survival = survival + found[-1].lprobs
                 if float(survival.exp().mean()) < self.worth:
                     break
-        return Drafts(torch.stack(tokens, 1), torch.stack(lprobs, 1))
+        return Drafts(*(torch.stack(parts, 1) for parts in zip(*found)))
 
     def work(self, count: int) -> float:
         return count * (self.decoder.proposal_heads.work() + self.table) / self.token

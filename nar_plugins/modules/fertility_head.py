@@ -1,5 +1,4 @@
 """How many target tokens come of a source token? (Gu et al. 2018, section 3.3)"""
-import torch
 import torch.nn as nn
 from torch import Tensor
 
