@@ -49,7 +49,7 @@ def main():
         calls, proposal = measure(model, drafter, args)
         size = BlockSize(drafter, None, args.device)
         token = (calls[-1] - calls[1]) / (TOKENS[-1] - TOKENS[1])
-        believed = size.wait[1] + size.work[1] / (size.overhead + 1)
+        believed = (size.overhead * size.wait[1] + size.work[1]) / (size.overhead + 1)
         numbers = [*calls, proposal]
         print(f"{f'{dim}, {layers}':20}" + "".join(f"{1000 * number:11.2f}" for number in numbers)
               + f"{proposal / calls[0]:11.3f}{believed:11.3f}{token / calls[0]:11.3f}{1 / (size.overhead + 1):11.3f}", flush=True)

@@ -62,7 +62,8 @@ class RowDrafter(Drafter):
     def draft(self, verified: Verified, count: int, state: None) -> Drafts:
         masks = verified.features[0].unflatten(-1, (-1, self.decoders[0].width))[:, 1 : count + 1]
         logits = self.decoders[0].decoder.output_layer(masks)
-        logits[..., self.never] = -float("inf")
+        for index in self.never:
+            logits[..., index] = -float("inf")
         return best_of(logits)
 
     def work(self, count: int) -> float:

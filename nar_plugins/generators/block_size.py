@@ -19,7 +19,8 @@ class BlockSize:
     it survive; the best m has the most of them for its cost. That takes a draft in just when its survival probability
     exceeds the marginal cost of the batch. Before proposals are made the survival is estimated from those of the same batch
     that were verified, so that no time goes into proposals that will not be used; after that it is the proposals' own
-    confidence, the product of the heads' softmaxes, where the drafter has it.
+    confidence, the product of the heads' softmaxes, where the drafter has it. A drafter that stops by itself (``Drafter.stops``) is
+    told what a further proposal must be worth instead of a number.
 
     The estimates start anew with every batch, so a sentence's calls do not depend on the batches before it.
 

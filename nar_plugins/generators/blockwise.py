@@ -4,6 +4,7 @@ import math
 import weakref
 from argparse import Namespace
 from collections import Counter
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Dict, List, Optional
 
@@ -169,15 +170,16 @@ class BlockwiseGenerator:
         source = sample["net_input"]["src_tokens"]
         dtype = getattr(torch, str(self.config.decode_dtype))
         autocast = torch.autocast(source.device.type, dtype, enabled=dtype != torch.float32)
-        # inference_mode costs less an operation than no_grad does; hypotheses leave it, because fairseq changes them in place
-        with torch.inference_mode(), fast_linear(self.models, dtype), autocast:
+        # inference_mode costs less an operation than no_grad does, but autocast would cast every weight in every call within it
+        lean = torch.inference_mode() if dtype == torch.float32 else nullcontext()
+        with lean, fast_linear(self.models, dtype), autocast:
             encoded = [model.encoder.forward_torchscript(sample["net_input"]) for model in self.models]
             batch = self.start(source, encoded, prefix_tokens, self.eos if bos_token is None else bos_token)
             state = self.drafter.begin(sample, encoded)
             size = BlockSize(self.drafter, self.config.verify_block, source.device.type)
             while batch.rows.numel():
                 self.step(batch, state, size)
-        return self.hypotheses(batch, source)
+        return self.hypotheses(batch, source)  # outside, because fairseq changes them in place
 
     def start(self, source: Tensor, encoded: List[Dict], prefix: Optional[Tensor], bos: int) -> Batch:
         """Nothing decided yet; the first drafts are the prefix, which cannot be rejected.
@@ -210,7 +212,11 @@ class BlockwiseGenerator:
         )
 
     def step(self, batch: Batch, state: Any, size: BlockSize) -> None:
-        """One call of the decoders: verify and decide; finished rows leave; the drafter proposes for the others."""
+        """One call of the decoders: verify and decide; finished rows leave; the drafter proposes for the others.
+
+        The host looks before the proposals, so that none are made for finished rows (with one sentence, one call in six), and again
+        where the drafter says how sure it is of them.
+        """
         proposals = size.wanted(len(batch.rows), batch.limit - batch.shortest - 1)
         self.drafter.ahead(proposals, size.worth(len(batch.rows)))
         block = torch.cat([batch.last, batch.drafts], 1)
@@ -318,7 +324,7 @@ class BlockwiseGenerator:
             text = tokens[b, :size].clone()
             extra = {}
             if batch.attention is not None:
-                weights = batch.attention[b, :size].cpu()
+                weights = batch.attention[b, :size].cpu().clone()
                 extract = getattr(utils, f"extract_{str(self.options.print_alignment)}_alignment")
                 extra = dict(attention=weights.t(), alignment=extract(weights, source[b], text, self.pad, self.eos))
             found.append([greedy_hypothesis(text, scores[b, :size], accepted, self.options, **extra)])

@@ -86,7 +86,7 @@ class BlockDecoder:
         allowed = None
         if block > 1 or tokens.size(0) > 1:
             later = torch.arange(width, device=tokens.device) > slots.unsqueeze(-1)
-            # a bias, which every layer would otherwise make of the bool
+            # a bias, which every layer would otherwise make of the bool (under autocast it only casts it)
             allowed = torch.zeros_like(later, dtype=x.dtype).masked_fill_(later, -math.inf).unsqueeze(1)
 
         attention = None

@@ -3,10 +3,12 @@
 PyTorch gives float32 products on CPUs to MKL, whose kernels use half of what an AMD processor with AVX-512 can do: oneDNN, which
 PyTorch carries too, was measured 2.3 times faster on one (``scripts/bench_against_stock.py``) and as fast on an Intel one. On an AMD
 processor that has AVX2 only MKL is as fast, and faster with few rows, because oneDNN reorders the weights in every call. A call of
-it costs some 15 us more besides, which is several times the product itself where a small model decodes one sentence.
+it costs some 15 us more besides, which is several times the product itself where a small model decodes one sentence. Processors of
+other kinds were not measured, and keep PyTorch's choice.
 """
 from contextlib import contextmanager
 from functools import partial
+from typing import Optional
 
 import torch
 import torch.nn as nn
@@ -20,8 +22,8 @@ CPU_ROWS = 64  # rows of logits made and reduced at a time on a CPU, so that the
 
 @contextmanager
 def fast_linear(models, dtype: torch.dtype):
-    """Within it large products of the linear layers of ``models`` are computed by oneDNN where that can be: float32, CPU, no
-    gradients.
+    """Within it large products of the linear layers of ``models`` are computed by oneDNN where that is faster: float32, no
+    gradients, a CPU with AVX-512. Products of their weights outside the layers go through ``linear``.
 
     The weights stay where they are, so nothing has to be kept up to date while the models train in between.
 
@@ -33,7 +35,7 @@ def fast_linear(models, dtype: torch.dtype):
     layers = [m for m in modules if type(m) is nn.Linear and m.weight.dtype == torch.float32 and m.weight.device.type == "cpu"]
     layers = [m for m in layers if "forward" not in vars(m)]
     for layer in layers:
-        layer.forward = partial(onednn_linear, layer)
+        layer.forward = partial(of_layer, layer)
     try:
         yield
     finally:
@@ -47,8 +49,14 @@ def faster() -> bool:
     return there and "AVX512" in torch.backends.cpu.get_cpu_capability()
 
 
-def onednn_linear(layer: nn.Linear, x: Tensor) -> Tensor:
+def of_layer(layer: nn.Linear, x: Tensor) -> Tensor:
     """(..., in) -> (..., out)."""
-    if x.numel() * layer.out_features < SMALL:
-        return F.linear(x, layer.weight, layer.bias)
-    return torch.ops.mkldnn._linear_pointwise(x, layer.weight, layer.bias, "none", [], "")
+    return linear(x, layer.weight, layer.bias)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Optional[Tensor]) -> Tensor:
+    """``F.linear`` without gradients, by whichever library is faster: (..., in) -> (..., out)."""
+    small = x.numel() * weight.size(0) < SMALL
+    if small or x.device.type != "cpu" or x.dtype != torch.float32 or weight.dtype != torch.float32 or not faster():
+        return F.linear(x, weight, bias)
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")

@@ -152,12 +152,25 @@ def test_decoding_leaves_nothing_that_training_cannot_use():
     tables = one.encoder.embed_positions, one.decoder.embed_positions
     for table in tables:
         table.weights = table.weights[: PAD + 2].clone()  # grown while decoding
-    hypo = decode(blockwise(models, task, max_len_b=16))[0]
+    hypo = decode(blockwise(models, task, max_len_b=16, print_alignment="hard"))[0]
     assert not any(table.weights.size(0) == PAD + 2 for table in tables)
-    hypo["positional_scores"].div_(2)  # fairseq-generate does
+    for name in ("positional_scores", "attention"):
+        hypo[name].div_(2)  # as fairseq-generate does with the first
     one.train()
     one(SOURCE, SOURCE.ne(PAD).sum(1), SOURCE)[0].sum().backward()
     assert all(torch.isfinite(weight.grad).all() for weight in one.parameters())
+
+
+@pytest.mark.parametrize("words", [None, 20])
+def test_autocast_casts_a_weight_once_a_batch(words):
+    one, task = with_heads("--block-head", "sequential", "--share-all-embeddings")
+    gen = blockwise([one], task, verify_block=4, max_len_b=16, decode_dtype="bfloat16", draft_words=words)
+    with torch.profiler.profile(record_shapes=True) as profile:
+        found = decode(gen)
+    rows = {len(one.decoder.output_projection.weight), words or 0}
+    casts = [event for event in profile.events() if event.name == "aten::_to_copy" and event.input_shapes[0][:1] in ([n] for n in rows)
+             and len(event.input_shapes[0]) == 2]  # fmt: skip
+    assert max(hypo["steps"] for hypo in found) > 3 and 2 <= len(casts) <= 3, len(casts)
 
 
 # -- heads ---------------------------------------------------------------------------------------------------------------
@@ -213,7 +226,7 @@ def test_sequential_heads_stop_where_the_next_would_not_pay():
         part = gen.drafter.draft(verified, 5, state)
         assert part.tokens.equal(whole.tokens[:, : place + 2]) and part.lprobs.equal(whole.lprobs[:, : place + 2])
     size = BlockSize(gen.drafter, None, "cpu")
-    size.wanted(1, 20)
+    assert size.wanted(1, 20) == 5  # all that there are: it stops by itself
     assert 0 < size.worth(1) < 1 and BlockSize(gen.drafter, 4, "cpu").worth(1) == 0
 
 
