@@ -18,7 +18,7 @@ set -euo pipefail
 root=$(cd "$(dirname "$0")/../.." && pwd)
 models="ar, cmlm, stock, kd-ar, kd-nat, kd-glat, kd-ctc, kd-cmlm, kd-frozen or kd-block"
 model=${1:?$models}
-case $model in ar) updates=${2:-2000} ;; kd-frozen) updates=${2:-1200} ;; kd-block) updates=${2:-1800} ;; kd-*) updates=${2:-800} ;; *) updates=${2:-3000} ;; esac
+case $model in ar) updates=${2:-2000} ;; kd-frozen) updates=${2:-1200} ;; kd-block) updates=${2:-3600} ;; kd-*) updates=${2:-800} ;; *) updates=${2:-3000} ;; esac
 work=${3:-$root/work/multi30k}
 bin=${VENV:-$root/.venv}/bin
 
