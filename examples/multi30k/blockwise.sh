@@ -38,20 +38,22 @@ else
     echo "no newstest2014 in '$news': left out"
 fi
 
-rows=(--system "fairseq's greedy search" "$tuned" "--generator beam --beam 1")
-for block in 1 2 4 8; do rows+=(--system "blockwise, $block a call" "$tuned" "--beam 1 --verify-block $block"); done
 words="--draft-words 1500"  # of 6,000
-rows+=(--system "blockwise, adaptive" "$tuned" "--beam 1" --system "blockwise, adaptive, frequent words" "$tuned" "--beam 1 $words"
-       --system "teacher: fairseq's greedy search" "$ar" "--generator beam --beam 1"
-       --system "teacher: frozen heads, 1 a call" "$frozen" "--beam 1 --verify-block 1"
-       --system "teacher: frozen heads, 8 a call" "$frozen" "--beam 1 --verify-block 8"
-       --system "teacher: frozen heads, adaptive" "$frozen" "--beam 1"
-       --system "teacher: frozen heads, adaptive, frequent words" "$frozen" "--beam 1 $words"
-       --system "teacher: jacobi" "$ar" "--generator blockwise --drafter jacobi --beam 1"
-       --system "teacher: copy" "$ar" "--generator blockwise --drafter copy --beam 1")
+fine=(--system "fairseq's greedy search" "$tuned" "--generator beam --beam 1")
+for block in 1 2 4 8; do fine+=(--system "blockwise, $block a call" "$tuned" "--beam 1 --verify-block $block"); done
+fine+=(--system "blockwise, adaptive" "$tuned" "--beam 1" --system "blockwise, adaptive, frequent words" "$tuned" "--beam 1 $words")
+rows=(--system "teacher: fairseq's greedy search" "$ar" "--generator beam --beam 1"
+      --system "teacher: frozen heads, 1 a call" "$frozen" "--beam 1 --verify-block 1"
+      --system "teacher: frozen heads, 8 a call" "$frozen" "--beam 1 --verify-block 8"
+      --system "teacher: frozen heads, adaptive" "$frozen" "--beam 1"
+      --system "teacher: frozen heads, adaptive, frequent words" "$frozen" "--beam 1 $words"
+      --system "teacher: jacobi" "$ar" "--generator blockwise --drafter jacobi --beam 1"
+      --system "teacher: copy" "$ar" "--generator blockwise --drafter copy --beam 1")
 if [ -e "$work/kd-ctc/checkpoint_last.pt" ]; then
     rows+=(--system "teacher: drafts of nat, CTC" "$ar" "--generator blockwise --beam 1 --drafter-path $work/kd-ctc/checkpoint_last.pt")
 fi
-# bounded lengths: an output that repeats itself up to the limit would take most of the time
-"$bin/nar-bench" "$work/bin" --flags "$device --remove-bpe sentencepiece --max-len-a 1.5 --max-len-b 10" --reference "$work/test.de" \
-    --batch-sizes 1,8,32 --sentences "${SENTENCES:-100,320,640}" "${rows[@]}"
+bench() { "$bin/nar-bench" "$work/bin" --reference "$work/test.de" --flags "$device --remove-bpe sentencepiece $bounded" "$@"; }
+bounded="--max-len-a 1.5 --max-len-b 10"  # an output that repeats itself up to the limit would take most of the time
+bench --batch-sizes 1,8,32 --sentences "${SENTENCES:-100,320,640}" "${fine[@]}" "${rows[@]}"
+echo "batch 1 again, medians of nine"
+bench --batch-sizes 1 --sentences 40 --repeats 9 "${fine[@]}"
