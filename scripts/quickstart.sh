@@ -30,7 +30,7 @@ progress() { grep --line-buffered -oE "epoch [0-9]+:.*num_updates=[0-9]+|valid o
 step "data"
 bash "$root/examples/quickstart/prepare.sh" "$work"
 for model in ${models//,/ }; do
-    if [ "$model" != ar ] && [ -e "$work/ar/done" ] && [ ! -e "$work/kd/test.en-de.fert" ]; then
+    if [ "$model" != ar ] && [ -e "$work/ar/done" ] && [ ! -e "$work/kd.done" ]; then
         step "distilled data"
         bash "$root/examples/quickstart/distill.sh" "$work"
     fi

@@ -31,4 +31,4 @@ for model in ${models//,/ }; do
     esac
 done
 "$bin/nar-bench" "$work/bin" --flags "${DEVICE---cpu} --remove-bpe sentencepiece" \
-    --sentences 40,160 --reference "$work"/test.de "$work"/test.de.* "${rows[@]}"
+    --sentences 24,96 --reference "$work"/test.de "$work"/test.de.* "${rows[@]}"

@@ -36,6 +36,7 @@ case $model in
 esac
 [ "$model" = ar ] || [ -e "$teacher" ] || { echo "train.sh: $model needs the teacher $teacher: train ar first" >&2; exit 2; }
 if [ -e "$work/$model/done" ]; then echo "$model: trained already"; exit 0; fi
+if [ "$model" = nat ] && [ ! -e "$data/test.en-de.fert" ]; then "$bin/nar-align" "$data"; fi
 "$bin/fairseq-train" "$data" --user-dir "$root/nar_plugins" --task nar_translation \
     "${what[@]}" "${sizes[@]}" --train-dtype auto \
     --optimizer adam --adam-betas "(0.9, 0.98)" --clip-norm 5 \
