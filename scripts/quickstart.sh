@@ -4,7 +4,7 @@
 #
 #     bash scripts/quickstart.sh [--models ar,blockwise,cmlm,nat,ctc,bang] [--work FOLDER]
 #
-# Without --models: ar, blockwise and cmlm, nine minutes on two CPU cores after the set-up; with all of them
+# Without --models: ar, blockwise and cmlm, under ten minutes on two CPU cores after the set-up; with all of them
 # twice as long. A second run continues where the first one stopped. DEVICE="" uses the GPU.
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
