@@ -3,7 +3,7 @@
 # START=CKPT fine-tunes a pre-trained bang of the same sizes and dictionary. Minutes on two CPU cores; with an empty DEVICE on the GPU.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/../.." && pwd)
-updates=${1:-600}
+updates=${1:-200}
 work=${2:-$root/work/classification}
 bin=${VENV:-$root/.venv}/bin
 start=()
