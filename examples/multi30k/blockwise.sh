@@ -52,8 +52,9 @@ rows=(--system "teacher: fairseq's greedy search" "$ar" "--generator beam --beam
 if [ -e "$work/kd-ctc/checkpoint_last.pt" ]; then
     rows+=(--system "teacher: drafts of nat, CTC" "$ar" "--generator blockwise --beam 1 --drafter-path $work/kd-ctc/checkpoint_last.pt")
 fi
-bench() { "$bin/nar-bench" "$work/bin" --reference "$work/test.de" --flags "$device --remove-bpe sentencepiece $bounded" "$@"; }
 bounded="--max-len-a 1.5 --max-len-b 10"  # an output that repeats itself up to the limit would take most of the time
-bench --batch-sizes 1,8,32 --sentences "${SENTENCES:-100,320,640}" "${fine[@]}" "${rows[@]}"
+"$bin/nar-bench" "$work/bin" --flags "$device --remove-bpe sentencepiece $bounded" --reference "$work/test.de" \
+    --batch-sizes 1,8,32 --sentences "${SENTENCES:-100,320,640}" "${fine[@]}" "${rows[@]}"
 echo "batch 1 again, medians of nine"
-bench --batch-sizes 1 --sentences 40 --repeats 9 "${fine[@]}"
+"$bin/nar-bench" "$work/bin" --flags "$device --remove-bpe sentencepiece $bounded" --reference "$work/test.de" \
+    --batch-sizes 1 --sentences 40 --repeats 9 "${fine[@]}"

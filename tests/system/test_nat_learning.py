@@ -94,7 +94,7 @@ def test_noisy_parallel_decoding_and_fairseqs_own_flag_say_the_same(fertile, tea
 
 def test_ctc_with_glancing_learns_to_reverse(toys, tmp_path):
     data = toys("reverse")
-    checkpoint = train(data, tmp_path, 500, "--ctc", "--upsample", 2, "--glancing", "0.5:0.3@500")
+    checkpoint = train(data, tmp_path, 500, "--ctc", "--upsample", 2, "--glancing", "0.5:0.3@500", "--max-tokens", 1200)
     score = bleu(generate(data, checkpoint), lambda s: " ".join(reversed(s.split())))
     assert score >= 75, score
     assert bleu(generate(data, checkpoint, "--ctc-beam", 5), lambda s: " ".join(reversed(s.split()))) >= score - 1
