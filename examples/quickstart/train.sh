@@ -31,7 +31,7 @@ case $model in
     blockwise) what=(--arch blockwise --block-size 4 --block-head sequential --freeze-base --finetune-from-model "$teacher"
                      --criterion blockwise_loss --block-loss weighted --block-positions 0.5); updates=300 ;;
     bang) what=(--arch bang --max-source-positions 256 --max-target-positions 256
-                --criterion bang_loss --bang-rows sample:2); updates=500 ;;
+                --criterion bang_loss --bang-rows sample:2); updates=1000 ;;
     *) echo "train.sh: no model '$model': $names" >&2; exit 2 ;;
 esac
 [ "$model" = ar ] || [ -e "$teacher" ] || { echo "train.sh: $model needs the teacher $teacher: train ar first" >&2; exit 2; }
