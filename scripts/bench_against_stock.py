@@ -36,11 +36,8 @@ def main():
     parser.add_argument("--profile", action="store_true", help="print where our time goes, instead of the table")
     args = parser.parse_args()
     logging.disable(logging.INFO)
-    dictionary = Dictionary()
-    for i in range(args.words - 5):
-        dictionary.add_symbol(f"w{i}")
-    mask = add_mask(dictionary)
-    task = SimpleNamespace(source_dictionary=dictionary, target_dictionary=dictionary, mask_index=mask)
+    task = task_of(args.words)
+    dictionary = task.target_dictionary
     stock, ours = (build(arch, task).to(args.device) for arch in ("cmlm_transformer", "cmlm"))
     print(f"{torch.get_num_threads()} threads, torch {torch.__version__}, {args.device}; {args.length} tokens, {args.words} words")
     if args.profile:
@@ -64,13 +61,21 @@ def main():
     print(f"{'training, 64 sentences':26}{cells}   {seconds[0] / seconds[1]:.2f}, {seconds[0] / seconds[2]:.2f} x updates/s")
 
 
+def task_of(words: int) -> SimpleNamespace:
+    """What the models and loops read of a task whose one dictionary has so many symbols."""
+    dictionary = Dictionary()
+    for i in range(words - 5):
+        dictionary.add_symbol(f"w{i}")
+    return SimpleNamespace(source_dictionary=dictionary, target_dictionary=dictionary, mask_index=add_mask(dictionary))
+
+
 def build(arch: str, task, *flags: str):
-    """512/1024, 4 heads, 6+6 layers, shared embeddings, fairseq's form in both; ``flags`` of training besides."""
+    """512/1024, 4 heads, 6+6 layers, shared embeddings, fairseq's form in both, where ``flags`` of training say nothing else."""
     parser = options.get_training_parser("nar_translation")
-    given = ["data", "--task", "nar_translation", "--criterion", "nar_loss", "--arch", arch, "--share-all-embeddings", *flags]
+    given = ["data", "--task", "nar_translation", "--criterion", "nar_loss", "--arch", arch, "--share-all-embeddings"]
     for side in ("encoder", "decoder"):
         given += [f"--{side}-embed-dim=512", f"--{side}-ffn-embed-dim=1024", f"--{side}-attention-heads=4", f"--{side}-layers=6"]
-    args = options.parse_args_and_arch(parser, input_args=given)
+    args = options.parse_args_and_arch(parser, input_args=[*given, *flags])
     args.label_smoothing = 0.1  # fairseq's model reads its criterion's
     torch.manual_seed(1)
     return ARCH_MODEL_REGISTRY[arch].build_model(args, task)

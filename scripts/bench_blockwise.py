@@ -8,17 +8,11 @@ and ``CALL`` (drafters.py) what part of a call one proposal takes. All are timed
 """
 import argparse
 import logging
-import statistics
-import time
-from types import SimpleNamespace
 
 import torch
-from fairseq import options
-from fairseq.data import Dictionary
-from fairseq.models import ARCH_MODEL_REGISTRY
 
 import nar_plugins  # noqa: F401
-from nar_plugins.data.dictionary import add_mask
+from bench_against_stock import build, in_turn, task_of
 from nar_plugins.generators.block_size import BlockSize
 from nar_plugins.generators.drafters import Verified, heads_drafter
 from nar_plugins.modules.block_decoder import BlockDecoder
@@ -35,17 +29,13 @@ def main():
     parser.add_argument("--repeats", type=int, default=50)
     args = parser.parse_args()
     logging.disable(logging.INFO)
-    dictionary = Dictionary()
-    for i in range(args.words - 5):
-        dictionary.add_symbol(f"w{i}")
-    mask = add_mask(dictionary)
-    task = SimpleNamespace(source_dictionary=dictionary, target_dictionary=dictionary, mask_index=mask)
+    task = task_of(args.words)
     print(f"{torch.get_num_threads()} threads, torch {torch.__version__}, {args.device}; {args.words} words; ms, batch 1\n")
     cells = [*(f"{m} a call" for m in TOKENS), "proposal", "of a call", "believed", "a token", "believed"]
     print(f"{'dimensions, layers':20}" + "".join(f"{cell:>11}" for cell in cells))
     for dim, layers in SIZES:
-        model = build(dim, layers, task).to(args.device).eval()
-        drafter = heads_drafter([model], mask, dictionary.pad(), None)
+        model = sequential(dim, layers, task).to(args.device).eval()
+        drafter = heads_drafter([model], task.mask_index, task.target_dictionary.pad(), None)
         calls, proposal = measure(model, drafter, args)
         size = BlockSize(drafter, None, args.device)
         token = (calls[-1] - calls[1]) / (TOKENS[-1] - TOKENS[1])
@@ -55,16 +45,13 @@ def main():
               + f"{proposal / calls[0]:11.3f}{believed:11.3f}{token / calls[0]:11.3f}{1 / (size.overhead + 1):11.3f}", flush=True)
 
 
-def build(dim: int, layers: int, task):
-    """A ``blockwise`` model with sequential heads."""
-    given = ["data", "--task", "nar_translation", "--criterion", "blockwise_loss", "--arch", "blockwise", "--block-size", "8",
-             "--block-head", "sequential", "--share-all-embeddings"]  # fmt: skip
+def sequential(dim: int, layers: int, task):
+    """A ``blockwise`` model with eight sequential heads."""
+    flags = ["--criterion=blockwise_loss", "--block-size=8", "--block-head=sequential"]
     for side in ("encoder", "decoder"):
-        given += [f"--{side}-embed-dim={dim}", f"--{side}-ffn-embed-dim={4 * dim}", f"--{side}-attention-heads={dim // 32}",
+        flags += [f"--{side}-embed-dim={dim}", f"--{side}-ffn-embed-dim={4 * dim}", f"--{side}-attention-heads={dim // 32}",
                   f"--{side}-layers={layers}"]  # fmt: skip
-    args = options.parse_args_and_arch(options.get_training_parser("nar_translation"), input_args=given)
-    torch.manual_seed(1)
-    return ARCH_MODEL_REGISTRY["blockwise"].build_model(args, task)
+    return build("blockwise", task, *flags)
 
 
 @torch.inference_mode()
@@ -85,17 +72,7 @@ def measure(model, drafter, args) -> tuple:
 
     verified = Verified(torch.arange(1, device=args.device), source, first, [call(1)[0][:, 0]], None, None)
     works = [*(lambda m=m: call(m) for m in TOKENS), *(lambda n=n: drafter.draft(verified, n, state) for n in (1, 7))]
-    seconds = [[] for _ in works]
-    for _ in range(args.repeats):
-        for taken, work in zip(seconds, works):
-            if args.device != "cpu":
-                torch.cuda.synchronize()
-            start = time.perf_counter()
-            work()
-            if args.device != "cpu":
-                torch.cuda.synchronize()
-            taken.append(time.perf_counter() - start)
-    *calls, one, seven = map(statistics.median, seconds)
+    *calls, one, seven = in_turn(works, args)
     return calls, (seven - one) / 6
 
 

@@ -15,12 +15,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import torch
-from fairseq.data import Dictionary
 from fairseq.sequence_generator import SequenceGenerator
 
 import nar_plugins  # noqa: F401
-from bench_against_stock import build, in_turn
-from nar_plugins.data.dictionary import add_mask
+from bench_against_stock import build, in_turn, task_of
 from nar_plugins.generators.one_pass import OnePassConfig, OnePassGenerator
 from nar_plugins.generators.registry import generation_options
 
@@ -42,11 +40,8 @@ def main():
     with gzip.open(args.lengths, "rt", encoding="utf-8") as file:
         lengths = sorted(1 + len(re.findall(r"\w+|[^\w\s]", line)) for line in file)
 
-    dictionary = Dictionary()
-    for i in range(args.words - 5):
-        dictionary.add_symbol(f"w{i}")
-    mask = add_mask(dictionary)
-    task = SimpleNamespace(source_dictionary=dictionary, target_dictionary=dictionary, mask_index=mask)
+    task = task_of(args.words)
+    dictionary = task.target_dictionary
     ar = build("transformer", task).to(args.device).eval()
     systems = {
         "AR greedy": autoregressive(ar, dictionary, 1),
