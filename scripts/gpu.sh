@@ -45,8 +45,12 @@ measure() {  # site, work, out
     local seldom=(--save-interval 100000 --validate-interval 100000 --no-save-optimizer-state)
     train() { bash "$root/examples/$1/train.sh" "$2" "$3" "$work/$1" "${seldom[@]}"; }
     heads() { train multi30k kd-block "${BLOCK_UPDATES:-5000}"; }
-    bang() { train squad_qg bang "${BANG_UPDATES:-2000}"; }
-    pretrained() { train squad_qg pretrain "${PRETRAIN_UPDATES:-1000}" && train squad_qg bang-pt "${BANG_UPDATES:-2000}"; }
+    both() { train squad_qg "$1-ar" "$2" && train squad_qg "$1" "$3"; }  # one token at a time, then all cells
+    bang() { both bang "${BANG_AR_UPDATES:-3000}" "${BANG_UPDATES:-1500}"; }
+    pretrained() {
+        both pretrain "${PRETRAIN_AR_UPDATES:-1500}" "${PRETRAIN_UPDATES:-400}" &&
+            both bang-pt "${BANG_AR_UPDATES:-3000}" "${BANG_UPDATES:-1500}"
+    }
 
     local names=(${JOBS:-heads bang pretrained}) name
     for name in "${names[@]}"; do "$name" > "$work/logs/$name.log" 2>&1 & done

@@ -5,7 +5,8 @@
 #   cmlm  Mask-Predict, in fairseq's form, which is the teacher's own
 #   nat   NAT with fertilities, positional attention and diagonal mask
 #   ctc   vanilla NAT with latent alignments and glancing
-#   bang  BANG, trained from nothing: one checkpoint for one token a pass, all at once and what is between
+#   bang  BANG, from nothing: one checkpoint for one token a pass, all at once and what is between. First it learns one token
+#         a pass (bang-ar), because what it shall say without seeing its last words hides for long what the source is good for
 #   blockwise  the teacher itself with four proposal heads, which alone are trained: its own words, faster
 # Small batches and a rate that falls to nothing: with so few updates they gain ten BLEU over the papers' way.
 # A second run continues where the first one stopped, and does nothing when it was done.
@@ -22,6 +23,7 @@ sizes=(--encoder-embed-dim 128 --encoder-ffn-embed-dim 512 --encoder-attention-h
 teacher=$work/ar/checkpoint_last.pt
 taught=(--criterion nar_loss --init-encoder-from "$teacher" --init-decoder-from "$teacher")
 smooth=(--label-smoothing 0.1)
+bang=(--arch bang --max-source-positions 256 --max-target-positions 256 --criterion bang_loss)
 data=$work/kd
 case $model in
     ar) what=(--arch transformer --criterion label_smoothed_cross_entropy "${smooth[@]}"); updates=700; data=$work/bin ;;
@@ -30,12 +32,13 @@ case $model in
     ctc) what=(--arch nat --ctc --upsample 2 --glancing 0.5:0.3@500 "${taught[@]}"); updates=500 ;;
     blockwise) what=(--arch blockwise --block-size 4 --block-head sequential --freeze-base --finetune-from-model "$teacher"
                      --criterion blockwise_loss --block-loss weighted --block-positions 0.5); updates=300 ;;
-    bang) what=(--arch bang --max-source-positions 256 --max-target-positions 256
-                --criterion bang_loss --bang-rows sample:2); updates=1000 ;;
+    bang-ar) what=("${bang[@]}" --ngram 1); updates=700 ;;
+    bang) what=("${bang[@]}" --bang-rows sample:2 --finetune-from-model "$work/bang-ar/checkpoint_last.pt"); updates=800 ;;
     *) echo "train.sh: no model '$model': $names" >&2; exit 2 ;;
 esac
 [ "$model" = ar ] || [ -e "$teacher" ] || { echo "train.sh: $model needs the teacher $teacher: train ar first" >&2; exit 2; }
 if [ -e "$work/$model/done" ]; then echo "$model: trained already"; exit 0; fi
+if [ "$model" = bang ]; then bash "$0" bang-ar "$work"; fi
 if [ "$model" = nat ] && [ ! -e "$data/test.en-de.fert" ]; then "$bin/nar-align" "$data"; fi
 "$bin/fairseq-train" "$data" --user-dir "$root/nar_plugins" --task nar_translation \
     "${what[@]}" "${sizes[@]}" --train-dtype auto \

@@ -1,33 +1,50 @@
 #!/usr/bin/env bash
 # Train on SQuAD question generation: bash examples/squad_qg/train.sh MODEL [UPDATES] [WORK] [FLAG ...],
 # FLAGs more of fairseq-train's, MODEL one of
-#   pretrain  BANG on the running text: spans hidden from the encoder, said by the decoder
-#   bang      BANG on the pairs, from nothing
-#   bang-pt   BANG on the pairs, from pretrain
-# One checkpoint of the last two decodes with every policy. An hour on two CPU cores for all three; with an empty DEVICE on the GPU.
+#   bang-ar     BANG on the pairs, from nothing, one token at a time
+#   bang        bang-ar, going on with all cells, on the questions that it asks itself
+#   pretrain-ar    BANG on the running text: spans hidden from the encoder, said by the decoder, one token at a time
+#   pretrain       pretrain-ar, going on with all cells
+#   bang-pt-ar, bang-pt    as bang-ar and bang, but from pretrain
+# All cells from nothing learn very slowly: what cannot see its last words hides for long what the source is good for. And the
+# questions of people differ too much for several words at once; the model's own are surer (sequence-level distillation).
+# One checkpoint of bang or bang-pt decodes with every policy. With an empty DEVICE on the GPU.
 # A second run continues where the first one stopped.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/../.." && pwd)
-model=${1:?pretrain, bang or bang-pt}
-case $model in pretrain) updates=${2:-1500} ;; *) updates=${2:-4000} ;; esac
+models="bang-ar, bang, pretrain-ar, pretrain, bang-pt-ar or bang-pt"
+model=${1:?$models}
+case $model in bang | bang-pt) updates=${2:-1500} ;; pretrain) updates=${2:-400} ;; pretrain-ar) updates=${2:-1500} ;; *) updates=${2:-3000} ;; esac
 work=${3:-$root/work/squad_qg}
 bin=${VENV:-$root/.venv}/bin
 
 sizes=(--arch bang --max-source-positions 512 --max-target-positions 512 --dropout 0.1
        --encoder-embed-dim 128 --encoder-ffn-embed-dim 512 --encoder-attention-heads 4 --encoder-layers 3
        --decoder-embed-dim 128 --decoder-ffn-embed-dim 512 --decoder-attention-heads 4 --decoder-layers 3)
-start=$work/pretrain/checkpoint_last.pt
-pairs=("$work/bin" --task nar_translation --criterion bang_loss --bang-rows sample:2 --max-tokens 2048)
-case $model in
-    pretrain) what=("$work/raw" --task bang_pretraining --criterion bang_loss --tokens-per-sample 512 --max-tokens 4096) ;;
-    bang) what=("${pairs[@]}") ;;
-    bang-pt)
-        [ -e "$start" ] || { echo "train.sh: bang-pt needs $start: train pretrain first" >&2; exit 2; }
-        what=("${pairs[@]}" --finetune-from-model "$start") ;;
-    *) echo "train.sh: no model '$model': pretrain, bang or bang-pt" >&2; exit 2 ;;
+case $model in  # where it starts
+    bang-ar | pretrain-ar) before= ;;
+    bang-pt-ar) before=pretrain ;;
+    *) before=$model-ar ;;
 esac
-"$bin/fairseq-train" "${what[@]}" --user-dir "$root/nar_plugins" "${sizes[@]}" --train-dtype auto \
-    --optimizer adam --adam-betas "(0.9, 0.98)" --clip-norm 5 \
-    --lr 1e-3 --lr-scheduler polynomial_decay --warmup-updates $((updates / 10)) --total-num-update "$updates" \
+start=()
+if [ -n "$before" ]; then
+    [ -e "$work/$before/checkpoint_last.pt" ] || { echo "train.sh: $model starts from $before: train that first" >&2; exit 2; }
+    start=(--finetune-from-model "$work/$before/checkpoint_last.pt")
+fi
+text=("$work/raw" --task bang_pretraining --tokens-per-sample 512 --max-tokens 4096)
+pairs=("$work/bin" --task nar_translation --max-tokens 2048)
+case $model in
+    pretrain-ar) what=("${text[@]}" --ngram 1) ;;
+    pretrain) what=("${text[@]}") ;;
+    bang-ar | bang-pt-ar) what=("${pairs[@]}" --ngram 1) ;;
+    bang | bang-pt)
+        "$bin/nar-distill" "$work/bin" --teacher "$work/$before/checkpoint_last.pt" --out "$work/kd-$model" --generator bang \
+            --bang-policy ar --beam 5 --max-len-a 0 --max-len-b 50 --batch-size 64 ${DEVICE---cpu}
+        what=("$work/kd-$model" --task nar_translation --max-tokens 2048 --bang-rows sample:2) ;;
+    *) echo "train.sh: no model '$model': $models" >&2; exit 2 ;;
+esac
+"$bin/fairseq-train" "${what[@]}" --criterion bang_loss --user-dir "$root/nar_plugins" "${sizes[@]}" --train-dtype auto \
+    ${start[@]+"${start[@]}"} --optimizer adam --adam-betas "(0.9, 0.98)" --clip-norm 5 \
+    --lr 2e-3 --lr-scheduler polynomial_decay --warmup-updates $((updates / 10)) --total-num-update "$updates" \
     --max-update "$updates" --seed 1 ${DEVICE---cpu} --save-dir "$work/$model" \
     --save-interval 3 --validate-interval 3 --no-epoch-checkpoints --no-progress-bar --log-interval 50 "${@:4}"
