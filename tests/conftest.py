@@ -12,6 +12,7 @@ import torch
 from fairseq import options
 from fairseq.data import Dictionary
 from fairseq.models import ARCH_MODEL_REGISTRY
+from in_process import here
 
 from nar_plugins.data.dictionary import add_mask
 from nar_plugins.generators.mask_predict import MaskPredictConfig, MaskPredictGenerator
@@ -95,7 +96,7 @@ def preprocess(folder: Path, destination: Path, **options) -> Path:
     """Binarise train, valid and test .src/.tgt with a joined dictionary."""
     splits = [f"--{split}pref={folder / split}" for split in ("train", "valid", "test") if (folder / f"{split}.src").exists()]
     extra = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
-    run("fairseq-preprocess", "-s", "src", "-t", "tgt", "--joined-dictionary", *splits, "--destdir", destination, *extra)
+    here("fairseq-preprocess", "-s", "src", "-t", "tgt", "--joined-dictionary", *splits, "--destdir", destination, *extra)
     return destination
 
 

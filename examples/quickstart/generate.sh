@@ -26,6 +26,7 @@ for model in ${models//,/ }; do
         bang) length="--max-len-a 1.5 --max-len-b 10"  # one pass computes a mask for every token that there may be
               rows+=(--system "BANG, adaptive" "$checkpoint" "--bang-policy adaptive $length"
                      --system "BANG, one pass" "$checkpoint" "--bang-policy nar $length"
+                     --system "BANG, verify" "$checkpoint" "--bang-policy verify $length"
                      --system "BANG, greedy" "$checkpoint" "--bang-policy ar --beam 1 $length") ;;
         ctc) rows+=(--system "NAT, CTC + glancing" "$checkpoint" "") ;;
     esac

@@ -3,9 +3,10 @@ from pathlib import Path
 
 import pytest
 import sacrebleu
-from conftest import hypotheses, run
+from conftest import ROOT, hypotheses, run
+from in_process import here
 
-TASK = ("--user-dir", "nar_plugins", "--task", "nar_translation", "--cpu")
+TASK = ("--user-dir", ROOT / "nar_plugins", "--task", "nar_translation", "--cpu")
 TINY = ("--arch", "cmlm_tiny", "--criterion", "nar_loss", "--share-all-embeddings", "--optimizer", "adam",
         "--adam-betas", "(0.9, 0.98)", "--warmup-updates", 200,
         "--clip-norm", 1, "--max-tokens", 2000, "--seed", 1, "--no-progress-bar")  # fmt: skip
@@ -28,7 +29,7 @@ def trained(request, toys, tmp_path_factory):
 
 
 def generate(data, checkpoint, *flags) -> str:
-    return run("fairseq-generate", data, *TASK, "--path", checkpoint, *flags)
+    return here("fairseq-generate", data, *TASK, "--path", checkpoint, *flags)
 
 
 def test_learns(trained):
@@ -52,7 +53,7 @@ def test_twenty_lines_give_the_same_twenty_hypotheses_however_they_are_read(trai
     folder.mkdir(exist_ok=True)
     for side in ("src", "tgt"):
         (folder / f"test.{side}").write_text("\n".join(raw) + "\n")
-    run("fairseq-preprocess", "-s", "src", "-t", "tgt", "--srcdict", Path(data) / "dict.src.txt", "--joined-dictionary",
+    here("fairseq-preprocess", "-s", "src", "-t", "tgt", "--srcdict", Path(data) / "dict.src.txt", "--joined-dictionary",
         "--testpref", folder / "test", "--destdir", folder / "bin")  # fmt: skip
     outs = [hypotheses(generate(folder / "bin", checkpoint, "--batch-size", size)) for size in (1, 7, 32)]
     typed = run("fairseq-interactive", data, *TASK, "--path", checkpoint, "--batch-size", 6, "--buffer-size", 20,

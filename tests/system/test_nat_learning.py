@@ -7,6 +7,7 @@ import sacrebleu
 import torch
 from conftest import hypotheses, repeated, repetitions, run
 from fairseq import checkpoint_utils, tasks
+from in_process import here
 from test_learning import TASK, TINY
 
 import nar_plugins  # noqa: F401
@@ -20,8 +21,9 @@ def train(data, folder, updates, *flags):
     return folder / "checkpoint_last.pt"
 
 
-def generate(data, checkpoint, *flags) -> str:
-    return run("fairseq-generate", data, *TASK, "--path", checkpoint, "--batch-size", 64, *flags)
+def generate(data, checkpoint, *flags, command=here) -> str:
+    """``command=run`` where the log, too, is asked for."""
+    return command("fairseq-generate", data, *TASK, "--path", checkpoint, "--batch-size", 64, *flags)
 
 
 def bleu(out: str, change) -> float:
@@ -44,7 +46,7 @@ def fertile(toys, tmp_path_factory):
 def teacher(toys, tmp_path_factory):
     """A stock transformer that has seen five updates: it need not be good to order candidates."""
     folder = tmp_path_factory.mktemp("teacher")
-    run("fairseq-train", toys("repeat"), "--task", "translation", "-s", "src", "-t", "tgt", "--cpu", "--arch", "transformer_tiny",
+    here("fairseq-train", toys("repeat"), "--task", "translation", "-s", "src", "-t", "tgt", "--cpu", "--arch", "transformer_tiny",
         "--criterion", "cross_entropy", "--share-all-embeddings", "--optimizer", "adam", "--lr", "1e-3", "--max-tokens", 3000,
         "--max-update", 5, "--save-dir", folder, "--no-epoch-checkpoints", "--no-progress-bar")  # fmt: skip
     return folder / "checkpoint_last.pt"
@@ -83,7 +85,7 @@ def test_one_pass_reads_the_same_from_everywhere(fertile):
 def test_noisy_parallel_decoding_and_fairseqs_own_flag_say_the_same(fertile, teacher):
     data, checkpoint = fertile
     noisy = ("--generator", "noisy_parallel", "--fertility-samples", 6)
-    out = generate(data, checkpoint, *noisy, "--rescorer", teacher)
+    out = generate(data, checkpoint, *noisy, "--rescorer", teacher, command=run)
     same = generate(data, f"{checkpoint}:{teacher}", *noisy, "--iter-decode-with-external-reranker")
     assert hypotheses(out) == hypotheses(same)
     assert "noisy_parallel: 200 sentences, 1200 candidates; equal fertilities" in out
@@ -108,6 +110,6 @@ def test_a_teacher_finetunes_and_distils_word_by_word(fertile, teacher, tmp_path
     state = torch.load(tmp_path / "ft/checkpoint_last.pt", weights_only=True)
     assert state["model"].keys() == torch.load(checkpoint, weights_only=True)["model"].keys()
     assert not state.get("criterion")
-    run("fairseq-train", data, *TASK, *NAT, *QUIET, "--max-update", 3, "--save-dir", tmp_path / "soft", "--teacher", teacher,
-        "--teacher-temperature", 2)  # fmt: skip
+    here("fairseq-train", data, *TASK, *NAT, *QUIET, "--max-update", 3, "--save-dir", tmp_path / "soft", "--teacher", teacher,
+         "--teacher-temperature", 2)  # fmt: skip
     generate(data, tmp_path / "ft/checkpoint_last.pt")

@@ -4,8 +4,9 @@ from argparse import Namespace
 import numpy as np
 import pytest
 import torch
-from conftest import SHARED, hypotheses, run
+from conftest import ROOT, SHARED, hypotheses
 from fairseq import checkpoint_utils, tasks
+from in_process import here
 
 from nar_plugins.cli import convert
 from nar_plugins.export.bang import check_names, expected_names, rename_bang, shape_flags
@@ -144,14 +145,14 @@ def test_a_converted_checkpoint_through_the_stock_commands(official, tmp_path):
         for side in ("src", "tgt"):
             (tmp_path / f"{split}.{side}").write_text("".join(f"w{i % 7} w{i % 5 + 9} w3\n" for i in range(lines)))
     new, data = tmp_path / "new", tmp_path / "bin"
-    ours = ("--user-dir", "nar_plugins", "--task", "nar_translation")
-    run("fairseq-preprocess", *ours, "-s", "src", "-t", "tgt", "--srcdict", new / "dict.txt", "--joined-dictionary",
-        "--destdir", data, *(f"--{split}pref={tmp_path / split}" for split in ("train", "valid", "test")))  # fmt: skip
+    ours = ("--user-dir", ROOT / "nar_plugins", "--task", "nar_translation")
+    here("fairseq-preprocess", *ours, "-s", "src", "-t", "tgt", "--srcdict", new / "dict.txt", "--joined-dictionary",
+         "--destdir", data, *(f"--{split}pref={tmp_path / split}" for split in ("train", "valid", "test")))  # fmt: skip
     sizes = [f"--{side}-{name}={value}" for side in ("encoder", "decoder") for name, value in
              (("embed-dim", 32), ("ffn-embed-dim", 64), ("layers", 2), ("attention-heads", 4))]  # fmt: skip
     positions = ("--max-source-positions", "64", "--max-target-positions", "64")
-    run("fairseq-train", data, *ours, "--arch", "bang", "--criterion", "bang_loss", *sizes, *positions, "--cpu", "--lr", "1e-4",
-        "--optimizer", "adam", "--max-tokens", "200", "--max-update", "2", "--finetune-from-model", new / "checkpoint.pt",
-        "--save-dir", tmp_path / "tuned")  # fmt: skip
+    here("fairseq-train", data, *ours, "--arch", "bang", "--criterion", "bang_loss", *sizes, *positions, "--cpu", "--lr", "1e-4",
+         "--optimizer", "adam", "--max-tokens", "200", "--max-update", "2", "--finetune-from-model", new / "checkpoint.pt",
+         "--save-dir", tmp_path / "tuned")  # fmt: skip
     for path in (new / "checkpoint.pt", tmp_path / "tuned" / "checkpoint_last.pt"):
-        assert sorted(hypotheses(run("fairseq-generate", data, *ours, "--path", path, "--cpu"))) == [0, 1, 2, 3]
+        assert sorted(hypotheses(here("fairseq-generate", data, *ours, "--path", path, "--cpu"))) == [0, 1, 2, 3]

@@ -1,4 +1,4 @@
-"""fairseq's commands in this process: starting one as a real process takes four seconds."""
+"""fairseq's commands in this process: starting one as a real process takes four seconds. What they log is not caught."""
 import contextlib
 import io
 import sys
