@@ -21,7 +21,7 @@ for model in ${models//,/ }; do
     add "$model, nar" "$model" "--bang-policy nar"
     for size in 2 4; do add "$model, block $size" "$model" "--bang-policy block --bang-block $size"; done
     add "$model, prefix 1" "$model" "--bang-policy prefix --bang-prefix 1"
-    for tau in 0.05 0.1 0.2 0.3 0.5 0.9; do add "$model, adaptive $tau" "$model" "--bang-policy adaptive --bang-tau $tau"; done
+    for tau in 0.1 0.2 0.3 0.5 0.7 0.9; do add "$model, adaptive $tau" "$model" "--bang-policy adaptive --bang-tau $tau"; done
     add "$model, verify" "$model" "--bang-policy verify --bang-block 4"
     for theta in -0.5 -1.5; do add "$model, cascade $theta" "$model" "--bang-policy cascade --bang-theta=$theta"; done
 done

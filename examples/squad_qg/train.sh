@@ -39,8 +39,8 @@ case $model in
     pretrain) what=("${text[@]}") ;;
     bang-ar | bang-pt-ar) what=("${pairs[@]}" --ngram 1) ;;
     bang | bang-pt)
-        "$bin/nar-distill" "$work/bin" --teacher "$work/$before/checkpoint_last.pt" --out "$work/kd-$model" --generator bang \
-            --bang-policy ar --beam 5 --max-len-a 0 --max-len-b 50 --batch-size 64 ${DEVICE---cpu}
+        "$bin/nar-distill" "$work/bin" --teacher "$work/$before/checkpoint_last.pt" --out "$work/kd-$model" \
+            --beam 5 --max-len-a 0 --max-len-b 50 --batch-size 64 ${DEVICE---cpu}
         what=("$work/kd-$model" --task nar_translation --max-tokens 2048 --bang-rows sample:2) ;;
     *) echo "train.sh: no model '$model': $models" >&2; exit 2 ;;
 esac
