@@ -12,7 +12,8 @@ if [ $# -gt 0 ]; then exec "$VENV/bin/python" -m pytest "$@"; fi
 
 export OMP_NUM_THREADS=1
 first=(tests/system/test_learning.py tests/system/test_nat_learning.py tests/system/test_resume.py
-       tests/system/test_blockwise_commands.py tests/parity)  # about half of the time
+       tests/system/test_blockwise_commands.py tests/commands/test_align_command.py
+       tests/commands/test_distill_command.py tests/parity)  # about half of the time
 report=$(mktemp)
 "$VENV/bin/python" -m pytest tests -o cache_dir=.pytest_cache/second "${first[@]/#/--ignore=}" > "$report" 2>&1 &
 second=$!
