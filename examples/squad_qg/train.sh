@@ -14,8 +14,7 @@ set -euo pipefail
 root=$(cd "$(dirname "$0")/../.." && pwd)
 models="bang-ar, bang, pretrain-ar, pretrain, bang-pt-ar or bang-pt"
 model=${1:?$models}
-case $model in bang | bang-pt) updates=${2:-1500} ;; pretrain) updates=${2:-400} ;; pretrain-ar) updates=${2:-1500} ;; *) updates=${2:-3000} ;; esac
-case $model in pretrain*) rate=1e-3 ;; *) rate=2e-3 ;; esac
+case $model in bang | bang-pt) updates=${2:-1000} ;; pretrain) updates=${2:-400} ;; pretrain-ar) updates=${2:-1500} ;; *) updates=${2:-3000} ;; esac
 work=${3:-$root/work/squad_qg}
 bin=${VENV:-$root/.venv}/bin
 
@@ -46,6 +45,6 @@ case $model in
 esac
 "$bin/fairseq-train" "${what[@]}" --criterion bang_loss --user-dir "$root/nar_plugins" "${sizes[@]}" --train-dtype auto \
     ${start[@]+"${start[@]}"} --optimizer adam --adam-betas "(0.9, 0.98)" --clip-norm 5 \
-    --lr "$rate" --lr-scheduler polynomial_decay --warmup-updates $((updates / 10)) --total-num-update "$updates" \
+    --lr 1e-3 --lr-scheduler polynomial_decay --warmup-updates $((updates / 10)) --total-num-update "$updates" \
     --max-update "$updates" --seed 1 ${DEVICE---cpu} --save-dir "$work/$model" \
     --save-interval 3 --validate-interval 3 --no-epoch-checkpoints --no-progress-bar --log-interval 50 "${@:4}"

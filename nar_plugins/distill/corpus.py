@@ -288,7 +288,8 @@ def write(job: Job, task, data: Data, records: Dict[int, Dict], folder: Folder) 
     originals = range(len(sources)) if job.mix else []
     if not kept:
         raise ValueError(f"none of {len(sources)} lines would be left: give other limits, or no --filter")
-    report = report_of(job, len(sources), len(kept), Counter(why.values()))
+    different = len({said[line].tobytes() for line in kept})
+    report = report_of(job, len(sources), len(kept), different, Counter(why.values()))
     sides = (
         (sources[line] for line in (*originals, *kept)),
         (targets[line] if original else torch.from_numpy(said[line])
@@ -315,15 +316,18 @@ def binarise(lines: Iterable[torch.Tensor], stem: str, vocabulary: int) -> None:
     builder.finalize(f"{stem}.idx")
 
 
-def report_of(job: Job, lines: int, kept: int, broken: Counter) -> str:
+def report_of(job: Job, lines: int, kept: int, different: int, broken: Counter) -> str:
     """What became of every line.
 
     Args:
+        different: how many different outputs the kept lines have.
         broken: lines by reason, None for those with nothing wrong.
     """
     said = [f"teacher: {job.teacher}", f"lines: {lines}"]
     if job.mix:
         said.append(f"original pairs written first: {lines}")
-    said += [f"distilled pairs written: {kept}", f"left out, longer than the positions: {lines - sum(broken.values())}"]
+    few = " (very few: the teacher hardly heeds its sources)" if kept > 10 * different else ""
+    said += [f"distilled pairs written: {kept}", f"different outputs: {different}{few}"]
+    said += [f"left out, longer than the positions: {lines - sum(broken.values())}"]
     said += [f"{'dropped' if job.drop else 'kept (--filter drops them)'}, {name}: {broken[name]}" for name in REASONS]
     return "\n".join(said) + "\n"

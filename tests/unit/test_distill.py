@@ -1,5 +1,6 @@
 """Distillation without a teacher: what is broken, what a killed run leaves, and what is written."""
 import json
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,7 +12,7 @@ from fairseq.data import data_utils
 
 from nar_plugins.distill import corpus
 from nar_plugins.distill.broken import GRACE, REASONS, Limits, most_repeats, reason
-from nar_plugins.distill.corpus import Folder, Job, binarise, write
+from nar_plugins.distill.corpus import Folder, Job, binarise, report_of, write
 
 EOS, UNK = 2, 3
 
@@ -229,8 +230,16 @@ def test_every_line_is_written_in_the_order_of_the_data(folder, data):
     for kind in ("bin", "idx"):
         name = f"{data.stems[0]}.{kind}"
         assert (folder.out / name).read_bytes() == (data.folder / name).read_bytes()
-    assert report[:4] == ["teacher: teacher.pt", "lines: 5", "distilled pairs written: 5", "left out, longer than the positions: 0"]
-    assert report[4:] == [f"kept (--filter drops them), {name}: 0" for name in REASONS]
+    assert report[:3] == ["teacher: teacher.pt", "lines: 5", "distilled pairs written: 5"]
+    assert report[3:5] == ["different outputs: 5", "left out, longer than the positions: 0"]
+    assert report[5:] == [f"kept (--filter drops them), {name}: 0" for name in REASONS]
+
+
+def test_a_teacher_that_says_the_same_of_every_line_is_told(folder, data):
+    _, _, report = written(folder, data, records(**{f"line{i}": [9, 8, EOS] for i in range(4)}))
+    assert "different outputs: 2" in report
+    said = report_of(Job("teacher.pt", folder.out), 18377, 18377, 5, Counter({None: 18377}))
+    assert "different outputs: 5 (very few: the teacher hardly heeds its sources)" in said.splitlines()
 
 
 def test_mixing_puts_the_original_pairs_first(folder, data):
