@@ -7,7 +7,7 @@
 #
 # PYTHON (python3.12) is an interpreter here of that machine's version: fairseq is compiled for it, without PyTorch, and then
 # lacks only what nothing here uses. WORK holds what examples/multi30k (prepare.sh, train.sh ar, distill.sh) and
-# examples/squad_qg (prepare.sh) made, in the folders multi30k and squad_qg. Everything trains at once; the numbers of updates
+# examples/squad_qg (prepare.sh) made, in the folders multi30k and squad_qg. The two recipes train at once; the numbers of updates
 # can be set by the variables below, so that it ends while the machine is lent. (--stop-time-hours would not do: fairseq counts
 # the hours of the checkpoint that a model is fine-tuned from.)
 set -euo pipefail
@@ -45,14 +45,13 @@ measure() {  # site, work, out
     local seldom=(--save-interval 100000 --validate-interval 100000 --no-save-optimizer-state)
     train() { bash "$root/examples/$1/train.sh" "$2" "$3" "$work/$1" "${seldom[@]}"; }
     heads() { train multi30k kd-block "${BLOCK_UPDATES:-5000}"; }
-    both() { train squad_qg "$1-ar" "$2" && train squad_qg "$1" "$3"; }  # one token at a time, then all cells
-    bang() { both bang "${BANG_AR_UPDATES:-3000}" "${BANG_UPDATES:-1500}"; }
-    pretrained() {
-        both pretrain "${PRETRAIN_AR_UPDATES:-1500}" "${PRETRAIN_UPDATES:-400}" &&
-            both bang-pt "${BANG_AR_UPDATES:-3000}" "${BANG_UPDATES:-1500}"
+    bang() {
+        train squad_qg bang-ar "${BANG_AR_UPDATES:-3000}" && train squad_qg bang "${BANG_UPDATES:-1000}" &&
+            train squad_qg pretrain-ar "${PRETRAIN_AR_UPDATES:-1500}" && train squad_qg pretrain "${PRETRAIN_UPDATES:-400}" &&
+            train squad_qg bang-pt-ar "${BANG_UPDATES:-1000}" && train squad_qg bang-pt "${BANG_PT_UPDATES:-600}"
     }
 
-    local names=(${JOBS:-heads bang pretrained}) name
+    local names=(${JOBS:-heads bang}) name
     for name in "${names[@]}"; do "$name" > "$work/logs/$name.log" 2>&1 & done
     wait  # one that fails leaves its log, and the others go on
     for name in "${names[@]}"; do echo "== $name"; tail -n 2 "$work/logs/$name.log" | cut -c1-400; done

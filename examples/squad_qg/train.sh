@@ -5,16 +5,24 @@
 #   bang        bang-ar, going on with all cells, on the questions that it asks itself
 #   pretrain-ar    BANG on the running text: spans hidden from the encoder, said by the decoder, one token at a time
 #   pretrain       pretrain-ar, going on with all cells
-#   bang-pt-ar, bang-pt    as bang-ar and bang, but from pretrain
+#   bang-pt-ar     pretrain, going on one token at a time, on the questions of bang-ar
+#   bang-pt        bang-pt-ar, going on with all cells, on the same
 # All cells from nothing learn very slowly: what cannot see its last words hides for long what the source is good for. And the
-# questions of people differ too much for several words at once; the model's own are surer (sequence-level distillation).
+# questions of people differ too much for several words at once; a model's are surer (sequence-level distillation).
 # One checkpoint of bang or bang-pt decodes with every policy. With an empty DEVICE on the GPU.
 # A second run continues where the first one stopped.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/../.." && pwd)
 models="bang-ar, bang, pretrain-ar, pretrain, bang-pt-ar or bang-pt"
 model=${1:?$models}
-case $model in bang | bang-pt) updates=${2:-1000} ;; pretrain) updates=${2:-400} ;; pretrain-ar) updates=${2:-1500} ;; *) updates=${2:-3000} ;; esac
+case $model in
+    bang-ar) updates=${2:-3000} ;;
+    pretrain-ar) updates=${2:-1500} ;;
+    bang | bang-pt-ar) updates=${2:-1000} ;;
+    bang-pt) updates=${2:-600} ;;
+    pretrain) updates=${2:-400} ;;
+    *) echo "train.sh: no model '$model': $models" >&2; exit 2 ;;
+esac
 work=${3:-$root/work/squad_qg}
 bin=${VENV:-$root/.venv}/bin
 
@@ -32,16 +40,19 @@ if [ -n "$before" ]; then
     start=(--finetune-from-model "$work/$before/checkpoint_last.pt")
 fi
 text=("$work/raw" --task bang_pretraining --tokens-per-sample 512 --max-tokens 4096)
-pairs=("$work/bin" --task nar_translation --max-tokens 2048)
+pairs=(--task nar_translation --max-tokens 2048)
+case $model in bang | bang-pt | bang-pt-ar)
+    teacher=$work/bang-ar/checkpoint_last.pt
+    [ -e "$teacher" ] || { echo "train.sh: $model learns the questions of bang-ar: train that first" >&2; exit 2; }
+    "$bin/nar-distill" "$work/bin" --teacher "$teacher" --out "$work/kd" --beam 5 --max-len-a 0 --max-len-b 50 --batch-size 64 \
+        ${DEVICE---cpu} ;;
+esac
 case $model in
+    bang-ar) what=("$work/bin" "${pairs[@]}" --ngram 1) ;;
+    bang-pt-ar) what=("$work/kd" "${pairs[@]}" --ngram 1) ;;
+    bang | bang-pt) what=("$work/kd" "${pairs[@]}" --bang-rows sample:2) ;;
     pretrain-ar) what=("${text[@]}" --ngram 1) ;;
     pretrain) what=("${text[@]}") ;;
-    bang-ar | bang-pt-ar) what=("${pairs[@]}" --ngram 1) ;;
-    bang | bang-pt)
-        "$bin/nar-distill" "$work/bin" --teacher "$work/$before/checkpoint_last.pt" --out "$work/kd-$model" \
-            --beam 5 --max-len-a 0 --max-len-b 50 --batch-size 64 ${DEVICE---cpu}
-        what=("$work/kd-$model" --task nar_translation --max-tokens 2048 --bang-rows sample:2) ;;
-    *) echo "train.sh: no model '$model': $models" >&2; exit 2 ;;
 esac
 "$bin/fairseq-train" "${what[@]}" --criterion bang_loss --user-dir "$root/nar_plugins" "${sizes[@]}" --train-dtype auto \
     ${start[@]+"${start[@]}"} --optimizer adam --adam-betas "(0.9, 0.98)" --clip-norm 5 \
