@@ -45,10 +45,10 @@ measure() {  # site, work, out
     local seldom=(--save-interval 100000 --validate-interval 100000 --no-save-optimizer-state)
     train() { bash "$root/examples/$1/train.sh" "$2" "$3" "$work/$1" "${seldom[@]}"; }
     heads() { train multi30k kd-block "${BLOCK_UPDATES:-5000}"; }
-    bang() {
-        train squad_qg bang-ar "${BANG_AR_UPDATES:-3000}" && train squad_qg bang "${BANG_UPDATES:-1000}" &&
-            train squad_qg pretrain-ar "${PRETRAIN_AR_UPDATES:-1500}" && train squad_qg pretrain "${PRETRAIN_UPDATES:-400}" &&
-            train squad_qg bang-pt-ar "${BANG_UPDATES:-1000}" && train squad_qg bang-pt "${BANG_PT_UPDATES:-600}"
+    bang() {  # the numbers of updates that are not set are the recipe's
+        train squad_qg bang-ar "${BANG_AR_UPDATES:-}" && train squad_qg bang "${BANG_UPDATES:-}" &&
+            train squad_qg pretrain-ar "${PRETRAIN_AR_UPDATES:-}" && train squad_qg pretrain "${PRETRAIN_UPDATES:-}" &&
+            train squad_qg bang-pt-ar "${BANG_UPDATES:-}" && train squad_qg bang-pt "${BANG_PT_UPDATES:-}"
     }
 
     local names=(${JOBS:-heads bang}) name

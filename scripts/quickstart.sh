@@ -4,8 +4,8 @@
 #
 #     bash scripts/quickstart.sh [--models ar,blockwise,cmlm,nat,ctc,bang] [--work FOLDER]
 #
-# Without --models: ar, blockwise and cmlm, under ten minutes on two CPU cores after the set-up; with all of them
-# twice as long. A second run continues where the first one stopped. DEVICE="" uses the GPU.
+# Without --models: ar, blockwise and cmlm, under ten minutes on two CPU cores after the set-up; the
+# others take longer (examples/quickstart/EXPECTED.md). A second run continues where the first one stopped. DEVICE="" uses the GPU.
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 models=ar,blockwise,cmlm

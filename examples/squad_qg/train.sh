@@ -15,45 +15,35 @@ set -euo pipefail
 root=$(cd "$(dirname "$0")/../.." && pwd)
 models="bang-ar, bang, pretrain-ar, pretrain, bang-pt-ar or bang-pt"
 model=${1:?$models}
-case $model in
-    bang-ar) updates=${2:-3000} ;;
-    pretrain-ar) updates=${2:-1500} ;;
-    bang | bang-pt-ar) updates=${2:-1000} ;;
-    bang-pt) updates=${2:-600} ;;
-    pretrain) updates=${2:-400} ;;
-    *) echo "train.sh: no model '$model': $models" >&2; exit 2 ;;
-esac
 work=${3:-$root/work/squad_qg}
 bin=${VENV:-$root/.venv}/bin
 
 sizes=(--arch bang --max-source-positions 512 --max-target-positions 512 --dropout 0.1
        --encoder-embed-dim 128 --encoder-ffn-embed-dim 512 --encoder-attention-heads 4 --encoder-layers 3
        --decoder-embed-dim 128 --decoder-ffn-embed-dim 512 --decoder-attention-heads 4 --decoder-layers 3)
-case $model in  # where it starts
-    bang-ar | pretrain-ar) before= ;;
-    bang-pt-ar) before=pretrain ;;
-    *) before=$model-ar ;;
+text=("$work/raw" --task bang_pretraining --tokens-per-sample 512 --max-tokens 4096)
+pairs=(--task nar_translation --max-tokens 2048)
+case $model in  # what it learns, from where, and in how many updates
+    bang-ar) what=("$work/bin" "${pairs[@]}" --ngram 1); before=; default=3000 ;;
+    bang) what=("$work/kd" "${pairs[@]}" --bang-rows sample:2); before=bang-ar; default=1000 ;;
+    pretrain-ar) what=("${text[@]}" --ngram 1); before=; default=1500 ;;
+    pretrain) what=("${text[@]}"); before=pretrain-ar; default=400 ;;
+    bang-pt-ar) what=("$work/kd" "${pairs[@]}" --ngram 1); before=pretrain; default=1000 ;;
+    bang-pt) what=("$work/kd" "${pairs[@]}" --bang-rows sample:2); before=bang-pt-ar; default=600 ;;
+    *) echo "train.sh: no model '$model': $models" >&2; exit 2 ;;
 esac
+updates=${2:-$default}
 start=()
 if [ -n "$before" ]; then
     [ -e "$work/$before/checkpoint_last.pt" ] || { echo "train.sh: $model starts from $before: train that first" >&2; exit 2; }
     start=(--finetune-from-model "$work/$before/checkpoint_last.pt")
 fi
-text=("$work/raw" --task bang_pretraining --tokens-per-sample 512 --max-tokens 4096)
-pairs=(--task nar_translation --max-tokens 2048)
-case $model in bang | bang-pt | bang-pt-ar)
+if [ "${what[0]}" = "$work/kd" ]; then
     teacher=$work/bang-ar/checkpoint_last.pt
     [ -e "$teacher" ] || { echo "train.sh: $model learns the questions of bang-ar: train that first" >&2; exit 2; }
     "$bin/nar-distill" "$work/bin" --teacher "$teacher" --out "$work/kd" --beam 5 --max-len-a 0 --max-len-b 50 --batch-size 64 \
-        ${DEVICE---cpu} ;;
-esac
-case $model in
-    bang-ar) what=("$work/bin" "${pairs[@]}" --ngram 1) ;;
-    bang-pt-ar) what=("$work/kd" "${pairs[@]}" --ngram 1) ;;
-    bang | bang-pt) what=("$work/kd" "${pairs[@]}" --bang-rows sample:2) ;;
-    pretrain-ar) what=("${text[@]}" --ngram 1) ;;
-    pretrain) what=("${text[@]}") ;;
-esac
+        ${DEVICE---cpu}
+fi
 "$bin/fairseq-train" "${what[@]}" --criterion bang_loss --user-dir "$root/nar_plugins" "${sizes[@]}" --train-dtype auto \
     ${start[@]+"${start[@]}"} --optimizer adam --adam-betas "(0.9, 0.98)" --clip-norm 5 \
     --lr 1e-3 --lr-scheduler polynomial_decay --warmup-updates $((updates / 10)) --total-num-update "$updates" \

@@ -54,7 +54,7 @@ def test_twenty_lines_give_the_same_twenty_hypotheses_however_they_are_read(trai
     for side in ("src", "tgt"):
         (folder / f"test.{side}").write_text("\n".join(raw) + "\n")
     here("fairseq-preprocess", "-s", "src", "-t", "tgt", "--srcdict", Path(data) / "dict.src.txt", "--joined-dictionary",
-        "--testpref", folder / "test", "--destdir", folder / "bin")  # fmt: skip
+         "--testpref", folder / "test", "--destdir", folder / "bin")  # fmt: skip
     outs = [hypotheses(generate(folder / "bin", checkpoint, "--batch-size", size)) for size in (1, 7, 32)]
     typed = run("fairseq-interactive", data, *TASK, "--path", checkpoint, "--batch-size", 6, "--buffer-size", 20,
                 input="\n".join(raw) + "\n")  # fmt: skip
