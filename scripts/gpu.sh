@@ -44,7 +44,7 @@ measure() {  # site, work, out
     # saved and validated at the end only; without Adam's moments three checkpoints are 45 MB
     local seldom=(--save-interval 100000 --validate-interval 100000 --no-save-optimizer-state)
     train() { bash "$root/examples/$1/train.sh" "$2" "$3" "$work/$1" "${seldom[@]}"; }
-    heads() { train multi30k kd-block "${BLOCK_UPDATES:-5000}"; }
+    heads() { train multi30k kd-frozen "${FROZEN_UPDATES:-}" && train multi30k kd-block "${BLOCK_UPDATES:-5000}"; }
     bang() {  # the numbers of updates that are not set are the recipe's
         train squad_qg bang-ar "${BANG_AR_UPDATES:-}" && train squad_qg bang "${BANG_UPDATES:-}" &&
             train squad_qg pretrain-ar "${PRETRAIN_AR_UPDATES:-}" && train squad_qg pretrain "${PRETRAIN_UPDATES:-}" &&
