@@ -14,6 +14,7 @@ from torch import Tensor
 
 from nar_plugins import compat
 from nar_plugins.data.dictionary import MASK
+from nar_plugins.data.lines import read_lines
 
 
 def convert_mask_predict(checkpoint: Path, dictionary: Path, folder: Path, heads: int = 0) -> Dict[str, Path]:
@@ -76,7 +77,7 @@ def read_symbols(dictionary: Path) -> List[tuple]:
     if not dictionary.is_file():
         raise ValueError(f"no dictionary {dictionary}: give the release's dict.*.txt with --dict")
     pairs = []
-    for number, line in enumerate(dictionary.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(read_lines(dictionary), 1):
         symbol, _, count = line.rpartition(" ")
         if not symbol or not count.isdigit():
             raise ValueError(f"{dictionary}, line {number}: '{line}' is not 'symbol count'")
