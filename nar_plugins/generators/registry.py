@@ -5,7 +5,6 @@ commands, and validation with BLEU decodes with them.
 """
 import json
 import logging
-import math
 from argparse import Namespace
 from dataclasses import dataclass, field, fields
 from enum import Enum
@@ -118,6 +117,13 @@ def check_json(name: str, text: Optional[str]) -> None:
         raise ValueError(f"{flag} {text!r} is no JSON object such as '{{\"beam\": 1}}'")
 
 
+# a field's type -> what a user is told to give, and what is taken for it; 1 is fine where 1.0 is
+TYPES = {
+    bool: ("choose true or false", bool), int: ("give a whole number", int), float: ("give a number", (int, float)),
+    str: ("give a string", str),
+}  # fmt: skip
+
+
 def check_values(given: Dict, where: str) -> None:
     """Raise for the first generation option, of fairseq's or of this package's, that does not have its value.
 
@@ -139,17 +145,16 @@ def check_values(given: Dict, where: str) -> None:
 
 def wrong_type(kind, value) -> Optional[str]:
     """What is wanted instead of a value that is not of a dataclass's type; None for one that is."""
-    if get_origin(kind) is Union:
+    if get_origin(kind) is Union:  # Optional
         return None if value is None else wrong_type(get_args(kind)[0], value)
-    if not isinstance(kind, type):  # Any
-        return None
-    if issubclass(kind, Enum):
+    if isinstance(kind, type) and issubclass(kind, Enum):
         choices = [choice.value for choice in kind]
         return None if str(value) in choices else f"choose {', '.join(choices)}"
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    fine = {int: number and isinstance(value, int), float: number and not math.isnan(value)}.get(kind, isinstance(value, kind))
-    names = {bool: "choose true or false", int: "give a whole number", float: "give a number", str: "give a string"}
-    return None if fine else names.get(kind, f"give a {kind.__name__}")
+    if kind not in TYPES:  # Any
+        return None
+    wanted, types = TYPES[kind]
+    fine = isinstance(value, types) and (kind is bool) == isinstance(value, bool) and value == value  # NaN is no number
+    return None if fine else wanted
 
 
 def refuse_foreign(config: Namespace, name: str) -> None:
