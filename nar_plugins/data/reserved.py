@@ -106,7 +106,10 @@ def flat(dataset) -> tuple:
     """The tokens of the first sentences one after the other, (n,) int, not copied where the file is mapped into memory; and
     the sentences' sizes."""
     if not isinstance(dataset, MMapIndexedDataset):
-        sentences = [dataset[i].numpy() for i in range(min(len(dataset), SAMPLE))]
+        first = range(min(len(dataset), SAMPLE))
+        if getattr(dataset, "supports_prefetch", False):
+            dataset.prefetch(first)
+        sentences = [dataset[i].numpy() for i in first]
         sizes = np.array([len(sentence) for sentence in sentences], dtype=np.int64)
         return np.concatenate([np.empty(0, dtype=np.int64), *sentences]), sizes
     sizes = np.asarray(dataset.sizes, dtype=np.int64)

@@ -102,7 +102,7 @@ def resolve(name: str, models, beam: int = 1) -> str:
 
 
 def is_parallel(model) -> bool:
-    """Whether a model predicts several positions at once: those that a search from left to right decodes by default do not."""
+    """Whether a model is one of those that predict several positions at once, and not decoded from left to right by default."""
     return not {"beam", "blockwise"} & {*getattr(model, "generators", ("beam",))[:1]}
 
 

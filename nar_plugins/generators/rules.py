@@ -10,8 +10,8 @@ from torch import Tensor
 def refuse_nan(found: bool, whose: str = "the model's") -> None:
     """Raise where a decoding met NaN: what it chose there means nothing."""
     if found:
-        raise ValueError(f"{whose} output is NaN: half precision overflowed (decode in float32: --decode-dtype float32, without "
-                         "--fp16), or the weights themselves are not numbers (a training that diverged)")  # fmt: skip
+        raise ValueError(f"{whose} output is NaN: half precision overflowed (decode with --decode-dtype float32 and without "
+                         "--fp16), or the weights are NaN themselves (a training that diverged)")  # fmt: skip
 
 
 class GreedyRules:

@@ -58,7 +58,8 @@ def corpus(folder: Path, held: bool) -> Path:
     write_pairs(folder, text, "train")
     write_pairs(folder, [(line, line) for line in ODD], "test")
     sides = ("-s", "src", "-t", "tgt", "--joined-dictionary")
-    here("fairseq-preprocess", *sides, "--trainpref", folder / "train", "--testpref", folder / "test", "--destdir", folder / "bin")
+    prefixes = ("--trainpref", folder / "train", "--testpref", folder / "test")
+    here("fairseq-preprocess", *sides, *prefixes, "--destdir", folder / "bin")
     align.main([str(folder / "bin")])
     return folder / "bin"
 
@@ -148,7 +149,7 @@ def test_unknown_words_are_refused_where_they_say_something(made, tmp_path, capl
     """A line with two of five words unknown is translated, and validates; a validation set of another segmentation does not."""
     sides = ("-s", "src", "-t", "tgt", "--srcdict", made.data / "dict.src.txt", "--tgtdict", made.data / "dict.tgt.txt")
     strange = [(line.replace("w", "v"), line) for line in random_sentences(40, 4)]
-    for split, text in (("train", [("w1 w2", "w1")]), ("test", [("w1 q1 q2 w3 w4", "w1 w2")]), ("valid", strange)):
+    for split, text in (("train", [("w1 w2", "w1")] * 20), ("test", [("w1 q1 q2 w3 w4", "w1 w2")]), ("valid", strange)):
         write_pairs(tmp_path, text, split)
     prefixes = [f"--{split}pref={tmp_path / split}" for split in ("train", "test", "valid")]
     here("fairseq-preprocess", *sides, *prefixes, "--destdir", tmp_path / "bin")

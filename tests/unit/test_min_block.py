@@ -38,7 +38,8 @@ def test_at_least_so_many_tokens_are_accepted_in_every_call_after_the_first(kind
 
 @pytest.mark.parametrize("head", ["full", "sequential"])
 def test_heads_that_are_unsure_are_believed_too(head):
-    one, task = with_heads() if head == "full" else model("--block-head", head, arch="blockwise_tiny", criterion="blockwise_loss")
+    other = dict(arch="blockwise_tiny", criterion="blockwise_loss")
+    one, task = with_heads() if head == "full" else model("--block-head", head, **other)
     found = decode(blockwise([one.eval()], task, min_block=3, max_len_b=16))
     counts = [count for hypo in found for count in hypo["accepted"][1:-1]]
     # once a head proposes a </s> that greedy search would not say, and that is never believed
