@@ -47,7 +47,7 @@ class BangConfig(DecodingConfig):
         default=-0.5, metadata={"help": "cascade: the least mean log-probability with which the one-pass output is kept"}
     )
     bang_release_output: bool = field(
-        default=False, metadata={"help": "drop tokens equal to the one before and then such words, as the release's script does"}
+        default=False, metadata={"help": "drop tokens equal to the one before, then such words, as the release's script does"}
     )  # fmt: skip
     dedup: DEDUP = field(default="none", metadata={"help": "drop consecutive repeated tokens, or words, from the output"})
 

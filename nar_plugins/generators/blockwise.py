@@ -288,8 +288,8 @@ class BlockwiseGenerator:
     # -- the verifier ------------------------------------------------------------------------------------------------------
 
     def call(self, batch: Batch, block: Tensor) -> tuple:
-        """What follows every token of the block (b, m): the ensemble's log-probabilities (b, m, V), without ``<mask>`` unless it
-        is a word, every model's features (b, m, D), and the attention (b, m, S) where it is asked for."""
+        """What follows every token of the block (b, m): the ensemble's log-probabilities (b, m, V), without ``<mask>`` unless
+        it is a word, every model's features (b, m, D), and the attention (b, m, S) where it is asked for."""
         lprobs, features, attentions = [], [], []
         for decoder, cache in zip(self.decoders, batch.caches):
             x, attention = decoder(

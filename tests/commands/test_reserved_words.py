@@ -16,7 +16,8 @@ from nar_plugins.models.cmlm import CmlmModel
 TASK = ("--user-dir", ROOT / "nar_plugins", "--task", "nar_translation", "--cpu")
 STOCK = ("--task", "translation", "--cpu")
 TRAIN = ("--optimizer", "adam", "--lr", "1e-3", "--max-tokens", "300", "--max-update", "1", "--num-workers", "0", "--seed", "3",
-         "--no-progress-bar", "--disable-validation", "--max-source-positions", "40", "--max-target-positions", "40")  # fmt: skip
+         "--no-progress-bar", "--disable-validation",
+         "--max-source-positions", "40", "--max-target-positions", "40")  # fmt: skip
 NAR = ("--criterion", "nar_loss", "--share-all-embeddings")
 MODELS = {
     "ar": ("--arch", "transformer_tiny", "--criterion", "cross_entropy", "--share-all-embeddings"),
