@@ -14,7 +14,7 @@ from typing import List, Tuple
 import numpy as np
 
 from nar_plugins.data.checks import check_files, check_languages, infer_languages
-from nar_plugins.data.dictionary import load_dictionary
+from nar_plugins.data.dictionary import load_dictionary, not_words
 from nar_plugins.data.fertility import fertility_path, write_fertilities
 from nar_plugins.distill.align import MOST_LINKS, Aligner, Text, fertilities, load_text, read_links
 
@@ -112,8 +112,13 @@ def find_splits(folder: str, source: str, target: str) -> List[str]:
 def load_pair(folder: str, split: str, source: str, target: str) -> List[Text]:
     """Both sides of a split; raises when a file is missing or makes no sense."""
     check_files(folder, split, source, target)
-    files = zip(stems(folder, split, source, target), (source, target))
-    return [load_text(stem, load_dictionary(os.path.join(folder, f"dict.{side}.txt")).eos()) for stem, side in files]
+    texts = []
+    for stem, language in zip(stems(folder, split, source, target), (source, target)):
+        dictionary = load_dictionary(os.path.join(folder, f"dict.{language}.txt"))
+        text = load_text(stem, dictionary.eos())
+        text.tokens[np.isin(text.tokens, not_words(dictionary))] = dictionary.unk()  # as the model will read them
+        texts.append(text)
+    return texts
 
 
 if __name__ == "__main__":
