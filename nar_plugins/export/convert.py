@@ -75,11 +75,17 @@ def read_symbols(dictionary: Path) -> List[tuple]:
     """(symbol, count) of every line, ``<mask>`` first."""
     if not dictionary.is_file():
         raise ValueError(f"no dictionary {dictionary}: give the release's dict.*.txt with --dict")
-    pairs = []
-    for number, line in enumerate(dictionary.read_text(encoding="utf-8").splitlines(), 1):
+    try:
+        lines = dictionary.read_text(encoding="utf-8").split("\n")  # not splitlines: a symbol may be what Python calls a line end
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{dictionary} is not UTF-8 ({error.reason}): give the release's dict.*.txt") from error
+    pairs, first_at = [], {}
+    for number, line in enumerate(lines[:-1] if lines[-1] == "" else lines, 1):
         symbol, _, count = line.rpartition(" ")
         if not symbol or not count.isdigit():
             raise ValueError(f"{dictionary}, line {number}: '{line}' is not 'symbol count'")
+        if first_at.setdefault(symbol, number) != number:
+            raise ValueError(f"{dictionary}, line {number}: '{symbol}' is in line {first_at[symbol]} already")
         pairs.append((symbol, count))
     return [(MASK, "0"), *(pair for pair in pairs if pair[0] != MASK)]
 
