@@ -20,7 +20,7 @@ setup(
         "torch>=2.6",
     ],
     extras_require={
-        "dev": ["pytest"],
+        "dev": ["pytest", "pytest-xdist"],
         "plots": ["matplotlib"],  # nar-bench --plot
         "qg": ["nltk", "rouge-score"],  # examples/squad_qg/score.py: METEOR and ROUGE-L
     },
