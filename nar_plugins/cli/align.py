@@ -34,8 +34,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("-t", "--target-lang", metavar="TGT", help="target language (default: as the data are named)")
     parser.add_argument("--splits", help="such as train,valid (default: every train, valid, valid1 ... with both sides)")
     parser.add_argument("--alignments", nargs="+", metavar="FILE",
-                        help="links like 0-0 1-2, made elsewhere of the very text that was binarised (sub-words too): one file for "
-                             "each of --splits, in that order")  # fmt: skip
+                        help="links like 0-0 1-2, made elsewhere of the very text that was binarised (of its sub-words): one "
+                             "file for each of --splits, in that order")  # fmt: skip
     parser.add_argument("--iterations", type=int, help="of the aligner, over train (and train1 ...) (default 5)")
     parser.add_argument("--most-links", type=int, metavar="N",
                         help=f"of a larger train, pairs with N possible links (default {MOST_LINKS}: 5 GB)")  # fmt: skip
@@ -81,7 +81,8 @@ def align(args) -> None:
             raise ValueError(f"{len(args.alignments)} of --alignments for {len(splits)} splits ({', '.join(names)}): name "
                              "the splits that the files are of with --splits")  # fmt: skip
         texts = {split: load(split) for split in splits}
-        links, notes = read_files(args.alignments, [texts[split] for split in splits], load_dictionaries(folders[0], source, target))
+        dictionaries = load_dictionaries(folders[0], source, target)
+        links, notes = read_files(args.alignments, [texts[split] for split in splits], dictionaries)
     else:
         learn = [split for split in found if split.name.startswith("train")] or [Split(folders[0], "train")]
         texts = {split: load(split) for split in dict.fromkeys([*learn, *splits])}
@@ -98,8 +99,8 @@ def align(args) -> None:
         print(f"{path}: {len(left):,} lines; {summary(np.delete(counts, (left + 1).cumsum() - 1))}{note}")
 
 
-def read_files(files: List[str], texts: List[List[Text]], dictionaries: List[Dictionary]) -> Tuple[List[np.ndarray], List[str]]:
-    """The links of every file, and what is to be said of it. All are read before any is used, and warned of when all are right."""
+def read_files(files: List[str], texts: List[List[Text]], dictionaries: List[Dictionary]) -> Tuple[list, List[str]]:
+    """The links of every file, one a target word, and what is to be said of them. Nothing is said before all are right."""
     symbols = tuple(dictionary.symbols for dictionary in dictionaries)
     given = [parse_links(file, *(text.sizes for text in pair)) for file, pair in zip(files, texts)]
     for file, pair, links in zip(files, texts, given):
@@ -111,8 +112,8 @@ def read_files(files: List[str], texts: List[List[Text]], dictionaries: List[Dic
         share = unlinked(found, *sizes)
         notes.append(f"; target tokens without a link: {share:.1%}")
         if share > WARN_UNLINKED:
-            print(f"nar-align: warning: {file} has no link for {share:.0%} of the target tokens, which take their neighbour's: an "
-                  "aligner's links of one direction leave fewer than an intersection of both", file=sys.stderr)  # fmt: skip
+            print(f"nar-align: warning: {file} has no link for {share:.0%} of the target tokens, which take their neighbour's: "
+                  "an aligner's links of one direction leave fewer than an intersection of both", file=sys.stderr)  # fmt: skip
     return links, notes
 
 
@@ -167,8 +168,8 @@ def load_pair(folder: str, split: str, source: str, target: str, home: str) -> L
         sides.append(load_text(file, dictionary.eos(), dictionary))
         largest = int(sides[-1].tokens.max(initial=0))
         if largest >= len(dictionary):
-            raise ValueError(f"{file} has token {largest}, its dictionary ends at {len(dictionary) - 1}: the data was binarised "
-                             "with another dictionary")  # fmt: skip
+            raise ValueError(f"{file} has token {largest}, its dictionary ends at {len(dictionary) - 1}: the data was "
+                             "binarised with another dictionary")  # fmt: skip
     left, right = (len(text.sizes) for text in sides)
     if left != right:  # raw text
         raise ValueError(f"{split}: {left} {source} but {right} {target} sentences: they are no pairs")

@@ -53,9 +53,9 @@ def check_files(folder: str, split: str, source: str, target: str, impl: Optiona
     for side, stem in zip(("source", "target"), stems[pair]):
         for file in (f"{stem}.idx", f"{stem}.bin") if ending else (stem,):
             if not os.path.exists(file):
-                raw = ending and os.path.isfile(stem)
-                hint = f"{stem} is raw text: give --dataset-impl raw, or binarise it" if raw else \
-                    "binarise both sides (one side: fairseq-interactive)"
+                hint = "binarise both sides (one side: fairseq-interactive)"
+                if ending and os.path.isfile(stem):
+                    hint = f"{stem} is raw text: give --dataset-impl raw, or binarise it"
                 raise ValueError(f"{split}: no {side} file {file}; {hint}")
         if ending:
             lines.append(count_sentences(stem, impl))
@@ -83,7 +83,8 @@ def count_sentences(stem: str, impl: Optional[str]) -> int:
         raise ValueError(f"{stem} is raw text beside {stem}.idx, and fairseq would read the former: take one of them away")
     written = indexed_dataset.infer_dataset_impl(stem)
     if impl and written in FORMATS and impl not in FORMATS[written]:
-        raise ValueError(f"{stem}.idx is no data of --dataset-impl {impl} (it is {' or '.join(FORMATS[written])}): leave the flag out")
+        kinds = " or ".join(FORMATS[written])
+        raise ValueError(f"{stem}.idx is no data of --dataset-impl {impl} (it is {kinds}): leave the flag out")
     reason = None
     try:
         dataset = data_utils.load_indexed_dataset(stem, None, impl)

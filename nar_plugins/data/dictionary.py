@@ -84,7 +84,7 @@ def broken(lines: List[str], dictionary: Dictionary) -> Optional[str]:
             dictionary.add_from_file(io.StringIO(line))
         except RuntimeError:
             symbol = line.rstrip().rsplit(" ", 1)[0]
-            return f"line {number}: '{symbol}' is there already: every symbol stands once (or #fairseq:overwrite after its count)"
+            return f"line {number}: '{symbol}' is there already: take one out, or write #fairseq:overwrite after its count"
         except ValueError:
             return f"line {number}: '{line.strip()}' is not a symbol, a blank and a count: mend the line, or binarise anew"
     return None

@@ -309,8 +309,11 @@ def count_words(text: Text, symbols: Sequence[str]) -> np.ndarray:
     Args:
         symbols: of the dictionary.
     """
-    whole = [~np.array([s.endswith("@@") for s in symbols]), ~np.array([s.startswith("##") for s in symbols]),
-             np.array([s.startswith("\u2581") for s in symbols])]  # of each kind: a word ends, or begins, with the symbol  # fmt: skip
+    whole = (  # of each kind, the symbols with which a word ends or begins
+        ~np.array([s.endswith("@@") for s in symbols]),
+        ~np.array([s.startswith("##") for s in symbols]),
+        np.array([s.startswith("\u2581") for s in symbols]),
+    )
     marked = [(~whole[0]).sum(), (~whole[1]).sum(), whole[2].sum()]
     one = whole[int(np.argmax(marked))] if max(marked) else np.ones(len(symbols))
     sentence = np.arange(len(text.sizes)).repeat(text.sizes)

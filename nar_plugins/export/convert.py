@@ -76,7 +76,7 @@ def read_symbols(dictionary: Path) -> List[tuple]:
     if not dictionary.is_file():
         raise ValueError(f"no dictionary {dictionary}: give the release's dict.*.txt with --dict")
     try:
-        lines = dictionary.read_text(encoding="utf-8").split("\n")  # not splitlines: a symbol may be what Python calls a line end
+        lines = dictionary.read_text(encoding="utf-8").split("\n")  # not splitlines: U+2028 may be a symbol
     except UnicodeDecodeError as error:
         raise ValueError(f"{dictionary} is not UTF-8 ({error.reason}): give the release's dict.*.txt") from error
     pairs, first_at = [], {}

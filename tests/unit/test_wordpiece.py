@@ -164,9 +164,9 @@ def test_the_command_keeps_every_line(vocabulary):
         return subprocess.run(command, input=given.encode(), capture_output=True, cwd=ROOT)
 
     done = run("encode", "--vocab", str(vocabulary()), given=text)
-    assert done.stdout.decode() == "the em ##bed ##ding ##s .\n\na [UNK]\n\nun ##aff ##able\n", done.stderr
+    assert done.stdout.decode() == "the em ##bed ##ding ##s .\n\n[UNK]\n\nun ##aff ##able\n", done.stderr
     back = run("decode", given=done.stdout.decode())
-    assert back.stdout.decode() == "the embeddings .\n\na [UNK]\n\nunaffable\n"
+    assert back.stdout.decode() == "the embeddings .\n\n[UNK]\n\nunaffable\n"
     for arguments, said in ((["encode"], "encode needs --vocab"), (["encode", "--vocab", "nothing"], "no vocabulary nothing")):
         with pytest.raises(SystemExit, match=said):
             wordpiece.main(arguments)
