@@ -225,7 +225,7 @@ def markdown(found: List[Section]) -> str:
     lines = [
         "# The flags of nar_plugins",
         "",
-        "What the package adds to fairseq's commands. Written by `nar-flags --markdown > docs/flags.md`; do not edit it by hand.",
+        "What the package adds to fairseq's commands. Written by `nar-flags --markdown > docs/flags.md`: do not edit it.",
         "`nar-flags train ARCH` and `nar-flags generate ARCH` print what concerns one architecture. An empty default is unset.",
         "`fairseq-train` reads the generators' flags for `--eval-bleu`.",
         "",

@@ -37,6 +37,10 @@ def bpe(vocabulary):
     ("café NAÏVE", ["cafe", "naive"]),
     ("a\tb\u00a0c\u2028d\n", ["a", "b", "c", "d"]),
     ("ab\u200dc\ufffdd\x00e", ["abcde"]),  # joiners and control characters vanish
+    ("a\x0bb\x0cc\x1cd\x1de\x1ef\x1fg\x85h", ["abcdefgh"]),  # which Python calls white space, and BERT control characters
+    ("a\r\nb\u2029c\u3000d\u1680e", ["a", "b", "c", "d", "e"]),
+    ("\u039f\u0394\u039f\u03a3 \u03c2", ["\u03bf\u03b4\u03bf\u03c3", "\u03c2"]),  # letter by letter: no final sigma is made
+    ("\u0130", ["i"]),  # of two characters in lower case
     ("x北京y", ["x", "北", "京", "y"]),
     ("a\u2014b \u201cq\u201d", ["a", "\u2014", "b", "\u201c", "q", "\u201d"]),
     ("", []), ("  ", []),
