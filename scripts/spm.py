@@ -29,11 +29,11 @@ def main():
             minloglevel=2,
         )
         return
-    for stream in (sys.stdin, sys.stdout):
-        stream.reconfigure(encoding="utf-8", newline="\n")  # whatever the locale is; only \n ends a line
     processor = sentencepiece.SentencePieceProcessor(model_file=f"{args.model}.model")
+    for stream in (sys.stdin, sys.stdout):
+        stream.reconfigure(encoding="utf-8", newline="\n")  # only \n ends a line, whatever the machine's locale
     for line in sys.stdin:
-        line = line.rstrip("\r\n")
+        line = line.rstrip("\n")
         if args.job == "encode":
             print(" ".join(processor.encode(line, out_type=str)))
         else:
