@@ -14,6 +14,7 @@ from torch import Tensor
 
 from nar_plugins import compat
 from nar_plugins.data.dictionary import MASK
+from nar_plugins.data.lines import read_lines
 
 
 def convert_mask_predict(checkpoint: Path, dictionary: Path, folder: Path, heads: int = 0) -> Dict[str, Path]:
@@ -75,12 +76,8 @@ def read_symbols(dictionary: Path) -> List[tuple]:
     """(symbol, count) of every line, ``<mask>`` first."""
     if not dictionary.is_file():
         raise ValueError(f"no dictionary {dictionary}: give the release's dict.*.txt with --dict")
-    try:
-        lines = dictionary.read_text(encoding="utf-8").split("\n")  # not splitlines: U+2028 may be a symbol
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{dictionary} is not UTF-8 ({error.reason}): give the release's dict.*.txt") from error
     pairs, first_at = [], {}
-    for number, line in enumerate(lines[:-1] if lines[-1] == "" else lines, 1):
+    for number, line in enumerate(read_lines(dictionary), 1):
         symbol, _, count = line.rpartition(" ")
         if not symbol or not count.isdigit():
             raise ValueError(f"{dictionary}, line {number}: '{line}' is not 'symbol count'")

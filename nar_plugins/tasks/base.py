@@ -9,6 +9,7 @@ import torch
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from fairseq.tasks import FairseqTask
 from omegaconf import II
+from torch import Tensor
 
 from nar_plugins.data.dictionary import check_same_symbols
 from nar_plugins.data.noise import VALIDATION_UPDATE
@@ -120,7 +121,7 @@ class NarTask(FairseqTask):
         """fairseq's step (with its ``--amp`` and ``set_num_updates``) on the batch with this update's noise."""
         sample = self.corrupt(sample, update_num)
         tokens = sample["net_input"]["src_tokens"]
-        half = self.train_dtype(tokens.device) == torch.bfloat16
+        half = self.train_dtype(tokens.device, model, tokens) == torch.bfloat16
 
         def prepared(*args):  # around the criterion, where fairseq turns autocast off on GPUs, but for --amp
             in_half = torch.autocast(tokens.device.type, torch.bfloat16) if half else nullcontext()
@@ -129,13 +130,17 @@ class NarTask(FairseqTask):
 
         return super().train_step(sample, model, prepared, optimizer, update_num, ignore_grad)
 
-    def train_dtype(self, device: torch.device) -> torch.dtype:
-        """What ``--train-dtype`` means on this device; ``auto`` is decided, and said, once."""
+    def train_dtype(self, device: torch.device, model=None, tokens: Optional[Tensor] = None) -> torch.dtype:
+        """What ``--train-dtype`` means on this device; ``auto`` is decided, and said, once.
+
+        Args:
+            model, tokens: what is trained and its first batch, (B, S), for ``auto``.
+        """
         name = str(self.cfg.train_dtype)
         if name != "auto":
             return getattr(torch, name)
         if self.chosen_dtype is None:
-            self.chosen_dtype = faster_dtype(device)
+            self.chosen_dtype = faster_dtype(device) if model is None else faster_dtype(device, model, tokens.numel())
             logger.info(f"--train-dtype auto: {self.chosen_dtype}, the faster one on this {device.type}".replace("torch.", ""))
         return self.chosen_dtype
 

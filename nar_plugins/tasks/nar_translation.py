@@ -5,16 +5,17 @@ import os
 from argparse import Namespace
 from dataclasses import dataclass, field, make_dataclass
 from pathlib import Path
-from typing import List
+from typing import List, Optional
 
 from fairseq import metrics, utils
 from fairseq.data import LanguagePairDataset, data_utils
+from fairseq.dataclass import ChoiceEnum
 from fairseq.dataclass.configs import GenerationConfig
 from fairseq.tasks import FairseqTask, register_task
 from fairseq.tasks.translation import EVAL_BLEU_ORDER, TranslationConfig, TranslationTask
 from sacrebleu.metrics import BLEU
 
-from nar_plugins.data import checks
+from nar_plugins.data import bleu, checks
 from nar_plugins.data.dictionary import add_mask, load_dictionary
 from nar_plugins.data.fertility import FertilityDataset, fertility_path
 from nar_plugins.generators import registry
@@ -31,6 +32,11 @@ class NarTranslationBase(NarTaskConfig, TranslationConfig):
     generator: str = field(
         default="auto", metadata={"help": "decoding loop; auto: the checkpoint's own (beam: fairseq's search)"}
     )
+    eval_bleu_tokenize: Optional[ChoiceEnum(bleu.TOKENIZERS)] = field(
+        default=None,
+        metadata={"help": "sacreBLEU's tokeniser for --eval-bleu; unset: zh, ja-mecab, ko-mecab or char where the target "
+                  "language needs one, else 13a, which needs blanks between words"},
+    )  # fmt: skip
 
 
 # every generator's options become flags of fairseq-train, -generate and -interactive
@@ -52,6 +58,8 @@ class NarTranslationTask(NarTask, TranslationTask):
         add_mask(src_dict)
         self.mask_index = add_mask(tgt_dict)
         self.needs_fertilities = False  # the model's, set when it is built
+        self.bleu = validation_bleu(cfg)
+        self.first_references: Optional[List[str]] = []  # of the validation, until they were looked at
 
     @classmethod
     def setup_task(cls, cfg, **kwargs):
@@ -179,6 +187,27 @@ class NarTranslationTask(NarTask, TranslationTask):
 
     # -- validation ----------------------------------------------------------------------------------------------------
 
+    def _inference_with_bleu(self, generator, sample, model):
+        """BLEU's counts of a batch; fairseq's method of this name has the tokenisers 13a and none only."""
+        hypotheses = self.inference_step(generator, [model], sample, prefix_tokens=None)
+        said = [self.scored_text(best[0]["tokens"], bleu.UNKNOWN_IN_HYPOTHESIS) for best in hypotheses]
+        targets = (utils.strip_pad(row, self.tgt_dict.pad()) for row in sample["target"])
+        references = [self.scored_text(target, bleu.UNKNOWN_IN_REFERENCE) for target in targets]
+        if self.cfg.eval_bleu_print_samples:
+            logger.info(f"example hypothesis: {said[0].replace(bleu.UNKNOWN_IN_HYPOTHESIS, self.tgt_dict.unk_word)}")
+            logger.info(f"example reference: {references[0].replace(bleu.UNKNOWN_IN_REFERENCE, self.tgt_dict.unk_word)}")
+        if self.first_references is not None:
+            self.first_references += references
+            if len(self.first_references) >= 100:  # the first batches hold the shortest sentences, which may be single words
+                bleu.warn_of_no_blanks(self.bleu, self.first_references, "--eval-bleu-tokenize")
+                self.first_references = None
+        return self.bleu.corpus_score(said, [references])
+
+    def scored_text(self, tokens, unknown: str) -> str:
+        """Tokens as text that is scored, by ``--eval-bleu-remove-bpe`` and ``--eval-bleu-detok``."""
+        text = self.tgt_dict.string(tokens.int().cpu(), self.cfg.eval_bleu_remove_bpe, unk_string=unknown)
+        return self.tokenizer.decode(text) if self.tokenizer else text
+
     def reduce_metrics(self, logging_outputs, criterion):
         """fairseq's metrics; BLEU's counts as numbers, because arrays in a checkpoint do not load safely."""
         FairseqTask.reduce_metrics(self, logging_outputs, criterion)
@@ -189,6 +218,24 @@ class NarTranslationTask(NarTask, TranslationTask):
         for name in names:
             metrics.log_scalar_sum(name, int(utils.item(sum(log.get(name, 0) for log in logging_outputs))))
         metrics.log_derived("bleu", corpus_bleu)
+
+
+def validation_bleu(cfg) -> Optional[BLEU]:
+    """The metric of ``--eval-bleu``, None without; its tokeniser is said.
+
+    Raises:
+        ValueError: two flags choose the tokeniser, it is not there, or nothing would use it.
+    """
+    tokenizer, flag = cfg.eval_bleu_tokenize, "--eval-bleu-tokenize"
+    if tokenizer and not cfg.eval_bleu:
+        raise ValueError(f"{flag} {tokenizer} needs --eval-bleu")
+    if not cfg.eval_bleu:
+        return None
+    if cfg.eval_tokenized_bleu and tokenizer:
+        raise ValueError(f"--eval-tokenized-bleu takes the text's own tokens, {flag} {tokenizer} makes others: leave one out")
+    metric = bleu.bleu_metric("none" if cfg.eval_tokenized_bleu else tokenizer, cfg.target_lang, flag)
+    logger.info(f"--eval-bleu: sacreBLEU's tokeniser {bleu.tokenizer_name(metric)}")
+    return metric
 
 
 def corpus_bleu(meters) -> float:

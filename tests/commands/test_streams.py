@@ -1,6 +1,5 @@
-"""What commands write, and read, apart from their work: nothing before it, and UTF-8 whatever the locale is."""
+"""What commands write and read beside their work: nothing comes before it, and only \\n ends a line."""
 import logging
-import os
 import subprocess
 import sys
 
@@ -28,19 +27,6 @@ def test_only_that_line_is_left_out(caplog):
         logger.info("Please install tensorboardX: pip install tensorboardX")
         logger.info("another line")
     assert [record.message for record in caplog.records] == ["another line"]
-
-
-def test_sentencepiece_reads_and_writes_utf_8_under_any_locale(tmp_path):
-    text = "ein h\u00fcbscher B\u00e4r\n\nan \u2028 odd line\r\n"
-    (tmp_path / "raw").write_text("ein h\u00fcbscher B\u00e4r l\u00e4uft\n" * 20, encoding="utf-8")
-    spm = ("scripts/spm.py", "train", "--model", tmp_path / "spm", "--size", 30, tmp_path / "raw")
-    assert run(*spm).returncode == 0
-    plain = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
-    pieces = run("scripts/spm.py", "encode", "--model", tmp_path / "spm", input=text.encode(), env=plain)
-    assert pieces.returncode == 0, pieces.stderr.decode()
-    assert len(pieces.stdout.split(b"\n")) == 4 and "\u2581".encode() in pieces.stdout and b"\r" not in pieces.stdout
-    back = run("scripts/spm.py", "decode", "--model", tmp_path / "spm", input=pieces.stdout, env=plain)
-    assert back.stdout.decode().split("\n")[0] == "ein h\u00fcbscher B\u00e4r"
 
 
 def test_a_symbol_of_the_release_may_be_what_python_calls_the_end_of_a_line(tmp_path):

@@ -1,6 +1,5 @@
 """nar-flags, docs/flags.md and --help of fairseq's commands: every flag of this package, from the parsers themselves."""
 import sys
-from pathlib import Path
 from unittest import mock
 
 import pytest
@@ -8,7 +7,7 @@ from conftest import ROOT
 from in_process import MAINS
 from own_flags import own_actions
 
-from nar_plugins.cli import convert, distill, flags, user_dir
+from nar_plugins.cli import convert, distill, flags
 
 USER_DIR = ("--user-dir", str(ROOT / "nar_plugins"))
 
@@ -135,7 +134,3 @@ def test_help_of_our_own_commands(capsys):
     assert flags_in(page) >= {"--teacher", "--mix", "--decode-dtype", "--source-lang", "--beam"}
     page = printed(capsys, convert.main, "bang", "--help")
     assert "https://github.com/microsoft/BANG" in page
-    page = printed(capsys, user_dir.main, "--help")
-    assert "usage: nar-user-dir" in page
-    user_dir.main([])
-    assert Path(capsys.readouterr().out.strip()) == ROOT / "nar_plugins"
