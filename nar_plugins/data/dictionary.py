@@ -1,6 +1,7 @@
 """Dictionaries with a real ``<mask>``: fairseq's, to which it is appended, and BERT's, which has its own symbols."""
+import io
 import os
-from typing import Tuple
+from typing import List, Optional, Tuple
 
 from fairseq.data import Dictionary
 
@@ -24,10 +25,7 @@ class BertDictionary(Dictionary):
     @classmethod
     def load(cls, f, add_special_symbols=True):
         dictionary = cls()
-        try:
-            dictionary.add_from_file(f)
-        except (ValueError, RuntimeError) as error:  # fairseq quotes the line with its end
-            raise ValueError(f"{f}: {' '.join(str(error).split())}") from error
+        dictionary.add_from_file(f)
         names = {"pad": "[PAD]", "unk": "[UNK]", "bos": "[CLS]", "eos": "[SEP]"}
         absent = [s for s in [*names.values(), "[MASK]"] if s not in dictionary.indices]
         if absent:
@@ -50,14 +48,46 @@ def join_pieces(text: str) -> str:
 
 
 def load_dictionary(filename: str) -> Dictionary:
-    """The dictionary in a file, as fairseq's or, when it starts with ``[PAD]``, as BERT's."""
+    """The dictionary in a file, as fairseq's or, when it starts with ``[PAD]``, as BERT's.
+
+    Raises:
+        ValueError: there is none, or a line of it is broken; the first is named.
+    """
     if not os.path.exists(filename):
         raise ValueError(f"no dictionary {filename}: the data folder must hold those that the text was binarised with")
-    with open(filename, encoding="utf-8") as file:
-        first = file.readline()
+    try:
+        with open(filename, encoding="utf-8") as file:
+            lines = file.readlines()  # as fairseq ends them
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{filename} is not UTF-8 ({error.reason}): binarise the text again") from error
+    first = lines[0] if lines else ""
     if first.strip() == "[PAD]":
         raise ValueError(f"{filename} has no counts: nar-convert bert-vocab {filename} --out dict.txt makes a dictionary of it")
-    return (BertDictionary if first.split(" ")[0].strip() == "[PAD]" else Dictionary).load(filename)
+    kind = BertDictionary if first.split(" ")[0].strip() == "[PAD]" else Dictionary
+    try:
+        return kind.load(filename)
+    except (ValueError, RuntimeError) as error:  # fairseq's quote the line at best
+        said = broken(lines, kind())
+        if said is None:  # a symbol of BERT's is absent
+            raise
+        raise ValueError(f"{filename}, {said}") from error
+
+
+def broken(lines: List[str], dictionary: Dictionary) -> Optional[str]:
+    """What is wrong with the first line that fairseq cannot read; None where it can read all.
+
+    Args:
+        dictionary: a new one, which reads the lines.
+    """
+    for number, line in enumerate(lines, 1):
+        try:
+            dictionary.add_from_file(io.StringIO(line))
+        except RuntimeError:
+            symbol = line.rstrip().rsplit(" ", 1)[0]
+            return f"line {number}: '{symbol}' is there already: take one out, or write #fairseq:overwrite after its count"
+        except ValueError:
+            return f"line {number}: '{line.strip()}' is not a symbol, a blank and a count: mend the line, or binarise anew"
+    return None
 
 
 def add_mask(dictionary: Dictionary) -> int:

@@ -54,7 +54,8 @@ class BangModel(TransformerModel):
         """Build and initialise.
 
         Raises:
-            ValueError: a flag of fairseq's that has no meaning here, or a number of streams below 0.
+            ValueError: a flag of fairseq's that has no meaning here, a number of streams below 0, or two tables where there is
+                one.
         """
         for flag in NOT_BANG:
             if getattr(args, flag, None):
@@ -62,6 +63,12 @@ class BangModel(TransformerModel):
         if args.ngram < 0:
             raise ValueError(f"--ngram {args.ngram}: give the number of streams, or 0 for as many as a target has tokens")
         bang_parts(args)
+        if task.source_dictionary != task.target_dictionary:  # fairseq would name --share-all-embeddings, which nobody gave
+            raise ValueError(f"--arch {args.arch} has one dictionary for both sides: give fairseq-preprocess "
+                             "--joined-dictionary")  # fmt: skip
+        if args.encoder_embed_dim != args.decoder_embed_dim:
+            raise ValueError(f"--arch {args.arch} has one table of embeddings: --encoder-embed-dim {args.encoder_embed_dim} "
+                             f"and --decoder-embed-dim {args.decoder_embed_dim} must be equal")  # fmt: skip
         model = super().build_model(args, task)
         initialise(model)
         return model

@@ -97,6 +97,8 @@ class NatModel(NarModel):
     attention, diagonal mask and layer-wise attention. Each is a flag and has a ``--no-`` form.
     """
 
+    generators = ("one_pass", "noisy_parallel")  # the second with fertilities only; a built model has its own
+
     own_parts = (
         *NarModel.own_parts,
         r"encoder\.fertility_head\.",
