@@ -1,7 +1,7 @@
 """fairseq's flags that a model of this package does not serve.
 
-``TransformerModel.add_args`` puts all of its flags before every model, and the groups of the trainer stand beside them. One that
-nothing here reads is refused by name: an ignored flag misleads.
+``TransformerModel.add_args`` puts all of its flags before every model, and the groups of the trainer stand beside them. One
+that nothing here reads is refused by name: an ignored flag misleads.
 """
 from typing import Dict, Iterable
 
@@ -43,14 +43,15 @@ def refuse_unsupported(args, flags: Iterable[str]) -> None:
     for side in ("encoder", "decoder"):
         if isinstance(getattr(args, f"{side}_layers_to_keep", None), list):  # fairseq's parser makes it, its models want text
             raise ValueError(
-                f"--{side}-layers-to-keep prunes a trained model when it is loaded: give fairseq-generate "
-                f"--model-overrides \"{{'encoder_layers_to_keep': '0,1', 'decoder_layers_to_keep': '0,1'}}\", and --{side}-layers "
-                "in training"
+                f"--{side}-layers-to-keep prunes a trained model when it is loaded: give --{side}-layers here, and "
+                "fairseq-generate --model-overrides \"{'encoder_layers_to_keep': '0,1', 'decoder_layers_to_keep': '0,1'}\""
             )
     shared = getattr(args, "share_decoder_input_output_embed", False) or getattr(args, "share_all_embeddings", False)
     output, width = getattr(args, "decoder_output_dim", None), getattr(args, "decoder_embed_dim", None)
     if shared and output is not None and width is not None and int(output) != width:
-        raise ValueError(f"--decoder-output-dim {output}: the output shares the decoder's embeddings, which are {width} wide: leave it out")
+        raise ValueError(
+            f"--decoder-output-dim {output}: the output shares the decoder's embeddings, which are {width} wide: leave it out"
+        )
 
 
 def refuse_unread(args, flags: Dict[str, object]) -> None:
