@@ -16,7 +16,7 @@ from fairseq.data import Dictionary
 from fairseq.utils import split_paths
 
 from nar_plugins.data.checks import check_files, check_languages, infer_languages
-from nar_plugins.data.dictionary import load_dictionary
+from nar_plugins.data.dictionary import load_dictionary, not_words
 from nar_plugins.data.fertility import fertility_path, write_fertilities
 from nar_plugins.distill.align import (MOST_LINKS, WARN_UNLINKED, Aligner, Text, check_links, fertilities, load_text, one_each,
                                        parse_links, unlinked)  # fmt: skip
@@ -170,6 +170,8 @@ def load_pair(folder: str, split: str, source: str, target: str, home: str) -> L
         if largest >= len(dictionary):
             raise ValueError(f"{file} has token {largest}, its dictionary ends at {len(dictionary) - 1}: the data was "
                              "binarised with another dictionary")  # fmt: skip
+        unread = np.isin(sides[-1].tokens, not_words(dictionary))
+        sides[-1].tokens[unread] = dictionary.unk()  # as the model will read them
     left, right = (len(text.sizes) for text in sides)
     if left != right:  # raw text
         raise ValueError(f"{split}: {left} {source} but {right} {target} sentences: they are no pairs")

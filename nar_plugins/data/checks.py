@@ -1,5 +1,6 @@
 """Refuse data that makes no sense, by name, before a training has begun."""
 import logging
+import math
 import os
 import re
 import struct
@@ -13,6 +14,7 @@ logger = logging.getLogger(__name__)
 SAMPLE = 2000  # sentences looked at for the rate of <unk>
 MOST_UNKNOWN = 1 / 3  # refused
 WARN_UNKNOWN = 1 / 10
+ENOUGH = 200  # words of a validation set that say how it was segmented
 FORMATS = {"mmap": ("mmap",), "cached": ("cached", "lazy"), "huffman": ("huffman",)}  # how fairseq knows an index: its flags
 
 
@@ -99,12 +101,26 @@ def count_sentences(stem: str, impl: Optional[str]) -> int:
     return len(dataset)
 
 
-def check_tokens(dataset, dictionary, name: str) -> None:
+def judged(train: bool, training: bool) -> float:
+    """How many words it takes to refuse a split for its ``<unk>``.
+
+    What is trained on is always judged: a dictionary is made of such text. Validation in a training needs ``ENOUGH`` words,
+    for one line may well hold names only. What is only decoded or scored is never refused: a text of another domain is
+    translated as well as it can be, as fairseq-interactive does.
+
+    Args:
+        train: whether it is the training split. training: whether this is a training.
+    """
+    return math.inf if not training else 0 if train else ENOUGH
+
+
+def check_tokens(dataset, dictionary, name: str, enough: float = 0) -> None:
     """Raise when the tokens of one side cannot be of this dictionary: beyond its end, or mostly ``<unk>``.
 
     Args:
         dataset: token ids by sentence; the first ``SAMPLE`` are looked at.
         name: what the message calls it.
+        enough: with fewer words than that, many ``<unk>`` are a warning.
     """
     tokens = torch.cat([dataset[i] for i in range(min(len(dataset), SAMPLE))])
     words = tokens[tokens != dictionary.eos()]
@@ -112,10 +128,13 @@ def check_tokens(dataset, dictionary, name: str) -> None:
         raise ValueError(f"{name} has token {int(tokens.max())}, its dictionary ends at {len(dictionary) - 1}: "
                          "the data was binarised with another dictionary")  # fmt: skip
     unknown = float(words.eq(dictionary.unk()).float().mean()) if len(words) else 0.0
+    said = f"{name}: {unknown:.0%} of the tokens are <unk>"
     if unknown > MOST_UNKNOWN:
-        raise ValueError(f"{name}: {unknown:.0%} of the tokens are <unk>: was the text segmented as for its dictionary?")
+        said += ": was the text segmented as for its dictionary?"
+        if len(words) >= enough:
+            raise ValueError(said)
     if unknown > WARN_UNKNOWN:
-        logger.warning(f"{name}: {unknown:.0%} of the tokens are <unk>")
+        logger.warning(said)
 
 
 def check_dictionaries(source, target) -> None:

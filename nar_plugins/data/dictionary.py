@@ -1,7 +1,7 @@
 """Dictionaries with a real ``<mask>``: fairseq's, to which it is appended, and BERT's, which has its own symbols."""
 import io
 import os
-from typing import List, Optional
+from typing import List, Optional, Tuple
 
 from fairseq.data import Dictionary
 
@@ -91,10 +91,33 @@ def broken(lines: List[str], dictionary: Dictionary) -> Optional[str]:
 
 
 def add_mask(dictionary: Dictionary) -> int:
-    """The index of the mask symbol, appended unless the dictionary has it."""
+    """The index of the mask symbol, appended unless the dictionary has it.
+
+    An appended one stands for no word of a text: ``<mask>`` there is unknown, as it is to fairseq-preprocess, which read the
+    file. So it gets a place among the symbols, but no entry in ``indices``, by which text is encoded.
+    """
     if isinstance(dictionary, BertDictionary):
         return dictionary.indices["[MASK]"]
-    return dictionary.add_symbol(MASK)
+    if MASK in dictionary.indices:  # the file's
+        return dictionary.indices[MASK]
+    if MASK not in dictionary.symbols:
+        dictionary.symbols.append(MASK)
+        dictionary.count.append(1)
+    return dictionary.symbols.index(MASK)
+
+
+def knows_mask(dictionary: Dictionary) -> bool:
+    """Whether ``<mask>`` is a word of the dictionary's file: fairseq's own models have then learnt to say it."""
+    return not isinstance(dictionary, BertDictionary) and MASK in dictionary.indices
+
+
+def not_words(dictionary: Dictionary, *more: int) -> Tuple[int, ...]:
+    """The symbols that a text may hold and a parallel model cannot read as words: padding and the mask; ascending.
+
+    Args:
+        more: further ones, such as the symbol of ``--mask-symbol``.
+    """
+    return tuple(sorted({dictionary.pad(), add_mask(dictionary), *more}))
 
 
 def check_same_symbols(theirs, ours, name: str) -> None:

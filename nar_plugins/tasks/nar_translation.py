@@ -15,8 +15,8 @@ from fairseq.tasks import FairseqTask, register_task
 from fairseq.tasks.translation import EVAL_BLEU_ORDER, TranslationConfig, TranslationTask
 from sacrebleu.metrics import BLEU
 
-from nar_plugins.data import bleu, checks
-from nar_plugins.data.dictionary import add_mask, load_dictionary
+from nar_plugins.data import bleu, checks, reserved
+from nar_plugins.data.dictionary import add_mask, knows_mask, load_dictionary, not_words
 from nar_plugins.data.fertility import FertilityDataset, fertility_path
 from nar_plugins.generators import registry
 from nar_plugins.generators.bang import served_by
@@ -60,6 +60,7 @@ class NarTranslationTask(NarTask, TranslationTask):
         self.needs_fertilities = False  # the model's, set when it is built
         self.bleu = validation_bleu(cfg)
         self.first_references: Optional[List[str]] = []  # of the validation, until they were looked at
+        self.parallel = False  # whether a model is parallel, set when it is built
 
     @classmethod
     def setup_task(cls, cfg, **kwargs):
@@ -88,15 +89,20 @@ class NarTranslationTask(NarTask, TranslationTask):
         checks.check_files(folder, split, source, target, self.cfg.dataset_impl)
         super().load_dataset(split, epoch=epoch, combine=combine, **kwargs)
         dataset = self.datasets[split]
-        checks.check_tokens(dataset.src, self.src_dict, f"{split} ({source})")
-        checks.check_tokens(dataset.tgt, self.tgt_dict, f"{split} ({target})")
+        training = "task_cfg" not in kwargs  # fairseq-generate and -validate pass the checkpoint's
+        judged = checks.judged(split == self.cfg.train_subset, training)
+        sides = {"src": (self.src_dict, source), "tgt": (self.tgt_dict, target)}
+        for side, (dictionary, language) in sides.items():
+            checks.check_tokens(getattr(dataset, side), dictionary, f"{split} ({language})", judged)
         blank = int(((dataset.src_sizes <= 1) | (dataset.tgt_sizes <= 1)).sum())
         if blank:
             logger.warning(f"{split}: {blank} of {len(dataset)} pairs have an empty side; they are kept")
         if self.cfg.truncate_source:
             longest = self.cfg.max_source_positions
             logger.warning(f"{split}: {checks.cut_sources(dataset.src)} of {len(dataset)} sources are cut to {longest} tokens")
-        training = "task_cfg" not in kwargs  # fairseq-generate and -validate pass the checkpoint's
+        for side, (dictionary, language) in sides.items():
+            text = reserved.readable(getattr(dataset, side), dictionary, f"{split} ({language})", self.parallel)
+            setattr(dataset, side, text)
         files = self.fertility_files(folder, split, combine)
         if self.needs_fertilities and (training or all(file.exists() for file in files)):
             if self.cfg.truncate_source:
@@ -117,7 +123,10 @@ class NarTranslationTask(NarTask, TranslationTask):
         return [fertility_path(folder, name, source, target) for name in first + there]
 
     def build_dataset_for_inference(self, src_tokens, src_lengths, constraints=None):
-        """The lines given to ``fairseq-interactive``, padded on the right as in training."""
+        """The lines given to ``fairseq-interactive``, padded on the right and read as in training."""
+        if self.parallel:
+            symbols, unk = not_words(self.source_dictionary), self.source_dictionary.unk()
+            src_tokens = [reserved.as_unknown(tokens, symbols, unk) for tokens in src_tokens]
         return LanguagePairDataset(
             src_tokens,
             src_lengths,
@@ -130,9 +139,13 @@ class NarTranslationTask(NarTask, TranslationTask):
     # -- models and generators -----------------------------------------------------------------------------------------
 
     def build_model(self, cfg, from_checkpoint=False):
-        """The model; it says whether its loss needs fertilities."""
+        """The model; it says whether its loss needs fertilities and how it reads a text."""
+        if self.cfg.eval_bleu:
+            for name in ("eval_bleu_args", "eval_bleu_detok_args"):
+                registry.check_json(name, getattr(self.cfg, name))
         model = super().build_model(cfg, from_checkpoint)
         self.needs_fertilities = getattr(model, "needs_fertilities", False)
+        self.parallel = self.parallel or registry.is_parallel(model)
         return model
 
     def build_generator(self, models, args, seq_gen_cls=None, extra_gen_cls_kwargs=None, prefix_allowed_tokens_fn=None):
@@ -155,7 +168,8 @@ class NarTranslationTask(NarTask, TranslationTask):
             generator = super().build_generator(
                 models, args, seq_gen_cls, extra_gen_cls_kwargs, prefix_allowed_tokens_fn
             )
-            return BeamGenerator(generator, models, self.mask_index, config.decode_dtype)
+            known = knows_mask(self.target_dictionary) and not any(map(registry.is_parallel, models))
+            return BeamGenerator(generator, models, None if known else self.mask_index, config.decode_dtype)
         if prefix_allowed_tokens_fn is not None:
             raise ValueError(f"prefix_allowed_tokens_fn cannot be honoured by --generator {name}: leave it out")
         options = registry.generation_options(args)
@@ -176,12 +190,17 @@ class NarTranslationTask(NarTask, TranslationTask):
         return models, load_teacher(config.rescorer, self) if config.rescorer else None
 
     def generator_config(self, args) -> Namespace:
-        """This package's generator options: the task's flags, overridden by those in ``args``."""
+        """This package's generator options: the task's flags, overridden by those in ``args``.
+
+        Raises:
+            ValueError: no generator has an option of that name, or the option does not have that value.
+        """
         given = dict(args.items()) if hasattr(args, "items") else vars(args)
         ours = registry.option_names() | {"generator"}
         unknown = given.keys() - ours - set(GenerationConfig.__dataclass_fields__)
         if unknown:
             raise ValueError(f"--eval-bleu-args: no generator has an option '{sorted(unknown)[0]}'")
+        registry.check_values(given, "--eval-bleu-args: " if isinstance(args, Namespace) else "")
         return Namespace(**{name: given.get(name, getattr(self.cfg, name)) for name in ours})
 
     # -- validation ----------------------------------------------------------------------------------------------------
