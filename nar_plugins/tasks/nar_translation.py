@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import List, Optional
 
 from fairseq import metrics, utils
-from fairseq.data import LanguagePairDataset, data_utils
+from fairseq.data import LanguagePairDataset
 from fairseq.dataclass import ChoiceEnum
 from fairseq.dataclass.configs import GenerationConfig
 from fairseq.tasks import FairseqTask, register_task
@@ -70,8 +70,7 @@ class NarTranslationTask(NarTask, TranslationTask):
         if not os.path.isdir(folder):
             raise ValueError(f"no data folder '{folder}': binarise the text with fairseq-preprocess first")
         if cfg.source_lang is None or cfg.target_lang is None:
-            raw = cfg.dataset_impl == "raw"  # which has no index
-            cfg.source_lang, cfg.target_lang = (data_utils.infer_language_pair if raw else checks.infer_languages)(folder)
+            cfg.source_lang, cfg.target_lang = checks.infer_languages(folder)
         checks.check_languages(cfg.source_lang, cfg.target_lang)
         return super().setup_task(cfg, **kwargs)
 

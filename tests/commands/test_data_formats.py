@@ -79,6 +79,7 @@ def test_every_command_reads_every_format(data, newer, tmp_path, capsys, impl, f
     said = aligned(capsys, folder)
     assert "train.src-tgt.fert: 60 lines" in said and "valid.src-tgt.fert: 12 lines" in said
     assert (folder / "train.src-tgt.fert").read_bytes() == newer[0]
+    (folder / "aaa.tgt-src.fert").write_text("1\n")  # by which fairseq would take raw text for data of the other direction
     assert len(newer[1]) == 12 and trained(folder, tmp_path, *flags) == newer[1]
 
 
