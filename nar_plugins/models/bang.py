@@ -11,6 +11,7 @@ from torch import Tensor
 
 from nar_plugins.models.bang_decoder import BangDecoder, BangEncoder
 from nar_plugins.models.flags import UNREAD_BY_BANG, UNSUPPORTED_BY_BANG, refuse_unsupported
+from nar_plugins.models.pairing import check_task
 from nar_plugins.models.presets import default, sizes, switch_on
 from nar_plugins.modules.cells import Cells, row_sizes
 from nar_plugins.modules.fused_loss import fused_word_loss
@@ -35,6 +36,7 @@ class BangModel(TransformerModel):
     """
 
     generators = ("bang", "beam", "blockwise")
+    tasks, criterions = ("nar_translation", "bang_pretraining"), ("bang_loss",)
     unread_flags = UNREAD_BY_BANG  # the task refuses them in training
 
     @classmethod
@@ -55,6 +57,7 @@ class BangModel(TransformerModel):
             ValueError: a flag of fairseq's that has no meaning here, a number of streams below 0, or two tables where there is
                 one.
         """
+        check_task(cls, args, task)
         refuse_unsupported(args, UNSUPPORTED_BY_BANG)
         if args.ngram < 0:
             raise ValueError(f"--ngram {args.ngram}: give the number of streams, or 0 for as many as a target has tokens")

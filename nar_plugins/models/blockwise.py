@@ -12,6 +12,7 @@ from torch import Tensor
 
 from nar_plugins.models.flags import UNREAD, UNSUPPORTED, refuse_unsupported
 from nar_plugins.models.nar_base import wrap
+from nar_plugins.models.pairing import check_task
 from nar_plugins.models.presets import default, sizes
 from nar_plugins.modules.attention import allowed_sources, attend_packed
 from nar_plugins.modules.fused_loss import fused_word_loss
@@ -92,6 +93,7 @@ class BlockwiseModel(TransformerModel):
     """A stock Transformer and K proposal heads; ``--finetune-from-model`` starts it from any stock ``transformer``."""
 
     generators = ("blockwise", "beam")
+    tasks, criterions = ("nar_translation",), ("blockwise_loss",)
     unread_flags = UNREAD  # the task refuses them in training
 
     @classmethod
@@ -109,6 +111,7 @@ class BlockwiseModel(TransformerModel):
 
     @classmethod
     def build_model(cls, args, task):
+        check_task(cls, args, task)
         refuse_unsupported(args, UNSUPPORTED)
         if args.block_size < 1:
             raise ValueError(f"--block-size {args.block_size}: at least one head is needed")

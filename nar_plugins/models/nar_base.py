@@ -20,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from nar_plugins.models.flags import UNREAD_IN_PARALLEL, UNSUPPORTED_IN_PARALLEL, refuse_unsupported
 from nar_plugins.models.initialise import bert_init, start_from
+from nar_plugins.models.pairing import check_task
 from nar_plugins.modules.attention import allowed_keys, allowed_sources
 from nar_plugins.modules.fused_loss import fused_word_loss
 from nar_plugins.modules.layers import NarDecoderLayer, NarEncoderLayer
@@ -173,6 +174,7 @@ class NarModel(TransformerModel):
     """Base of the models that predict every position of a canvas at once, and of whose length a head decides."""
 
     generators = ()  # the generators that can decode it, the default first
+    tasks, criterions = ("nar_translation",), ("nar_loss",)  # that serve and train it
     own_parts = (r"encoder\.length_head\.",)  # patterns of parameters that an AR model does not have
     unread_flags = UNREAD_IN_PARALLEL  # the task refuses them in training
 
@@ -196,6 +198,7 @@ class NarModel(TransformerModel):
     @classmethod
     def build_model(cls, args, task):
         """Build and initialise; the task then calls ``start_from_checkpoints`` unless it loads a checkpoint itself."""
+        check_task(cls, args, task)
         refuse_unsupported(args, UNSUPPORTED_IN_PARALLEL)
         model = super().build_model(args, task)
         model.pad, model.mask = task.target_dictionary.pad(), task.mask_index

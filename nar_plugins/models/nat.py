@@ -12,6 +12,7 @@ from nar_plugins.data import source_copy
 from nar_plugins.data.noise import GLANCING_STREAM, uniform
 from nar_plugins.models.flags import UNREAD_WITHOUT_PQ, UNSUPPORTED_IN_PARALLEL, layers, refuse_unsupported
 from nar_plugins.models.nar_base import Memory, NarDecoder, NarEncoder, NarModel, wrap
+from nar_plugins.models.pairing import check_task
 from nar_plugins.models.presets import default, sizes
 from nar_plugins.modules import ctc, glancing
 from nar_plugins.modules.attention import Attention
@@ -131,6 +132,7 @@ class NatModel(NarModel):
     @classmethod
     def build_model(cls, args, task):
         """Build; raise when flags do not go together."""
+        check_task(cls, args, task)  # a configuration without flags has none of what is asked next
         if args.ctc and args.source_copy == "fertility":
             raise ValueError("--ctc needs no fertilities: --source-copy uniform or soft")
         if args.ctc and args.upsample < 1:

@@ -15,6 +15,7 @@ from nar_plugins.data.dictionary import check_same_symbols
 from nar_plugins.data.noise import VALIDATION_UPDATE
 from nar_plugins.models.flags import refuse_unread
 from nar_plugins.models.initialise import check_finetuned
+from nar_plugins.models.pairing import check_criterion
 from nar_plugins.modules.attention import training_kernel
 from nar_plugins.modules.precision import faster_dtype
 from nar_plugins.modules.vocabulary import accept_missing_mask_row
@@ -51,6 +52,7 @@ class NarTask(FairseqTask):
             raise ValueError(f"--train-dtype {cfg.train_dtype} and --amp are two ways to one end: leave one out")
         self.chosen_dtype = None  # of --train-dtype auto, when the device is known
         self.noise = None  # the model's, set when it is built
+        self.trained = None  # the model's class and the name of its architecture
         self.said_tokens = False
 
     def sides(self) -> Dict[str, object]:
@@ -110,7 +112,18 @@ class NarTask(FairseqTask):
             if hasattr(model, "start_from_checkpoints"):
                 model.start_from_checkpoints(self)
         self.noise = getattr(model, "noise", None)
+        self.trained = type(model), getattr(cfg, "arch", None) or getattr(cfg, "_name", None)
         return model
+
+    def build_criterion(self, cfg, *args, **kwargs):
+        """The criterion; raise unless it trains the model that was built before it.
+
+        Heads and masks that another criterion does not know would stay as they are, in silence.
+        """
+        name = getattr(cfg, "_name", None) or getattr(cfg, "criterion", None)
+        if self.trained is not None and name is not None:
+            check_criterion(*self.trained, name)
+        return super().build_criterion(cfg, *args, **kwargs)
 
     def corrupt(self, sample: Dict, update: int) -> Dict:
         """The batch with the model's noise in its ``net_input``; the batch itself for a model without noise."""
