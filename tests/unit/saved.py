@@ -16,7 +16,8 @@ from omegaconf import OmegaConf
 
 from conftest import ROOT, hypotheses, preprocess, write_pairs
 from in_process import MAINS
-from tiny import arguments, dictionary, model
+from nar_plugins.tasks.nar_translation import NarTranslationTask
+from tiny import arguments, dictionary
 
 PARSERS = {
     "fairseq-generate": options.get_generation_parser, "fairseq-interactive": options.get_interactive_generation_parser,
@@ -31,12 +32,14 @@ def save(path: Path, arch: str, *flags: str, seed: int = 1, scale: float = 4.0, 
     """A checkpoint of ``arch`` with one layer of width 16; its weights are large, so that it is sure of various things."""
     flags = (*SIZE, "--share-all-embeddings", *flags)
     given = {"arch": arch, "criterion": CRITERIONS.get(arch.split("_")[0], "nar_loss")}
-    made, _ = model(*flags, words=words, seed=seed, **given)
+    config = convert_namespace_to_omegaconf(arguments(*flags, **given))
+    task = NarTranslationTask(config.task, dictionary(words), dictionary(words))
+    torch.manual_seed(seed)
+    made = task.build_model(config.model)
     with torch.no_grad():
         for name, weight in made.named_parameters():
             if weight.dim() > 1 and "norm" not in name:
                 weight.mul_(scale)
-    config = convert_namespace_to_omegaconf(arguments(*flags, **given))
     history = [{"criterion_name": "", "optimizer_name": "", "lr_scheduler_state": {}, "num_updates": 1}]
     torch.save({"args": None, "cfg": OmegaConf.to_container(config), "model": made.state_dict(), "optimizer_history": history,
                 "task_state": {}, "extra_state": {"train_iterator": {"epoch": 1, "iterations_in_epoch": 0}}}, path)  # fmt: skip
