@@ -135,5 +135,6 @@ def check_batch_size(dataset, max_tokens: int, max_positions=None) -> None:
     indices, _ = dataset.filter_indices_by_size(np.arange(len(dataset)), max_positions)
     sizes = np.array([dataset.num_tokens(i) for i in indices])
     if len(sizes) and sizes.max() > max_tokens:
-        raise ValueError(f"{(sizes > max_tokens).sum()} of {len(sizes)} sentences are longer than --max-tokens {max_tokens}, the "
-                         f"longest is number {indices[sizes.argmax()]} of {sizes.max()} tokens: raise --max-tokens")  # fmt: skip
+        more, number = (sizes > max_tokens).sum(), indices[sizes.argmax()]
+        raise ValueError(f"{more} of {len(sizes)} sentences are longer than --max-tokens {max_tokens}, the longest is number "
+                         f"{number} of {sizes.max()} tokens: raise --max-tokens")  # fmt: skip

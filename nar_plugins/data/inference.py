@@ -38,16 +38,18 @@ class InferenceDataset(LanguagePairDataset):
         longest = min(positions, most)
         marked = []
         for i in (self.src_sizes > longest).nonzero()[0].tolist():
-            size, line = int(self.src_sizes[i]), f"line {first + i + 1} (H-{first + i})"
+            size = int(self.src_sizes[i])
+            said = f"line {first + i + 1} (H-{first + i}) has {size} tokens"
             if cut:
-                logger.warning(f"{line} has {size} tokens: cut to {longest}")
-            elif size > positions and skip:
-                continue
-            else:
+                logger.warning(f"{said}: cut to {longest}")
+            elif size <= positions:
                 marked.append(i)
-                limit = f"--max-tokens {most}" if size <= positions else f"the {positions} source positions"
-                hint = "raise it, or cut" if size <= positions else "cut"
-                logger.warning(f"{line} has {size} tokens, more than {limit}: its translation is empty; {hint} it with --truncate-source")
+                logger.warning(f"{said}, more than --max-tokens {most}: its translation is empty; raise it, or cut the line "
+                               "with --truncate-source")  # fmt: skip
+            elif not skip:
+                marked.append(i)
+                logger.warning(f"{said}, more than the {positions} source positions: its translation is empty; cut it "
+                               "with --truncate-source")  # fmt: skip
         if cut:
             self.src = [tokens if len(tokens) <= longest else truncated(tokens, longest) for tokens in self.src]
         self.too_long = frozenset(marked)

@@ -58,9 +58,10 @@ class BeamGenerator:
     def search(self, models, sample, prefix_tokens=None, constraints=None, **kwargs) -> List[List[Dict]]:
         """fairseq's search; with a beam of one for sentences whose prefix (B, P) is ``</s>`` and nothing else.
 
-        In the first step fairseq looks at one hypothesis of a sentence's beam. The others of a sentence that ends there never end,
-        and its search stops with an AssertionError.
+        In the first step fairseq looks at one hypothesis of a sentence's beam. The others of a sentence that ends there never
+        end, and its search stops with an AssertionError.
         """
+
         def decode(sample, prefix, constraints):
             given = {"prefix_tokens": prefix, "constraints": constraints}
             given = {**kwargs, **{name: one for name, one in given.items() if one is not None}}
@@ -91,7 +92,7 @@ class BeamGenerator:
         return isinstance(self.generator, SequenceGeneratorWithAlignment) and not full
 
     def aligned(self, found: List[List[Dict]], sample: Dict) -> List[List[Dict]]:
-        """The hypotheses with their alignments; fairseq's own way there fails where a sentence has fewer of them than the beam."""
+        """The hypotheses with their alignments; fairseq's own way fails where a sentence has fewer of them than the beam."""
         search = self.generator
         for hypos, source in zip(found, sample["net_input"]["src_tokens"].cpu()):
             for hypo in hypos:

@@ -105,7 +105,7 @@ class Dedup:
 
 
 def segmentation(dictionary) -> str:
-    """``SentencePiece``, ``WordPiece``, or ``BPE``, which without any @@ is whole words: what most marks in a dictionary are of.
+    """``SentencePiece``, ``WordPiece``, or ``BPE``, which without any @@ is whole words: what most marks of a dictionary say.
 
     Any text may hold symbols that look like another kind's mark, so that a few of them decide nothing. The pieces of a
     SentencePiece model of characters have none but U+2581 itself; fairseq sorts a dictionary by frequency, and it is among the

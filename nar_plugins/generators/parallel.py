@@ -191,7 +191,7 @@ class ParallelGenerator:
         return kept
 
     def hypothesis(self, found: Found, row: int, kept: List[int], score: float, own: float) -> Dict:
-        """The hypothesis of the tokens ``kept`` of a row; after rescoring with both scores, with ``history`` where it was kept."""
+        """The hypothesis of the tokens ``kept`` of a row; after rescoring with both scores, perhaps with ``history``."""
         length, steps = int(found.lengths[row]), int(found.steps[row])
         extra = {}
         if self.rescorer is not None:
@@ -215,4 +215,4 @@ def check_lengths(models) -> None:
     classes = {head.weight.size(0) - 1 for head in heads if head is not None}
     if len(classes) > 1:
         sizes = " and ".join(str(size) for size in sorted(classes))
-        raise ValueError(f"an ensemble needs models of the same --max-target-positions, and these predict lengths up to {sizes}")
+        raise ValueError(f"an ensemble needs models of the same --max-target-positions: these predict lengths up to {sizes}")

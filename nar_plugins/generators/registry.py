@@ -173,8 +173,8 @@ def refuse_for_one_output(options: Namespace, generator: str, rescorer) -> None:
 
 
 def refuse_interactive(options: Namespace) -> None:
-    """Raise for an option that ``fairseq-interactive`` accepts and cannot honour; it reads no references, and prints pairs only."""
+    """Raise for an option that ``fairseq-interactive`` accepts and cannot honour: it reads no references, and prints pairs."""
     if options.prefix_size > 0:
-        raise ValueError(f"--prefix-size {options.prefix_size}: fairseq-interactive has no references to begin with; leave it out")
+        raise ValueError(f"--prefix-size {options.prefix_size}: fairseq-interactive has no references; leave it out")
     if str(options.print_alignment) == "soft":
         raise ValueError("--print-alignment soft: fairseq-interactive prints hard alignments only; use fairseq-generate")

@@ -176,7 +176,7 @@ class BangDecoder(TransformerDecoderBase):
         return x, self.attention(asked[0].view(*tokens.shape, -1), memory) if asked else None
 
     def step(self, tokens: Tensor, encoder_out: Dict, incremental_state: Dict) -> tuple:
-        """The tokens (B, T) that are not yet in the state, with a mask after each: features (B, new, D), attention (B, new, S)."""
+        """The tokens (B, T) not yet in the state, with a mask after each: features (B, new, D), attention (B, new, S) or None."""
         state = self.get_incremental_state(incremental_state, "main")
         if state is None:
             state = {"cache": self.start(encoder_out), "fed": 0}

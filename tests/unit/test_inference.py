@@ -18,7 +18,8 @@ LINES = ["w1 w2 w3", " ".join(f"w{i % 7}" for i in range(20)), "", "w4 w5", " ".
 LONG = {1: 21, 4: 13}  # number of the line -> its tokens
 FEW = ("--max-source-positions", str(PLACES), "--max-target-positions", "40")
 MODELS = {
-    "ar": ("transformer_tiny", *FEW), "heads": ("blockwise_tiny", *FEW), "bang": ("bang_tiny", *FEW), "cmlm": ("cmlm_tiny", *FEW),
+    "ar": ("transformer_tiny", *FEW), "heads": ("blockwise_tiny", *FEW), "bang": ("bang_tiny", *FEW),
+    "cmlm": ("cmlm_tiny", *FEW),
     "nat": ("nat_tiny", *FEW), "uniform": ("nat_tiny", "--source-copy", "uniform", *FEW), "ctc": ("nat_tiny", "--ctc", *FEW),
     # a canvas of twice the source has no more than 24 places
     "ctc of learned positions": ("nat_tiny", "--ctc", "--decoder-learned-pos", "--max-target-positions", "24"),
@@ -28,8 +29,8 @@ SYSTEMS = {
     "beam": ("ar", {"print_alignment": "hard"}), "blockwise": ("heads", {"beam": 1, "print_alignment": "hard"}),
     "drafted": ("ar", {"generator": "blockwise", "drafter_path": "cmlm"}),
     **{policy: ("bang", {"bang_policy": policy}) for policy in ("ar", "adaptive", "verify")},
-    "mask_predict": ("cmlm", {"iterations": 2}), "fertilities": ("nat", {}), "lengths": ("uniform", {"nbest": 2, "length_beam": 2}),
-    "ctc": ("ctc", {}), "ctc of learned positions": ("ctc of learned positions", {}), "rescored": ("more", {"rescorer": "ar"}),
+    "mask_predict": ("cmlm", {"iterations": 2}), "fertilities": ("nat", {}),
+    "lengths": ("uniform", {"nbest": 2, "length_beam": 2}), "ctc": ("ctc", {}), "ctc of learned positions": ("ctc of learned positions", {}), "rescored": ("more", {"rescorer": "ar"}),
 }  # fmt: skip
 POSITIONS = "more than the 12 source positions: its translation is empty; cut it with --truncate-source"
 
@@ -85,7 +86,8 @@ def test_lines_are_counted_over_the_whole_input(made, buffer_size, batch_size, c
 
 def test_the_source_of_a_line_that_is_too_long_is_printed(made):
     typed(made, "mask_predict")
-    out = run("fairseq-interactive", made.data, made.models["cmlm"], input=str(made.root / "lines"), buffer_size=9, batch_size=9)
+    lines = str(made.root / "lines")
+    out = run("fairseq-interactive", made.data, made.models["cmlm"], input=lines, buffer_size=9, batch_size=9)
     assert {i: fields[0][0] for i, fields in hypotheses(out, "S").items()} == dict(enumerate(LINES))
 
 
@@ -99,7 +101,7 @@ def test_a_limit_of_the_task_and_one_of_the_batch(made, caplog):
     caplog.clear()
     found = typed(made, "beam", batch_size=None, max_tokens=8)
     assert {i for i, text in found.items() if text == [""]} == {1, 4, 5} and sorted(found) == list(range(len(LINES)))
-    hint = "its translation is empty; raise it, or cut it with --truncate-source"
+    hint = "its translation is empty; raise it, or cut the line with --truncate-source"
     assert warnings(caplog)[2] == f"line 6 (H-5) has 12 tokens, more than --max-tokens 8: {hint}"
     cut = typed(made, "beam", [" ".join(line.split()[:7]) for line in LINES], batch_size=None, max_tokens=8)
     assert typed(made, "beam", batch_size=None, max_tokens=8, truncate_source=True) == cut
@@ -142,16 +144,19 @@ def test_fairseq_generate_keeps_its_error(made):
 
 
 def test_fairseq_generate_names_the_sentence_that_no_batch_has_room_for(made):
-    with pytest.raises(ValueError, match="^2 of 3 sentences are longer than --max-tokens 8, the longest is number 1 of 21 tokens: raise"):
+    said = "^{} sentences are longer than --max-tokens 8, the longest is number {} tokens: raise --max-tokens"
+    with pytest.raises(ValueError, match=said.format("2 of 3", "1 of 21")):
         translations("fairseq-generate", made.data, made.models["more"], max_tokens=8)
-    with pytest.raises(ValueError, match="^1 of 2 sentences are longer than --max-tokens 8, the longest is number 2 of 13 tokens: raise"):
-        translations("fairseq-generate", made.data, made.models["cmlm"], max_tokens=8, skip_invalid_size_inputs_valid_test=True)
+    skip = {"skip_invalid_size_inputs_valid_test": True}
+    with pytest.raises(ValueError, match=said.format("1 of 2", "2 of 13")):
+        translations("fairseq-generate", made.data, made.models["cmlm"], max_tokens=8, **skip)
 
 
 def test_a_row_of_a_batch_that_is_too_long_has_the_length_0_and_its_tokens():
     words = dictionary(20)
     sources = [words.encode_line(line, add_if_not_exist=False, append_eos=True).long() for line in LINES]
-    dataset = InferenceDataset(sources, [len(s) for s in sources], words, left_pad_source=False, constraints=torch.arange(6).view(6, 1))
+    numbers = torch.arange(6).view(6, 1)
+    dataset = InferenceDataset(sources, [len(s) for s in sources], words, left_pad_source=False, constraints=numbers)
     dataset.bound(12, None, cut=False, skip=False)
     batch = dataset.collater([dataset[i] for i in range(6)])
     rows = dict(zip(batch["id"].tolist(), range(6)))
