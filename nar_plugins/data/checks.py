@@ -6,6 +6,7 @@ import re
 import struct
 from typing import Optional, Tuple
 
+import numpy as np
 import torch
 from fairseq.data import ConcatDataset, TruncateDataset, data_utils, indexed_dataset
 
@@ -155,3 +156,17 @@ def cut_sources(dataset) -> int:
     while not isinstance(dataset, TruncateDataset):
         dataset = dataset.dataset
     return int((dataset.dataset.sizes - 1 > dataset.truncation_length).sum())  # the sizes count </s>, which is put back
+
+
+def check_batch_size(dataset, max_tokens: int, max_positions=None) -> None:
+    """Raise, naming it, for a sentence that is longer than ``--max-tokens``.
+
+    Args:
+        max_positions: sentences beyond them are skipped; None: none is.
+    """
+    indices, _ = dataset.filter_indices_by_size(np.arange(len(dataset)), max_positions)
+    sizes = np.array([dataset.num_tokens(i) for i in indices])
+    if len(sizes) and sizes.max() > max_tokens:
+        more, number = (sizes > max_tokens).sum(), indices[sizes.argmax()]
+        raise ValueError(f"{more} of {len(sizes)} sentences are longer than --max-tokens {max_tokens}, the longest is number "
+                         f"{number} of {sizes.max()} tokens: raise --max-tokens")  # fmt: skip

@@ -228,3 +228,11 @@ def refuse_for_one_output(options: Namespace, generator: str, rescorer) -> None:
             raise ValueError(f"{flag} cannot be honoured by --generator {generator}, which has one output: leave it out")
     if options.temperature <= 0:
         raise ValueError(f"--temperature {options.temperature}: choose a number above 0")
+
+
+def refuse_interactive(options: Namespace) -> None:
+    """Raise for an option that ``fairseq-interactive`` accepts and cannot honour: it reads no references, and prints pairs."""
+    if options.prefix_size > 0:
+        raise ValueError(f"--prefix-size {options.prefix_size}: fairseq-interactive has no references; leave it out")
+    if str(options.print_alignment) == "soft":
+        raise ValueError("--print-alignment soft: fairseq-interactive prints hard alignments only; use fairseq-generate")

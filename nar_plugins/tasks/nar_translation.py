@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import List, Optional
 
 from fairseq import metrics, utils
-from fairseq.data import LanguagePairDataset
 from fairseq.dataclass import ChoiceEnum
 from fairseq.dataclass.configs import GenerationConfig
 from fairseq.tasks import FairseqTask, register_task
@@ -18,9 +17,11 @@ from sacrebleu.metrics import BLEU
 from nar_plugins.data import bleu, checks, reserved
 from nar_plugins.data.dictionary import add_mask, knows_mask, load_dictionary, not_words
 from nar_plugins.data.fertility import FertilityDataset, fertility_path
+from nar_plugins.data.inference import InferenceDataset, part_of
 from nar_plugins.generators import registry
 from nar_plugins.generators.bang import served_by
 from nar_plugins.generators.beam import BeamGenerator
+from nar_plugins.generators.hypothesis import empty_hypothesis
 from nar_plugins.models.companions import check_teacher, load_drafter, load_teacher
 from nar_plugins.tasks.base import NarTask, NarTaskConfig
 
@@ -61,6 +62,8 @@ class NarTranslationTask(NarTask, TranslationTask):
         self.bleu = validation_bleu(cfg)
         self.first_references: Optional[List[str]] = []  # of the validation, until they were looked at
         self.parallel = False  # whether a model is parallel, set when it is built
+        self.companions = []  # the models that a generator reads a source with besides those that decode it
+        self.lines_read = 0  # by fairseq-interactive
 
     @classmethod
     def setup_task(cls, cfg, **kwargs):
@@ -127,7 +130,7 @@ class NarTranslationTask(NarTask, TranslationTask):
         if self.parallel:
             symbols, unk = not_words(self.source_dictionary), self.source_dictionary.unk()
             src_tokens = [reserved.as_unknown(tokens, symbols, unk) for tokens in src_tokens]
-        return LanguagePairDataset(
+        return InferenceDataset(
             src_tokens,
             src_lengths,
             self.source_dictionary,
@@ -135,6 +138,40 @@ class NarTranslationTask(NarTask, TranslationTask):
             left_pad_source=False,
             constraints=constraints,
         )
+
+    def get_batch_iterator(self, dataset, *args, **kwargs):
+        """fairseq's batches; of lines to translate, those that are too long are cut or marked (``InferenceDataset``).
+
+        Raises:
+            ValueError: a sentence of a data set is longer than ``--max-tokens``.
+        """
+        positions, most = kwargs.get("max_positions"), kwargs.get("max_tokens")
+        skip = kwargs.get("ignore_invalid_inputs", False)
+        if isinstance(dataset, InferenceDataset):
+            hub = kwargs.get("disable_iterator_cache", False)  # fairseq's hub is given lists; interactive reads on in one input
+            sources = [model.max_positions()[0] for model in self.companions] + [positions[0]] * (positions is not None)
+            dataset.bound(min(sources, default=None), most, self.cfg.truncate_source, skip, 0 if hub else self.lines_read)
+            self.lines_read += len(dataset)
+        try:
+            return super().get_batch_iterator(dataset, *args, **kwargs)
+        except AssertionError:
+            if most is not None:
+                checks.check_batch_size(dataset, most, positions if skip else None)
+            raise
+
+    def inference_step(self, generator, models, sample, prefix_tokens=None, constraints=None):
+        """fairseq's hypotheses; empty ones where an ``InferenceDataset`` says that the source is too long."""
+        if "id" not in sample:  # only fairseq-interactive's batches have none
+            registry.refuse_interactive(generator.options)
+        wanted = sample["net_input"]["src_lengths"].gt(0)
+        if bool(wanted.all()):
+            return super().inference_step(generator, models, sample, prefix_tokens, constraints)
+        rows, found = wanted.nonzero().squeeze(1), iter(())
+        if len(rows):
+            given = (None if one is None else one[rows] for one in (prefix_tokens, constraints))
+            found = iter(super().inference_step(generator, models, part_of(sample, rows), *given))
+        eos = self.target_dictionary.eos()
+        return [next(found) if real else [empty_hypothesis(eos)] for real in wanted.tolist()]
 
     # -- models and generators -----------------------------------------------------------------------------------------
 
@@ -169,13 +206,14 @@ class NarTranslationTask(NarTask, TranslationTask):
                 models, args, seq_gen_cls, extra_gen_cls_kwargs, prefix_allowed_tokens_fn
             )
             known = knows_mask(self.target_dictionary) and not any(map(registry.is_parallel, models))
-            return BeamGenerator(generator, models, None if known else self.mask_index, config.decode_dtype)
+            return BeamGenerator(generator, models, None if known else self.mask_index, config.decode_dtype, args)
         if prefix_allowed_tokens_fn is not None:
             raise ValueError(f"prefix_allowed_tokens_fn cannot be honoured by --generator {name}: leave it out")
         options = registry.generation_options(args)
         others = {"rescorer": rescorer}
         if config.drafter_path:
             others["drafter"] = load_drafter(config.drafter_path, self)
+        self.companions = [model for model in others.values() if model is not None]
         return registry.GENERATORS[name](models, self.target_dictionary, config, options, self.mask_index, **others)
 
     def rescorer(self, models: list, config: Namespace, args) -> tuple:
