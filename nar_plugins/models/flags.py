@@ -7,10 +7,10 @@ from typing import Dict, Iterable
 
 # what these change of a model no model here can be made of
 UNSUPPORTED = (
-    "adaptive_input", "adaptive_softmax_cutoff", "base_layers", "cross_self_attention", "decoder_xformers_att_config",
+    "adaptive_softmax_cutoff", "base_layers", "cross_self_attention", "decoder_xformers_att_config",
     "encoder_xformers_att_config", "no_cross_attention", "quant_noise_scalar",
 )  # fmt: skip
-UNSUPPORTED_IN_PARALLEL = (*UNSUPPORTED, "decoder_layerdrop")
+UNSUPPORTED_IN_PARALLEL = (*UNSUPPORTED, "adaptive_input", "decoder_layerdrop")
 UNSUPPORTED_BY_BANG = (
     *UNSUPPORTED_IN_PARALLEL, "decoder_embed_path", "decoder_normalize_before", "encoder_embed_path",
     "encoder_normalize_before", "no_token_positional_embeddings", "quant_noise_pq",
@@ -18,6 +18,7 @@ UNSUPPORTED_BY_BANG = (
 
 # what nothing here reads, with fairseq's default; refused in training only, so that what was trained with it still decodes
 UNREAD = {
+    "adaptive_input": False,
     "adaptive_softmax_dropout": 0,
     "adaptive_softmax_factor": 4,
     "base_shuffle": 1,
