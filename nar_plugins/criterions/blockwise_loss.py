@@ -10,7 +10,6 @@ from torch import Tensor
 from nar_plugins.criterions.sums import Sums
 from nar_plugins.criterions.unwrap import unwrapped
 from nar_plugins.data.noise import HEAD_STREAM, POSITION_STREAM, uniform
-from nar_plugins.models.requirements import check_criterion_task
 
 DECAY = 0.8  # of the weights of later heads (Cai et al. 2024, Medusa)
 
@@ -43,7 +42,6 @@ class BlockwiseLoss(FairseqCriterion):
 
     def __init__(self, task, label_smoothing: float, block_loss: str = "sample", block_positions: float = 1.0):
         super().__init__(task)
-        check_criterion_task("blockwise_loss", task)
         if not 0 < block_positions <= 1:
             raise ValueError(f"--block-positions {block_positions}: choose a number above 0 and up to 1")
         if not 0 <= label_smoothing < 1:

@@ -9,10 +9,8 @@ from fairseq.dataclass import FairseqDataclass
 
 from nar_plugins.criterions.finetune import finetune_parts
 from nar_plugins.criterions.sums import Sums
-from nar_plugins.criterions.unwrap import unwrapped
 from nar_plugins.data.noise import FERTILITY_STREAM, uniform
 from nar_plugins.models.companions import load_teacher
-from nar_plugins.models.requirements import check_criterion_task, wrong_model
 from nar_plugins.modules.losses import LossPart, soft_word_loss
 from nar_plugins.modules.teacher_forcing import forced_features, forced_lprobs
 
@@ -73,7 +71,6 @@ class NarLoss(FairseqCriterion):
         finetune_weight: float = 0.0,
     ):
         super().__init__(task)
-        check_criterion_task("nar_loss", task)
         if not 0 <= label_smoothing < 1:
             raise ValueError(f"--label-smoothing {label_smoothing}: choose a number from 0 up to, not including, 1")
         if not 0 <= finetune_weight <= 1:
@@ -100,7 +97,7 @@ class NarLoss(FairseqCriterion):
     def forward(self, model, sample, reduce=True):
         """Loss (summed), its denominator (the predicted tokens) and what to log, of one batch."""
         if not hasattr(model, "losses"):
-            raise ValueError(wrong_model("nar_loss", unwrapped(model)))
+            raise ValueError("--criterion nar_loss trains this package's models; for an AR model use cross_entropy's kin")
         taught = model.training and self.teacher_path is not None
         finetuned = taught and self.finetune_weight > 0
         if finetuned and not getattr(model, "needs_fertilities", False):

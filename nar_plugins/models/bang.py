@@ -12,7 +12,6 @@ from torch import Tensor
 from nar_plugins.models.bang_decoder import BangDecoder, BangEncoder
 from nar_plugins.models.nar_base import UNSUPPORTED
 from nar_plugins.models.presets import default, sizes, switch_on
-from nar_plugins.models.requirements import as_namespace, check_task
 from nar_plugins.modules.cells import Cells, row_sizes
 from nar_plugins.modules.fused_loss import fused_word_loss
 
@@ -39,9 +38,6 @@ class BangModel(TransformerModel):
     """
 
     generators = ("bang", "beam", "blockwise")
-    criterions = ("bang_loss",)
-    tasks = ("nar_translation", "bang_pretraining")
-    criterion_hint = "a model of one token a pass is trained with --criterion bang_loss --ngram 1"
 
     @classmethod
     def add_args(cls, parser):
@@ -60,8 +56,6 @@ class BangModel(TransformerModel):
         Raises:
             ValueError: a flag of fairseq's that has no meaning here, or a number of streams below 0.
         """
-        check_task(cls, args, task)
-        args = as_namespace(cls, args)
         for flag in NOT_BANG:
             if getattr(args, flag, None):
                 raise ValueError(f"--{flag.replace('_', '-')} does not work with --arch {args.arch}: leave it out")

@@ -10,7 +10,6 @@ from fairseq.models.transformer.transformer_legacy import base_architecture as t
 from torch import Tensor
 
 from nar_plugins.models.presets import default, sizes
-from nar_plugins.models.requirements import as_namespace, check_task
 from nar_plugins.modules.attention import allowed_sources, attend_packed
 from nar_plugins.modules.fused_loss import fused_word_loss
 from nar_plugins.modules.packing import queries_of_sentences
@@ -92,9 +91,6 @@ class BlockwiseModel(TransformerModel):
     """A stock Transformer and K proposal heads; ``--finetune-from-model`` starts it from any stock ``transformer``."""
 
     generators = ("blockwise", "beam")
-    criterions = ("blockwise_loss",)
-    tasks = ("nar_translation",)
-    criterion_hint = "others leave the proposal heads as they are"
 
     @classmethod
     def add_args(cls, parser):
@@ -111,8 +107,6 @@ class BlockwiseModel(TransformerModel):
 
     @classmethod
     def build_model(cls, args, task):
-        check_task(cls, args, task)
-        args = as_namespace(cls, args)
         for flag in UNSUPPORTED:
             if getattr(args, flag, None):
                 raise ValueError(f"--{flag.replace('_', '-')} does not work with --arch {args.arch}: leave it out")

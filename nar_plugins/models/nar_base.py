@@ -17,7 +17,6 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from nar_plugins.models.initialise import bert_init, start_from
-from nar_plugins.models.requirements import as_namespace, check_task
 from nar_plugins.modules.attention import allowed_keys, allowed_sources
 from nar_plugins.modules.fused_loss import fused_word_loss
 from nar_plugins.modules.layers import NarDecoderLayer, NarEncoderLayer
@@ -170,8 +169,6 @@ class NarModel(TransformerModel):
     """Base of the models that predict every position of a canvas at once, and of whose length a head decides."""
 
     generators = ()  # the generators that can decode it, the default first
-    criterions = ("nar_loss",)  # those that train it
-    tasks = ("nar_translation",)  # those that serve it
     own_parts = (r"encoder\.length_head\.",)  # patterns of parameters that an AR model does not have
 
     @classmethod
@@ -194,8 +191,6 @@ class NarModel(TransformerModel):
     @classmethod
     def build_model(cls, args, task):
         """Build and initialise; the task then calls ``start_from_checkpoints`` unless it loads a checkpoint itself."""
-        check_task(cls, args, task)
-        args = as_namespace(cls, args)
         for flag in UNSUPPORTED:
             if getattr(args, flag, None):
                 raise ValueError(f"--{flag.replace('_', '-')} does not work with --arch {args.arch}: leave it out")

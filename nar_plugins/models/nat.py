@@ -12,7 +12,6 @@ from nar_plugins.data import source_copy
 from nar_plugins.data.noise import GLANCING_STREAM, uniform
 from nar_plugins.models.nar_base import Memory, NarDecoder, NarEncoder, NarModel, wrap
 from nar_plugins.models.presets import default, sizes
-from nar_plugins.models.requirements import as_namespace, check_task
 from nar_plugins.modules import ctc, glancing
 from nar_plugins.modules.attention import Attention
 from nar_plugins.modules.fertility_head import FertilityHead, fertility_loss
@@ -128,8 +127,6 @@ class NatModel(NarModel):
     @classmethod
     def build_model(cls, args, task):
         """Build; raise when flags do not go together."""
-        check_task(cls, args, task)
-        args = as_namespace(cls, args)
         if args.ctc and args.source_copy == "fertility":
             raise ValueError("--ctc needs no fertilities: --source-copy uniform or soft")
         if args.ctc and args.upsample < 1:

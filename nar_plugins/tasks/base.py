@@ -1,8 +1,6 @@
 """What every task of this package does alike: batches, noise, precision, and what a checkpoint keeps of its dictionaries."""
-import importlib.util
 import logging
 import os
-from argparse import Namespace
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Dict, List, Optional
@@ -15,7 +13,6 @@ from omegaconf import II
 from nar_plugins.data.dictionary import check_same_symbols
 from nar_plugins.data.noise import VALIDATION_UPDATE
 from nar_plugins.models.initialise import check_finetuned
-from nar_plugins.models.requirements import check_criterion, check_task, model_class
 from nar_plugins.modules.attention import training_kernel
 from nar_plugins.modules.precision import faster_dtype
 from nar_plugins.modules.vocabulary import accept_missing_mask_row
@@ -32,9 +29,6 @@ class NarTaskConfig(FairseqDataclass):
     )  # fmt: skip
     seed: int = II("common.seed")
     amp: bool = II("common.amp")
-    fp16: bool = II("common.fp16")
-    bf16: bool = II("common.bf16")
-    cpu: bool = II("common.cpu")
     update_freq: List[int] = II("optimization.update_freq")
     finetune_from_model: Optional[str] = II("checkpoint.finetune_from_model")
 
@@ -56,7 +50,6 @@ class NarTask(FairseqTask):
         self.chosen_dtype = None  # of --train-dtype auto, when the device is known
         self.noise = None  # the model's, set when it is built
         self.said_tokens = False
-        self.kind = None  # the class and the options of the model, set when it is built
 
     def sides(self) -> Dict[str, object]:
         """The dictionaries that a checkpoint keeps the symbols of, by name."""
@@ -106,12 +99,6 @@ class NarTask(FairseqTask):
 
     def build_model(self, cfg, from_checkpoint=False):
         """The model, ready to load checkpoints that were made before ``<mask>`` was in the dictionary."""
-        kind = model_class(cfg)
-        if kind is not None:
-            check_task(kind, cfg, self)
-        if not from_checkpoint:
-            check_precision(self.cfg)
-        self.kind = None if kind is None else (kind, cfg)
         model = super().build_model(cfg, from_checkpoint)
         accept_missing_mask_row(model)
         if not from_checkpoint:
@@ -121,12 +108,6 @@ class NarTask(FairseqTask):
                 model.start_from_checkpoints(self)
         self.noise = getattr(model, "noise", None)
         return model
-
-    def build_criterion(self, cfg, *args, **kwargs):
-        """The criterion; raise when it does not train the model that was built before it."""
-        if self.kind is not None:
-            check_criterion(*self.kind, cfg.criterion if isinstance(cfg, Namespace) else getattr(cfg, "_name", cfg))
-        return super().build_criterion(cfg, *args, **kwargs)
 
     def corrupt(self, sample: Dict, update: int) -> Dict:
         """The batch with the model's noise in its ``net_input``; the batch itself for a model without noise."""
@@ -181,16 +162,3 @@ class NarTask(FairseqTask):
     def set_checkpoint_dict(self, state: Dict) -> None:
         """Called when a training is resumed."""
         self.load_state_dict(state)
-
-
-def check_precision(cfg) -> None:
-    """Raise for fairseq's ways to half precision where they cannot train.
-
-    Its float16 asks for a GPU when the training begins (``--memory-efficient-fp16``: at the first overflow), and its bfloat16
-    is of TPUs, on GPUs too.
-    """
-    instead = "give --train-dtype bfloat16 (or auto), and leave it out"
-    if cfg.bf16 and importlib.util.find_spec("torch_xla") is None:
-        raise ValueError(f"--bf16 and --memory-efficient-bf16 train on TPUs only (torch_xla): {instead}")
-    if cfg.fp16 and (cfg.cpu or not torch.cuda.is_available()):
-        raise ValueError(f"--fp16 and --memory-efficient-fp16 train on GPUs only: on a CPU {instead}")
