@@ -44,6 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.prog, parser.description = "nar-distill", __doc__
     parser.usage = "nar-distill DATA-BIN --teacher CKPT --out DIR [--mix] [--filter] [flags of fairseq-generate]"
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = "The options of other generators than fairseq's search are refused."
     group, limits = parser.add_argument_group("distillation"), Limits()
     group.add_argument("--teacher", required=True, metavar="CKPT", help="AR checkpoint of nar_translation or translation")
     group.add_argument("--out", required=True, type=Path, metavar="DIR", help="receives the data set")

@@ -97,7 +97,8 @@ class NarLoss(FairseqCriterion):
     def forward(self, model, sample, reduce=True):
         """Loss (summed), its denominator (the predicted tokens) and what to log, of one batch."""
         if not hasattr(model, "losses"):
-            raise ValueError("--criterion nar_loss trains this package's models; for an AR model use cross_entropy's kin")
+            raise ValueError("--criterion nar_loss trains this package's models of --arch cmlm and nat: blockwise has blockwise_loss, "
+                             "bang bang_loss, an autoregressive model cross_entropy")  # fmt: skip
         taught = model.training and self.teacher_path is not None
         finetuned = taught and self.finetune_weight > 0
         if finetuned and not getattr(model, "needs_fertilities", False):

@@ -31,11 +31,15 @@ class BangBlocks:
     def __call__(
         self, tokens: Tensor, first: Tensor, least: int, last: int, longest: int, cache, weights: bool = False
     ) -> tuple:
-        """Features (B, m, masks * D) of the tokens (B, m) at positions from ``first`` (B,) on, and no attention."""
-        if weights:
-            raise ValueError("--print-alignment: a bang model is verified without attention weights; use --bang-policy ar")
+        """Features (B, m, masks * D) of the tokens (B, m) at positions from ``first`` (B,) on; with ``weights`` the attention
+        (B, m, S) of the first mask after each, which predicts what follows, else None."""
         rows = torch.arange(tokens.size(1), device=tokens.device).expand_as(tokens)
-        return self.decoder.block(tokens, first, cache, self.masks, rows, last, sees_start=True).flatten(2), None
+        with self.decoder.queries(weights) as asked:
+            features = self.decoder.block(tokens, first, cache, self.masks, rows, last, sees_start=True)
+        if not weights:
+            return features.flatten(2), None
+        queries = asked[0].unflatten(1, (tokens.size(1), self.masks))[:, :, 0]
+        return features.flatten(2), self.decoder.attention(queries, cache.memory)
 
     def logits(self, features: Tensor) -> Tensor:
         """What follows: the first mask's (..., V)."""

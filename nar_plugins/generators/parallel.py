@@ -11,6 +11,7 @@ from nar_plugins.data.canvas import candidate_lengths, gold_lengths
 from nar_plugins.generators.hypothesis import Dedup, empty_hypothesis, hypothesis
 from nar_plugins.generators.registry import refuse_unserved
 from nar_plugins.generators.rescore import Rescorer
+from nar_plugins.generators.rules import refuse_nan
 from nar_plugins.modules.linear import CPU_ROWS, fast_linear
 from nar_plugins.modules.precision import full
 
@@ -53,6 +54,7 @@ class ParallelGenerator:
             raise ValueError(f"--length-beam {self.beam}: at least one length must be tried")
         if options.beam == 5:
             logger.info(f"{self.name} has no beam: --beam is not used; --length-beam is {self.beam}")
+        check_lengths(models)
         self.models, self.config, self.options = list(models), config, options
         self.eos, self.pad, self.mask = dictionary.eos(), dictionary.pad(), mask
         self.banned = torch.tensor(sorted({dictionary.pad(), dictionary.bos(), mask} - {dictionary.eos()}))
@@ -98,10 +100,29 @@ class ParallelGenerator:
         """Candidate lengths (B, N) and which of them to keep (B, N)."""
         lprobs = torch.stack([m.length_lprobs(out) for m, out in zip(self.models, encoded)])
         lprobs = lprobs.logsumexp(0) - math.log(len(self.models))
+        refuse_nan(bool(lprobs.isnan().any()))
+        longest = self.longest(source)
         shortest = max(2, self.options.min_len + 1)  # fairseq's --min-len does not count </s>
+        self.check_shortest(source, longest)
         if self.config.gold_length:
             return gold_lengths(self.lengths_of(target), self.beam, lprobs.size(1), shortest)
-        return candidate_lengths(lprobs, self.beam, self.longest(source), shortest)
+        return candidate_lengths(lprobs, self.beam, longest, shortest)
+
+    def check_shortest(self, source: Tensor, longest: Tensor) -> None:
+        """Raise where ``--min-len`` is above the positions, or above what ``longest`` (B,) allows a sentence that is not empty.
+
+        fairseq's search refuses it, too, with one bound for the whole batch.
+        """
+        limit = min(model.max_decoder_positions() for model in self.models) - 1  # without </s>
+        if self.options.min_len > limit:
+            raise ValueError(f"--min-len {self.options.min_len} is above the {limit} tokens that the model's positions allow")
+        limit = int(longest.masked_fill(self.empty(source), self.options.min_len + 1).min()) - 1
+        if self.options.min_len > limit:
+            raise ValueError(f"--min-len {self.options.min_len} is above the limit of {limit} tokens: see --max-len-a and -b")
+
+    def empty(self, source: Tensor) -> Tensor:
+        """Which sources (B, S) hold no word: (B,) bool."""
+        return source.ne(self.pad).sum(1).le(1)
 
     def lengths_of(self, target: Optional[Tensor]) -> Tensor:
         """The reference's lengths (B,), for ``--gold-length``."""
@@ -145,21 +166,37 @@ class ParallelGenerator:
         order = ordered.argsort(dim=1, descending=True, stable=True)  # ties: the more probable length comes first
         rows, keep = found.rows.gather(1, order), found.keep.gather(1, order)
 
-        empty = source.ne(self.pad).sum(1).le(1)
-        rows, keep, empty, own, scores = (x.cpu() for x in (rows, keep, empty, own, scores))
+        rows, keep, empty, own, scores = (x.cpu() for x in (rows, keep, self.empty(source), own, scores))
+        refuse_nan(bool(own.isnan().any()))
+        refuse_nan(bool(scores.isnan().any()), "the rescorer's")
         found = found._replace(**{name: getattr(found, name).cpu() for name in ("tokens", "lprobs", "lengths", "steps")})
         if found.history is not None:
             found = found._replace(history=[past.cpu() for past in found.history])
         return [
             [empty_hypothesis(self.eos)] if empty[b] else
-            [self.hypothesis(found, int(row), float(scores[row]), float(own[row])) for row in rows[b][keep[b]]]
+            [self.hypothesis(found, row, kept, float(scores[row]), float(own[row]))
+             for row, kept in self.alternatives(found, rows[b][keep[b]].tolist())]
             for b in range(keep.size(0))
-        ]
+        ]  # fmt: skip
 
-    def hypothesis(self, found: Found, row: int, score: float, own: float) -> Dict:
-        """The hypothesis of one row; after rescoring with both scores, and with ``history`` where it was kept."""
+    def alternatives(self, found: Found, rows: List[int]) -> List[tuple]:
+        """Of a sentence's rows, best first, those that no better one reads like, each with the indices of its tokens that stay.
+
+        Canvases may differ in what nobody reads: a ``</s>`` inside, or a repetition that ``--dedup`` drops.
+        """
+        texts, kept = set(), []
+        for row in rows:
+            tokens = found.tokens[row, : int(found.lengths[row])].tolist()
+            stay = self.dedup.keep(tokens)
+            text = tuple(tokens[i] for i in stay if tokens[i] != self.eos)
+            if text not in texts:
+                kept.append((row, stay))
+            texts.add(text)
+        return kept
+
+    def hypothesis(self, found: Found, row: int, kept: List[int], score: float, own: float) -> Dict:
+        """The hypothesis of the tokens ``kept`` of a row; after rescoring with both scores, perhaps with ``history``."""
         length, steps = int(found.lengths[row]), int(found.steps[row])
-        kept = torch.tensor(self.dedup.keep(found.tokens[row, :length].tolist()))
         extra = {}
         if self.rescorer is not None:
             extra.update(model_score=own, rescorer_score=score)
@@ -171,3 +208,15 @@ class ParallelGenerator:
 def rectangle(sentences: int, candidates: int, device) -> Tensor:
     """Row numbers (B, N) where the candidates of a sentence stand next to each other."""
     return torch.arange(sentences * candidates, device=device).view(sentences, candidates)
+
+
+def check_lengths(models) -> None:
+    """Raise for an ensemble whose models do not predict the same lengths: their probabilities have no mean.
+
+    The form of the length head may differ from model to model, what it says is the same.
+    """
+    heads = [getattr(model.encoder, "length_head", None) for model in models]
+    classes = {head.weight.size(0) - 1 for head in heads if head is not None}
+    if len(classes) > 1:
+        sizes = " and ".join(str(size) for size in sorted(classes))
+        raise ValueError(f"an ensemble needs models of the same --max-target-positions: these predict lengths up to {sizes}")

@@ -1,4 +1,5 @@
 """BANG's encoder and decoder: fairseq's, with the release's parameter names and a decoder of rows of masks."""
+from contextlib import contextmanager
 from typing import Dict, Optional
 
 import torch
@@ -47,6 +48,7 @@ class BangDecoder(TransformerDecoderBase):
         self.ngram_input_embed = nn.Embedding(1, self.embed_dim)
         self.nar_sees_bos = cfg.nar_sees_bos
         self.register_buffer("buckets", bucket_table(), persistent=False)
+        self.attends = False  # within ``attending``
 
     def build_decoder_layer(self, cfg, no_encoder_attn=False):
         return wrap(BangDecoderLayer(cfg, no_encoder_attn), cfg)
@@ -120,7 +122,8 @@ class BangDecoder(TransformerDecoderBase):
     ):
         """Features (B, T, D) of the mask after each token (B, T), the new ones only where there is an ``incremental_state``.
 
-        Outside training and without a state also the last layer's cross-attention, (B, T, S), the mean over heads.
+        Outside training also the last layer's cross-attention, (B, T, S), the mean over heads; with a state, whose owner asks
+        for it seldom, of the new ones and within ``attending`` only.
 
         Raises:
             ValueError: for an argument of fairseq's that this decoder does not serve.
@@ -128,10 +131,36 @@ class BangDecoder(TransformerDecoderBase):
         if full_context_alignment or alignment_layer is not None or alignment_heads is not None:
             raise ValueError("bang has no full-context alignment, and none of a chosen layer or head: leave it out")
         if incremental_state is not None:
-            x, attention = self.step(prev_output_tokens, encoder_out, incremental_state), None
+            x, attention = self.step(prev_output_tokens, encoder_out, incremental_state)
         else:
             x, attention = self.every_step(prev_output_tokens, encoder_out)
         return x, {"attn": [attention], "inner_states": None}
+
+    @contextmanager
+    def attending(self):
+        """Within it decoding with an incremental state returns attention, too: fairseq has no argument that asks for it."""
+        before, self.attends = self.attends, True
+        try:
+            yield
+        finally:
+            self.attends = before
+
+    @contextmanager
+    def queries(self, wanted: bool = True):
+        """Within it every pass appends the last layer's queries of the encoder, (..., D), to the list that is yielded."""
+        kept = []
+        projection = self.layers[-1].encoder_attn.q_proj
+        handle = projection.register_forward_hook(lambda module, inputs, out: kept.append(out)) if wanted else None
+        try:
+            yield kept
+        finally:
+            if handle is not None:
+                handle.remove()
+
+    def attention(self, queries: Tensor, memory: Memory) -> Tensor:
+        """The last layer's attention of such queries (B, m, D) to the source, the mean over heads: (B, m, S)."""
+        attention = self.layers[-1].encoder_attn
+        return mean_attention(attention, split_heads(attention, queries), memory.keys[-1], memory.allowed)
 
     def extract_features_scriptable(self, *args, **kwargs):
         """``extract_features``."""
@@ -142,31 +171,22 @@ class BangDecoder(TransformerDecoderBase):
         everywhere = torch.ones_like(tokens, dtype=torch.bool)
         layout = self.layout(everywhere, everywhere.long(), lone=True, nar_sees_bos=True)
         memory = self.memory(encoder_out)
-        seen = []  # the last layer's queries of the encoder
-        projection = self.layers[-1].encoder_attn.q_proj
-        handle = None if self.training else projection.register_forward_hook(lambda m, i, out: seen.append(out))
-        try:
+        with self.queries(not self.training) as asked:
             x = self.cells(tokens, memory, layout).view(*tokens.shape, -1)
-        finally:
-            if handle is not None:
-                handle.remove()
-        if self.training:
-            return x, None
-        attention = self.layers[-1].encoder_attn
-        queries = split_heads(attention, seen[0].view(*tokens.shape, -1))
-        return x, mean_attention(attention, queries, memory.keys[-1], memory.allowed)
+        return x, self.attention(asked[0].view(*tokens.shape, -1), memory) if asked else None
 
-    def step(self, tokens: Tensor, encoder_out: Dict, incremental_state: Dict) -> Tensor:
-        """The tokens (B, T) that are not yet in the state, with a mask after each: features (B, new, D)."""
+    def step(self, tokens: Tensor, encoder_out: Dict, incremental_state: Dict) -> tuple:
+        """The tokens (B, T) not yet in the state, with a mask after each: features (B, new, D), attention (B, new, S) or None."""
         state = self.get_incremental_state(incremental_state, "main")
         if state is None:
             state = {"cache": self.start(encoder_out), "fed": 0}
         fed, length = state["fed"], tokens.size(1)
         rows = torch.arange(length - fed, device=tokens.device).expand(tokens.size(0), -1)
         lengths = tokens.new_full((tokens.size(0),), fed)
-        x = self.block(tokens[:, fed:], lengths, state["cache"], 1, rows, longest=fed)
+        with self.queries(self.attends) as asked:
+            x = self.block(tokens[:, fed:], lengths, state["cache"], 1, rows, longest=fed)
         self.set_incremental_state(incremental_state, "main", {"cache": state["cache"], "fed": length})
-        return x.squeeze(2)
+        return x.squeeze(2), self.attention(asked[0], state["cache"].memory) if asked else None
 
     def reorder_incremental_state(self, incremental_state: Dict, new_order: Tensor) -> None:
         """A beam's hypotheses change places; while their number stays, so do their sentences, as in fairseq's attention."""

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from fairseq.models import ARCH_MODEL_REGISTRY
 
 from bang_twin import EOS, PAD, SOURCE, dense_decoder, inputs, random_bang, row
+from nar_plugins.generators.bang_verify import BangBlocks
 from nar_plugins.generators.registry import generation_options
 from nar_plugins.modules.cells import row_sizes
 from tiny import arguments, model
@@ -341,3 +342,46 @@ def test_every_parameter_learns():
     target, before = inputs(LENGTHS)
     one(SOURCE, SOURCE.ne(PAD).sum(1), before, target=target).loss.backward()
     assert all(p.grad is not None for p in one.parameters())
+
+
+# -- attention -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("steps", [[1] * 7, [3, 1, 2, 1]])
+def test_attention_with_a_state_is_that_of_the_whole_and_only_for_who_asks(steps):
+    one, _ = random_bang()
+    _, before = inputs([7, 7, 7])
+    with torch.no_grad():
+        out = encoded(one)
+        whole = one.decoder(before, encoder_out=out)[1]["attn"][0]
+        state, at, parts, order = {}, 0, [], torch.tensor([2, 0])
+        with one.decoder.attending():
+            for step in steps:
+                at += step
+                parts.append(one.decoder(before[:, :at], encoder_out=out, incremental_state=state)[1]["attn"][0])
+            # then a sentence leaves, and the others change places
+            state = {}
+            one.decoder(before[:, :4], encoder_out=out, incremental_state=state)
+            one.decoder.reorder_incremental_state_scripting(state, order)
+            here = one.encoder.reorder_encoder_out(out, order)
+            moved = one.decoder(before[order, :5], encoder_out=here, incremental_state=state)[1]["attn"][0]
+        torch.testing.assert_close(torch.cat(parts, 1), whole)
+        torch.testing.assert_close(moved[:, 0], whole[order, 4])
+        assert one.decoder(before[:, :1], encoder_out=out, incremental_state={})[1]["attn"] == [None]
+        assert not one.decoder.layers[-1].encoder_attn.q_proj._forward_hooks  # nothing stays behind
+
+
+@pytest.mark.parametrize("masks", [1, 3])
+def test_the_verifiers_attention_is_that_of_the_whole(masks):
+    one, _ = random_bang()
+    _, before = inputs([7, 7, 7])
+    with torch.no_grad():
+        out = encoded(one)
+        whole = one.decoder(before, encoder_out=out)[1]["attn"][0]
+        block = BangBlocks(one.decoder)
+        block.masks = masks
+        cache, zeros = block.start(out), torch.zeros(3, dtype=torch.long)
+        first = block(before[:, :3], zeros, 0, 0, 20, cache, weights=True)
+        second = block(before[:, 3:], zeros + 3, 3, 3, 20, cache, weights=True)
+        torch.testing.assert_close(torch.cat([first[1], second[1]], 1), whole)
+        assert block(before[:, :3], zeros, 0, 0, 20, block.start(out))[1] is None

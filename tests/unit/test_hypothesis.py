@@ -102,3 +102,27 @@ def test_word_knows_berts_pieces(tmp_path):
     drop = Dedup("word", BertDictionary.load(str(tmp_path / "dict.txt")))
     tokens = [names.index(name) for name in "em ##bed em ##bed it it [SEP]".split()]
     assert [names[tokens[i]] for i in drop.keep(tokens)] == ["em", "##bed", "it", "[SEP]"]
+
+
+# -- dictionaries whose text holds symbols that look like another kind's marks ---------------------------------------------
+
+WORDS = [f"word{i}" for i in range(40)]
+
+
+@pytest.mark.parametrize("symbols, text, left", [
+    (("ca@@", "t", "the", "sat", "▁"), "ca@@ t ca@@ t the the sat </s>", "ca@@ t the sat </s>"),
+    (("ca@@", "t", "the", "sat", "▁the"), "ca@@ t ca@@ t the ▁the ▁the </s>", "ca@@ t the ▁the </s>"),
+    ((*WORDS, "▁", "▁▁▁"), "word1 word1 ▁ ▁ word2 word2 </s>", "word1 ▁ word2 </s>"),
+    ((*WORDS, "▁word"), "word1 word1 ▁word word2 word2 </s>", "word1 ▁word word2 </s>"),
+    ((*WORDS, "##"), "word1 word1 ## ## word2 word2 </s>", "word1 ## word2 </s>"),
+    (("▁", *"abcdefghijklmnopqrstuvwxyz"), "▁ h a a ▁ h a a ▁ b </s>", "▁ h a a ▁ b </s>"),  # characters, by frequency
+    (("▁ha", "ha", "▁the", "s", "▁", "a@@"), "▁ha ha ▁ha ha a@@ </s>", "▁ha ha ▁ha ha a@@ </s>"),  # "haha hahaa@@"
+    (("ha", "##ha", "##s", "the", "▁the"), "ha ##ha ha ##ha the the </s>", "ha ##ha the </s>"),  # WordPiece, not BERT's file
+])  # fmt: skip
+def test_a_few_symbols_do_not_decide_what_a_word_is(symbols, text, left):
+    assert dedup("word", *symbols)(text) == left
+
+
+def test_an_empty_hypothesis_has_whatever_fairseq_may_print():
+    made = empty_hypothesis(2)
+    assert made["alignment"] == [] and made["history"] == []

@@ -1,0 +1,52 @@
+"""Which tasks serve a model and which criterions train it: asked before anything is computed, in every command.
+
+A model of this package says so in its attributes ``tasks`` and ``criterions``, registered names both. fairseq's own models say
+nothing: they go with every task, and with fairseq's own criterions.
+"""
+from typing import Sequence
+
+from fairseq.criterions import CRITERION_REGISTRY
+from fairseq.models import MODEL_REGISTRY
+from fairseq.tasks import TASK_REGISTRY
+
+
+def check_task(model: type, args, task) -> None:
+    """Raise unless a task serves a model, and its options are those of a command line.
+
+    Args:
+        model: the model's class. args: its options. task: the task that builds it, or a stand-in of no registered class.
+    """
+    names = [name for name, kind in TASK_REGISTRY.items() if isinstance(task, kind)]
+    if names and not any(isinstance(task, TASK_REGISTRY[name]) for name in model.tasks):
+        given = next((name for name in names if TASK_REGISTRY[name] is type(task)), names[0])
+        default = ", which fairseq's commands take where none is given" if given == "translation" else ""
+        arch = getattr(args, "arch", None) or getattr(args, "_name", model.__name__)
+        raise ValueError(f"a model of --arch {arch} needs --task {' or '.join(model.tasks)}, and this is {given}{default}")
+    if not hasattr(args, "arch"):  # fairseq-hydra-train knows no flags of a model without a dataclass
+        name = getattr(args, "_name", model.__name__)
+        raise ValueError(f"fairseq-hydra-train cannot read the options of {name}: train it with fairseq-train --arch {name}")
+
+
+def check_criterion(model: type, arch: str, criterion: str) -> None:
+    """Raise unless a criterion trains a model.
+
+    Args:
+        model: the model's class. arch: the name of its architecture. criterion: a registered name.
+    """
+    kind = CRITERION_REGISTRY.get(criterion)
+    if kind is None:  # fairseq says it
+        return
+    mine = getattr(model, "criterions", ())
+    if mine and not is_one_of(kind, mine):
+        default = " (fairseq's default)" if criterion == "cross_entropy" else ""
+        hint = "; --ngram 1 with it trains one token a pass" if "bang_loss" in mine else ""
+        raise ValueError(f"--criterion {criterion}{default} does not train --arch {arch}: give --criterion {' or '.join(mine)}{hint}")
+    trained = [name for name, one in MODEL_REGISTRY.items() if is_one_of(kind, getattr(one, "criterions", ()))]
+    if not mine and trained:
+        raise ValueError(f"--criterion {criterion} trains --arch {' and '.join(trained)}, not {arch}: an autoregressive model is "
+                         "trained by cross_entropy or label_smoothed_cross_entropy")  # fmt: skip
+
+
+def is_one_of(kind: type, names: Sequence[str]) -> bool:
+    """Whether a class of criterions is, or comes from, one of the registered ones."""
+    return any(issubclass(kind, CRITERION_REGISTRY[name]) for name in names if name in CRITERION_REGISTRY)
