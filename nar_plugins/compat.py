@@ -4,11 +4,16 @@ Nothing else in this package mentions versions or fairseq's defects of platform.
 is imported; every function can be called again without harm.
 """
 import argparse
+import atexit
 import functools
+import itertools
 import logging
 import os
 import pickle
+import queue
 import sys
+import threading
+import time
 import zipfile
 from pathlib import Path
 
@@ -31,8 +36,9 @@ import fairseq_cli.generate  # noqa: E402
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from fairseq import checkpoint_utils, options  # noqa: E402
-from fairseq.data import indexed_dataset  # noqa: E402
+from fairseq.data import indexed_dataset, iterators  # noqa: E402
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf  # noqa: E402
+from fairseq.distributed import utils as distributed_utils  # noqa: E402
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +50,8 @@ def apply() -> None:
     keep_results_of_a_run_before()
     read_older_data()
     show_all_flags_in_help()
+    refuse_workers_without_gpu()
+    stop_loader_threads_at_exit()
 
 
 def allow_namespace_in_checkpoints() -> None:
@@ -200,6 +208,88 @@ def prepare_help(parser: argparse.ArgumentParser) -> None:
             "Shown are the flags of the --task (nar_translation, if none is given), the --arch and the --criterion of this "
             "command line. nar-flags lists all that nar_plugins adds, by task, generator, model and criterion."
         )
+
+
+def refuse_workers_without_gpu() -> None:
+    """Let a command with several workers fail, saying how ranks are started, where fairseq would start none of them.
+
+    fairseq starts one process a GPU: without any GPU none, and the command ends at once as if all were done, or with an
+    assertion or a division by zero on the way there. (No upstream issue.)
+    """
+    call_main = distributed_utils.call_main
+    if hasattr(call_main, "__wrapped__"):
+        return
+
+    @functools.wraps(call_main)
+    def call_main_with_workers(cfg, main, **kwargs):
+        check_workers(cfg)
+        return call_main(cfg, main, **kwargs)
+
+    distributed_utils.call_main = call_main_with_workers
+
+
+def check_workers(cfg) -> None:
+    """Raise when fairseq would start a process a GPU, and there is none.
+
+    Args:
+        cfg: fairseq's, with ``common`` and ``distributed_training``.
+    """
+    workers = cfg.distributed_training
+    several = workers.distributed_world_size > 1 or workers.distributed_init_method is not None
+    ranks = workers.distributed_no_spawn and workers.distributed_init_method is not None
+    if not several or ranks or cfg.common.tpu or torch.cuda.device_count() > 0:
+        return
+    size, rank, method = max(2, workers.distributed_world_size), "R", "tcp://HOST:PORT"
+    if all(name in os.environ for name in ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "RANK")):  # torchrun's
+        size, rank, method = "$WORLD_SIZE", "$RANK", "env://"
+    raise ValueError(
+        "fairseq starts one worker a GPU, and there is no GPU: start each rank by a command of its own, with "
+        f"--distributed-world-size {size} --distributed-rank {rank} --distributed-no-spawn --distributed-init-method {method} "
+        "--distributed-backend gloo --ddp-backend legacy_ddp --device-id 0"
+    )
+
+
+class StoppableConsumer(iterators.BackgroundConsumer):
+    """fairseq's thread that fills the buffer of batches; it can be asked to end."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.stopped = threading.Event()
+
+    def run(self):
+        self._source = itertools.takewhile(lambda batch: not self.stopped.is_set(), self._source)
+        super().run()
+
+    def stop(self, seconds: float) -> None:
+        """End and join the thread, or give up after so many seconds: a batch may take long to make."""
+        self.stopped.set()
+        deadline = time.monotonic() + seconds
+        while self.is_alive() and time.monotonic() < deadline:
+            try:
+                while True:  # it may be waiting for a place in the buffer
+                    self._queue.get_nowait()
+            except queue.Empty:
+                self.join(0.01)
+
+
+def stop_loader_threads_at_exit() -> None:
+    """Let a command that fails end with its message, and with status 1.
+
+    fairseq's thread that makes batches ahead is a daemon. While it is inside PyTorch's C++ when Python shuts down, the
+    process aborts: ``terminate called without an active exception`` is then the last line, and the status 134. This holds
+    for a command that ends well in the middle of an epoch, too. (python/cpython#87135)
+    """
+    if iterators.BackgroundConsumer is StoppableConsumer:
+        return
+    iterators.BackgroundConsumer = StoppableConsumer
+    atexit.register(stop_loader_threads)
+
+
+def stop_loader_threads(seconds: float = 10.0) -> None:
+    """End the threads that still make batches; each gets so many seconds."""
+    for thread in threading.enumerate():
+        if isinstance(thread, StoppableConsumer):
+            thread.stop(seconds)
 
 
 class CheckpointError(ValueError):
