@@ -4,6 +4,7 @@ from contextlib import contextmanager
 import torch
 
 from nar_plugins.modules.linear import fast_linear
+from nar_plugins.modules.vocabulary import refuse_adaptive_softmax
 
 
 class BeamGenerator:
@@ -16,9 +17,14 @@ class BeamGenerator:
         models: its models.
         mask: index of ``<mask>``.
         dtype: ``--decode-dtype``, the type of the autocast.
+
+    Raises:
+        ValueError: a model has an adaptive softmax, which has no logits to ban ``<mask>`` in.
     """
 
     def __init__(self, generator, models, mask: int, dtype="float32"):
+        for model in models:
+            refuse_adaptive_softmax(model, f"--generator beam cannot decode this {type(model).__name__}")
         self.generator, self.mask, self.dtype = generator, mask, getattr(torch, str(dtype))
         self.models = models
         self.projections = [m.decoder.output_projection for m in models if hasattr(m.decoder, "output_projection")]
