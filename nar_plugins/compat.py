@@ -19,6 +19,7 @@ import torch
 from fairseq import checkpoint_utils
 from fairseq.data import BucketPadLengthDataset, LanguagePairDataset, bucket_pad_length_dataset, data_utils
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
+from fairseq.optim import FairseqOptimizer
 
 from nar_plugins import safe_reader
 from nar_plugins.safe_reader import CheckpointError
@@ -34,6 +35,7 @@ def apply() -> None:
     allow_namespace_in_checkpoints()
     read_checkpoints_safely()
     explain_unreadable_checkpoints()
+    explain_foreign_optimizer_states()
     keep_results_of_a_run_before()
     bucket_lengths()
 
@@ -86,6 +88,28 @@ def explain_unreadable_checkpoints() -> None:
         return load(path, *args, **kwargs)
 
     checkpoint_utils.load_checkpoint_to_cpu = load_checkpoint_to_cpu
+
+
+def explain_foreign_optimizer_states() -> None:
+    """Say which flag a training needs that goes on from a checkpoint of another task, without ``<mask>``.
+
+    The model gets the row that it lacks; the optimizer's state does not, and PyTorch looks at its shapes in the first update
+    only. (No upstream issue.)
+    """
+    load = FairseqOptimizer.load_state_dict
+    if hasattr(load, "__wrapped__"):
+        return
+
+    @functools.wraps(load)
+    def load_state_dict(self, *args, **kwargs):
+        load(self, *args, **kwargs)
+        for parameter, state in self.optimizer.state.items():
+            for value in state.values():
+                if torch.is_tensor(value) and value.dim() == parameter.dim() and value.shape != parameter.shape:
+                    raise ValueError(f"the checkpoint's optimizer has a state of {tuple(value.shape)} for a parameter that is "
+                                     f"{tuple(parameter.shape)} here, as of a model without <mask>: give --reset-optimizer")  # fmt: skip
+
+    FairseqOptimizer.load_state_dict = load_state_dict
 
 
 def keep_results_of_a_run_before() -> None:

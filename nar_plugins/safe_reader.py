@@ -110,6 +110,13 @@ def scalar(kind, content):
     return np.frombuffer(content, kind.dtype)[0]
 
 
+def no_bytes(*args) -> bytes:
+    """Stands for ``bytes``, which pickle calls for the content of an empty array."""
+    if args:
+        raise NotPlain
+    return b""
+
+
 def stand_in(kind: type, name: str) -> type:
     """``kind`` under a full name, the one by which PyTorch's unpickler will find it."""
     module, _, own = name.rpartition(".")
@@ -135,6 +142,7 @@ STAND_INS: Dict[str, object] = {
     "numpy.dtype": stand_in(PlainType, "numpy.dtype"),
     "numpy.ndarray": stand_in(PlainArray, "numpy.ndarray"),
 }
+STAND_INS["builtins.bytes"] = named(no_bytes, "builtins.bytes")
 for _module in ("numpy._core.multiarray", "numpy.core.multiarray"):  # NumPy 2's name and the one before
     for _name, _function in (("_reconstruct", reconstruct), ("scalar", scalar)):
         STAND_INS[f"{_module}.{_name}"] = named(_function, f"{_module}.{_name}")

@@ -91,11 +91,11 @@ def convert_fairseq(checkpoint: Path, out: Path) -> List[str]:
             known[part], inside = known_entries(state[part])
             del left_out[part]
             left_out.update({f"{part}.{name}": objects for name, objects in inside.items()})
-    if left_out.keys() & {"optimizer_history", "optimizer", "last_optimizer_state"}:  # of one another
-        for part in ("optimizer_history", "optimizer", "last_optimizer_state"):
-            known.pop(part, None)
-    known.setdefault("optimizer_history", [unknown_history()])
-    known.setdefault("extra_state", {})
+    if "optimizer_history" in left_out or "optimizer" in left_out:  # the one says what the other is
+        known["optimizer_history"] = [unknown_history()]
+        known.pop("last_optimizer_state", None)
+    if "extra_state" in known or "extra_state" in left_out:
+        known.setdefault("extra_state", {}).setdefault("train_iterator", {"epoch": 1, "iterations_in_epoch": 0})
     out.parent.mkdir(parents=True, exist_ok=True)
     part = out.with_name(f"{out.name}.tmp")
     torch.save(known, part)
