@@ -225,9 +225,11 @@ def checked(path, anything: bool = False, advise: bool = True) -> Dict:
         state = safe_load(path, zipfile.is_zipfile(path), anything)
     except Exception as error:  # the bytes of a foreign file can make the unpickler raise anything
         if isinstance(error, pickle.UnpicklingError) and any(words in str(error) for words in REFUSALS):
-            way_out = "" if anything else f"; nar-convert fairseq {path} --out FILE writes a copy without them"
+            way_out = "give another checkpoint"
+            if safe_reader.refused_names(error) and not anything:
+                way_out = f"nar-convert fairseq {path} --out FILE writes a copy without them"
             raise CheckpointError(
-                f"{path} holds objects that could run code when loaded ({first_line(error)}): not loaded{way_out}"
+                f"{path} holds objects that could run code when loaded ({first_line(error)}): not loaded; {way_out}"
             ) from error
         advice = f"; {advice_for(path)}" if advise else ""
         raise CheckpointError(f"{path} is truncated or not a PyTorch checkpoint{advice}") from error
