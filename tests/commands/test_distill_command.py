@@ -271,6 +271,8 @@ def test_buckets_of_lengths_change_no_line(made, distilled, tmp_path):
     distill.main(arguments(made, tmp_path / "kd", "--num-batch-buckets", "2"))
     texts = written(made, tmp_path / "kd")
     assert texts == generated(made, made.ar, "--num-batch-buckets", "2") == written(made, distilled)
+    here("fairseq-train", distilled, *TRAIN, *CMLM, "--num-batch-buckets", "2", "--save-dir", tmp_path / "save")
+    assert (tmp_path / "save" / "checkpoint_last.pt").exists()
 
 
 def test_what_a_run_that_was_killed_left_is_removed_by_the_next(made, distilled, tmp_path):
