@@ -20,7 +20,7 @@ setup(
         "torch>=2.6",
     ],
     extras_require={
-        "dev": ["pytest"],
+        "dev": ["pytest", "pytest-xdist"],
         "plots": ["matplotlib"],  # nar-bench --plot
         "qg": ["nltk", "rouge-score"],  # examples/squad_qg/score.py: METEOR and ROUGE-L
     },
@@ -30,6 +30,7 @@ setup(
             "nar-bench = nar_plugins.cli.bench:main",
             "nar-convert = nar_plugins.cli.convert:main",
             "nar-distill = nar_plugins.cli.distill:main",
+            "nar-flags = nar_plugins.cli.flags:main",
             "nar-score = nar_plugins.cli.score:main",
             "nar-user-dir = nar_plugins.cli.user_dir:main",
             "nar-wordpiece = nar_plugins.cli.wordpiece:main",

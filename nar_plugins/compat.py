@@ -8,21 +8,39 @@ import functools
 import logging
 import os
 import pickle
+import sys
 import types
 import zipfile
 from pathlib import Path
 from typing import Dict, List, Tuple
 
-import fairseq_cli.generate
-import numpy as np
-import torch
-from fairseq import checkpoint_utils
-from fairseq.data import BucketPadLengthDataset, LanguagePairDataset, bucket_pad_length_dataset, data_utils
-from fairseq.dataclass.utils import convert_namespace_to_omegaconf
-from fairseq.optim import FairseqOptimizer
 
-from nar_plugins import safe_reader
-from nar_plugins.safe_reader import CheckpointError
+def leave_out_advice_on_speech() -> None:
+    """Let no command begin with "Please install tensorboardX", which fairseq's text-to-speech says when it is imported.
+
+    fairseq's commands import it before they read ``--user-dir``: there the line cannot be stopped. (No upstream issue.)
+    """
+    logging.getLogger("fairseq.tasks.text_to_speech").addFilter(no_tensorboard)  # the same one is added once only
+
+
+def no_tensorboard(record: logging.LogRecord) -> bool:
+    return "tensorboardX" not in record.getMessage()
+
+
+leave_out_advice_on_speech()  # before the first import of fairseq
+
+import fairseq_cli.generate  # noqa: E402
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+from fairseq import checkpoint_utils, options  # noqa: E402
+from fairseq.data import (  # noqa: E402
+    BucketPadLengthDataset, LanguagePairDataset, bucket_pad_length_dataset, data_utils, indexed_dataset,
+)  # fmt: skip
+from fairseq.dataclass.utils import convert_namespace_to_omegaconf  # noqa: E402
+from fairseq.optim import FairseqOptimizer  # noqa: E402
+
+from nar_plugins import safe_reader  # noqa: E402
+from nar_plugins.safe_reader import CheckpointError  # noqa: E402
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +56,8 @@ def apply() -> None:
     explain_foreign_optimizer_states()
     keep_results_of_a_run_before()
     bucket_lengths()
+    read_older_data()
+    show_all_flags_in_help()
 
 
 def allow_namespace_in_checkpoints() -> None:
@@ -201,6 +221,102 @@ def bucket(dataset: LanguagePairDataset, count: int) -> None:
         logger.info(f"--num-batch-buckets: {side} lengths {padded.buckets.tolist()}")
     dataset.bucketed_num_tokens = dataset.num_tokens_vec(np.arange(len(dataset.src)))
     dataset.buckets = [(None, tokens) for tokens in np.unique(dataset.bucketed_num_tokens)]
+
+
+def read_older_data() -> None:
+    """Read data in the format that fairseq had before ``mmap`` (``fairseq-preprocess --dataset-impl lazy`` or ``cached``).
+
+    fairseq opens them as 'cached', of which every sentence must be fetched first, and nothing in it does that any more: a
+    KeyError. Its 'lazy' keeps a file open, which the workers of a data loader would share, and takes what is missing of a
+    short file from memory as it is. Both flags mean a ``MappedDataset`` here. (facebookresearch/fairseq#3214, #3167)
+    """
+    make = indexed_dataset.make_dataset
+    if hasattr(make, "__wrapped__"):
+        return
+
+    @functools.wraps(make)
+    def make_dataset(path, impl, fix_lua_indexing=False, dictionary=None):
+        if impl in ("lazy", "cached") and indexed_dataset.IndexedDataset.exists(path):
+            return MappedDataset(path, fix_lua_indexing)
+        return make(path, impl, fix_lua_indexing, dictionary)
+
+    indexed_dataset.make_dataset = make_dataset
+
+
+class MappedDataset(indexed_dataset.IndexedDataset):
+    """fairseq's older format, mapped into memory as ``mmap`` is: item i is (tokens,) int64.
+
+    Raises:
+        ValueError: one of the two files is shorter than the index says.
+    """
+
+    def __init__(self, path: str, fix_lua_indexing: bool = False):
+        super().__init__(path, fix_lua_indexing)
+        index, data = Path(f"{path}.idx"), Path(f"{path}.bin")
+        if index.stat().st_size != 8 * (6 + 2 * (self._len + 1) + self.s):
+            raise ValueError(f"{index} is cut short")
+        self.tokens = np.memmap(data, self.dtype, "r")
+        if len(self.tokens) < self.data_offsets[-1]:
+            raise ValueError(f"{data} is cut short")
+
+    def __getitem__(self, i: int) -> torch.Tensor:
+        self.check_index(i)
+        tokens = self.tokens[self.data_offsets[i] : self.data_offsets[i + 1]].astype(np.int64)
+        return torch.from_numpy(tokens) - int(self.fix_lua_indexing)
+
+    def __reduce__(self):  # a process that is not forked maps the file itself
+        return type(self), (self.path, self.fix_lua_indexing)
+
+
+def show_all_flags_in_help() -> None:
+    """Let ``--help`` show the flags of the task, the architecture, the criterion and what else the command line chooses.
+
+    fairseq answers it in the first of its two readings of the command line, when it knows only its own flags.
+    (No upstream issue.)
+    """
+    parse = options.parse_args_and_arch
+    if hasattr(parse, "__wrapped__"):
+        return
+
+    @functools.wraps(parse)
+    def parse_args_and_arch(parser, input_args=None, parse_known=False, suppress_defaults=False, modify_parser=None):
+        given = list(sys.argv[1:] if input_args is None else input_args)
+        words = given[: given.index("--")] if "--" in given else given
+        if not {"-h", "--help"} & set(words):
+            return parse(parser, input_args, parse_known, suppress_defaults, modify_parser)
+        readings = []
+
+        def modify(parser):
+            if modify_parser is not None:
+                modify_parser(parser)
+            readings.append(parser)
+            if len(readings) == 1:  # before the first reading
+                prepare_help(parser)
+            else:  # before the second one, with all flags
+                parser.print_help()
+                parser.exit()
+
+        parse(parser, [word for word in given if word not in ("-h", "--help")], modify_parser=modify)
+
+    options.parse_args_and_arch = parse_args_and_arch
+
+
+def prepare_help(parser: argparse.ArgumentParser) -> None:
+    """Let the first reading succeed, with the task of this package where none is given and no architecture in place of none.
+
+    The page ends with what it shows, and what shows the rest.
+    """
+    if parser.get_default("task") in (None, "translation"):
+        parser.set_defaults(task="nar_translation")
+    for action in parser._actions:  # set_defaults would give every command an --arch
+        action.required = False
+        if action.dest == "arch" and action.default in (None, "wav2vec2"):  # fairseq-train's and fairseq-generate's
+            action.default = argparse.SUPPRESS
+    if parser.epilog is None:
+        parser.epilog = (
+            "Shown are the flags of the --task (nar_translation, if none is given), the --arch and the --criterion of this "
+            "command line. nar-flags lists all that nar_plugins adds, by task, generator, model and criterion."
+        )
 
 
 def check_checkpoint(path) -> None:

@@ -38,7 +38,7 @@ work, target = Path(sys.argv[1]), sys.argv[2]
 dictionary = Dictionary.load(str(work / "whole" / f"dict.{target}.txt"))
 (stem,) = glob(str(work / "whole" / f"train.*.{target}.idx"))
 distilled = data_utils.load_indexed_dataset(stem[: -len(".idx")], dictionary)
-lines = (work / "generate.txt").read_text(encoding="utf-8").splitlines()
+lines = (work / "generate.txt").read_text(encoding="utf-8").split("\n")[:-1]
 differ = sum(dictionary.string(tokens) != line for tokens, line in zip(distilled, lines))
 names = sorted(path.name for path in (work / "whole").glob("*.*"))
 same = all((work / "killed" / name).read_bytes() == (work / "whole" / name).read_bytes() for name in names)

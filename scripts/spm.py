@@ -30,6 +30,8 @@ def main():
         )
         return
     processor = sentencepiece.SentencePieceProcessor(model_file=f"{args.model}.model")
+    for stream in (sys.stdin, sys.stdout):
+        stream.reconfigure(encoding="utf-8", newline="\n")  # only \n ends a line, whatever the machine's locale
     for line in sys.stdin:
         line = line.rstrip("\n")
         if args.job == "encode":

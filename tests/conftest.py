@@ -19,7 +19,8 @@ from nar_plugins.generators.mask_predict import MaskPredictConfig, MaskPredictGe
 from nar_plugins.generators.registry import generation_options
 
 ROOT = Path(__file__).resolve().parent.parent
-SHARED = ROOT.parent / "shared" / "data"
+FIXTURES = ROOT / "tests" / "fixtures"  # computed by the official releases
+SHARED = ROOT.parent / "shared" / "data"  # real text, where it is
 ALPHABET = [f"w{i}" for i in range(40)]
 
 

@@ -36,7 +36,7 @@ def spoken(letter: str, numbers) -> str:
 def read(output: Path) -> dict:
     """Number of the sentence -> source, output and passes; where fairseq prints no passes, one a token."""
     found = {}
-    for line in output.read_text().splitlines():
+    for line in output.read_text(encoding="utf-8").split("\n"):
         kind, _, rest = line.partition("-")
         if kind in ("S", "H", "I") and "\t" in rest:
             number, *fields = rest.split("\t")

@@ -1,7 +1,7 @@
 """How many labels are right: python examples/classification/accuracy.py OUTPUT LABELS
 
-OUTPUT is what fairseq-generate wrote, or one label a line. Printed beside it: what always saying the most frequent label
-would give, and how many outputs are no label at all.
+OUTPUT is what fairseq-generate wrote, or one label a line; "-" is standard input. Printed beside it: what always saying the
+most frequent label would give, and how many outputs are no label at all.
 """
 import argparse
 import sys
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import List, NamedTuple
 
 from nar_plugins.cli.score import generated
+from nar_plugins.data.lines import read_lines
 
 
 class Counts(NamedTuple):
@@ -32,11 +33,11 @@ def main(argv=None) -> None:
     parser.add_argument("output", type=Path)
     parser.add_argument("labels", type=Path)
     args = parser.parse_args(argv)
-    for path in (args.output, args.labels):
-        if not path.is_file():
-            sys.exit(f"accuracy.py: no file {path}")
-    lines = args.output.read_text(encoding="utf-8").splitlines()
-    said, labels = generated(lines, "D") or lines, args.labels.read_text(encoding="utf-8").splitlines()
+    try:
+        lines, labels = read_lines(args.output), read_lines(args.labels)
+    except ValueError as error:
+        sys.exit(f"accuracy.py: {error}")
+    said = generated(lines, "D") or generated(lines, "H") or lines
     if len(said) != len(labels) or not labels:
         sys.exit(f"accuracy.py: {len(said)} outputs but {len(labels)} labels")
     right, most_frequent, no_label, total = count(said, labels)

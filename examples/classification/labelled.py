@@ -20,7 +20,7 @@ def lines_of(folder: Path, name: str) -> list:
     for end, opened in (("", open), (".gz", gzip.open), (".xz", lzma.open)):
         path = folder / f"{name}{end}"
         if path.is_file():
-            with opened(path, "rt", encoding="utf-8", newline="\n") as file:
+            with opened(path, "rt", encoding="utf-8-sig", newline="\n") as file:
                 return [line.rstrip("\n") for line in file]
     raise ValueError(f"'{folder}' has no {name} (plain, .gz or .xz): give SQuAD's folder, or your own TSVs to prepare.sh")
 

@@ -17,6 +17,8 @@ from typing import List, NamedTuple
 from sacrebleu.metrics import BLEU
 
 from nar_plugins.cli.score import generated
+from nar_plugins.data.bleu import without_unknown
+from nar_plugins.data.lines import read_lines
 
 
 class NoSynonyms:
@@ -60,9 +62,10 @@ class Words:
 
 
 def read(path: Path) -> List[str]:
-    if not path.is_file():
-        sys.exit(f"score.py: no file {path}")
-    return path.read_text(encoding="utf-8").split("\n")[:-1]
+    try:
+        return read_lines(path)
+    except ValueError as error:
+        sys.exit(f"score.py: {error}")
 
 
 def together(references: List[str], sources: List[str]) -> List[List[str]]:
@@ -84,7 +87,7 @@ def main(argv=None) -> None:
         import rouge_score  # noqa: F401
     except ImportError as error:
         sys.exit(f"score.py: {error.name} is not installed: pip install -e '.[qg]'")
-    references = read(args.references)
+    references, _ = without_unknown(read(args.references))  # a piece that the dictionary lacks is never right
     sources = read(args.sources) if args.sources else list(range(len(references)))
     if len(sources) != len(references):
         sys.exit(f"score.py: {len(references)} references but {len(sources)} sources")

@@ -6,16 +6,32 @@ from pathlib import Path
 from nar_plugins.export.bang import convert_bang, convert_bert_vocabulary
 from nar_plugins.export.convert import convert_fairseq, convert_mask_predict
 
+# where the releases' own pages say that their files are
+MASK_PREDICT = """A checkpoint of Mask-Predict's release as a cmlm. Its page links archives of checkpoints and dictionaries:
+
+  https://github.com/facebookresearch/Mask-Predict
+  http://dl.fbaipublicfiles.com/fairseq/models/maskPredict_en_de.tar.gz (de_en, en_ro, ro_en, en_zh, zh_en)
+"""
+BANG = """A checkpoint of BANG's release as a bang. Its page links the pre-trained one:
+
+  https://github.com/microsoft/BANG
+  https://msraprophetnet.blob.core.windows.net/bang/checkpoint_base_9gram_ck35.pt
+
+The vocabulary is that of BERT base uncased, vocab.txt; nar-convert bert-vocab --official makes the dictionary of it.
+"""
+
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="nar-convert", description=__doc__)
     kinds = parser.add_subparsers(dest="kind", required=True)
-    kind = kinds.add_parser("mask-predict", help="facebookresearch/Mask-Predict -> cmlm")
+    kind = kinds.add_parser("mask-predict", help="facebookresearch/Mask-Predict -> cmlm", description=MASK_PREDICT,
+                            formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     kind.add_argument("checkpoint", type=Path, metavar="CKPT", help="the release's checkpoint")
     kind.add_argument("--dict", type=Path, required=True, help="the release's dict.*.txt (one for both sides)")
     kind.add_argument("--out", type=Path, required=True, metavar="DIR", help="receives checkpoint.pt and dict.txt")
     kind.add_argument("--heads", type=int, default=0, help="attention heads, if the checkpoint does not say (width / 64)")
-    kind = kinds.add_parser("bang", help="microsoft/BANG, or microsoft/ProphetNet of two streams -> bang")
+    kind = kinds.add_parser("bang", help="microsoft/BANG, or microsoft/ProphetNet of two streams -> bang", description=BANG,
+                            formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     kind.add_argument("checkpoint", type=Path, metavar="CKPT", help="the release's checkpoint")
     kind.add_argument("--dict", type=Path, required=True, help="BERT's vocabulary, made by nar-convert bert-vocab")
     kind.add_argument("--out", type=Path, required=True, metavar="DIR", help="receives checkpoint.pt and dict.txt")

@@ -44,6 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.prog, parser.description = "nar-distill", __doc__
     parser.usage = "nar-distill DATA-BIN --teacher CKPT[:CKPT...] --out DIR [--mix] [--filter] [flags of fairseq-generate]"
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = "The options of other generators than fairseq's search are refused."
     group, limits = parser.add_argument_group("distillation"), Limits()
     group.add_argument("--teacher", required=True, metavar="CKPT",
                        help="AR checkpoint of nar_translation or translation; a.pt:b.pt is an ensemble")  # fmt: skip

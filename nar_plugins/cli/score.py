@@ -1,44 +1,72 @@
-"""nar-score: BLEU and chrF of text, or of fairseq-generate's output, with sacreBLEU's signatures."""
+"""nar-score: BLEU and chrF of text, or of fairseq-generate's output, with sacreBLEU's signatures.
+
+Examples:
+
+    nar-score output.txt reference.txt
+    fairseq-generate DATA --path MODEL ... | nar-score
+    fairseq-generate DATA --path MODEL ... | nar-score - reference.zh --target-lang zh
+
+A line ends at \\n only, and a byte order mark is no text. <unk> in a reference is matched by nothing.
+"""
 import argparse
 import sys
 from pathlib import Path
 from typing import List
 
-from nar_plugins.measure.quality import score
+from nar_plugins.data.bleu import TOKENIZERS, bleu_metric
+from nar_plugins.data.lines import STDIN, read_lines
+from nar_plugins.measure.quality import score, warn_of_references
+
+FIELDS_BEFORE_TEXT = {"S": 1, "T": 1, "H": 2, "D": 2}  # the sentence's number, and a hypothesis's score
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="nar-score", description=__doc__)
-    parser.add_argument("hypotheses", type=Path, help="one sentence a line, or what fairseq-generate wrote (D- or H- lines)")
-    parser.add_argument("references", type=Path, nargs="*", help="one or more; default: the T- lines of the same output")
+    parser = argparse.ArgumentParser(
+        prog="nar-score", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("hypotheses", nargs="?", default=STDIN, help="one sentence a line, or what fairseq-generate wrote (D- "
+                        "or H- lines, the best of an n-best list); - or nothing: standard input")  # fmt: skip
+    parser.add_argument("references", nargs="*", help="one or more; default: the T- lines of the same output")
+    parser.add_argument("--tokenize", choices=TOKENIZERS, metavar="NAME", help="sacreBLEU's tokeniser for BLEU, one of "
+                        f"{', '.join(TOKENIZERS)} (default: that of --target-lang)")  # fmt: skip
+    parser.add_argument("--target-lang", metavar="CODE", help="language of the text: zh, ja, ko, th, km, lo and my have their "
+                        "tokenisers (zh, ja-mecab, ko-mecab, char), every other one 13a, which finds words between "
+                        "blanks")  # fmt: skip
     return parser
 
 
-def read(path: Path) -> List[str]:
-    if not path.is_file():
-        sys.exit(f"nar-score: no file {path}")
-    return path.read_text(encoding="utf-8").splitlines()
-
-
 def generated(lines: List[str], kind: str) -> List[str]:
-    """The first line of this kind of every sentence, in the order of the sentences' numbers."""
-    found = {}
+    """The text of the first line of this kind of every sentence, in the order of the sentences' numbers.
+
+    Args:
+        kind: S, T, H or D, as ``fairseq-generate`` names its lines.
+    """
+    found, before = {}, FIELDS_BEFORE_TEXT[kind]
     for line in lines:
-        name, *fields = line.split("\t")
+        name, *fields = line.split("\t", before)  # a tab in the text is text
         if name.startswith(f"{kind}-") and name[2:].isdigit():
-            found.setdefault(int(name[2:]), fields[-1] if fields else "")
+            found.setdefault(int(name[2:]), fields[before - 1] if len(fields) == before else "")
     return [found[i] for i in sorted(found)]
 
 
 def main(argv=None) -> None:
     args = build_parser().parse_args(argv)
-    lines = read(args.hypotheses)
-    hypotheses = generated(lines, "D") or generated(lines, "H")
-    references = [read(path) for path in args.references] or [generated(lines, "T")]
+    if args.hypotheses == STDIN and sys.stdin.isatty():
+        sys.exit("nar-score: no hypotheses: give a file, or pipe them in")
+    if [args.hypotheses, *args.references].count(STDIN) > 1:
+        sys.exit("nar-score: - is standard input, which can be read once")
     try:
-        quality = score(hypotheses or lines, references)
+        metric = bleu_metric(args.tokenize, args.target_lang)
+        lines = read_lines(args.hypotheses)
+        hypotheses = generated(lines, "D") or generated(lines, "H") or lines
+        references = [read_lines(path) for path in args.references] or [generated(lines, "T")]
+        if hypotheses and not any(references):
+            whose = ", ".join(args.references) or "the hypotheses are no output of fairseq-generate with T- lines"
+            raise ValueError(f"no references ({whose}): give a file of them")
+        quality = score(hypotheses, references, metric)
     except ValueError as error:
         sys.exit(f"nar-score: {error}")
+    warn_of_references(references, metric)
     print(f"BLEU {quality.bleu:.2f}  {quality.bleu_signature}")
     print(f"chrF {quality.chrf:.2f}  {quality.chrf_signature}")
 

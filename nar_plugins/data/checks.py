@@ -1,18 +1,21 @@
 """Refuse data that makes no sense, by name, before a training has begun."""
-import glob
 import logging
+import math
 import os
+import re
 import struct
 from typing import Optional, Tuple
 
 import torch
-from fairseq.data import ConcatDataset, TruncateDataset, data_utils
+from fairseq.data import ConcatDataset, TruncateDataset, data_utils, indexed_dataset
 
 logger = logging.getLogger(__name__)
 
 SAMPLE = 2000  # sentences looked at for the rate of <unk>
 MOST_UNKNOWN = 1 / 3  # refused
 WARN_UNKNOWN = 1 / 10
+ENOUGH = 200  # words of a validation set that say how it was segmented
+FORMATS = {"mmap": ("mmap",), "cached": ("cached", "lazy"), "huffman": ("huffman",)}  # how fairseq knows an index: its flags
 
 
 def check_languages(source: str, target: str) -> None:
@@ -22,7 +25,7 @@ def check_languages(source: str, target: str) -> None:
 
 
 def infer_languages(folder: str) -> Tuple[str, str]:
-    """Source and target language by the name of an index, such as train.en-de.en.idx.
+    """Source and target language by the name of an index, such as train.en-de.en.idx, or of raw text, train.en-de.en.
 
     fairseq takes any file of such a name, and so one of ours, which can be of the other direction.
 
@@ -30,9 +33,9 @@ def infer_languages(folder: str) -> Tuple[str, str]:
         ValueError: there is none.
     """
     for name in sorted(os.listdir(folder)):
-        parts = name.split(".")
-        if len(parts) == 4 and parts[3] == "idx" and parts[1].count("-") == 1:
-            return tuple(parts[1].split("-"))
+        pair = re.fullmatch(r"[^.]+\.([^.-]+)-([^.-]+)\.(\1|\2)(\.idx)?", name)
+        if pair:
+            return pair[1], pair[2]
     raise ValueError(f"{folder} holds no split like train.de-en.de.idx: give --source-lang and --target-lang")
 
 
@@ -40,24 +43,26 @@ def check_files(folder: str, split: str, source: str, target: str, impl: Optiona
     """Raise unless the split's two binarised files are there, whole, not empty and equally long.
 
     Args:
-        impl: ``--dataset-impl``; raw text has other files and is left to fairseq.
+        impl: ``--dataset-impl``; of raw text only the files' names are looked at, what is in them is left to fairseq.
     """
     if not os.path.isdir(folder):
         raise ValueError(f"no data folder '{folder}': binarise the text with fairseq-preprocess first")
-    if impl == "raw":
-        return
-    # as fairseq does, take data that were binarised for the other direction
-    pairs = [f"{source}-{target}", f"{target}-{source}"]
-    pair = next((p for p in pairs if glob.glob(os.path.join(glob.escape(folder), f"{split}.{p}.*.idx"))), pairs[0])
-    lines = {}
-    for side, language in (("source", source), ("target", target)):
-        stem = os.path.join(folder, f"{split}.{pair}.{language}")
-        for file in (f"{stem}.idx", f"{stem}.bin"):
+    ending = "" if impl == "raw" else ".idx"
+    pairs = [f"{source}-{target}", f"{target}-{source}"]  # as fairseq does, take data binarised for the other direction
+    stems = {pair: [os.path.join(folder, f"{split}.{pair}.{language}") for language in (source, target)] for pair in pairs}
+    pair = next((p for p in pairs if any(os.path.exists(f"{stem}{ending}") for stem in stems[p])), pairs[0])
+    lines = []
+    for side, stem in zip(("source", "target"), stems[pair]):
+        for file in (f"{stem}.idx", f"{stem}.bin") if ending else (stem,):
             if not os.path.exists(file):
-                raise ValueError(f"{split}: no {side} file {file}; binarise both sides (one side: fairseq-interactive)")
-        lines[language] = count_sentences(stem, impl)
-    if lines[source] != lines[target]:
-        raise ValueError(f"{split}: {lines[source]} {source} but {lines[target]} {target} sentences: they are no pairs")
+                hint = "binarise both sides (one side: fairseq-interactive)"
+                if ending and os.path.isfile(stem):
+                    hint = f"{stem} is raw text: give --dataset-impl raw, or binarise it"
+                raise ValueError(f"{split}: no {side} file {file}; {hint}")
+        if ending:
+            lines.append(count_sentences(stem, impl))
+    if len(set(lines)) > 1:
+        raise ValueError(f"{split}: {lines[0]} {source} but {lines[1]} {target} sentences: they are no pairs")
 
 
 def check_text(stem: str, split: str, impl: Optional[str] = None) -> None:
@@ -69,9 +74,19 @@ def check_text(stem: str, split: str, impl: Optional[str] = None) -> None:
 
 
 def count_sentences(stem: str, impl: Optional[str]) -> int:
-    """Sentences in one side of a split; raises when its index or its data is cut short or foreign, or holds none."""
+    """Sentences in one side of a split; raises when its index or its data is cut short or foreign, or holds none.
+
+    Args:
+        impl: ``--dataset-impl``; None: as fairseq recognises the files, which takes raw text of the same name before them.
+    """
     if os.path.getsize(f"{stem}.bin") == 0:
         raise ValueError(f"{stem}.bin is empty: the split has no sentence")
+    if impl is None and os.path.isfile(stem):
+        raise ValueError(f"{stem} is raw text beside {stem}.idx, and fairseq would read the former: take one of them away")
+    written = indexed_dataset.infer_dataset_impl(stem)
+    if impl and written in FORMATS and impl not in FORMATS[written]:
+        kinds = " or ".join(FORMATS[written])
+        raise ValueError(f"{stem}.idx is no data of --dataset-impl {impl} (it is {kinds}): leave the flag out")
     reason = None
     try:
         dataset = data_utils.load_indexed_dataset(stem, None, impl)
@@ -86,12 +101,26 @@ def count_sentences(stem: str, impl: Optional[str]) -> int:
     return len(dataset)
 
 
-def check_tokens(dataset, dictionary, name: str) -> None:
+def judged(train: bool, training: bool) -> float:
+    """How many words it takes to refuse a split for its ``<unk>``.
+
+    What is trained on is always judged: a dictionary is made of such text. Validation in a training needs ``ENOUGH`` words,
+    for one line may well hold names only. What is only decoded or scored is never refused: a text of another domain is
+    translated as well as it can be, as fairseq-interactive does.
+
+    Args:
+        train: whether it is the training split. training: whether this is a training.
+    """
+    return math.inf if not training else 0 if train else ENOUGH
+
+
+def check_tokens(dataset, dictionary, name: str, enough: float = 0) -> None:
     """Raise when the tokens of one side cannot be of this dictionary: beyond its end, or mostly ``<unk>``.
 
     Args:
         dataset: token ids by sentence; the first ``SAMPLE`` are looked at.
         name: what the message calls it.
+        enough: with fewer words than that, many ``<unk>`` are a warning.
     """
     tokens = torch.cat([dataset[i] for i in range(min(len(dataset), SAMPLE))])
     words = tokens[tokens != dictionary.eos()]
@@ -99,10 +128,13 @@ def check_tokens(dataset, dictionary, name: str) -> None:
         raise ValueError(f"{name} has token {int(tokens.max())}, its dictionary ends at {len(dictionary) - 1}: "
                          "the data was binarised with another dictionary")  # fmt: skip
     unknown = float(words.eq(dictionary.unk()).float().mean()) if len(words) else 0.0
+    said = f"{name}: {unknown:.0%} of the tokens are <unk>"
     if unknown > MOST_UNKNOWN:
-        raise ValueError(f"{name}: {unknown:.0%} of the tokens are <unk>: was the text segmented as for its dictionary?")
+        said += ": was the text segmented as for its dictionary?"
+        if len(words) >= enough:
+            raise ValueError(said)
     if unknown > WARN_UNKNOWN:
-        logger.warning(f"{name}: {unknown:.0%} of the tokens are <unk>")
+        logger.warning(said)
 
 
 def check_dictionaries(source, target) -> None:

@@ -65,17 +65,27 @@ def basic_tokens(text: str, cased: bool = False, whole: Collection[str] = ()) ->
             tokens.append(word)
             continue
         if not cased:
-            word = "".join(c for c in unicodedata.normalize("NFD", word.lower()) if unicodedata.category(c) != "Mn")
+            word = "".join(c for c in unicodedata.normalize("NFD", lowered(word)) if unicodedata.category(c) != "Mn")
         tokens += "".join(f" {c} " if is_punctuation(c) else c for c in word).split()
     return tokens
 
 
+def lowered(word: str) -> str:
+    """Lower case, letter by letter as in transformers' tokenisers: a capital sigma at the end is no final one."""
+    return "".join(c.lower() for c in word)
+
+
 def spaced(c: str) -> str:
-    """A character as it counts: white space is a blank, control characters nothing, Chinese ones words of their own."""
-    if c.isspace():
+    """A character as it counts: white space is a blank, control characters nothing, Chinese ones words of their own.
+
+    Of control characters only the tab and the ends of lines are white space, whatever Python's ``isspace`` says.
+    """
+    if c in "\t\n\r":
         return " "
     if c == "\ufffd" or unicodedata.category(c) in ("Cc", "Cf", "Cn", "Co", "Cs"):
         return ""
+    if c.isspace():
+        return " "
     return f" {c} " if any(low <= ord(c) <= high for low, high in CJK) else c
 
 

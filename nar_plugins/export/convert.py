@@ -15,6 +15,7 @@ from torch import Tensor
 
 from nar_plugins import compat, safe_reader
 from nar_plugins.data.dictionary import MASK
+from nar_plugins.data.lines import read_lines
 
 
 def convert_mask_predict(checkpoint: Path, dictionary: Path, folder: Path, heads: int = 0) -> Dict[str, Path]:
@@ -124,11 +125,13 @@ def read_symbols(dictionary: Path) -> List[tuple]:
     """(symbol, count) of every line, ``<mask>`` first."""
     if not dictionary.is_file():
         raise ValueError(f"no dictionary {dictionary}: give the release's dict.*.txt with --dict")
-    pairs = []
-    for number, line in enumerate(dictionary.read_text(encoding="utf-8").splitlines(), 1):
+    pairs, first_at = [], {}
+    for number, line in enumerate(read_lines(dictionary), 1):
         symbol, _, count = line.rpartition(" ")
         if not symbol or not count.isdigit():
             raise ValueError(f"{dictionary}, line {number}: '{line}' is not 'symbol count'")
+        if first_at.setdefault(symbol, number) != number:
+            raise ValueError(f"{dictionary}, line {number}: '{symbol}' is in line {first_at[symbol]} already")
         pairs.append((symbol, count))
     return [(MASK, "0"), *(pair for pair in pairs if pair[0] != MASK)]
 

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from nar_plugins.generators.bang_policies import BLOCK, POLICIES, READS, Adaptive, Policy
 from nar_plugins.generators.drafters import MOST
-from nar_plugins.generators.hypothesis import Dedup, greedy_hypothesis
+from nar_plugins.generators.hypothesis import Dedup, empty_hypothesis, greedy_hypothesis
 from nar_plugins.generators.registry import DEDUP, DecodingConfig, refuse_for_one_output, refuse_unserved, register_generator
-from nar_plugins.generators.rules import GreedyRules
+from nar_plugins.generators.rules import GreedyRules, refuse_nan
 from nar_plugins.modules.linear import CPU_ROWS, fast_linear
 from nar_plugins.modules.precision import full
 
@@ -47,7 +47,7 @@ class BangConfig(DecodingConfig):
         default=-0.5, metadata={"help": "cascade: the least mean log-probability with which the one-pass output is kept"}
     )
     bang_release_output: bool = field(
-        default=False, metadata={"help": "drop a token equal to the one before it, and then a word, as the release's script does"}
+        default=False, metadata={"help": "drop tokens equal to the one before, then such words, as the release's script does"}
     )  # fmt: skip
     dedup: DEDUP = field(default="none", metadata={"help": "drop consecutive repeated tokens, or words, from the output"})
 
@@ -72,11 +72,9 @@ class Batch:
     accepted: List[Tensor]  # every pass's (B,) int64: tokens decided in it
 
 
-@register_generator("bang", dataclass=BangConfig)
 class BangGenerator:
-    """Decodes ``bang`` checkpoints, one or an ensemble, by the policies in which a pass decides for itself.
-
-    (``ar`` is fairseq's search and ``verify`` the generator ``blockwise``; the task hands them over.)
+    """The policies in which a pass decides for itself, by the rules of fairseq's search: with one mask a pass they are greedy
+    search. What is registered is ``ParallelBangGenerator``.
     """
 
     honoured = {"max_len_a", "max_len_b", "min_len", "unnormalized", "lenpen", "unkpen", "temperature"}
@@ -85,11 +83,11 @@ class BangGenerator:
         refuse_options(options, config, rescorer)
         self.models, self.config, self.options = list(models), config, options
         self.eos, self.mask = dictionary.eos(), mask
-        self.pad = dictionary.pad()
+        self.pad, self.bos = dictionary.pad(), dictionary.bos()
         self.rules = GreedyRules(options, self.pad, dictionary.unk(), self.eos)
         self.policy = POLICIES[str(config.bang_policy)](config)
-        self.dedup = Dedup("token" if config.bang_release_output else str(config.dedup), dictionary)
-        self.words = Dedup("word" if config.bang_release_output else "none", dictionary)
+        self.release = config.bang_release_output
+        self.dedups = [Dedup(how, dictionary) for how in (("token", "word") if self.release else (str(config.dedup),))]
         for model in self.models:
             model.eval()
         self.statistics = {"sentences": 0, "passes": 0, "masks": 0, "tokens": 0, "again": 0}
@@ -111,10 +109,13 @@ class BangGenerator:
         source = net_input["src_tokens"]
         dtype = getattr(torch, str(self.config.decode_dtype))
         with fast_linear(self.models, dtype), torch.autocast(source.device.type, dtype, enabled=dtype != torch.float32):
-            encoded = [model.encoder.forward_torchscript(net_input) for model in self.models]
-            found = self.decode(encoded, source, self.policy)
-            if str(self.config.bang_policy) == "cascade":
-                self.decode_again(found, encoded, source)
+            return self.translate([model.encoder.forward_torchscript(net_input) for model in self.models], source)
+
+    def translate(self, encoded: List[Dict], source: Tensor) -> List[List[Dict]]:
+        """The hypotheses of encoded sources (B, S)."""
+        found = self.decode(encoded, source, self.policy)
+        if str(self.config.bang_policy) == "cascade":
+            self.decode_again(found, encoded, source)
         return self.hypotheses(found)
 
     def decode(self, encoded: List[Dict], source: Tensor, policy: Policy) -> Batch:
@@ -156,7 +157,7 @@ class BangGenerator:
             model.decoder.block(batch.pending, batch.fed, cache, masks, last, batch.most_fed, policy.sees_start).squeeze(1)
             for model, cache in zip(self.models, batch.caches)
         ]
-        words, lprobs = self.best(features, steps, batch)
+        words, lprobs, broken = self.best(features, steps, batch)
 
         counts = policy.kept(lprobs, batch.lengths)
         ended = words.eq(self.eos) & (offsets < counts.unsqueeze(1))
@@ -171,7 +172,10 @@ class BangGenerator:
         batch.accepted.append(torch.zeros_like(batch.sizes).index_copy(0, batch.rows, counts))
         self.statistics["masks"] += masks * len(batch.rows)
 
-        over, lengths, kept, fed = torch.stack([done.long(), batch.lengths, counts, batch.fed]).tolist()
+        broken = (broken & (offsets < counts.unsqueeze(1))).any(1)
+        looked = torch.stack([done.long(), batch.lengths, counts, batch.fed, broken.long()])
+        over, lengths, kept, fed, nan = looked.tolist()
+        refuse_nan(any(nan))
         live = [row for row, finished in enumerate(over) if not finished]
         batch.shortest = min((lengths[row] for row in live), default=0)
         batch.longest = max((lengths[row] for row in live), default=0)
@@ -181,7 +185,8 @@ class BangGenerator:
             keep(batch, torch.tensor(live, dtype=torch.long, device=batch.rows.device))
 
     def best(self, features: List[Tensor], steps: Tensor, batch: Batch) -> tuple:
-        """The most probable allowed tokens (b, m) and their log-probabilities, from every model's features (b, m, D)."""
+        """The most probable allowed tokens (b, m), their log-probabilities, and where these are NaN, (b, m) bool, from every
+        model's features (b, m, D)."""
         rows = max(1, CPU_ROWS // steps.size(0)) if steps.device.type == "cpu" else steps.size(1)
         found = []
         for place in range(0, steps.size(1), rows):
@@ -192,11 +197,15 @@ class BangGenerator:
                 logits[..., self.mask] = -math.inf
                 each.append(logits.log_softmax(-1))
             lprobs = each[0] if len(each) == 1 else torch.stack(each).logsumexp(0) - math.log(len(each))
+            broken = lprobs[..., 0].isnan()  # a softmax with one NaN is NaN everywhere
             first, last = batch.shortest + place, batch.longest + place + rows - 1
-            value, index = self.rules(lprobs, steps[:, part], batch.limit, first, last).topk(2)
-            found.append((index[..., 0], value[..., 0]))
-        words, lprobs = zip(*found)
-        return torch.cat(words, 1), torch.cat(lprobs, 1)
+            value, index = self.allowed(self.rules(lprobs, steps[:, part], batch.limit, first, last)).topk(2)
+            found.append((index[..., 0], value[..., 0], broken))
+        return tuple(torch.cat(one, 1) for one in zip(*found))
+
+    def allowed(self, lprobs: Tensor) -> Tensor:
+        """Log-probabilities (b, m, V) with -inf for what is never said besides what fairseq's search forbids."""
+        return lprobs
 
     # -- cascade ---------------------------------------------------------------------------------------------------------
 
@@ -229,7 +238,7 @@ class BangGenerator:
             accepted = [max(count, 0) for count in passes[b] if count]
             text = tokens[b, :size].clone()
             made = greedy_hypothesis(text, scores[b, :size], accepted, self.options)
-            kept = torch.tensor(self.kept(text.tolist()))
+            kept = torch.tensor(self.kept(text.tolist()), dtype=torch.long)
             hypos.append([{**made, "tokens": text[kept], "positional_scores": scores[b, kept]}])
             self.statistics["passes"] += len(accepted)
             self.statistics["tokens"] += size
@@ -237,9 +246,44 @@ class BangGenerator:
         return hypos
 
     def kept(self, tokens: List[int]) -> List[int]:
-        """The indices of the tokens that stay in the output."""
-        kept = self.dedup.keep(tokens)
-        return [kept[i] for i in self.words.keep([tokens[i] for i in kept])]
+        """The indices of the tokens that stay in the output.
+
+        The release's script (post_processed_nar.py) drops [CLS], then tokens equal to the one before, then such words.
+        """
+        kept = [i for i, token in enumerate(tokens) if not (self.release and token == self.bos)]
+        for dedup in self.dedups:
+            kept = [kept[i] for i in dedup.keep([tokens[i] for i in kept])]
+        return kept
+
+
+@register_generator("bang", dataclass=BangConfig)
+class ParallelBangGenerator(BangGenerator):
+    """Decodes ``bang`` checkpoints, one or an ensemble, as the non-autoregressive generators do: an empty source has an empty
+    translation, and ``<s>`` is never said.
+
+    (``ar`` is fairseq's search and ``verify`` the generator ``blockwise``; the task hands them over.)
+    """
+
+    def translate(self, encoded: List[Dict], source: Tensor) -> List[List[Dict]]:
+        rows = source.ne(self.pad).sum(1).gt(1).nonzero().squeeze(1)
+        if len(rows) == len(source):
+            return super().translate(encoded, source)
+        said = {}
+        if len(rows):
+            chosen = [model.encoder.reorder_encoder_out(out, rows) for model, out in zip(self.models, encoded)]
+            said = dict(zip(rows.tolist(), super().translate(chosen, source[rows])))
+        self.statistics["sentences"] += len(source) - len(rows)
+        return [said.get(b) or [self.nothing()] for b in range(len(source))]
+
+    def nothing(self) -> Dict:
+        """The hypothesis of an empty source."""
+        made = {**empty_hypothesis(self.eos), "accepted": []}
+        return {**made, "history": []} if self.options.retain_iter_history else made
+
+    def allowed(self, lprobs: Tensor) -> Tensor:
+        if self.bos != self.eos:
+            lprobs[..., self.bos] = -math.inf
+        return lprobs
 
 
 def served_by(config: Namespace) -> str:
@@ -289,7 +333,7 @@ def refuse_options(options: Namespace, config, rescorer) -> None:
 
 def report(statistics: Dict) -> None:
     """The log's line at the end of a run."""
-    if not statistics["sentences"]:
+    if not statistics["masks"]:  # nothing was decoded, or empty sources only
         return
     again = f", {statistics['again']} sentences decoded again" if statistics["again"] else ""
     logger.info(

@@ -15,7 +15,7 @@ class BeamGenerator:
     Args:
         generator: what ``FairseqTask.build_generator`` made.
         models: its models.
-        mask: index of ``<mask>``.
+        mask: index of ``<mask>``; None where it is a word that the models know.
         dtype: ``--decode-dtype``, the type of the autocast.
 
     Raises:
@@ -39,6 +39,9 @@ class BeamGenerator:
     @contextmanager
     def without_mask(self):
         """While decoding, and only then, the models' vocabulary has no ``<mask>``."""
+        if self.mask is None:
+            yield
+            return
         column = torch.tensor([self.mask])
 
         def ban(module, inputs, logits):

@@ -27,10 +27,11 @@ class BlockSize:
     Args:
         fixed: ``--verify-block``, or None to adapt.
         device: type of the device.
+        least: proposals made and verified whether they pay or not, for ``--min-block``.
     """
 
-    def __init__(self, drafter: Drafter, fixed: Optional[int], device: str):
-        self.drafter, self.fixed = drafter, fixed
+    def __init__(self, drafter: Drafter, fixed: Optional[int], device: str, least: int = 0):
+        self.drafter, self.fixed, self.least = drafter, fixed, least
         self.overhead = OVERHEAD.get(device, OVERHEAD["cuda"])
         counts = range(drafter.most + 1)
         self.work, self.wait = [drafter.work(n) for n in counts], [drafter.wait(n) for n in counts]
@@ -48,11 +49,13 @@ class BlockSize:
             product *= right / tried
             survival.append(product)
         best = self.best(rows, survival, with_proposals=True)
+        if self.least:
+            return max(best, min(self.least, most))
         return most if best and self.drafter.stops else best
 
     def worth(self, rows: int) -> float:
         """The probability to survive below which one more proposal costs more than it brings, after ``wanted``."""
-        if self.fixed is not None:
+        if self.fixed is not None or self.least:  # then a number is wanted
             return 0.0
         more = self.overhead * self.wait[1] + rows * (1 + self.work[1])
         return self.rate * more
@@ -62,7 +65,8 @@ class BlockSize:
         rows, proposed = drafts.tokens.shape
         if self.fixed is not None or drafts.lprobs is None or rows == 0:
             return proposed
-        return self.best(rows, drafts.lprobs.cumsum(1).exp().mean(0).tolist(), with_proposals=False)
+        best = self.best(rows, drafts.lprobs.cumsum(1).exp().mean(0).tolist(), with_proposals=False)
+        return max(best, min(self.least, proposed))
 
     def best(self, rows: int, survival: List[float], with_proposals: bool) -> int:
         """The number of drafts with the most decided tokens for the cost."""

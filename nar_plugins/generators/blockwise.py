@@ -13,6 +13,8 @@ from fairseq import utils
 from fairseq.dataclass import ChoiceEnum
 from torch import Tensor
 
+from nar_plugins.data.dictionary import knows_mask
+from nar_plugins.generators import registry
 from nar_plugins.generators.bang_verify import BangBlocks, RowDrafter, has_rows
 from nar_plugins.generators.block_size import BlockSize
 from nar_plugins.generators.drafters import (
@@ -28,7 +30,7 @@ from nar_plugins.generators.drafters import (
 )
 from nar_plugins.generators.hypothesis import greedy_hypothesis
 from nar_plugins.generators.registry import DecodingConfig, refuse_for_one_output, refuse_unserved, register_generator
-from nar_plugins.generators.rules import GreedyRules
+from nar_plugins.generators.rules import GreedyRules, refuse_nan
 from nar_plugins.modules.block_decoder import BlockCache, BlockDecoder
 from nar_plugins.modules.linear import fast_linear
 from nar_plugins.modules.precision import full
@@ -72,7 +74,9 @@ class BlockwiseConfig(DecodingConfig):
         default=None, metadata={"help": "--accept top: and its log-probability at most this far below the best (no bound)"}
     )
     min_block: int = field(
-        default=1, metadata={"help": "accept at least this many tokens a call, checked or not; above 1 it changes the output"}
+        default=1,
+        metadata={"help": "accept at least this many tokens a call after the first, checked or not, up to a proposed </s> that "
+                  "greedy search would not say; above 1 it changes the output"},
     )
 
 
@@ -117,6 +121,7 @@ class BlockwiseGenerator:
         self.models, self.config, self.options = list(models), config, options
         self.pad, self.unk, self.eos, self.mask = dictionary.pad(), dictionary.unk(), dictionary.eos(), mask
         self.rules = GreedyRules(options, self.pad, self.unk, self.eos)
+        self.knows_mask = knows_mask(dictionary) and not any(map(registry.is_parallel, self.models))
         self.top = config.accept_top or TOP
         self.gap = math.inf if config.accept_gap is None else config.accept_gap
         self.decoders = [BangBlocks(one.decoder) if has_rows(one) else BlockDecoder(one.decoder) for one in self.models]
@@ -130,6 +135,11 @@ class BlockwiseGenerator:
         if config.verify_block is not None and config.verify_block > self.drafter.most + 1:
             raise ValueError(f"--verify-block {config.verify_block}: these proposals are for blocks of at most "
                              f"{self.drafter.most + 1} tokens")  # fmt: skip
+        if config.min_block > self.drafter.most + 1:
+            raise ValueError(f"--min-block {config.min_block}: these proposals are for blocks of at most "
+                             f"{self.drafter.most + 1} tokens")  # fmt: skip
+        if self.top > len(dictionary):
+            raise ValueError(f"--accept-top {self.top}: the dictionary has {len(dictionary)} symbols")
         if str(config.accept) != "exact" or config.min_block > 1:
             logger.warning("blockwise accepts what greedy search would not say: the output is not that of greedy search")
         self.statistics = {"calls": 0, "sentences": 0, "first": 0, "tokens": 0, "masks": 0, "accepted": Counter()}
@@ -176,7 +186,8 @@ class BlockwiseGenerator:
             encoded = [model.encoder.forward_torchscript(sample["net_input"]) for model in self.models]
             batch = self.start(source, encoded, prefix_tokens, self.eos if bos_token is None else bos_token)
             state = self.drafter.begin(sample, encoded)
-            size = BlockSize(self.drafter, self.config.verify_block, source.device.type)
+            least = self.config.min_block - 1
+            size = BlockSize(self.drafter, self.config.verify_block, source.device.type, least)
             while batch.rows.numel():
                 self.step(batch, state, size)
         return self.hypotheses(batch, source)  # outside, because fairseq changes them in place
@@ -224,6 +235,7 @@ class BlockwiseGenerator:
         offsets = torch.arange(block.size(1), device=block.device)
         steps = batch.lengths.unsqueeze(1) + offsets  # index of the token that each position decides
         lprobs, features, attention = self.call(batch, block)
+        broken = lprobs[..., 0].isnan()  # a softmax with one NaN is NaN everywhere
         lprobs = self.rules(lprobs, steps, batch.limit, batch.shortest, batch.longest + block.size(1) - 1, batch.prefix)
         greedy = lprobs.topk(2).indices[..., 0]
 
@@ -250,7 +262,9 @@ class BlockwiseGenerator:
         batch.lengths, batch.last = lengths, decided.gather(1, place)
 
         forced = batch.prefix is not None and not batch.longest
-        lengths_now, counts_now, done_now = torch.stack([lengths, counts, done.long()]).tolist()
+        broken = (broken & (offsets < counts.unsqueeze(1))).any(1)
+        lengths_now, counts_now, done_now, nan = torch.stack([lengths, counts, done.long(), broken.long()]).tolist()
+        refuse_nan(any(nan))
         live = [row for row, over in enumerate(done_now) if not over]
         batch.shortest = min((lengths_now[row] for row in live), default=0)
         batch.longest = max((lengths_now[row] for row in live), default=0)
@@ -274,8 +288,8 @@ class BlockwiseGenerator:
     # -- the verifier ------------------------------------------------------------------------------------------------------
 
     def call(self, batch: Batch, block: Tensor) -> tuple:
-        """What follows every token of the block (b, m): the ensemble's log-probabilities (b, m, V) without ``<mask>``, every
-        model's features (b, m, D), and the attention (b, m, S) where it is asked for."""
+        """What follows every token of the block (b, m): the ensemble's log-probabilities (b, m, V), without ``<mask>`` unless
+        it is a word, every model's features (b, m, D), and the attention (b, m, S) where it is asked for."""
         lprobs, features, attentions = [], [], []
         for decoder, cache in zip(self.decoders, batch.caches):
             x, attention = decoder(
@@ -284,7 +298,8 @@ class BlockwiseGenerator:
             logits = decoder.logits(x)
             if self.options.temperature != 1:
                 logits = logits / self.options.temperature
-            logits[..., self.mask] = -math.inf  # an AR model never learnt it
+            if not self.knows_mask:
+                logits[..., self.mask] = -math.inf  # an AR model never learnt it
             lprobs.append(full(logits).log_softmax(-1))
             features.append(x)
             attentions.append(attention)

@@ -1,5 +1,5 @@
 """From the tensors of a decoding loop to fairseq's hypotheses, and the removal of repetitions."""
-from typing import Dict, List
+from typing import Dict, Iterable, List
 
 import torch
 from torch import Tensor
@@ -59,7 +59,7 @@ class Dedup:
 
     def __init__(self, how: str, dictionary):
         self.how, self.eos = how, dictionary.eos()
-        symbols = dictionary.symbols
+        self.symbols = symbols = dictionary.symbols
         if isinstance(dictionary, BertDictionary):
             self.starts = [not s.startswith("##") for s in symbols]
             self.continues = [False] * len(symbols)
@@ -77,11 +77,19 @@ class Dedup:
         units = self.words(tokens) if self.how == "word" else [[i] for i in range(len(tokens))]
         kept, previous = [], None
         for unit in units:
-            content = [tokens[i] for i in unit]
+            content = self.text(tokens[i] for i in unit)
             if content != previous:
                 kept.extend(unit)
             previous = content
         return kept
+
+    def text(self, unit: Iterable[int]):
+        """What two units must have in common to be the same: the token, or the word, whatever pieces it is made of."""
+        if self.how == "token":
+            return list(unit)
+        first, *others = (self.symbols[token] for token in unit)
+        pieces = [first, *(other[2:] if other.startswith("##") else other for other in others)]
+        return "".join(piece[:-2] if piece.endswith("@@") else piece for piece in pieces).replace("\u2581", "")
 
     def words(self, tokens: List[int]) -> List[List[int]]:
         """The indices of the tokens, word by word; ``</s>`` is a word of its own."""

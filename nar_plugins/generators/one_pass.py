@@ -10,6 +10,7 @@ from torch import Tensor
 from nar_plugins.data import source_copy
 from nar_plugins.generators.parallel import Found, ParallelGenerator, rectangle
 from nar_plugins.generators.registry import SharedGeneratorConfig, register_generator
+from nar_plugins.generators.rules import refuse_nan
 from nar_plugins.modules import ctc
 from nar_plugins.modules.precision import full
 
@@ -45,7 +46,9 @@ class NatGenerator(ParallelGenerator):
 
     def fertility_probabilities(self, encoded: List[Dict]) -> Tensor:
         """(B, S, 50), the mean of the models'."""
-        return torch.stack([m.fertility_lprobs(out).exp() for m, out in zip(self.models, encoded)]).mean(0)
+        found = torch.stack([m.fertility_lprobs(out).exp() for m, out in zip(self.models, encoded)]).mean(0)
+        refuse_nan(bool(found.isnan().any()))
+        return found
 
     def bounded(self, fertilities: Tensor, source: Tensor) -> Tensor:
         """Fertilities (B, N, S) or (B, S) that make a canvas no longer than allowed."""

@@ -11,6 +11,7 @@ from nar_plugins.data.canvas import candidate_lengths, gold_lengths
 from nar_plugins.generators.hypothesis import Dedup, empty_hypothesis, hypothesis
 from nar_plugins.generators.registry import refuse_unserved
 from nar_plugins.generators.rescore import Rescorer
+from nar_plugins.generators.rules import refuse_nan
 from nar_plugins.modules.linear import CPU_ROWS, fast_linear
 from nar_plugins.modules.precision import full
 
@@ -98,6 +99,7 @@ class ParallelGenerator:
         """Candidate lengths (B, N) and which of them to keep (B, N)."""
         lprobs = torch.stack([m.length_lprobs(out) for m, out in zip(self.models, encoded)])
         lprobs = lprobs.logsumexp(0) - math.log(len(self.models))
+        refuse_nan(bool(lprobs.isnan().any()))
         shortest = max(2, self.options.min_len + 1)  # fairseq's --min-len does not count </s>
         if self.config.gold_length:
             return gold_lengths(self.lengths_of(target), self.beam, lprobs.size(1), shortest)
@@ -147,6 +149,8 @@ class ParallelGenerator:
 
         empty = source.ne(self.pad).sum(1).le(1)
         rows, keep, empty, own, scores = (x.cpu() for x in (rows, keep, empty, own, scores))
+        refuse_nan(bool(own.isnan().any()))
+        refuse_nan(bool(scores.isnan().any()), "the rescorer's")
         found = found._replace(**{name: getattr(found, name).cpu() for name in ("tokens", "lprobs", "lengths", "steps")})
         if found.history is not None:
             found = found._replace(history=[past.cpu() for past in found.history])

@@ -3,10 +3,12 @@
 A generator's options are the fields of its dataclass. The task's config inherits them, so they are flags of fairseq's
 commands, and validation with BLEU decodes with them.
 """
+import json
 import logging
 from argparse import Namespace
 from dataclasses import dataclass, field, fields
-from typing import Dict, Optional, Tuple
+from enum import Enum
+from typing import Any, Dict, Optional, Tuple, Union, get_args, get_origin, get_type_hints
 
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from fairseq.dataclass.configs import GenerationConfig
@@ -97,6 +99,62 @@ def resolve(name: str, models, beam: int = 1) -> str:
                 f"--generator {name} cannot decode a {type(model).__name__}: use --generator auto or {' or '.join(names)}"
             )
     return name
+
+
+def is_parallel(model) -> bool:
+    """Whether a model is one of those that predict several positions at once, and not decoded from left to right by default."""
+    return not {"beam", "blockwise"} & {*getattr(model, "generators", ("beam",))[:1]}
+
+
+def check_json(name: str, text: Optional[str]) -> None:
+    """Raise unless a flag's text is a JSON object."""
+    flag = f"--{name.replace('_', '-')}"
+    try:
+        value = json.loads(text or "")
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise ValueError(f"{flag} {text!r} is no JSON object such as '{{\"beam\": 1}}'")
+
+
+# a field's type -> what a user is told to give, and what is taken for it; 1 is fine where 1.0 is
+TYPES = {
+    bool: ("choose true or false", bool), int: ("give a whole number", int), float: ("give a number", (int, float)),
+    str: ("give a string", str),
+}  # fmt: skip
+
+
+def check_values(given: Dict, where: str) -> None:
+    """Raise for the first generation option, of fairseq's or of this package's, that does not have its value.
+
+    Command lines are read by a parser that knows types and choices; ``--eval-bleu-args`` and the keywords of fairseq's hub
+    are not.
+
+    Args:
+        given: option -> value. where: what the message begins with.
+    """
+    kinds = {"generator": str}
+    for config in (GenerationConfig, *CONFIGS.values()):
+        kinds.update(get_type_hints(config))
+    for name, value in given.items():
+        wanted = wrong_type(kinds.get(name, Any), value)
+        if wanted:
+            shown = json.dumps(str(value) if isinstance(value, Enum) else value, default=str)
+            raise ValueError(f"{where}{name} is {shown}: {wanted}")
+
+
+def wrong_type(kind, value) -> Optional[str]:
+    """What is wanted instead of a value that is not of a dataclass's type; None for one that is."""
+    if get_origin(kind) is Union:  # Optional
+        return None if value is None else wrong_type(get_args(kind)[0], value)
+    if isinstance(kind, type) and issubclass(kind, Enum):
+        choices = [choice.value for choice in kind]
+        return None if str(value) in choices else f"choose {', '.join(choices)}"
+    if kind not in TYPES:  # Any
+        return None
+    wanted, types = TYPES[kind]
+    fine = isinstance(value, types) and (kind is bool) == isinstance(value, bool) and value == value  # NaN is no number
+    return None if fine else wanted
 
 
 def refuse_foreign(config: Namespace, name: str) -> None:

@@ -7,6 +7,13 @@ import torch
 from torch import Tensor
 
 
+def refuse_nan(found: bool, whose: str = "the model's") -> None:
+    """Raise where a decoding met NaN: what it chose there means nothing."""
+    if found:
+        raise ValueError(f"{whose} output is NaN: half precision overflowed (decode with --decode-dtype float32 and without "
+                         "--fp16), or the weights are NaN themselves (a training that diverged)")  # fmt: skip
+
+
 class GreedyRules:
     """The changes of ``SequenceGenerator._generate``, in its order.
 
@@ -34,6 +41,8 @@ class GreedyRules:
         self, lprobs: Tensor, steps: Tensor, limit: int, first: int, last: int, prefix: Optional[Tensor] = None
     ) -> Tensor:
         """Log-probabilities (b, m, V) of the tokens at indices ``steps`` (b, m), changed in place where that can be.
+
+        NaN becomes -inf, as in fairseq; the caller looks for it before.
 
         Args:
             first, last: no step is below or above them, as far as the host knows.

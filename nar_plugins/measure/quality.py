@@ -1,7 +1,12 @@
 """BLEU and chrF by sacreBLEU, always with the signature that makes them comparable."""
-from typing import List, NamedTuple
+import logging
+from typing import List, NamedTuple, Optional
 
 from sacrebleu.metrics import BLEU, CHRF
+
+from nar_plugins.data.bleu import bleu_metric, warn_of_no_blanks, without_unknown
+
+logger = logging.getLogger(__name__)
 
 
 class Quality(NamedTuple):
@@ -13,19 +18,44 @@ class Quality(NamedTuple):
     chrf_signature: str
 
 
-def score(hypotheses: List[str], references: List[List[str]]) -> Quality:
-    """Corpus scores of detokenised text.
+def check_references(references: List[List[str]], sentences: int) -> None:
+    """Raise unless every reference set has a line for every sentence, and there is one.
+
+    Args:
+        references: one list a reference set.
+    """
+    for number, reference in enumerate(references, 1):
+        if len(reference) != sentences:
+            raise ValueError(f"{sentences} hypotheses but {len(reference)} sentences in reference {number}")
+    if not sentences:
+        raise ValueError("there is no sentence to score")
+
+
+def warn_of_references(references: List[List[str]], metric: BLEU) -> None:
+    """Log what makes them a poor measure: pieces, unknown words, and no blanks for a tokeniser that needs them."""
+    texts = [text for reference in references for text in reference]
+    unknown = without_unknown(texts)[1]
+    if unknown:
+        logger.warning(f"the references hold {unknown} unknown words (<unk>), which count as not translated: the text itself, "
+                       "given as the reference, scores exactly")  # fmt: skip
+    if 2 * sum("\u2581" in text or "@@ " in text for text in texts) > len(texts):
+        logger.warning("the references are sub-words, and BLEU of pieces is not BLEU of words: --remove-bpe joins them")
+    warn_of_no_blanks(metric, texts)
+
+
+def score(hypotheses: List[str], references: List[List[str]], metric: Optional[BLEU] = None) -> Quality:
+    """Corpus scores of detokenised text; an unknown word in a reference is matched by nothing.
 
     Args:
         hypotheses: one a sentence.
         references: one list a reference set, each as long as the hypotheses.
+        metric: for BLEU, from ``bleu_metric``; None: with tokeniser 13a. chrF counts characters and needs none.
 
     Raises:
-        ValueError: a reference set has another number of sentences.
+        ValueError: a reference set has another number of sentences, or there is no sentence.
     """
-    for number, reference in enumerate(references, 1):
-        if len(reference) != len(hypotheses):
-            raise ValueError(f"{len(hypotheses)} hypotheses but {len(reference)} sentences in reference {number}")
-    bleu, chrf = BLEU(), CHRF()
-    scores = [metric.corpus_score(hypotheses, references).score for metric in (bleu, chrf)]
+    check_references(references, len(hypotheses))
+    references = [without_unknown(reference)[0] for reference in references]
+    bleu, chrf = metric or bleu_metric("13a"), CHRF()
+    scores = [one.corpus_score(hypotheses, references).score for one in (bleu, chrf)]
     return Quality(*scores, str(bleu.get_signature()), str(chrf.get_signature()))

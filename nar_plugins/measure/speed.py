@@ -1,11 +1,26 @@
 """Sentences a second of several systems, side by side in one process."""
+import ast
 import statistics
 import time
-from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
+from argparse import Namespace
+from typing import Dict, List, NamedTuple, NoReturn, Optional, Sequence, Tuple
 
 import torch
 from fairseq import checkpoint_utils, options, tasks, utils
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
+
+from nar_plugins.data.bleu import UNKNOWN_IN_REFERENCE
+
+REFUSED = {  # options of fairseq-generate that mean nothing here, and what to do
+    "batch_size": "nar-bench makes its own batches: give it --batch-sizes",
+    "max_tokens": "nar-bench makes its own batches: give it --batch-sizes",
+    "skip_invalid_size_inputs_valid_test": "nar-bench scores every sentence: take long ones out of the data",
+    "results_path": "nar-bench writes no such files: give it --output",
+    "lm_path": "nar-bench loads no language model",
+    "replace_unk": "nar-bench replaces no words",
+    "score_reference": "nar-bench scores what a system says",
+}
+ALIKE = ("gen_subset", "prefix_size", "source_lang", "target_lang", "post_process", "bpe", "tokenizer", "cpu")  # in all rows
 
 
 class Output(NamedTuple):
@@ -27,21 +42,31 @@ class System:
     """
 
     def __init__(self, name: str, path: str, data: str, flags: Sequence[str] = ()):
-        parser = options.get_generation_parser(default_task="nar_translation")
-        args = options.parse_args_and_arch(parser, input_args=[data, "--path", path, *flags])
-        self.name, self.cfg = name, convert_namespace_to_omegaconf(args)
-        self.cuda = torch.cuda.is_available() and not self.cfg.common.cpu
-        self.task = tasks.setup_task(self.cfg.task)
-        self.models, _ = checkpoint_utils.load_model_ensemble(utils.split_paths(path), task=self.task)
+        self.name, args = name, parsed(path, data, flags)
+        self.cfg = cfg = convert_namespace_to_omegaconf(args)
+        self.cuda = torch.cuda.is_available() and not cfg.common.cpu
+        self.task = tasks.setup_task(cfg.task)
+        self.models, _ = checkpoint_utils.load_model_ensemble(
+            utils.split_paths(path),
+            arg_overrides=ast.literal_eval(cfg.common_eval.model_overrides),
+            task=self.task,
+            suffix=cfg.checkpoint.checkpoint_suffix,
+            strict=cfg.checkpoint.checkpoint_shard_count == 1,
+            num_shards=cfg.checkpoint.checkpoint_shard_count,
+        )
         for model in self.models:
-            if self.cfg.common.fp16:
+            if cfg.common.fp16:
                 model.half()
             if self.cuda:
                 model.to("cuda")
-            model.prepare_for_inference_(self.cfg)
-        self.task.load_dataset(self.cfg.dataset.gen_subset, task_cfg=self.cfg.task)  # as fairseq-generate does
-        self.dataset = self.task.dataset(self.cfg.dataset.gen_subset)
-        self.generator = self.task.build_generator(self.models, self.cfg.generation)
+            model.prepare_for_inference_(cfg)
+        self.task.load_dataset(cfg.dataset.gen_subset, task_cfg=cfg.task)  # as fairseq-generate does
+        self.dataset = self.task.dataset(cfg.dataset.gen_subset)
+        self.generator = self.task.build_generator(self.models, cfg.generation)
+        self.prefix = cfg.generation.prefix_size
+        self.decoders = [d for d in (self.task.build_bpe(cfg.bpe), self.task.build_tokenizer(cfg.tokenizer)) if d is not None]
+        languages = {"source_lang": self.task.cfg.source_lang, "target_lang": self.task.cfg.target_lang}  # inferred or given
+        self.settings = {**{name: getattr(args, name, None) for name in ALIKE}, **languages}
 
     def batches(self, size: int, sentences: int = 0) -> List[Dict]:
         """Batches of ``size``: the first ``sentences`` (0: all), in file order for size 1 and else by length."""
@@ -51,11 +76,23 @@ class System:
         return [self.dataset.collater([self.dataset[i] for i in indices[at : at + size]]) for at in range(0, len(indices), size)]
 
     def decode(self, batches: List[Dict]) -> List[tuple]:
-        """(number of the sentence, its hypotheses) for every sentence; tokens in, tokens out."""
+        """(number of the sentence, its hypotheses) for every sentence; tokens in and out. Seeded as ``fairseq-generate`` is.
+
+        Raises:
+            ValueError: the decoding failed, with the system's name and the batch.
+        """
+        if self.cfg.common.seed is not None and not self.cfg.generation.no_seed_provided:
+            utils.set_torch_seed(self.cfg.common.seed)
         found = []
         for sample in batches:
-            sample = utils.move_to_cuda(sample) if self.cuda else sample
-            found += zip(sample["id"].tolist(), self.task.inference_step(self.generator, self.models, sample))
+            numbers = sample["id"].tolist()
+            try:
+                sample = utils.move_to_cuda(sample) if self.cuda else sample
+                prefix = sample["target"][:, : self.prefix] if self.prefix else None
+                found += zip(numbers, self.task.inference_step(self.generator, self.models, sample, prefix_tokens=prefix))
+            except Exception as error:  # anything: the others' minutes are lost with it, so it says at least whose it is
+                more = f" and {len(numbers) - 1} more" * (len(numbers) > 1)
+                raise ValueError(f"--system {self.name}, sentence {numbers[0]}{more}: {in_one_line(error)}") from error
         return found
 
     def seconds(self, batches: List[Dict]) -> float:
@@ -86,11 +123,56 @@ class System:
         return (counts["masks"], counts["tokens"]) if "masks" in counts else (0, 0)
 
     def reference(self) -> List[str]:
-        """The split's own targets as text."""
-        return [self.string(self.dataset.tgt[i]) for i in range(len(self.dataset))]
+        """The split's own targets as text, with unknown words that nothing matches."""
+        return [self.string(self.dataset.tgt[i], unk_string=UNKNOWN_IN_REFERENCE) for i in range(len(self.dataset))]
 
-    def string(self, tokens) -> str:
-        return self.task.target_dictionary.string(tokens, self.cfg.common_eval.post_process)
+    def string(self, tokens, **kwargs) -> str:
+        """What ``fairseq-generate`` prints of tokens in its D- and T- lines."""
+        ignored = getattr(self.generator, "symbols_to_strip_from_output", None)
+        dictionary, pieces = self.task.target_dictionary, self.cfg.common_eval.post_process
+        text = dictionary.string(tokens, pieces, extra_symbols_to_ignore=ignored, **kwargs)
+        for decoder in self.decoders:
+            text = decoder.decode(text)
+        return text
+
+
+def parsed(path: str, data: str, flags: Sequence[str]) -> Namespace:
+    """What ``fairseq-generate`` makes of the flags.
+
+    Raises:
+        ValueError: it would refuse them, or they mean nothing in a benchmark.
+    """
+
+    def refuse(message: str) -> NoReturn:
+        raise ValueError(message)
+
+    parser = options.get_generation_parser(default_task="nar_translation")
+    parser.error = refuse  # instead of pages of usage and an exit
+    args = options.parse_args_and_arch(parser, input_args=[data, "--path", path, *flags])
+    for name, why in REFUSED.items():
+        if getattr(args, name) != parser.get_default(name):
+            raise ValueError(f"--{name.replace('_', '-')}: {why}")
+    if args.path != path:
+        raise ValueError(f"--path {args.path}: the checkpoint stands before the flags")
+    return args
+
+
+def check_alike(systems: Sequence[System]) -> None:
+    """Raise where a system would decode other sentences than the first, or the same otherwise than it is compared."""
+    first = systems[0]
+    for system in systems[1:]:
+        for name in ALIKE:
+            there, here = first.settings[name], system.settings[name]
+            if there != here:
+                flag = "remove-bpe" if name == "post_process" else name.replace("_", "-")
+                raise ValueError(f"--system {system.name} has --{flag} {here}, {first.name} has {there}: all systems are "
+                                 "compared on the same text, so give it to all, in --flags")  # fmt: skip
+
+
+def in_one_line(error: Exception) -> str:
+    """The message of an error, with its type where a person did not write it for another."""
+    said = " ".join(str(error).split())
+    return said if isinstance(error, ValueError) and said else f"{type(error).__name__}: {said}"
 
 
 def sentences_per_second(systems: List[System], size: int, sentences: int, repeats: int = 3) -> List[float]:

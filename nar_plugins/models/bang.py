@@ -10,13 +10,10 @@ from fairseq.models.transformer.transformer_legacy import base_architecture as t
 from torch import Tensor
 
 from nar_plugins.models.bang_decoder import BangDecoder, BangEncoder
-from nar_plugins.models.nar_base import UNSUPPORTED
+from nar_plugins.models.flags import UNREAD_BY_BANG, UNSUPPORTED_BY_BANG, refuse_unsupported
 from nar_plugins.models.presets import default, sizes, switch_on
 from nar_plugins.modules.cells import Cells, row_sizes
 from nar_plugins.modules.fused_loss import fused_word_loss
-
-NOT_BANG = UNSUPPORTED + ("encoder_normalize_before", "decoder_normalize_before", "no_token_positional_embeddings",
-                          "quant_noise_pq", "quant_noise_scalar", "encoder_embed_path", "decoder_embed_path")  # fmt: skip
 
 
 class CellLosses(NamedTuple):
@@ -38,6 +35,7 @@ class BangModel(TransformerModel):
     """
 
     generators = ("bang", "beam", "blockwise")
+    unread_flags = UNREAD_BY_BANG  # the task refuses them in training
 
     @classmethod
     def add_args(cls, parser):
@@ -54,14 +52,19 @@ class BangModel(TransformerModel):
         """Build and initialise.
 
         Raises:
-            ValueError: a flag of fairseq's that has no meaning here, or a number of streams below 0.
+            ValueError: a flag of fairseq's that has no meaning here, a number of streams below 0, or two tables where there is
+                one.
         """
-        for flag in NOT_BANG:
-            if getattr(args, flag, None):
-                raise ValueError(f"--{flag.replace('_', '-')} does not work with --arch {args.arch}: leave it out")
+        refuse_unsupported(args, UNSUPPORTED_BY_BANG)
         if args.ngram < 0:
             raise ValueError(f"--ngram {args.ngram}: give the number of streams, or 0 for as many as a target has tokens")
         bang_parts(args)
+        if task.source_dictionary != task.target_dictionary:  # fairseq would name --share-all-embeddings, which nobody gave
+            raise ValueError(f"--arch {args.arch} has one dictionary for both sides: give fairseq-preprocess "
+                             "--joined-dictionary")  # fmt: skip
+        if args.encoder_embed_dim != args.decoder_embed_dim:
+            raise ValueError(f"--arch {args.arch} has one table of embeddings: --encoder-embed-dim {args.encoder_embed_dim} "
+                             f"and --decoder-embed-dim {args.decoder_embed_dim} must be equal")  # fmt: skip
         model = super().build_model(args, task)
         initialise(model)
         return model

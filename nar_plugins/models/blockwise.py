@@ -7,8 +7,11 @@ import torch.nn.functional as F
 from fairseq.models import register_model, register_model_architecture
 from fairseq.models.transformer import TransformerConfig, TransformerDecoderBase, TransformerModel
 from fairseq.models.transformer.transformer_legacy import base_architecture as transformer_base
+from fairseq.modules.checkpoint_activations import unwrap_checkpoint
 from torch import Tensor
 
+from nar_plugins.models.flags import UNREAD, UNSUPPORTED, refuse_unsupported
+from nar_plugins.models.nar_base import wrap
 from nar_plugins.models.presets import default, sizes
 from nar_plugins.modules.attention import allowed_sources, attend_packed
 from nar_plugins.modules.fused_loss import fused_word_loss
@@ -18,8 +21,6 @@ from nar_plugins.modules.sequential_heads import SequentialHeads
 
 logger = logging.getLogger(__name__)
 
-UNSUPPORTED = ("adaptive_softmax_cutoff", "cross_self_attention", "no_cross_attention", "base_layers",
-               "encoder_xformers_att_config", "decoder_xformers_att_config")  # fmt: skip
 OWN_PART = "decoder.proposal_heads."  # the parameters that an AR model does not have
 
 
@@ -91,6 +92,7 @@ class BlockwiseModel(TransformerModel):
     """A stock Transformer and K proposal heads; ``--finetune-from-model`` starts it from any stock ``transformer``."""
 
     generators = ("blockwise", "beam")
+    unread_flags = UNREAD  # the task refuses them in training
 
     @classmethod
     def add_args(cls, parser):
@@ -107,9 +109,7 @@ class BlockwiseModel(TransformerModel):
 
     @classmethod
     def build_model(cls, args, task):
-        for flag in UNSUPPORTED:
-            if getattr(args, flag, None):
-                raise ValueError(f"--{flag.replace('_', '-')} does not work with --arch {args.arch}: leave it out")
+        refuse_unsupported(args, UNSUPPORTED)
         if args.block_size < 1:
             raise ValueError(f"--block-size {args.block_size}: at least one head is needed")
         if args.block_ffn_dim is not None and args.block_ffn_dim < 1:
@@ -118,6 +118,8 @@ class BlockwiseModel(TransformerModel):
         if args.freeze_base and args.block_size == 1:
             raise ValueError("--freeze-base with --block-size 1 leaves nothing to train: give a larger --block-size")
         model = super().build_model(args, task)
+        for layer in (*model.encoder.layers.children(), *model.decoder.layers.children()):
+            wrap(unwrap_checkpoint(layer), model.cfg)
         if args.freeze_base:
             model.requires_grad_(False)
             model.decoder.proposal_heads.requires_grad_(True)

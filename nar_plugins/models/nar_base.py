@@ -5,17 +5,20 @@ the decoder) and, in training, ``losses``. Generators and the criterion call not
 """
 import logging
 import re
+from contextlib import nullcontext
 from functools import partial
 from typing import Dict, List, NamedTuple, Optional
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from fairseq import utils
 from fairseq.models.transformer import TransformerConfig, TransformerDecoderBase, TransformerEncoderBase, TransformerModel
-from fairseq.modules.checkpoint_activations import checkpoint_wrapper
 from torch import Tensor
+from torch.autograd.graph import save_on_cpu
 from torch.utils.checkpoint import checkpoint
 
+from nar_plugins.models.flags import UNREAD_IN_PARALLEL, UNSUPPORTED_IN_PARALLEL, refuse_unsupported
 from nar_plugins.models.initialise import bert_init, start_from
 from nar_plugins.modules.attention import allowed_keys, allowed_sources
 from nar_plugins.modules.fused_loss import fused_word_loss
@@ -24,12 +27,6 @@ from nar_plugins.modules.length_head import LENGTH_HEADS, LengthHead
 from nar_plugins.modules.losses import LossPart
 
 logger = logging.getLogger(__name__)
-
-# flags of TransformerModel that change what the decoder is made of; a parallel decoder has no meaning for them
-UNSUPPORTED = (
-    "adaptive_softmax_cutoff", "adaptive_input", "cross_self_attention", "no_cross_attention", "decoder_layerdrop",
-    "base_layers", "encoder_xformers_att_config", "decoder_xformers_att_config",
-)
 
 
 class Memory(NamedTuple):
@@ -61,7 +58,10 @@ class NarEncoder(TransformerEncoderBase):
         return wrap(NarEncoderLayer(cfg), cfg)
 
     def forward(self, src_tokens: Tensor, src_lengths=None, return_all_hiddens=False, token_embeddings=None) -> Dict:
-        """fairseq's dictionary of lists for src_tokens (B, S), and in ``length_state`` the length head's input (B, D)."""
+        """fairseq's dictionary of lists for src_tokens (B, S), and in ``length_state`` the length head's input (B, D).
+
+        ``encoder_states`` has one more than there are layers: where ``--encoder-layerdrop`` drops one, what it was given.
+        """
         padding = src_tokens.eq(self.padding_idx)
         x, embedding = self.forward_embedding(src_tokens, token_embeddings)
         x = x.masked_fill(padding.unsqueeze(-1), 0)
@@ -69,14 +69,16 @@ class NarEncoder(TransformerEncoderBase):
         with_token = form == "token"
         seen = padding
         if with_token:
-            x = torch.cat([self.length_head.token(x.size(0)).to(x), x], 1)
+            x = torch.cat([self.dropout_module(self.length_head.token(x.size(0))).to(x), x], 1)  # words have had theirs
             seen = F.pad(padding, (1, 0))
         seen = seen if padding.any() else None
 
         x = x.transpose(0, 1)
         states = [x]
-        for layer in self.layers:
-            x = layer(x, encoder_padding_mask=seen)
+        drawn = {id(layer) for layer in self.layers}  # LayerDrop yields some of them, others in every iteration
+        for layer in self.layers.children():
+            if id(layer) in drawn:
+                x = layer(x, encoder_padding_mask=seen)
             states.append(x)
         if self.layer_norm is not None:
             x = self.layer_norm(x)
@@ -117,6 +119,8 @@ class NarDecoder(TransformerDecoderBase):
     def embed(self, tokens: Tensor) -> Tensor:
         """Canvas (R, T) int64 -> (R, T, D)."""
         x = self.embed_scale * self.embed_tokens(tokens)
+        if self.quant_noise is not None:
+            x = self.quant_noise(x)
         if self.project_in_dim is not None:
             x = self.project_in_dim(x)
         if self.embed_positions is not None:
@@ -170,6 +174,7 @@ class NarModel(TransformerModel):
 
     generators = ()  # the generators that can decode it, the default first
     own_parts = (r"encoder\.length_head\.",)  # patterns of parameters that an AR model does not have
+    unread_flags = UNREAD_IN_PARALLEL  # the task refuses them in training
 
     @classmethod
     def add_args(cls, parser):
@@ -191,13 +196,12 @@ class NarModel(TransformerModel):
     @classmethod
     def build_model(cls, args, task):
         """Build and initialise; the task then calls ``start_from_checkpoints`` unless it loads a checkpoint itself."""
-        for flag in UNSUPPORTED:
-            if getattr(args, flag, None):
-                raise ValueError(f"--{flag.replace('_', '-')} does not work with --arch {args.arch}: leave it out")
+        refuse_unsupported(args, UNSUPPORTED_IN_PARALLEL)
         model = super().build_model(args, task)
         model.pad, model.mask = task.target_dictionary.pad(), task.mask_index
         if getattr(args, "bert_init", False):
             model.apply(bert_init)
+            load_embeddings(model, args)  # again: the initialisation has drawn over them
         for module in model.modules():
             if isinstance(module, nn.LayerNorm) and getattr(args, "layer_norm_eps", None) is not None:
                 module.eps = args.layer_norm_eps
@@ -267,14 +271,25 @@ class NarModel(TransformerModel):
                 state_dict.update({prefix + key: own[key].clone() for key in keys})
 
 
-def wrap(layer: nn.Module, cfg) -> nn.Module:
-    """Honour ``--checkpoint-activations`` and ``--offload-activations``.
+def load_embeddings(model: TransformerModel, args) -> None:
+    """Honour ``--encoder-embed-path`` and ``--decoder-embed-path``, as fairseq does when it makes the tables."""
+    for side in (model.encoder, model.decoder):
+        path = getattr(args, "encoder_embed_path" if side is model.encoder else "decoder_embed_path", None)
+        if path:
+            utils.load_embedding(utils.parse_embedding(path), side.dictionary, side.embed_tokens)
 
-    The second is fairseq's own code. The first is PyTorch's, which computes again under the autocast of the first time;
-    fairseq's does not, and fails with ``--amp``.
+
+def wrap(layer: nn.Module, cfg) -> nn.Module:
+    """Honour ``--checkpoint-activations`` and ``--offload-activations``, without a change of any number.
+
+    PyTorch's checkpoints compute again under the autocast of the first time; fairseq's do not, and fail with ``--amp``.
     """
-    if cfg.checkpoint_activations and cfg.offload_activations:
-        return checkpoint_wrapper(layer, offload_to_cpu=True)
     if cfg.checkpoint_activations:
-        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
+        layer.forward = partial(computed_again, layer.forward, cfg.offload_activations)
     return layer
+
+
+def computed_again(forward, offload: bool, *args, **kwargs):
+    """``forward``, of which only the arguments are kept for the backward pass; with ``offload`` on the CPU."""
+    with save_on_cpu() if offload else nullcontext():
+        return checkpoint(forward, *args, use_reentrant=False, **kwargs)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from nar_plugins.data import source_copy
 from nar_plugins.data.noise import GLANCING_STREAM, uniform
+from nar_plugins.models.flags import UNREAD_WITHOUT_PQ, UNSUPPORTED_IN_PARALLEL, layers, refuse_unsupported
 from nar_plugins.models.nar_base import Memory, NarDecoder, NarEncoder, NarModel, wrap
 from nar_plugins.models.presets import default, sizes
 from nar_plugins.modules import ctc, glancing
@@ -97,11 +98,14 @@ class NatModel(NarModel):
     attention, diagonal mask and layer-wise attention. Each is a flag and has a ``--no-`` form.
     """
 
+    generators = ("one_pass", "noisy_parallel")  # the second with fertilities only; a built model has its own
+
     own_parts = (
         *NarModel.own_parts,
         r"encoder\.fertility_head\.",
         r"decoder\.layers\.\d+\.positional_attn(_layer_norm)?\.",
     )
+    unread_flags = UNREAD_WITHOUT_PQ  # fairseq's decoder projects the embeddings of its tokens, and here are none
 
     @classmethod
     def add_args(cls, parser):
@@ -142,10 +146,12 @@ class NatModel(NarModel):
                 f"the canvas is made of the source's embeddings: --encoder-embed-dim {args.encoder_embed_dim} and "
                 f"--decoder-embed-dim {args.decoder_embed_dim} must be equal"
             )
-        if args.layerwise_attention and args.encoder_layers != args.decoder_layers:
+        refuse_unsupported(args, UNSUPPORTED_IN_PARALLEL)
+        sides = {side: layers(args, side) for side in ("encoder", "decoder")}
+        if args.layerwise_attention and sides["encoder"] != sides["decoder"]:
             raise ValueError(
-                f"--layerwise-attention needs as many encoder layers ({args.encoder_layers}) as decoder layers "
-                f"({args.decoder_layers}): give --no-layerwise-attention"
+                f"--layerwise-attention needs as many --encoder-layers ({sides['encoder']}) as --decoder-layers "
+                f"({sides['decoder']}): give --no-layerwise-attention"
             )
         if args.positional_attention and getattr(args, "no_token_positional_embeddings", False):
             raise ValueError("--positional-attention needs positions: leave out --no-token-positional-embeddings")
@@ -155,6 +161,7 @@ class NatModel(NarModel):
         model.generators = ("one_pass", "noisy_parallel") if args.source_copy == "fertility" else ("one_pass",)
         if schedule is None and not (args.share_all_embeddings or args.share_decoder_input_output_embed):
             model.decoder.embed_tokens.weight.requires_grad_(False)  # nothing reads it: DDP would wait for its gradient
+            model.unread_flags = {**cls.unread_flags, "decoder_embed_path": None}
         if args.width_scaled_attention:
             for module in model.modules():
                 if isinstance(module, Attention):

@@ -50,7 +50,7 @@ def reveal(predicted: Tensor, gold: Tensor, real: Tensor, draws: Tensor, ratio: 
         (B, T) bool.
     """
     wrong = (predicted.ne(gold) & real).sum(1)
-    count = (wrong * ratio + 1e-6).long()  # 0.3 x 10 is 3, whatever a product of floats says
+    count = (wrong.double() * ratio + 1e-6).long()  # 0.53 x 100 is 53, whatever a product of floats says
     rank = draws.masked_fill(~real, float("inf")).argsort(1).argsort(1)
     return (rank < count.unsqueeze(1)) & real
 

@@ -7,8 +7,7 @@ it costs some 15 us more besides, which is several times the product itself wher
 other kinds were not measured, and keep PyTorch's choice.
 """
 from contextlib import contextmanager
-from functools import partial
-from typing import Optional
+from typing import Callable, Dict, Optional
 
 import torch
 import torch.nn as nn
@@ -30,28 +29,53 @@ def fast_linear(models, dtype: torch.dtype):
     Args:
         dtype: the type of the decoding; an autocast chooses its own kernels.
     """
-    usable = dtype == torch.float32 and faster()
-    modules = dict.fromkeys(m for model in models if usable for m in model.modules())  # once each: an ensemble may repeat one
-    layers = [m for m in modules if type(m) is nn.Linear and m.weight.dtype == torch.float32 and m.weight.device.type == "cpu"]
-    layers = [m for m in layers if "forward" not in vars(m)]
-    for layer in layers:
-        layer.forward = partial(of_layer, layer)
+    chosen = servable(models) if dtype == torch.float32 and faster() else {}
+    for layer, forward in chosen.items():  # not set as attributes: for a module that takes as long as a small product
+        vars(layer)["forward"] = forward
     try:
         yield
     finally:
-        for layer in layers:
-            del layer.forward
+        for layer in chosen:
+            del vars(layer)["forward"]
+
+
+def servable(models) -> Dict[nn.Linear, Callable[[Tensor], Tensor]]:
+    """The ``forward`` of every linear layer of ``models`` whose weight is a float32 parameter on a CPU.
+
+    A weight that is no parameter (weight normalisation, pruning) is made anew by every call of its layer, which keeps its own
+    ``forward``; so does a layer that has another one already.
+    """
+    found = {}
+    for module in (m for model in models for m in model.modules()):
+        if type(module) is not nn.Linear or "forward" in vars(module):
+            continue
+        weight = module._parameters.get("weight")
+        if weight is not None and weight.dtype == torch.float32 and weight.is_cpu:
+            found[module] = chosen_by_size(weight, module.bias)
+    return found
+
+
+def chosen_by_size(weight: Tensor, bias: Optional[Tensor]) -> Callable[[Tensor], Tensor]:
+    """A layer's ``forward``: (..., in) -> (..., out).
+
+    All that can be known of the layer is settled here. A product that is left to MKL then costs no more than in the layer
+    itself, which looks up its weight and bias in every call: a small model makes hundreds of them a sentence.
+    """
+    least = -(-SMALL // weight.size(0))  # numbers of the input from which on the product is a large one
+    large = torch.ops.mkldnn._linear_pointwise
+
+    def forward(x: Tensor) -> Tensor:
+        if x.numel() < least or x.dtype != torch.float32:
+            return F.linear(x, weight, bias)
+        return large(x, weight, bias, "none", [], "")
+
+    return forward
 
 
 def faster() -> bool:
     """Whether oneDNN is there, on a processor where it is worth it."""
     there = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
     return there and "AVX512" in torch.backends.cpu.get_cpu_capability()
-
-
-def of_layer(layer: nn.Linear, x: Tensor) -> Tensor:
-    """(..., in) -> (..., out)."""
-    return linear(x, layer.weight, layer.bias)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Optional[Tensor]) -> Tensor:

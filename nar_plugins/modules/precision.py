@@ -1,8 +1,18 @@
 """Where half precision must not go (softmaxes, scores and losses), and where it is no use."""
+from collections import Counter
+from contextlib import nullcontext
 from time import perf_counter
+from typing import Dict, Iterator, Optional, Tuple
 
 import torch
+import torch.nn as nn
+import torch.nn.functional as F
 from torch import Tensor
+
+SMALL = (256, 256, 256)  # rows, inputs and outputs of a small feed-forward layer's product
+LARGEST = 4096  # inputs or outputs of a product that is timed: of a larger one, as of the vocabulary, a part
+MULTIPLICATIONS = 1 << 28  # about, of one forward pass through what is timed: some hundredths of a second
+HOPELESS = 4  # times as slow: bfloat16 without hardware
 
 
 def full(x: Tensor) -> Tensor:
@@ -10,25 +20,60 @@ def full(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
-def faster_dtype(device: torch.device) -> torch.dtype:
-    """bfloat16 where ``device`` computes products of it faster than of float32, else float32.
+def faster_dtype(device: torch.device, model: Optional[nn.Module] = None, rows: int = 256) -> torch.dtype:
+    """bfloat16 where ``device`` trains with it faster than with float32, else float32.
 
-    Every GPU of PyTorch's with bfloat16 in hardware does. CPUs differ: with AVX512-BF16 or AMX bfloat16 is two to three times
-    as fast, without them ten to thirty times slower, so products of both are timed, which takes some milliseconds.
+    Every GPU of PyTorch's with bfloat16 in hardware does. CPUs differ, and so do the sizes of a model's layers on one of them:
+    with AMX bfloat16 is several times as fast, with AVX512-BF16 alone from twice to half as fast, without either ten to thirty
+    times slower. So both are timed, on the products of the model's own linear layers, which takes some tenths of a second.
+
+    Args:
+        model: what is trained; None: one small product speaks for all.
+        rows: tokens in a batch.
     """
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
     if device.type != "cpu":
         return torch.float32
     seconds = {dtype: min(product_times(dtype)) for dtype in (torch.float32, torch.bfloat16)}
+    products = layer_products(model, rows) if model is not None else {}
+    if products and seconds[torch.bfloat16] < HOPELESS * seconds[torch.float32]:  # else a large product takes seconds
+        seconds = {
+            dtype: sum(weight * min(product_times(dtype, *shape, tries=3)) for shape, weight in products.items())
+            for dtype in seconds
+        }
     return min(seconds, key=seconds.get)
 
 
-def product_times(dtype: torch.dtype, tries: int = 9):
-    """Seconds that one product of the size of a small feed-forward layer takes on the CPU, several times."""
-    x, weight = torch.ones(256, 256, dtype=dtype), torch.ones(256, 256, dtype=dtype)
-    x @ weight  # the first one prepares
-    for _ in range(tries):
+def layer_products(model: nn.Module, rows: int) -> Dict[Tuple[int, int, int], float]:
+    """What to time for a model: (rows, inputs, outputs) of a product -> how often a pass through its linear layers needs it.
+
+    Args:
+        rows: tokens in a batch; fewer are timed where so many would take long.
+    """
+    shapes = Counter()
+    for layer in (m for m in model.modules() if isinstance(m, nn.Linear)):
+        outputs, inputs = layer.weight.shape
+        part = min(inputs, LARGEST), min(outputs, LARGEST)
+        shapes[part] += inputs * outputs / (part[0] * part[1])
+    numbers = sum(inputs * outputs for inputs, outputs in shapes)
+    fewer = max(1, min(rows, SMALL[0], max(32, MULTIPLICATIONS // max(1, numbers))))
+    return {(fewer, *shape): weight for shape, weight in shapes.items()}
+
+
+def product_times(
+    dtype: torch.dtype, rows: int = SMALL[0], inputs: int = SMALL[1], outputs: int = SMALL[2], tries: int = 9
+) -> Iterator[float]:
+    """Seconds that a linear layer's forward and backward pass take on the CPU, several times.
+
+    For bfloat16 under autocast, as in training: the weight is float32 and is converted, and so is its gradient.
+    """
+    x, weight = torch.ones(rows, inputs, requires_grad=True), torch.ones(outputs, inputs, requires_grad=True)
+    gradient = torch.ones(rows, outputs, dtype=dtype)
+    for number in range(tries + 1):
         start = perf_counter()
-        x @ weight
-        yield perf_counter() - start
+        with torch.autocast("cpu", dtype) if dtype != torch.float32 else nullcontext():
+            y = F.linear(x, weight)
+        torch.autograd.grad(y, (x, weight), gradient)
+        if number:  # the first one prepares
+            yield perf_counter() - start

@@ -11,7 +11,7 @@ from fairseq.tasks import FairseqTask, register_task
 from fairseq.tasks.language_modeling import SAMPLE_BREAK_MODE_CHOICES
 from omegaconf import II, MISSING
 
-from nar_plugins.data import checks
+from nar_plugins.data import checks, reserved
 from nar_plugins.data.dictionary import add_mask, load_dictionary
 from nar_plugins.data.span_masking import SpanMaskedDataset
 from nar_plugins.tasks.base import NarTask, NarTaskConfig
@@ -56,7 +56,7 @@ class BangPretrainingTask(NarTask):
         self.dictionary = dictionary
         checks.check_dictionaries(dictionary, dictionary)
         self.mask_index = add_mask(dictionary)
-        if cfg.mask_symbol is not None:
+        if cfg.mask_symbol is not None and cfg.mask_symbol != dictionary[self.mask_index]:
             if cfg.mask_symbol not in dictionary:
                 raise ValueError(f"--mask-symbol {cfg.mask_symbol} is not in the dictionary: leave it out, and <mask> is "
                                  "appended")  # fmt: skip
@@ -85,7 +85,8 @@ class BangPretrainingTask(NarTask):
         stem = os.path.join(paths[(epoch - 1) % len(paths)] if training else paths[0], split)
         checks.check_text(stem, split, self.cfg.dataset_impl)
         text = data_utils.load_indexed_dataset(stem, self.dictionary, self.cfg.dataset_impl, combine=combine)
-        checks.check_tokens(text, self.dictionary, split)
+        checks.check_tokens(text, self.dictionary, split, checks.judged(training, True))
+        text = reserved.readable(text, self.dictionary, split, True, self.mask_index)
         samples = TokenBlockDataset(
             text,
             text.sizes,

@@ -9,9 +9,11 @@ import torch
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from fairseq.tasks import FairseqTask
 from omegaconf import II
+from torch import Tensor
 
 from nar_plugins.data.dictionary import check_same_symbols
 from nar_plugins.data.noise import VALIDATION_UPDATE
+from nar_plugins.models.flags import refuse_unread
 from nar_plugins.models.initialise import check_finetuned
 from nar_plugins.modules.attention import training_kernel
 from nar_plugins.modules.precision import faster_dtype
@@ -102,6 +104,7 @@ class NarTask(FairseqTask):
         model = super().build_model(cfg, from_checkpoint)
         accept_missing_mask_row(model)
         if not from_checkpoint:
+            refuse_unread(cfg, getattr(model, "unread_flags", {}))
             if self.cfg.finetune_from_model and os.path.exists(self.cfg.finetune_from_model):
                 check_finetuned(self.cfg.finetune_from_model, model, self.sides())
             if hasattr(model, "start_from_checkpoints"):
@@ -120,22 +123,27 @@ class NarTask(FairseqTask):
         """fairseq's step (with its ``--amp`` and ``set_num_updates``) on the batch with this update's noise."""
         sample = self.corrupt(sample, update_num)
         tokens = sample["net_input"]["src_tokens"]
-        half = self.train_dtype(tokens.device) == torch.bfloat16
+        half = self.train_dtype(tokens.device, model, tokens) == torch.bfloat16
 
         def prepared(*args):  # around the criterion, where fairseq turns autocast off on GPUs, but for --amp
-            in_half = torch.autocast(tokens.device.type, torch.bfloat16) if half else nullcontext()
-            with in_half, training_kernel(tokens.device, tokens.size(1)):
+            with torch.autocast(tokens.device.type, torch.bfloat16) if half else nullcontext():
                 return criterion(*args)
 
-        return super().train_step(sample, model, prepared, optimizer, update_num, ignore_grad)
+        # around the backward pass, too, where checkpointed activations are computed again
+        with training_kernel(tokens.device, tokens.size(1)):
+            return super().train_step(sample, model, prepared, optimizer, update_num, ignore_grad)
 
-    def train_dtype(self, device: torch.device) -> torch.dtype:
-        """What ``--train-dtype`` means on this device; ``auto`` is decided, and said, once."""
+    def train_dtype(self, device: torch.device, model=None, tokens: Optional[Tensor] = None) -> torch.dtype:
+        """What ``--train-dtype`` means on this device; ``auto`` is decided, and said, once.
+
+        Args:
+            model, tokens: what is trained and its first batch, (B, S), for ``auto``.
+        """
         name = str(self.cfg.train_dtype)
         if name != "auto":
             return getattr(torch, name)
         if self.chosen_dtype is None:
-            self.chosen_dtype = faster_dtype(device)
+            self.chosen_dtype = faster_dtype(device) if model is None else faster_dtype(device, model, tokens.numel())
             logger.info(f"--train-dtype auto: {self.chosen_dtype}, the faster one on this {device.type}".replace("torch.", ""))
         return self.chosen_dtype
 

@@ -5,17 +5,18 @@ import os
 from argparse import Namespace
 from dataclasses import dataclass, field, make_dataclass
 from pathlib import Path
-from typing import List
+from typing import List, Optional
 
 from fairseq import metrics, utils
-from fairseq.data import LanguagePairDataset, data_utils
+from fairseq.data import LanguagePairDataset
+from fairseq.dataclass import ChoiceEnum
 from fairseq.dataclass.configs import GenerationConfig
 from fairseq.tasks import FairseqTask, register_task
 from fairseq.tasks.translation import EVAL_BLEU_ORDER, TranslationConfig, TranslationTask
 from sacrebleu.metrics import BLEU
 
-from nar_plugins.data import checks
-from nar_plugins.data.dictionary import add_mask, load_dictionary
+from nar_plugins.data import bleu, checks, reserved
+from nar_plugins.data.dictionary import add_mask, knows_mask, load_dictionary, not_words
 from nar_plugins.data.fertility import FertilityDataset, fertility_path
 from nar_plugins.generators import registry
 from nar_plugins.generators.bang import served_by
@@ -31,6 +32,11 @@ class NarTranslationBase(NarTaskConfig, TranslationConfig):
     generator: str = field(
         default="auto", metadata={"help": "decoding loop; auto: the checkpoint's own (beam: fairseq's search)"}
     )
+    eval_bleu_tokenize: Optional[ChoiceEnum(bleu.TOKENIZERS)] = field(
+        default=None,
+        metadata={"help": "sacreBLEU's tokeniser for --eval-bleu; unset: zh, ja-mecab, ko-mecab or char where the target "
+                  "language needs one, else 13a, which needs blanks between words"},
+    )  # fmt: skip
 
 
 # every generator's options become flags of fairseq-train, -generate and -interactive
@@ -52,6 +58,9 @@ class NarTranslationTask(NarTask, TranslationTask):
         add_mask(src_dict)
         self.mask_index = add_mask(tgt_dict)
         self.needs_fertilities = False  # the model's, set when it is built
+        self.bleu = validation_bleu(cfg)
+        self.first_references: Optional[List[str]] = []  # of the validation, until they were looked at
+        self.parallel = False  # whether a model is parallel, set when it is built
 
     @classmethod
     def setup_task(cls, cfg, **kwargs):
@@ -61,8 +70,7 @@ class NarTranslationTask(NarTask, TranslationTask):
         if not os.path.isdir(folder):
             raise ValueError(f"no data folder '{folder}': binarise the text with fairseq-preprocess first")
         if cfg.source_lang is None or cfg.target_lang is None:
-            raw = cfg.dataset_impl == "raw"  # which has no index
-            cfg.source_lang, cfg.target_lang = (data_utils.infer_language_pair if raw else checks.infer_languages)(folder)
+            cfg.source_lang, cfg.target_lang = checks.infer_languages(folder)
         checks.check_languages(cfg.source_lang, cfg.target_lang)
         return super().setup_task(cfg, **kwargs)
 
@@ -81,15 +89,20 @@ class NarTranslationTask(NarTask, TranslationTask):
         checks.check_files(folder, split, source, target, self.cfg.dataset_impl)
         super().load_dataset(split, epoch=epoch, combine=combine, **kwargs)
         dataset = self.datasets[split]
-        checks.check_tokens(dataset.src, self.src_dict, f"{split} ({source})")
-        checks.check_tokens(dataset.tgt, self.tgt_dict, f"{split} ({target})")
+        training = "task_cfg" not in kwargs  # fairseq-generate and -validate pass the checkpoint's
+        judged = checks.judged(split == self.cfg.train_subset, training)
+        sides = {"src": (self.src_dict, source), "tgt": (self.tgt_dict, target)}
+        for side, (dictionary, language) in sides.items():
+            checks.check_tokens(getattr(dataset, side), dictionary, f"{split} ({language})", judged)
         blank = int(((dataset.src_sizes <= 1) | (dataset.tgt_sizes <= 1)).sum())
         if blank:
             logger.warning(f"{split}: {blank} of {len(dataset)} pairs have an empty side; they are kept")
         if self.cfg.truncate_source:
             longest = self.cfg.max_source_positions
             logger.warning(f"{split}: {checks.cut_sources(dataset.src)} of {len(dataset)} sources are cut to {longest} tokens")
-        training = "task_cfg" not in kwargs  # fairseq-generate and -validate pass the checkpoint's
+        for side, (dictionary, language) in sides.items():
+            text = reserved.readable(getattr(dataset, side), dictionary, f"{split} ({language})", self.parallel)
+            setattr(dataset, side, text)
         files = self.fertility_files(folder, split, combine)
         if self.needs_fertilities and (training or all(file.exists() for file in files)):
             if self.cfg.truncate_source:
@@ -110,7 +123,10 @@ class NarTranslationTask(NarTask, TranslationTask):
         return [fertility_path(folder, name, source, target) for name in first + there]
 
     def build_dataset_for_inference(self, src_tokens, src_lengths, constraints=None):
-        """The lines given to ``fairseq-interactive``, padded on the right as in training."""
+        """The lines given to ``fairseq-interactive``, padded on the right and read as in training."""
+        if self.parallel:
+            symbols, unk = not_words(self.source_dictionary), self.source_dictionary.unk()
+            src_tokens = [reserved.as_unknown(tokens, symbols, unk) for tokens in src_tokens]
         return LanguagePairDataset(
             src_tokens,
             src_lengths,
@@ -123,9 +139,13 @@ class NarTranslationTask(NarTask, TranslationTask):
     # -- models and generators -----------------------------------------------------------------------------------------
 
     def build_model(self, cfg, from_checkpoint=False):
-        """The model; it says whether its loss needs fertilities."""
+        """The model; it says whether its loss needs fertilities and how it reads a text."""
+        if self.cfg.eval_bleu:
+            for name in ("eval_bleu_args", "eval_bleu_detok_args"):
+                registry.check_json(name, getattr(self.cfg, name))
         model = super().build_model(cfg, from_checkpoint)
         self.needs_fertilities = getattr(model, "needs_fertilities", False)
+        self.parallel = self.parallel or registry.is_parallel(model)
         return model
 
     def build_generator(self, models, args, seq_gen_cls=None, extra_gen_cls_kwargs=None, prefix_allowed_tokens_fn=None):
@@ -148,7 +168,8 @@ class NarTranslationTask(NarTask, TranslationTask):
             generator = super().build_generator(
                 models, args, seq_gen_cls, extra_gen_cls_kwargs, prefix_allowed_tokens_fn
             )
-            return BeamGenerator(generator, models, self.mask_index, config.decode_dtype)
+            known = knows_mask(self.target_dictionary) and not any(map(registry.is_parallel, models))
+            return BeamGenerator(generator, models, None if known else self.mask_index, config.decode_dtype)
         if prefix_allowed_tokens_fn is not None:
             raise ValueError(f"prefix_allowed_tokens_fn cannot be honoured by --generator {name}: leave it out")
         options = registry.generation_options(args)
@@ -169,15 +190,41 @@ class NarTranslationTask(NarTask, TranslationTask):
         return models, load_teacher(config.rescorer, self, "rescorer") if config.rescorer else None
 
     def generator_config(self, args) -> Namespace:
-        """This package's generator options: the task's flags, overridden by those in ``args``."""
+        """This package's generator options: the task's flags, overridden by those in ``args``.
+
+        Raises:
+            ValueError: no generator has an option of that name, or the option does not have that value.
+        """
         given = dict(args.items()) if hasattr(args, "items") else vars(args)
         ours = registry.option_names() | {"generator"}
         unknown = given.keys() - ours - set(GenerationConfig.__dataclass_fields__)
         if unknown:
             raise ValueError(f"--eval-bleu-args: no generator has an option '{sorted(unknown)[0]}'")
+        registry.check_values(given, "--eval-bleu-args: " if isinstance(args, Namespace) else "")
         return Namespace(**{name: given.get(name, getattr(self.cfg, name)) for name in ours})
 
     # -- validation ----------------------------------------------------------------------------------------------------
+
+    def _inference_with_bleu(self, generator, sample, model):
+        """BLEU's counts of a batch; fairseq's method of this name has the tokenisers 13a and none only."""
+        hypotheses = self.inference_step(generator, [model], sample, prefix_tokens=None)
+        said = [self.scored_text(best[0]["tokens"], bleu.UNKNOWN_IN_HYPOTHESIS) for best in hypotheses]
+        targets = (utils.strip_pad(row, self.tgt_dict.pad()) for row in sample["target"])
+        references = [self.scored_text(target, bleu.UNKNOWN_IN_REFERENCE) for target in targets]
+        if self.cfg.eval_bleu_print_samples:
+            logger.info(f"example hypothesis: {said[0].replace(bleu.UNKNOWN_IN_HYPOTHESIS, self.tgt_dict.unk_word)}")
+            logger.info(f"example reference: {references[0].replace(bleu.UNKNOWN_IN_REFERENCE, self.tgt_dict.unk_word)}")
+        if self.first_references is not None:
+            self.first_references += references
+            if len(self.first_references) >= 100:  # the first batches hold the shortest sentences, which may be single words
+                bleu.warn_of_no_blanks(self.bleu, self.first_references, "--eval-bleu-tokenize")
+                self.first_references = None
+        return self.bleu.corpus_score(said, [references])
+
+    def scored_text(self, tokens, unknown: str) -> str:
+        """Tokens as text that is scored, by ``--eval-bleu-remove-bpe`` and ``--eval-bleu-detok``."""
+        text = self.tgt_dict.string(tokens.int().cpu(), self.cfg.eval_bleu_remove_bpe, unk_string=unknown)
+        return self.tokenizer.decode(text) if self.tokenizer else text
 
     def reduce_metrics(self, logging_outputs, criterion):
         """fairseq's metrics; BLEU's counts as numbers, because arrays in a checkpoint do not load safely."""
@@ -189,6 +236,24 @@ class NarTranslationTask(NarTask, TranslationTask):
         for name in names:
             metrics.log_scalar_sum(name, int(utils.item(sum(log.get(name, 0) for log in logging_outputs))))
         metrics.log_derived("bleu", corpus_bleu)
+
+
+def validation_bleu(cfg) -> Optional[BLEU]:
+    """The metric of ``--eval-bleu``, None without; its tokeniser is said.
+
+    Raises:
+        ValueError: two flags choose the tokeniser, it is not there, or nothing would use it.
+    """
+    tokenizer, flag = cfg.eval_bleu_tokenize, "--eval-bleu-tokenize"
+    if tokenizer and not cfg.eval_bleu:
+        raise ValueError(f"{flag} {tokenizer} needs --eval-bleu")
+    if not cfg.eval_bleu:
+        return None
+    if cfg.eval_tokenized_bleu and tokenizer:
+        raise ValueError(f"--eval-tokenized-bleu takes the text's own tokens, {flag} {tokenizer} makes others: leave one out")
+    metric = bleu.bleu_metric("none" if cfg.eval_tokenized_bleu else tokenizer, cfg.target_lang, flag)
+    logger.info(f"--eval-bleu: sacreBLEU's tokeniser {bleu.tokenizer_name(metric)}")
+    return metric
 
 
 def corpus_bleu(meters) -> float:

@@ -1,9 +1,10 @@
-"""``bang`` with weights in the official names against numbers computed by the official release (shared data)."""
+"""``bang`` with weights in the official names against numbers computed by the official release."""
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from conftest import FIXTURES
 from fairseq import options
 from fairseq.data import Dictionary
 from fairseq.models import ARCH_MODEL_REGISTRY
@@ -16,11 +17,7 @@ EXACT = 1e-6  # the release's softmax is in float32
 
 @pytest.fixture(scope="module")
 def release():
-    from conftest import SHARED
-
-    path = SHARED / "bang_release" / "tiny.npz"
-    if not path.exists():
-        pytest.skip("no bang_release beside the project")
+    path = FIXTURES / "bang_release" / "tiny.npz"
     stored = np.load(path, allow_pickle=False)
     return {key: torch.tensor(stored[key]) for key in stored.files}
 

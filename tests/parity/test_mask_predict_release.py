@@ -1,10 +1,10 @@
-"""``cmlm`` in the official form against numbers computed by the official Mask-Predict release (shared data)."""
+"""``cmlm`` in the official form against numbers computed by the official Mask-Predict release."""
 from argparse import Namespace
 
 import numpy as np
 import pytest
 import torch
-from conftest import hypotheses, mask_predict, run
+from conftest import FIXTURES, hypotheses, mask_predict, run
 from fairseq import checkpoint_utils, tasks
 
 from nar_plugins.cli import convert
@@ -16,11 +16,7 @@ TOLERANCE = {torch.float64: (1e-10, 1e-10), torch.float32: (5e-5, 1e-4)}  # logi
 
 @pytest.fixture(scope="module")
 def release(request):
-    from conftest import SHARED
-
-    path = SHARED / "mask_predict_release" / "tiny.npz"
-    if not path.exists():
-        pytest.skip("no mask_predict_release beside the project")
+    path = FIXTURES / "mask_predict_release" / "tiny.npz"
     return np.load(path, allow_pickle=False)
 
 

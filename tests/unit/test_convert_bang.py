@@ -1,10 +1,10 @@
-"""nar-convert bang: official checkpoints and ProphetNet's, from the shared fixture of tiny random weights."""
+"""nar-convert bang: official checkpoints and ProphetNet's, from the fixture of tiny random weights."""
 from argparse import Namespace
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, SHARED, hypotheses
+from conftest import FIXTURES, ROOT, hypotheses
 from fairseq import checkpoint_utils, tasks
 from in_process import here
 
@@ -16,9 +16,7 @@ MASK_ROW = "decoder.ngram_input_embed.weight"
 
 @pytest.fixture(scope="module")
 def release():
-    path = SHARED / "bang_release" / "tiny.npz"
-    if not path.exists():
-        pytest.skip("no bang_release beside the project")
+    path = FIXTURES / "bang_release" / "tiny.npz"
     return np.load(path, allow_pickle=False)
 
 
