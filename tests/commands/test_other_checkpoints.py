@@ -135,7 +135,6 @@ DOORS = {
     "--rescorer": lambda made, path, tmp: texts(here(*generate(made, made.cmlm, "--iterations", "2", "--rescorer", path))),
     "nar-distill": lambda made, path, tmp: distilled(made, path, tmp / "kd"),
     "--init-encoder-from": lambda made, path, tmp: trained(made, tmp / "s", *CMLM, "--init-encoder-from", path),
-    "--init-decoder-from": lambda made, path, tmp: trained(made, tmp / "s", *CMLM, "--init-decoder-from", path),
     "--finetune-from-model": lambda made, path, tmp: trained(
         made, tmp / "s", "--arch", "blockwise_tiny", "--criterion", "blockwise_loss", "--finetune-from-model", path,
         "--freeze-base"),

@@ -164,7 +164,7 @@ def test_every_line_is_padded_to_its_bucket_and_in_a_batch():
 
 MODELS = {
     "ar": ("transformer_tiny", "cross_entropy", ()), "cmlm": ("cmlm_tiny", "nar_loss", ()),
-    "nat": ("nat_tiny", "nar_loss", ("--source-copy", "uniform")), "ctc": ("nat_tiny", "nar_loss", ("--source-copy", "uniform", "--ctc")),
+    "ctc": ("nat_tiny", "nar_loss", ("--source-copy", "uniform", "--ctc")),
     "glancing": ("nat_tiny", "nar_loss", ("--source-copy", "soft", "--glancing", "0.5")),
     "blockwise": ("blockwise_tiny", "blockwise_loss", ()), "bang": ("bang_tiny", "bang_loss", ("--share-all-embeddings",)),
 }  # fmt: skip
