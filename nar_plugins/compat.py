@@ -126,8 +126,9 @@ def explain_foreign_optimizer_states() -> None:
         for parameter, state in self.optimizer.state.items():
             for value in state.values():
                 if torch.is_tensor(value) and value.dim() == parameter.dim() and value.shape != parameter.shape:
-                    raise ValueError(f"the checkpoint's optimizer has a state of {tuple(value.shape)} for a parameter that is "
-                                     f"{tuple(parameter.shape)} here, as of a model without <mask>: give --reset-optimizer")  # fmt: skip
+                    there, here = tuple(value.shape), tuple(parameter.shape)
+                    raise ValueError(f"the checkpoint's optimizer has a state of {there} for a parameter that is {here} here, as "
+                                     "of a model without <mask>: give --reset-optimizer")  # fmt: skip
 
     FairseqOptimizer.load_state_dict = load_state_dict
 

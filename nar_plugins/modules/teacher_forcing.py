@@ -16,7 +16,7 @@ def check_forced(model, name: str) -> None:
         name: what the message calls it.
     """
     if "features_only" not in inspect.signature(model.decoder.forward).parameters:
-        raise ValueError(f"{name} holds a {type(model).__name__}: given targets are scored by a Transformer, such as transformer")
+        raise ValueError(f"{name} holds a {type(model).__name__}: given targets are scored by a Transformer only")
 
 
 def encode_source(model, tokens: Tensor, pad: int, role: str = "teacher") -> Dict:

@@ -86,7 +86,7 @@ def test_a_run_that_fails_before_it_writes_changes_nothing(generate):
 
 
 def beside(folder: Path, **states) -> Path:
-    """Checkpoints of increasing age-lessness beside a broken checkpoint_last.pt; the path of that one."""
+    """Checkpoints, the newest last, beside a broken checkpoint_last.pt; the path of that one."""
     for age, (name, state) in enumerate(states.items()):
         save(folder / f"{name}.pt", state)
         os.utime(folder / f"{name}.pt", (1e9 + age, 1e9 + age))
