@@ -14,8 +14,10 @@ import queue
 import sys
 import threading
 import time
+import types
 import zipfile
 from pathlib import Path
+from typing import Dict, List, Tuple
 
 
 def leave_out_advice_on_speech() -> None:
@@ -36,18 +38,30 @@ import fairseq_cli.generate  # noqa: E402
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from fairseq import checkpoint_utils, options  # noqa: E402
-from fairseq.data import indexed_dataset, iterators  # noqa: E402
+from fairseq.data import (  # noqa: E402
+    BucketPadLengthDataset, LanguagePairDataset, bucket_pad_length_dataset, data_utils, indexed_dataset, iterators,
+)  # fmt: skip
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf  # noqa: E402
 from fairseq.distributed import utils as distributed_utils  # noqa: E402
+from fairseq.optim import FairseqOptimizer  # noqa: E402
+
+from nar_plugins import safe_reader  # noqa: E402
+from nar_plugins.safe_reader import CheckpointError  # noqa: E402
 
 logger = logging.getLogger(__name__)
+
+RUN = "checkpoint*.pt"  # what fairseq-train writes
+REFUSALS = ("GLOBAL", "Can only ")  # in the safe unpickler's messages about an object, not about broken bytes
 
 
 def apply() -> None:
     """Apply every workaround. fairseq's files stay as they are."""
     allow_namespace_in_checkpoints()
+    read_checkpoints_safely()
     explain_unreadable_checkpoints()
+    explain_foreign_optimizer_states()
     keep_results_of_a_run_before()
+    bucket_lengths()
     read_older_data()
     show_all_flags_in_help()
     refuse_workers_without_gpu()
@@ -62,6 +76,28 @@ def allow_namespace_in_checkpoints() -> None:
     (facebookresearch/fairseq#5610)
     """
     torch.serialization.add_safe_globals([argparse.Namespace])
+
+
+class SafeTorch(types.ModuleType):
+    """``torch``, but for ``load``."""
+
+    def __getattr__(self, name):
+        return getattr(torch, name)
+
+    @staticmethod
+    def load(file, *args, **kwargs):
+        """The checkpoint on the CPU, where fairseq wants it."""
+        return safe_reader.read(file)
+
+
+def read_checkpoints_safely() -> None:
+    """Let fairseq read what its own trainers write: metrics with NumPy's arrays, meters of older versions.
+
+    PyTorch's safe unpickler refuses both. ``safe_reader`` tells how they are read instead; nothing is allowed for good, and
+    nothing but fairseq's module for checkpoints reads in this way. (facebookresearch/fairseq#5603)
+    """
+    if not isinstance(checkpoint_utils.torch, SafeTorch):
+        checkpoint_utils.torch = SafeTorch("torch")
 
 
 def explain_unreadable_checkpoints() -> None:
@@ -82,11 +118,35 @@ def explain_unreadable_checkpoints() -> None:
     checkpoint_utils.load_checkpoint_to_cpu = load_checkpoint_to_cpu
 
 
-def keep_results_of_a_run_before() -> None:
-    """Let ``fairseq-generate --results-path`` fail without losing what an earlier run wrote there.
+def explain_foreign_optimizer_states() -> None:
+    """Say which flag a training needs that goes on from a checkpoint of another task, without ``<mask>``.
 
-    fairseq empties ``generate-SPLIT.txt`` before it looks at a single argument. It stands aside meanwhile, as
-    ``generate-SPLIT.before``, and comes back when the new run fails without a hypothesis. (No upstream issue.)
+    The model gets the row that it lacks; the optimizer's state does not, and PyTorch looks at its shapes in the first update
+    only. (No upstream issue.)
+    """
+    load = FairseqOptimizer.load_state_dict
+    if hasattr(load, "__wrapped__"):
+        return
+
+    @functools.wraps(load)
+    def load_state_dict(self, *args, **kwargs):
+        load(self, *args, **kwargs)
+        for parameter, state in self.optimizer.state.items():
+            for value in state.values():
+                if torch.is_tensor(value) and value.dim() == parameter.dim() and value.shape != parameter.shape:
+                    there, here = tuple(value.shape), tuple(parameter.shape)
+                    raise ValueError(f"the checkpoint's optimizer has a state of {there} for a parameter that is {here} here, as "
+                                     "of a model without <mask>: give --reset-optimizer")  # fmt: skip
+
+    FairseqOptimizer.load_state_dict = load_state_dict
+
+
+def keep_results_of_a_run_before() -> None:
+    """Let ``fairseq-generate --results-path`` fail without losing the last complete result that an earlier run wrote there.
+
+    fairseq empties ``generate-SPLIT.txt`` before it looks at a single argument. A complete one stands aside meanwhile, as
+    ``generate-SPLIT.before``, until another is complete, however many runs are killed in between; it comes back when a run
+    fails without a hypothesis. Where there was none, an empty ``.before`` tells that ``.txt`` is a part. (No upstream issue.)
     """
     main = fairseq_cli.generate.main
     if hasattr(main, "__wrapped__"):
@@ -97,21 +157,79 @@ def keep_results_of_a_run_before() -> None:
         if isinstance(cfg, argparse.Namespace):
             cfg = convert_namespace_to_omegaconf(cfg)
         folder = cfg.common_eval.results_path
-        results = Path(folder or "", f"generate-{cfg.dataset.gen_subset}.txt")
-        if folder is None or not results.is_file():
+        if folder is None:
             return main(cfg)
+        results = Path(folder, f"generate-{cfg.dataset.gen_subset}.txt")
         before = results.with_suffix(".before")
-        os.replace(results, before)
+        stand_aside(results, before)
         try:
             scorer = main(cfg)
         except BaseException:
             if not results.is_file() or b"\nH-" not in results.read_bytes():
-                os.replace(before, results)
+                results.unlink(missing_ok=True)
+                if before.stat().st_size:
+                    os.replace(before, results)
+                else:
+                    before.unlink()
+            elif before.stat().st_size:
+                logger.warning(f"{results} is a part; the last complete result is {before}")
             raise
-        before.unlink()
+        before.unlink(missing_ok=True)
         return scorer
 
     fairseq_cli.generate.main = generate
+
+
+def stand_aside(results: Path, before: Path) -> None:
+    """Move a complete ``results`` to ``before``; where ``before`` exists, ``results`` is a part, and may be overwritten."""
+    results.parent.mkdir(parents=True, exist_ok=True)
+    if before.exists():
+        if before.stat().st_size:
+            logger.warning(f"{results} is a part, of a run that was stopped; the last complete result stays in {before} "
+                           "until this run is complete")  # fmt: skip
+    elif results.is_file():
+        os.replace(results, before)
+    else:
+        before.touch()
+
+
+def bucket_lengths() -> None:
+    """Let ``--num-batch-buckets`` run under NumPy 2, which has neither ``percentile(interpolation=)`` nor ``np.compat``.
+
+    What fairseq does there is written anew. (No upstream issue.)
+    """
+    init = LanguagePairDataset.__init__
+    if hasattr(init, "__wrapped__"):
+        return
+
+    def get_buckets(sizes, num_buckets):
+        """The upper bounds of the buckets: lengths that occur, at equal shares of the sentences."""
+        shares = np.linspace(0, 100, num_buckets + 1)[1:]
+        return np.unique(np.percentile(sizes, shares, method="lower"))
+
+    @functools.wraps(init)
+    def __init__(self, *args, num_buckets=0, **kwargs):
+        init(self, *args, **kwargs)
+        if num_buckets > 0:
+            bucket(self, num_buckets)
+
+    data_utils.get_buckets = bucket_pad_length_dataset.get_buckets = get_buckets
+    LanguagePairDataset.__init__ = __init__
+
+
+def bucket(dataset: LanguagePairDataset, count: int) -> None:
+    """Pad the sides of a data set to ``count`` lengths each, and give it the batch shapes that follow."""
+    sides = {"src": (dataset.src_dict, dataset.left_pad_source), "tgt": (dataset.tgt_dict, dataset.left_pad_target)}
+    for side, (dictionary, left) in sides.items():
+        lines = getattr(dataset, side)
+        if lines is None:
+            continue
+        padded = BucketPadLengthDataset(lines, getattr(dataset, f"{side}_sizes"), count, dictionary.pad(), left)
+        setattr(dataset, side, padded)
+        setattr(dataset, f"{side}_sizes", padded.sizes)
+        logger.info(f"--num-batch-buckets: {side} lengths {padded.buckets.tolist()}")
+    dataset.bucketed_num_tokens = dataset.num_tokens_vec(np.arange(len(dataset.src)))
+    dataset.buckets = [(None, tokens) for tokens in np.unique(dataset.bucketed_num_tokens)]
 
 
 def read_older_data() -> None:
@@ -292,60 +410,83 @@ def stop_loader_threads(seconds: float = 10.0) -> None:
             thread.stop(seconds)
 
 
-class CheckpointError(ValueError):
-    """A checkpoint file that cannot or must not be loaded; the message names the file and the way out."""
-
-
 def check_checkpoint(path) -> None:
     """Raise ``CheckpointError`` unless ``path`` is a whole fairseq checkpoint that loads without running code from it.
 
     The tensors are mapped into memory, not read, so that the check costs milliseconds on a checkpoint of any size.
     """
+    checked(path)
+
+
+def checked(path, anything: bool = False, advise: bool = True) -> Dict:
+    """The checkpoint at ``path``, its tensors mapped into memory; raises as ``check_checkpoint``.
+
+    Args:
+        anything: what cannot be loaded may be of any origin, and stand anywhere but in the model and its arguments.
+        advise: let the message for a broken file name the checkpoint to take instead.
+    """
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"no checkpoint at {path}: check the path that you gave")
     try:
-        state = safe_load(path, mmap=zipfile.is_zipfile(path))
+        state = safe_load(path, zipfile.is_zipfile(path), anything)
     except Exception as error:  # the bytes of a foreign file can make the unpickler raise anything
-        if isinstance(error, pickle.UnpicklingError) and "GLOBAL" in str(error):
+        if isinstance(error, pickle.UnpicklingError) and any(words in str(error) for words in REFUSALS):
+            way_out = "give another checkpoint"
+            if safe_reader.refused_names(error) and not anything:
+                way_out = f"nar-convert fairseq {path} --out FILE writes a copy without them"
             raise CheckpointError(
-                f"{path} holds objects that could run code when loaded ({first_line(error)}): not loaded; "
-                "save it again with tensors, numbers, strings and argparse.Namespace only"
+                f"{path} holds objects that could run code when loaded ({first_line(error)}): not loaded; {way_out}"
             ) from error
-        raise CheckpointError(unreadable(path)) from error
+        advice = f"; {advice_for(path)}" if advise else ""
+        raise CheckpointError(f"{path} is truncated or not a PyTorch checkpoint{advice}") from error
     if not isinstance(state, dict) or "model" not in state or not ({"args", "cfg"} & state.keys()):
         raise CheckpointError(
             f"{path} is no fairseq checkpoint (it lacks 'model' and 'cfg' or 'args'): "
             "convert it first (nar-convert) or give another file"
         )
+    for part in ("model", "args", "cfg", *([] if anything else ["task_state"])):
+        for name in safe_reader.not_loaded(state.get(part)):
+            raise CheckpointError(f"{path} holds a {name} in its '{part}', where only plain data can be used: not loaded")
+    return state
 
 
-def safe_load(path, mmap: bool = False):
-    """``torch.load`` on the CPU with PyTorch's safe unpickler, whatever the default of the installed version is."""
-    return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+def safe_load(path, mmap: bool = False, anything: bool = False):
+    """A checkpoint on the CPU, read without running code from it (``safe_reader.read``)."""
+    return safe_reader.read(path, mmap, anything)
 
 
 def first_line(error: BaseException) -> str:
     """The part of PyTorch's long message that names the refused object."""
     text = str(error)
     for line in text.splitlines():
-        if "Unsupported" in line or "GLOBAL" in line:
+        if "Unsupported" in line or any(words in line for words in REFUSALS):
             return line.split("WeightsUnpickler error:")[-1].strip().split(". ")[0]
     return text.splitlines()[0] if text else type(error).__name__
 
 
-def unreadable(path: Path) -> str:
-    """The message for a truncated or foreign file, with the newest whole checkpoint beside it where there is one."""
-    newest = newest_whole_checkpoint(path.parent, besides=path)
-    advice = (
-        f"the newest whole checkpoint is {newest}: copy it over {path.name}, or give it with --restore-file"
-        if newest
-        else "no whole checkpoint stands beside it"
-    )
-    return f"{path} is truncated or not a PyTorch checkpoint; {advice}"
+def advice_for(path: Path) -> str:
+    """What the message for a truncated or foreign file says of the checkpoints beside it: the newest whole one, if it fits."""
+    beside = whole_checkpoints(path)
+    if not beside:
+        return "no whole checkpoint stands beside it"
+    newest = beside[0][0]
+    if not path.match(RUN) or any(shapes != beside[0][1] for _, shapes in beside):
+        return f"whole checkpoints stand beside it ({newest.name}), but nothing tells which of them are of the same model"
+    return (f"the newest whole checkpoint is {newest}: give it instead (to go on with a training: --restore-file), or copy it "
+            f"over {path.name}")  # fmt: skip
 
 
-def newest_whole_checkpoint(folder: Path, besides: Path):
-    """The most recently written ``*.pt`` in ``folder`` whose zip directory is complete, or None."""
-    candidates = [p for p in folder.glob("*.pt") if p != besides and zipfile.is_zipfile(p)]
-    return max(candidates, key=os.path.getmtime, default=None)
+def whole_checkpoints(path: Path) -> List[Tuple[Path, Dict]]:
+    """The checkpoints beside ``path`` that fairseq-train may have written there and that load, with the shapes of their
+    parameters by name; the newest first."""
+    whole = []
+    for other in sorted(path.parent.glob(RUN), key=os.path.getmtime, reverse=True):
+        if other == path:
+            continue
+        try:
+            model = checked(other, advise=False)["model"]
+            whole.append((other, {name: tuple(value.shape) for name, value in model.items()}))
+        except (CheckpointError, AttributeError):  # a model that is no table of tensors is none of fairseq's
+            continue
+    return whole

@@ -1,10 +1,10 @@
-"""nar-convert: checkpoints of official releases into fairseq checkpoints of this package, and BERT's vocabulary."""
+"""nar-convert: checkpoints of official releases, and of other trainers, into ones of this package; and BERT's vocabulary."""
 import argparse
 import sys
 from pathlib import Path
 
 from nar_plugins.export.bang import convert_bang, convert_bert_vocabulary
-from nar_plugins.export.convert import convert_mask_predict
+from nar_plugins.export.convert import convert_fairseq, convert_mask_predict
 
 # where the releases' own pages say that their files are
 MASK_PREDICT = """A checkpoint of Mask-Predict's release as a cmlm. Its page links archives of checkpoints and dictionaries:
@@ -42,6 +42,9 @@ def build_parser() -> argparse.ArgumentParser:
     kind.add_argument("--out", type=Path, required=True, metavar="FILE", help="the dictionary, such as dict.txt")
     kind.add_argument("--official", action="store_true",
                       help="name index 2 [X_SEP], as BANG's and ProphetNet's releases do")  # fmt: skip
+    kind = kinds.add_parser("fairseq", help="any fairseq checkpoint -> one without objects that could run code when loaded")
+    kind.add_argument("checkpoint", type=Path, metavar="CKPT", help="a checkpoint that was refused for such objects")
+    kind.add_argument("--out", type=Path, required=True, metavar="FILE", help="the copy, such as model.pt")
     return parser
 
 
@@ -54,11 +57,16 @@ def main(argv=None) -> None:
             print(f"next: nar-wordpiece encode --vocab {args.out} < raw > pieces, then fairseq-preprocess --user-dir "
                   f"\"$(nar-user-dir)\" --task nar_translation --srcdict {args.out} --joined-dictionary ...")  # fmt: skip
             return
+        if args.kind == "fairseq":
+            left_out = convert_fairseq(args.checkpoint, args.out)
+            print(f"checkpoint: {args.out}")
+            print(f"left out: {'; '.join(left_out) or 'nothing'}")
+            return
         if args.kind == "bang":
             files = convert_bang(args.checkpoint, args.dict, args.out, not args.official_nar)
         else:
             files = convert_mask_predict(args.checkpoint, args.dict, args.out, args.heads)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"nar-convert: {error}")
     for name, path in files.items():
         print(f"{name}: {path}")

@@ -42,11 +42,12 @@ REFUSED = {
 def build_parser() -> argparse.ArgumentParser:
     parser = options.get_generation_parser(default_task="nar_translation")
     parser.prog, parser.description = "nar-distill", __doc__
-    parser.usage = "nar-distill DATA-BIN --teacher CKPT --out DIR [--mix] [--filter] [flags of fairseq-generate]"
+    parser.usage = "nar-distill DATA-BIN --teacher CKPT[:CKPT...] --out DIR [--mix] [--filter] [flags of fairseq-generate]"
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = "The options of other generators than fairseq's search are refused."
     group, limits = parser.add_argument_group("distillation"), Limits()
-    group.add_argument("--teacher", required=True, metavar="CKPT", help="AR checkpoint of nar_translation or translation")
+    group.add_argument("--teacher", required=True, metavar="CKPT",
+                       help="AR checkpoint of nar_translation or translation; a.pt:b.pt is an ensemble")  # fmt: skip
     group.add_argument("--out", required=True, type=Path, metavar="DIR", help="receives the data set")
     group.add_argument("--mix", action="store_true", help="keep the original pairs: all of them first, then the distilled")
     group.add_argument("--filter", action="store_true", help="leave broken outputs out (without it they are only counted)")

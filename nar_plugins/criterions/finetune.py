@@ -6,7 +6,7 @@ from torch import Tensor
 
 from nar_plugins.modules.losses import LossPart
 from nar_plugins.modules.precision import full
-from nar_plugins.modules.teacher_forcing import forced_features, forced_lprobs
+from nar_plugins.modules.teacher_forcing import encode_source, forced_features, forced_lprobs
 
 REWARD_SCALE = 0.1  # of the official code
 
@@ -41,7 +41,7 @@ def finetune_parts(teacher, sample: Dict, net_output: Dict, mask: int) -> Dict[s
     """
     source, usable = sample["net_input"], net_output["usable"]
     with torch.no_grad():
-        encoded = teacher.encoder(source["src_tokens"], src_lengths=source["src_lengths"])
+        encoded = encode_source(teacher, source["src_tokens"], teacher.encoder.padding_idx)
     losses = {
         name: reverse_kl(teacher, encoded, logits, real, mask) * usable
         for name, (logits, real) in net_output["passes"].items()

@@ -12,7 +12,7 @@ from nar_plugins.criterions.sums import Sums
 from nar_plugins.data.noise import FERTILITY_STREAM, uniform
 from nar_plugins.models.companions import load_teacher
 from nar_plugins.modules.losses import LossPart, soft_word_loss
-from nar_plugins.modules.teacher_forcing import forced_features, forced_lprobs
+from nar_plugins.modules.teacher_forcing import check_forced, encode_source, forced_features, forced_lprobs
 
 
 @dataclass
@@ -135,6 +135,7 @@ class NarLoss(FairseqCriterion):
         """The teacher, on a device; loaded when it is first asked, because ``fairseq-validate`` never asks it."""
         if not self.loaded:
             self.loaded = (load_teacher(self.teacher_path, self.task),)
+            check_forced(self.loaded[0], f"--teacher {self.teacher_path}")
         return self.loaded[0].to(device)
 
     def softened(self, model, words: LossPart, net_output: Dict, sample: Dict) -> LossPart:
@@ -143,8 +144,7 @@ class NarLoss(FairseqCriterion):
             raise ValueError("--teacher: word-level distillation needs a target at every position, and --ctc has none")
         teacher, pad, eos = self.teacher(sample["target"].device), self.task.target_dictionary.pad(), self.task.target_dictionary.eos()
         with torch.no_grad():
-            source = sample["net_input"]
-            encoded = teacher.encoder(source["src_tokens"], src_lengths=source["src_lengths"])
+            encoded = encode_source(teacher, sample["net_input"]["src_tokens"], pad)
             features = forced_features(teacher, encoded, sample["target"], pad, eos)[net_output["picked"]]
             targets = forced_lprobs(teacher, features, self.task.mask_index, self.teacher_temperature).exp()
         logits = model.decoder.output_layer(net_output["features"])

@@ -6,10 +6,12 @@ writing, and is decoded again. Any number of runs share the batches; the one tha
 set, the index of the training targets last. All that is written follows from the settings, so that writing it twice does no
 harm.
 """
+import fcntl
 import hashlib
 import json
 import os
 import shutil
+import socket
 import sys
 import tempfile
 import uuid
@@ -42,7 +44,7 @@ SETTINGS = {
 class Job(NamedTuple):
     """What is distilled, and how much of it is kept."""
 
-    teacher: str  # checkpoint
+    teacher: str  # checkpoint, or several as fairseq-generate's --path has them: an ensemble
     out: Path
     mix: bool = False  # the original pairs first, then the distilled ones
     drop: bool = False  # leave broken outputs out
@@ -62,7 +64,8 @@ def distil(cfg, job: Job) -> str:
     Raises:
         ValueError: the data, the teacher or ``job.out`` cannot be used; the message says why.
     """
-    compat.check_checkpoint(job.teacher)
+    for path in utils.split_paths(job.teacher):
+        compat.check_checkpoint(path)
     if cfg.dataset.max_tokens is None and cfg.dataset.batch_size is None:
         cfg.dataset.max_tokens = 12000  # as fairseq-generate
     task = tasks.setup_task(cfg.task)
@@ -70,19 +73,22 @@ def distil(cfg, job: Job) -> str:
     folder = Folder(job.out, settings_of(cfg, job, task, data))
     folder.check()
     if (job.out / data.last_file).exists():
+        with folder.shared():
+            pass
         return f"{folder.report.read_text(encoding='utf-8')}{job.out} is done already"
 
-    model, generator = load(cfg, task, job.teacher)
-    dataset, batches = make_batches(cfg, task, model)
-    folder.claim()
-    decode(cfg, task, model, generator, dataset, batches, folder)
+    models, generator = load(cfg, task, job.teacher)
+    dataset, batches = make_batches(cfg, task, models)
+    with folder.shared():
+        folder.claim()
+        decode(cfg, task, models, generator, dataset, batches, folder)
 
-    records = folder.records(batches)
-    shards, missing = cfg.dataset.num_shards, sorted(set(range(len(batches))) - records.keys())
-    if missing:
-        whose = ", ".join(map(str, sorted({batch % shards for batch in missing})))
-        return f"{len(missing)} of {len(batches)} batches are still missing, of --num-shards {shards} --shard-id {whose}"
-    report = write(job, task, data, records, folder)
+        records = folder.records(batches)
+        shards, missing = cfg.dataset.num_shards, sorted(set(range(len(batches))) - records.keys())
+        if missing:
+            whose = ", ".join(map(str, sorted({batch % shards for batch in missing})))
+            return f"{len(missing)} of {len(batches)} batches are still missing, of --num-shards {shards} --shard-id {whose}"
+        report = write(job, task, data, records, folder)
     return f"{report}{job.out} is complete"
 
 
@@ -126,7 +132,8 @@ def settings_of(cfg, job: Job, task, data: Data) -> Dict:
     values = {"task": task.cfg, "generation": cfg.generation, "common": cfg.common, "dataset": cfg.dataset}
     flags = {name: getattr(values[group], name) for group, names in SETTINGS.items() for name in names}
     flags = {name: value if isinstance(value, (int, float, type(None))) else str(value) for name, value in flags.items()}
-    files = {"teacher": fingerprint(Path(job.teacher)), **{path.name: fingerprint(path) for path in data.files}}
+    teachers = ":".join(fingerprint(Path(path)) for path in utils.split_paths(job.teacher))
+    files = {"teacher": teachers, **{path.name: fingerprint(path) for path in data.files}}
     return {**files, **flags, "mix": job.mix, "filter": job.drop, **job.limits._asdict()}
 
 
@@ -139,23 +146,24 @@ def fingerprint(path: Path) -> str:
     return content.hexdigest()[:16]
 
 
-def load(cfg, task, teacher: str) -> Tuple[torch.nn.Module, object]:
-    """The teacher where it will decode, and the generator, as ``fairseq-generate`` has them."""
-    model = load_teacher(teacher, task)
-    if cfg.common.fp16:
-        model.half()
-    if torch.cuda.is_available() and not cfg.common.cpu:
-        model.to("cuda")
-    model.prepare_for_inference_(cfg)
-    return model, task.build_generator([model], cfg.generation)
+def load(cfg, task, teacher: str) -> Tuple[List[torch.nn.Module], object]:
+    """The teachers where they will decode, and the generator, as ``fairseq-generate`` has them."""
+    models = [load_teacher(path, task) for path in utils.split_paths(teacher)]
+    for model in models:
+        if cfg.common.fp16:
+            model.half()
+        if torch.cuda.is_available() and not cfg.common.cpu:
+            model.to("cuda")
+        model.prepare_for_inference_(cfg)
+    return models, task.build_generator(models, cfg.generation)
 
 
-def make_batches(cfg, task, model) -> Tuple[torch.utils.data.Dataset, Sequence[Sequence[int]]]:
+def make_batches(cfg, task, models) -> Tuple[torch.utils.data.Dataset, Sequence[Sequence[int]]]:
     """The training split, and the numbers of the lines in every batch, as ``fairseq-generate`` makes them."""
     split = cfg.dataset.train_subset
     task.load_dataset(split)
     dataset = task.dataset(split)
-    positions = utils.resolve_max_positions(task.max_positions(), model.max_positions())
+    positions = utils.resolve_max_positions(task.max_positions(), *(model.max_positions() for model in models))
     _, too_long = dataset.filter_indices_by_size(np.arange(len(dataset)), positions)
     skip = cfg.dataset.skip_invalid_size_inputs_valid_test
     if len(too_long) and not skip:
@@ -187,6 +195,7 @@ class Folder:
     def __init__(self, out: Path, settings: Dict):
         self.out, self.own = out, out / ".distill"
         self.settings, self.settings_file, self.report = settings, self.own / "settings.json", self.own / "report.txt"
+        self.unfinished = f"tmp-{socket.gethostname()}-"  # how this machine's temporary folders begin
 
     def check(self) -> None:
         """Raise when ``out`` is there and was not made with these settings."""
@@ -215,9 +224,28 @@ class Folder:
 
     @contextmanager
     def temporary(self) -> Iterator[Path]:
-        """A folder for files that are not ready."""
-        with tempfile.TemporaryDirectory(dir=self.own) as name:
+        """A folder for files that are not ready; a run that is killed leaves it to ``shared`` of a later one."""
+        with tempfile.TemporaryDirectory(dir=self.own, prefix=self.unfinished) as name:
             yield Path(name)
+
+    @contextmanager
+    def shared(self) -> Iterator[None]:
+        """While a run works here; what killed runs have left is removed first, when it is certain that no other run works.
+
+        Every run holds a shared lock of the folder, which the system drops with the process. Who gets it alone is alone, on
+        this machine: only its own machine's temporary folders are removed, because not every file system shared by
+        several machines tells them of one another's locks. Where there are no locks, nothing is removed.
+        """
+        self.own.mkdir(parents=True, exist_ok=True)
+        handle = os.open(self.own, os.O_RDONLY)
+        try:
+            if lock(handle, alone=True):
+                for left in self.own.glob(f"{self.unfinished}*"):
+                    shutil.rmtree(left, ignore_errors=True)
+            lock(handle)
+            yield
+        finally:
+            os.close(handle)
 
     def new_part(self, shard: int, shards: int):
         """A new file for the batches of one run."""
@@ -241,10 +269,19 @@ class Folder:
         return found
 
 
+def lock(handle: int, alone: bool = False) -> bool:
+    """Lock an open folder for one process, if that can be had at once, or for several; whether it is locked."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB if alone else fcntl.LOCK_SH)
+    except OSError:  # others are at work, or the file system has no locks
+        return False
+    return True
+
+
 # -- decoding and writing ---------------------------------------------------------------------------------------------------
 
 
-def decode(cfg, task, model, generator, dataset, batches: Sequence[Sequence[int]], folder: Folder) -> None:
+def decode(cfg, task, models, generator, dataset, batches: Sequence[Sequence[int]], folder: Folder) -> None:
     """Decode those of this run's batches that are not finished, as ``fairseq-generate`` would."""
     shard, shards = cfg.dataset.shard_id, cfg.dataset.num_shards
     finished = folder.records(batches)
@@ -252,14 +289,14 @@ def decode(cfg, task, model, generator, dataset, batches: Sequence[Sequence[int]
     todo = [number for number in share if number not in finished]
     if not todo:
         return
-    cuda = next(model.parameters()).is_cuda
+    cuda = next(models[0].parameters()).is_cuda
     lines, left = (sum(len(batches[number]) for number in numbers) for numbers in (share, todo))
     seconds = 0.5 if sys.stderr.isatty() else 30
     bar = tqdm(total=lines, initial=lines - left, unit=" lines", mininterval=seconds, disable=cfg.common.no_progress_bar)
     with folder.new_part(shard, shards) as part, bar:
         for number in todo:
             sample = dataset.collater([dataset[i] for i in batches[number]])
-            hypotheses = task.inference_step(generator, [model], utils.move_to_cuda(sample) if cuda else sample)
+            hypotheses = task.inference_step(generator, models, utils.move_to_cuda(sample) if cuda else sample)
             record = {
                 "batch": number,
                 "lines": sample["id"].tolist(),

@@ -10,6 +10,7 @@ from nar_plugins.data.inference import part_of
 from nar_plugins.generators.hypothesis import prefixes
 from nar_plugins.generators.registry import generation_options
 from nar_plugins.modules.linear import fast_linear
+from nar_plugins.modules.vocabulary import refuse_adaptive_softmax
 
 
 class BeamGenerator:
@@ -25,10 +26,13 @@ class BeamGenerator:
         options: fairseq's ``GenerationConfig``; None for its defaults.
 
     Raises:
-        ValueError: an option is set that fairseq does not honour itself.
+        ValueError: an option is set that fairseq does not honour itself, or a model has an adaptive softmax, which has no logits
+            to ban ``<mask>`` in.
     """
 
     def __init__(self, generator, models, mask: int, dtype="float32", options: Optional[Namespace] = None):
+        for model in models:
+            refuse_adaptive_softmax(model, f"--generator beam cannot decode this {type(model).__name__}")
         self.generator, self.mask, self.dtype = generator, mask, getattr(torch, str(dtype))
         self.models = models
         self.options = generation_options(options)

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from nar_plugins.modules.linear import CPU_ROWS
-from nar_plugins.modules.teacher_forcing import token_lprobs
+from nar_plugins.modules.teacher_forcing import check_forced, encode_source, token_lprobs
 
 
 class Rescorer:
@@ -18,9 +18,13 @@ class Rescorer:
         model: an AR model (``models.companions.load_teacher``).
         pad, eos, mask: indices in the target dictionary.
         options: fairseq's ``GenerationConfig``.
+
+    Raises:
+        ValueError: the model cannot score given targets.
     """
 
     def __init__(self, model, pad: int, eos: int, mask: int, options: Namespace):
+        check_forced(model, "--rescorer")
         model.eval()  # returns nothing where fairseq has made the model ready for generation
         self.model, self.pad, self.eos, self.mask, self.options = model, pad, eos, mask, options
         self.candidates = self.scored = 0
@@ -32,7 +36,7 @@ class Rescorer:
             source: (B, S) int64. tokens: (R, T) int64. lengths: (R,) int64. sentences: (R,) int64, whose candidates they are.
 
         Raises:
-            ValueError: a candidate is longer than the model's positions.
+            ValueError: a source or a candidate is longer than the model's positions.
         """
         self.model.to(source.device)
         text, sizes = self.as_read(tokens, lengths)
@@ -46,7 +50,7 @@ class Rescorer:
 
         sentences, text = unique[:, 0], unique[:, 1:]
         real = text.ne(self.pad)
-        encoded = self.model.encoder(source, src_lengths=source.ne(self.pad).sum(1))
+        encoded = encode_source(self.model, source, self.pad, "rescorer")
         step = CPU_ROWS if source.device.type == "cpu" else max(1, text.size(0))
         lprobs = torch.cat([
             token_lprobs(self.model, encoded, rows_, text_, self.pad, self.eos, self.mask)

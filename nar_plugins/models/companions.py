@@ -1,6 +1,7 @@
-"""The other checkpoints of a run, loaded and checked in one place: teachers, which distil, rescore or are imitated, are
+"""The other checkpoints of a run, loaded and checked in one place: teachers, which distil or are imitated, and rescorers are
 autoregressive; drafters, whose translations blockwise decoding verifies, are not."""
 import copy
+import functools
 from pathlib import Path
 from typing import Callable
 
@@ -11,13 +12,14 @@ from fairseq.models import ARCH_MODEL_REGISTRY, FairseqEncoderDecoderModel, Fair
 from fairseq.models.nat import FairseqNATModel
 
 from nar_plugins.data.dictionary import check_same_symbols, load_dictionary
+from nar_plugins.modules.vocabulary import ADAPTIVE, refuse_adaptive_softmax
 
 TASKS = ("nar_translation", "translation")
 
 
-def load_teacher(path: str, task) -> nn.Module:
+def load_teacher(path: str, task, role: str = "teacher") -> nn.Module:
     """The autoregressive model in a checkpoint of ``nar_translation`` or of fairseq's ``translation``; see ``load``."""
-    return load(path, task, "teacher", check_teacher)
+    return load(path, task, role, functools.partial(check_teacher, role=role))
 
 
 def load_drafter(path: str, task) -> nn.Module:
@@ -47,6 +49,8 @@ def load(path: str, task, role: str, check: Callable) -> nn.Module:
     if arch not in ARCH_MODEL_REGISTRY:
         raise ValueError(f"{path} holds a model '{arch}', which is not registered here: it cannot be a {role}")
     check(ARCH_MODEL_REGISTRY[arch], path)
+    if getattr(cfg.model, "adaptive_softmax_cutoff", None):  # before its tables, which may be of other sizes, are loaded
+        raise ValueError(f"{path} cannot be a {role}: {ADAPTIVE}")
     check_languages(cfg, task, path, role)
     check_symbols(cfg, state["model"], task)
     own = copy.copy(task)  # building a model sets the task up for it, and with --eval-bleu makes its generator
@@ -58,17 +62,20 @@ def load(path: str, task, role: str, check: Callable) -> nn.Module:
     return model.eval().requires_grad_(False)
 
 
-def check_teacher(model, name: str) -> None:
-    """Raise unless a model, or a class of models, is autoregressive.
+def check_teacher(model, name: str, role: str = "teacher") -> None:
+    """Raise unless a model, or a class of models, is autoregressive, and its output layer gives logits.
 
     Args:
         name: what the message calls it, a path for example.
+        role: what it would be.
     """
     kind = model if isinstance(model, type) else type(model)
     ours = "beam" in getattr(kind, "generators", ("beam",))  # fairseq's own models have no such list
     causal = model is kind or isinstance(model.decoder, FairseqIncrementalDecoder)
     if not issubclass(kind, FairseqEncoderDecoderModel) or issubclass(kind, FairseqNATModel) or not ours or not causal:
-        raise ValueError(f"{name} holds a {kind.__name__}: a teacher is an autoregressive model, such as a transformer")
+        raise ValueError(f"{name} holds a {kind.__name__}: a {role} is an autoregressive model, such as a transformer")
+    if model is not kind:
+        refuse_adaptive_softmax(model, f"{name} cannot be a {role}")
 
 
 def check_drafter(model, name: str) -> None:

@@ -1,7 +1,6 @@
 """How a model starts: from the release's distribution, or from a checkpoint's encoder or decoder."""
 import logging
 import re
-import zipfile
 from typing import Dict, Sequence
 
 import torch
@@ -92,8 +91,7 @@ def check_finetuned(path: str, model, dictionaries: Dict) -> None:
     Raises:
         ValueError: the first symbol, or the table, that differs.
     """
-    compat.check_checkpoint(path)
-    state = compat.safe_load(path, mmap=zipfile.is_zipfile(path))
+    state = compat.checked(path)
     symbols = (state.get("task_state") or {}).get("symbols", {})
     for side in dictionaries.keys() & symbols.keys():
         check_same_symbols(symbols[side].split("\n"), dictionaries[side].symbols, f"the {side} dictionary")

@@ -111,7 +111,7 @@ class BlockDecoder:
         if decoder.project_in_dim is not None:
             x = decoder.project_in_dim(x)
         if decoder.embed_positions is not None:
-            x = x + positional(decoder.embed_positions, positions, last)
+            x = x + positional(decoder.embed_positions, positions, last, decoder.embed_tokens.weight)
         return x if decoder.layernorm_embedding is None else decoder.layernorm_embedding(x)
 
     def layer(
@@ -135,14 +135,21 @@ class BlockDecoder:
         return (x if before else layer.final_layer_norm(x)), asked
 
 
-def positional(module, positions: Tensor, last: int) -> Tensor:
-    """The embeddings (B, m, D) of positions (B, m) counted from 0; fairseq's modules count from the padding index + 1."""
+def positional(module, positions: Tensor, last: int, like: Tensor) -> Tensor:
+    """The embeddings (B, m, D) of positions (B, m) counted from 0; fairseq's modules count from the padding index + 1.
+
+    Args:
+        like: a parameter of the same model: of its type and on its device.
+    """
     index = positions + module.padding_idx + 1
     if not isinstance(module, SinusoidalPositionalEmbedding):
         return F.embedding(index, module.weight)
     needed = last + module.padding_idx + 2
     if needed > module.weights.size(0):  # fairseq grows its table in the same way
-        module.weights = module.get_embedding(needed, module.embedding_dim, module.padding_idx).to(module.weights)
+        module.weights = module.get_embedding(needed, module.embedding_dim, module.padding_idx)
+    # in fairseq 0.12.2 the table is no buffer: it stays in float32 and on the CPU until the module's own forward
+    if module.weights.dtype != like.dtype or module.weights.device != like.device:
+        module.weights = module.weights.to(like)
     return module.weights[index]
 
 

@@ -1,4 +1,5 @@
 """What an autoregressive model thinks of given targets, in one pass over all their positions."""
+import inspect
 from typing import Dict, Optional
 
 import torch
@@ -8,6 +9,38 @@ from torch import Tensor
 from nar_plugins.modules.precision import full
 
 
+def check_forced(model, name: str) -> None:
+    """Raise unless a model's decoder gives the features of all positions at once, as this module asks for them.
+
+    Args:
+        name: what the message calls it.
+    """
+    if "features_only" not in inspect.signature(model.decoder.forward).parameters:
+        raise ValueError(f"{name} holds a {type(model).__name__}: given targets are scored by a Transformer only")
+
+
+def encode_source(model, tokens: Tensor, pad: int, role: str = "teacher") -> Dict:
+    """The encoder's output for sources (B, S) int64, padded on the right.
+
+    Args:
+        role: what the message calls the model.
+
+    Raises:
+        ValueError: a source is longer than the model's positions.
+    """
+    check_width(tokens, pad, model.encoder.max_positions(), f"source of {{}} tokens is longer than the {role}'s {{}} "
+                "positions: give one with more --max-source-positions, or shorter sources")  # fmt: skip
+    return model.encoder(tokens, src_lengths=tokens.ne(pad).sum(1))
+
+
+def check_width(tokens: Tensor, pad: int, most: int, message: str) -> None:
+    """Raise when a row of (R, T) has more than ``most`` tokens; the device is asked only where the batch is as wide."""
+    if tokens.size(1) > most:
+        longest = int(tokens.ne(pad).sum(1).max())
+        if longest > most:
+            raise ValueError("a " + message.format(longest, most))
+
+
 def forced_features(model, encoder_out: Dict, tokens: Tensor, pad: int, eos: int, rows: Optional[Tensor] = None) -> Tensor:
     """The decoder's features (R, T, D) before each of the tokens.
 
@@ -15,7 +48,12 @@ def forced_features(model, encoder_out: Dict, tokens: Tensor, pad: int, eos: int
         model: an AR model. encoder_out: of its encoder, for B sentences.
         tokens: (R, T) int64, targets that end in ``eos``, padded on the right.
         rows: (R,) int64, which sentence each target is of; None: R = B, in order.
+
+    Raises:
+        ValueError: a target is longer than the model's positions.
     """
+    check_width(tokens, pad, model.max_decoder_positions(), "target of {} tokens is longer than the teacher's {} positions: "
+                "give one with more --max-target-positions, or shorter targets")  # fmt: skip
     if rows is not None:
         encoder_out = model.encoder.reorder_encoder_out(encoder_out, rows)
     before = F.pad(tokens[:, :-1], (1, 0), value=eos)  # fairseq's decoders start from </s>

@@ -231,9 +231,9 @@ class NarTranslationTask(NarTask, TranslationTask):
             if len(models) < 2 or config.rescorer:
                 raise ValueError("--iter-decode-with-external-reranker takes the last of several --path checkpoints, "
                                  "and no --rescorer besides")  # fmt: skip
-            check_teacher(models[-1], "the last checkpoint of --path")
+            check_teacher(models[-1], "the last checkpoint of --path", "rescorer")
             return models[:-1], models[-1]
-        return models, load_teacher(config.rescorer, self) if config.rescorer else None
+        return models, load_teacher(config.rescorer, self, "rescorer") if config.rescorer else None
 
     def validation_defaults(self, name: str, models: list, config: Namespace, args: Namespace) -> tuple:
         """The options of ``--eval-bleu``'s generator: of the config and of ``args``, with cheaper ones where the user gave none.

@@ -2,6 +2,7 @@
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -214,3 +215,82 @@ def test_a_folder_that_holds_something_else_is_not_touched(made):
 def test_an_option_that_cannot_be_honoured_is_refused(made, tmp_path, flags, said):
     assert said in refusal(made, tmp_path / "kd", *flags)
     assert not (tmp_path / "kd").exists()
+
+
+# -- ensembles, buckets and what killed runs leave -------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def second(made) -> Path:
+    """Another teacher of the same kind."""
+    state = torch.load(made.ar, weights_only=True)
+    torch.manual_seed(2)
+    for weight in state["model"].values():
+        if weight.dim() == 2:
+            weight.normal_(std=2 * weight.size(1) ** -0.5)
+    torch.save(state, made.root / "second.pt")
+    return made.root / "second.pt"
+
+
+def generated(made, path, *more) -> list:
+    """The texts of fairseq-generate on the training split, in order."""
+    flags = [flag for flag in FLAGS if flag != "--cpu"]
+    said = hypotheses(here("fairseq-generate", made.data, *TASK, *flags, "--gen-subset", "train", "--path", path, *more))
+    return [said[number][0][1] for number in range(200)]
+
+
+def written(made, folder: Path) -> list:
+    dictionary = Dictionary.load(str(made.data / "dict.tgt.txt"))
+    return [dictionary.string(torch.tensor(tokens)) for tokens in lines(folder, "tgt")]
+
+
+def test_an_ensemble_of_teachers_says_what_fairseq_generates_ensemble_says(made, distilled, second, tmp_path, capsys):
+    both = f"{made.ar}:{second}"
+    distill.main(arguments(made, tmp_path / "kd", teacher=both))
+    assert f"teacher: {both}\n" in capsys.readouterr().out
+    texts = written(made, tmp_path / "kd")
+    assert texts == generated(made, both)
+    assert texts != written(made, distilled)
+    said = refusal(made, tmp_path / "kd")
+    assert "teacher is " in said and ":" in said.split("teacher is ")[1].split(" there")[0]
+    assert "teacher is " in refusal(made, tmp_path / "kd", teacher=f"{second}:{second}")
+
+
+def test_every_teacher_of_an_ensemble_is_checked(made, second, tmp_path):
+    assert f"no checkpoint at {tmp_path / 'gone.pt'}" in refusal(made, tmp_path / "kd", teacher=f"{second}:{tmp_path / 'gone.pt'}")
+    assert f"{made.cmlm} holds a CmlmModel: a teacher is" in refusal(made, tmp_path / "kd", teacher=f"{second}:{made.cmlm}")
+    state = torch.load(second, weights_only=True)
+    symbols = state["task_state"]["symbols"]
+    state["task_state"]["symbols"] = {side: text.replace("w", "v") for side, text in symbols.items()}
+    torch.save(state, tmp_path / "other.pt")
+    said = refusal(made, tmp_path / "kd", teacher=f"{made.ar}:{tmp_path / 'other.pt'}")
+    assert "dictionary of" in said and "the checkpoint has 'v" in said and not (tmp_path / "kd").exists()
+
+
+def test_buckets_of_lengths_change_no_line(made, distilled, tmp_path):
+    distill.main(arguments(made, tmp_path / "kd", "--num-batch-buckets", "2"))
+    texts = written(made, tmp_path / "kd")
+    assert texts == generated(made, made.ar, "--num-batch-buckets", "2") == written(made, distilled)
+    here("fairseq-train", distilled, *TRAIN, *CMLM, "--num-batch-buckets", "2", "--save-dir", tmp_path / "save")
+    assert (tmp_path / "save" / "checkpoint_last.pt").exists()
+
+
+def test_what_a_run_that_was_killed_left_is_removed_by_the_next(made, distilled, tmp_path):
+    """It dies while it writes; the next finds all batches and writes, a third finds all of it."""
+    out = tmp_path / "kd"
+    for left in (1, 1, 0):
+        child = os.fork()
+        if child == 0:
+            torch.set_num_threads(1)  # the threads of the parent are not there
+            if left:
+                os.replace = lambda *paths: os.kill(os.getpid(), signal.SIGKILL)
+            distill.main(arguments(made, out))
+            os._exit(0)
+        status = os.waitpid(child, 0)[1]
+        assert os.WIFSIGNALED(status) == bool(left)
+        assert len(list(out.glob(".distill/tmp*"))) == left
+    assert data_set(out) == data_set(distilled)
+    name = next(out.glob(".distill/settings.json")).parent / f"tmp-{socket.gethostname()}-left"
+    name.mkdir()
+    distill.main(arguments(made, out))  # "done already"
+    assert not name.exists()

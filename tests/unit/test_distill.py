@@ -1,5 +1,7 @@
 """Distillation without a teacher: what is broken, what a killed run leaves, and what is written."""
 import json
+import os
+import signal
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -286,3 +288,52 @@ def test_writing_twice_gives_the_same_bytes(folder, data):
     before = {p: p.read_bytes() for p in folder.out.iterdir() if p.is_file()}
     written(folder, data, records())
     assert {p: p.read_bytes() for p in folder.out.iterdir() if p.is_file()} == before
+
+
+# -- what killed runs leave ------------------------------------------------------------------------------------------------
+
+
+def in_child(folder) -> tuple:
+    """A process that holds a temporary folder until it is killed: its id, when the folder is there."""
+    ready, say = os.pipe()
+    child = os.fork()
+    if child == 0:
+        with folder.shared(), folder.temporary():
+            os.write(say, b".")
+            signal.pause()
+    os.read(ready, 1)
+    return child
+
+
+def temporary(folder) -> list:
+    return list(folder.own.glob("tmp*"))
+
+
+def test_only_folders_of_dead_runs_are_removed(folder):
+    child = in_child(folder)
+    (alive,) = temporary(folder)
+    dead = folder.own / f"{folder.unfinished}dead"
+    elsewhere = folder.own / "tmp-another-machine-x"
+    for name in (dead, elsewhere):
+        name.mkdir()
+        (name / "file").touch()
+    with folder.shared():  # another run works: nobody knows whose they are
+        assert alive.exists() and dead.exists()
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    with folder.shared(), folder.temporary() as mine:
+        assert temporary(folder) and not alive.exists() and not dead.exists() and elsewhere.exists()
+        with folder.shared():  # a second run, which begins while this one works
+            assert mine.exists()
+    assert temporary(folder) == [elsewhere]
+
+
+def test_without_locks_nothing_is_removed(folder, monkeypatch):
+    def no_locks(*args):
+        raise OSError("no locks available")
+
+    monkeypatch.setattr(corpus.fcntl, "flock", no_locks)
+    dead = folder.own / f"{folder.unfinished}dead"
+    dead.mkdir()
+    with folder.shared():
+        assert dead.exists()
