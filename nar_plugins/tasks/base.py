@@ -1,4 +1,5 @@
 """What every task of this package does alike: batches, noise, precision, and what a checkpoint keeps of its dictionaries."""
+import importlib.util
 import logging
 import os
 from contextlib import nullcontext
@@ -15,7 +16,7 @@ from nar_plugins.data.dictionary import check_same_symbols
 from nar_plugins.data.noise import VALIDATION_UPDATE
 from nar_plugins.models.flags import refuse_unread
 from nar_plugins.models.initialise import check_finetuned
-from nar_plugins.models.pairing import check_criterion
+from nar_plugins.models.pairing import check_criterion, check_foreign_model
 from nar_plugins.modules.attention import training_kernel
 from nar_plugins.modules.precision import faster_dtype
 from nar_plugins.modules.vocabulary import accept_missing_mask_row
@@ -32,6 +33,9 @@ class NarTaskConfig(FairseqDataclass):
     )  # fmt: skip
     seed: int = II("common.seed")
     amp: bool = II("common.amp")
+    fp16: bool = II("common.fp16")
+    bf16: bool = II("common.bf16")
+    cpu: bool = II("common.cpu")
     update_freq: List[int] = II("optimization.update_freq")
     finetune_from_model: Optional[str] = II("checkpoint.finetune_from_model")
 
@@ -45,6 +49,7 @@ class NarTask(FairseqTask):
 
     few_tokens = 8_000  # target tokens an update far below the papers'
     paper_tokens, papers = 32_000, "the papers' 32,000 to 128,000"
+    serves_foreign_models = True  # fairseq's own
 
     def __init__(self, cfg, *args, **kwargs):
         super().__init__(cfg, *args, **kwargs)
@@ -103,6 +108,9 @@ class NarTask(FairseqTask):
 
     def build_model(self, cfg, from_checkpoint=False):
         """The model, ready to load checkpoints that were made before ``<mask>`` was in the dictionary."""
+        check_foreign_model(cfg, self)
+        if not from_checkpoint:
+            check_precision(self.cfg)
         model = super().build_model(cfg, from_checkpoint)
         accept_missing_mask_row(model)
         if not from_checkpoint:
@@ -183,3 +191,16 @@ class NarTask(FairseqTask):
     def set_checkpoint_dict(self, state: Dict) -> None:
         """Called when a training is resumed."""
         self.load_state_dict(state)
+
+
+def check_precision(cfg) -> None:
+    """Raise for fairseq's ways to half precision where they cannot train.
+
+    Its float16 asks for a GPU when the training begins (``--memory-efficient-fp16``: at the first overflow), and its bfloat16
+    is of TPUs, on GPUs too. ``--amp`` trains on a CPU, in float32, as PyTorch warns.
+    """
+    instead = "give --train-dtype bfloat16 (or auto) in its place"
+    if cfg.bf16 and importlib.util.find_spec("torch_xla") is None:
+        raise ValueError(f"--bf16 and --memory-efficient-bf16 train on TPUs only (torch_xla): {instead}")
+    if cfg.fp16 and (cfg.cpu or not torch.cuda.is_available()):
+        raise ValueError(f"--fp16 and --memory-efficient-fp16 train on GPUs only: {instead}")
