@@ -48,6 +48,7 @@ class MaskPredictGenerator(ParallelGenerator):
     """
 
     default_length_beam = 5
+    in_validation = {"iterations": 4, "length_beam": 1}  # by default: a twelfth of the work, and the checkpoints in the same order
 
     def __init__(self, models, dictionary, config, options: Namespace, mask: int, rescorer=None):
         super().__init__(models, dictionary, config, options, mask, rescorer)

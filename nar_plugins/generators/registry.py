@@ -73,6 +73,11 @@ def option_names() -> set:
     return {f.name for config in CONFIGS.values() for f in fields(config) if not f.name.startswith("_")}
 
 
+def default_of(option: str):
+    """The default of a generator's option, unset where it has none."""
+    return next(f.default for config in CONFIGS.values() for f in fields(config) if f.name == option)
+
+
 def resolve(name: str, models, beam: int = 1) -> str:
     """The generator that ``--generator name`` means for these models.
 

@@ -1,7 +1,7 @@
 """What every task of this package does alike: batches, noise, precision, and what a checkpoint keeps of its dictionaries."""
-import importlib.util
 import logging
 import os
+import time
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Dict, List, Optional
@@ -33,11 +33,34 @@ class NarTaskConfig(FairseqDataclass):
     )  # fmt: skip
     seed: int = II("common.seed")
     amp: bool = II("common.amp")
-    fp16: bool = II("common.fp16")
-    bf16: bool = II("common.bf16")
     cpu: bool = II("common.cpu")
+    bf16: bool = II("common.bf16")
+    fp16: bool = II("common.fp16")
+    memory_efficient_fp16: bool = II("common.memory_efficient_fp16")
+    fp16_no_flatten_grads: bool = II("common.fp16_no_flatten_grads")
     update_freq: List[int] = II("optimization.update_freq")
     finetune_from_model: Optional[str] = II("checkpoint.finetune_from_model")
+
+
+class Progress:
+    """How far a validation is, said in the log now and then: fairseq's bar is for terminals, and decoding can take minutes.
+
+    Args:
+        total: sentences to come.
+    """
+
+    every = 10.0  # seconds
+
+    def __init__(self, total: int):
+        self.total, self.done, self.start = total, 0, time.monotonic()
+        self.said = self.start
+
+    def add(self, sentences: int) -> None:
+        """So many sentences more are done."""
+        self.done, now = self.done + sentences, time.monotonic()
+        if now - self.said >= self.every:
+            self.said = now
+            logger.info(f"validation: {self.done:,} of {self.total:,} sentences in {now - self.start:.0f} s")
 
 
 class NarTask(FairseqTask):
@@ -59,6 +82,7 @@ class NarTask(FairseqTask):
         self.noise = None  # the model's, set when it is built
         self.trained = None  # the model's class and the name of its architecture
         self.said_tokens = False
+        self.progress = Progress(0)  # of the validation
 
     def sides(self) -> Dict[str, object]:
         """The dictionaries that a checkpoint keeps the symbols of, by name."""
@@ -87,6 +111,8 @@ class NarTask(FairseqTask):
         elif not kwargs.get("ignore_invalid_inputs"):
             kept = sum(len(batch) for batch in iterator.frozen_batches)
             assert kept == len(dataset), f"{kept} of {len(dataset)} sentences are in a batch"
+        if not training:
+            self.progress = Progress(sum(map(len, iterator.frozen_batches)) // kwargs.get("num_shards", 1))
         return iterator
 
     def say_tokens(self, dataset, iterator, kwargs) -> None:
@@ -110,7 +136,7 @@ class NarTask(FairseqTask):
         """The model, ready to load checkpoints that were made before ``<mask>`` was in the dictionary."""
         check_foreign_model(cfg, self)
         if not from_checkpoint:
-            check_precision(self.cfg)
+            self.refuse_half()
         model = super().build_model(cfg, from_checkpoint)
         accept_missing_mask_row(model)
         if not from_checkpoint:
@@ -122,6 +148,14 @@ class NarTask(FairseqTask):
         self.noise = getattr(model, "noise", None)
         self.trained = type(model), getattr(cfg, "arch", None) or getattr(cfg, "_name", None)
         return model
+
+    def refuse_half(self) -> None:
+        """Raise for half precision that fairseq trains with on GPUs only: on a CPU its optimizer and its batches fail."""
+        wanted = self.cfg.bf16 or (self.cfg.fp16 and not self.cfg.memory_efficient_fp16 and not self.cfg.fp16_no_flatten_grads)
+        if wanted and (self.cfg.cpu or not torch.cuda.is_available()):
+            name = "--bf16" if self.cfg.bf16 else "--fp16"
+            raise ValueError(f"{name} (or --memory-efficient-bf16) trains on GPUs only: give --train-dtype bfloat16, or auto, which "
+                             "train on CPUs, too")  # fmt: skip
 
     def build_criterion(self, cfg, *args, **kwargs):
         """The criterion; raise unless it trains the model that was built before it.
@@ -170,7 +204,9 @@ class NarTask(FairseqTask):
 
     def valid_step(self, sample, model, criterion):
         """fairseq's step, with BLEU for ``--eval-bleu``; the noise depends on (seed, sentence) only."""
-        return super().valid_step(self.corrupt(sample, VALIDATION_UPDATE), model, criterion)
+        found = super().valid_step(self.corrupt(sample, VALIDATION_UPDATE), model, criterion)
+        self.progress.add(sample["id"].numel())
+        return found
 
     # -- what a checkpoint keeps of the task -----------------------------------------------------------------------------
 
@@ -191,16 +227,3 @@ class NarTask(FairseqTask):
     def set_checkpoint_dict(self, state: Dict) -> None:
         """Called when a training is resumed."""
         self.load_state_dict(state)
-
-
-def check_precision(cfg) -> None:
-    """Raise for fairseq's ways to half precision where they cannot train.
-
-    Its float16 asks for a GPU when the training begins (``--memory-efficient-fp16``: at the first overflow), and its bfloat16
-    is of TPUs, on GPUs too. ``--amp`` trains on a CPU, in float32, as PyTorch warns.
-    """
-    instead = "give --train-dtype bfloat16 (or auto) in its place"
-    if cfg.bf16 and importlib.util.find_spec("torch_xla") is None:
-        raise ValueError(f"--bf16 and --memory-efficient-bf16 train on TPUs only (torch_xla): {instead}")
-    if cfg.fp16 and (cfg.cpu or not torch.cuda.is_available()):
-        raise ValueError(f"--fp16 and --memory-efficient-fp16 train on GPUs only: {instead}")

@@ -1,5 +1,6 @@
 """The task of parallel text, for every model of this package and for fairseq's own ``transformer`` beside them."""
 import glob
+import json
 import logging
 import os
 from argparse import Namespace
@@ -26,6 +27,8 @@ from nar_plugins.models.companions import check_teacher, load_drafter, load_teac
 from nar_plugins.tasks.base import NarTask, NarTaskConfig
 
 logger = logging.getLogger(__name__)
+
+BOUNDS = {"max_len_a": 2, "max_len_b": 20}  # of outputs in validation, in source tokens and besides
 
 
 @dataclass
@@ -62,6 +65,7 @@ class NarTranslationTask(NarTask, TranslationTask):
         self.bleu = validation_bleu(cfg)
         self.first_references: Optional[List[str]] = []  # of the validation, until they were looked at
         self.parallel = False  # whether a model is parallel, set when it is built
+        self.for_validation = False  # whether the generator that is being built is that of --eval-bleu
         self.companions = []  # the models that a generator reads a source with besides those that decode it
         self.lines_read = 0  # by fairseq-interactive
 
@@ -180,7 +184,9 @@ class NarTranslationTask(NarTask, TranslationTask):
         if self.cfg.eval_bleu:
             for name in ("eval_bleu_args", "eval_bleu_detok_args"):
                 registry.check_json(name, getattr(self.cfg, name))
+        self.for_validation = True  # fairseq builds no other generator here
         model = super().build_model(cfg, from_checkpoint)
+        self.for_validation = False
         self.needs_fertilities = getattr(model, "needs_fertilities", False)
         self.parallel = self.parallel or registry.is_parallel(model)
         return model
@@ -199,6 +205,8 @@ class NarTranslationTask(NarTask, TranslationTask):
         models, rescorer = self.rescorer(list(models), config, args)
         name = registry.resolve(config.generator, models, getattr(args, "beam", 5))
         registry.refuse_foreign(config, name)
+        if self.for_validation:
+            config, args = self.validation_defaults(name, models, config, args)
         if name == "bang":
             name = served_by(config)
         if name == "beam":
@@ -226,6 +234,24 @@ class NarTranslationTask(NarTask, TranslationTask):
             check_teacher(models[-1], "the last checkpoint of --path")
             return models[:-1], models[-1]
         return models, load_teacher(config.rescorer, self) if config.rescorer else None
+
+    def validation_defaults(self, name: str, models: list, config: Namespace, args: Namespace) -> tuple:
+        """The options of ``--eval-bleu``'s generator: of the config and of ``args``, with cheaper ones where the user gave none.
+
+        An untrained length head takes any length, and what decodes left to right does not find its end, so outputs are bounded by
+        the source's length; and every validation costs what decoding costs. Options that have their default are taken for not
+        given.
+        """
+        given = vars(args)
+        quick = {
+            option: value for option, value in getattr(registry.GENERATORS.get(name), "in_validation", {}).items()
+            if option not in given and getattr(config, option) == registry.default_of(option)
+        }  # fmt: skip
+        bounds = {} if {"max_len_a", "max_len_b"} & given.keys() or any(getattr(m.args, "ctc", False) for m in models) else BOUNDS
+        if quick or bounds:
+            said = json.dumps({**quick, **bounds})
+            logger.info(f"--eval-bleu decodes by {name} with {said}: --eval-bleu-args changes it, fairseq-generate does without")
+        return Namespace(**{**vars(config), **quick}), Namespace(**{**bounds, **given})
 
     def generator_config(self, args) -> Namespace:
         """This package's generator options: the task's flags, overridden by those in ``args``.

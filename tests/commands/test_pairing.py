@@ -92,7 +92,8 @@ def test_a_checkpoint_is_decoded_and_validated_under_its_task_only(data, tmp_pat
 def test_hydra_is_told_the_command_that_knows_the_flags(data):
     """fairseq-hydra-train hands a model the values of its configuration file, and no defaults of flags."""
     config = {"_name": "nar_translation", "data": str(data), "source_lang": "src", "target_lang": "tgt"}
-    task = tasks.setup_task(OmegaConf.create(config))
+    common = {"amp": False, "cpu": True, "bf16": False, "fp16": False}
+    task = tasks.setup_task(OmegaConf.create({"task": config, "common": common}).task)
     for name in ("cmlm_tiny", "nat_tiny", "blockwise_tiny", "bang_tiny"):
         for more in ({}, {"encoder_layers": 1}):
             with pytest.raises(ValueError, match=f"fairseq-hydra-train cannot read the options of {name}.* --arch {name}"):
