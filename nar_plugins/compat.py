@@ -5,6 +5,7 @@ is imported; every function can be called again without harm.
 """
 import argparse
 import atexit
+import dataclasses
 import functools
 import itertools
 import logging
@@ -44,6 +45,7 @@ from fairseq.data import (  # noqa: E402
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf  # noqa: E402
 from fairseq.distributed import utils as distributed_utils  # noqa: E402
 from fairseq.optim import FairseqOptimizer  # noqa: E402
+from fairseq.tasks import TASK_DATACLASS_REGISTRY  # noqa: E402
 
 from nar_plugins import safe_reader  # noqa: E402
 from nar_plugins.safe_reader import CheckpointError  # noqa: E402
@@ -280,8 +282,8 @@ class MappedDataset(indexed_dataset.IndexedDataset):
 def show_all_flags_in_help() -> None:
     """Let ``--help`` show the flags of the task, the architecture, the criterion and what else the command line chooses.
 
-    fairseq answers it in the first of its two readings of the command line, when it knows only its own flags.
-    (No upstream issue.)
+    fairseq answers it in the first of its two readings of the command line, when it knows only its own flags. A missing
+    ``--task`` is named here, too. (No upstream issue.)
     """
     parse = options.parse_args_and_arch
     if hasattr(parse, "__wrapped__"):
@@ -292,6 +294,7 @@ def show_all_flags_in_help() -> None:
         given = list(sys.argv[1:] if input_args is None else input_args)
         words = given[: given.index("--")] if "--" in given else given
         if not {"-h", "--help"} & set(words):
+            check_task_of_flags(parser, words)
             return parse(parser, input_args, parse_known, suppress_defaults, modify_parser)
         readings = []
 
@@ -308,6 +311,37 @@ def show_all_flags_in_help() -> None:
         parse(parser, [word for word in given if word not in ("-h", "--help")], modify_parser=modify)
 
     options.parse_args_and_arch = parse_args_and_arch
+
+
+def check_task_of_flags(parser: argparse.ArgumentParser, words: list) -> None:
+    """Raise when a command line lacks the ``--task`` that it needs.
+
+    ``fairseq-validate`` has no default and dies with ``KeyError: None``; in the other commands the flags of this package's
+    generators are unknown under fairseq's default, and argparse says no more than that.
+
+    Args:
+        parser: before its first reading. words: the command line.
+    """
+    if "--task" not in parser._option_string_actions:
+        return
+    reader = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    reader.add_argument("--task", default=parser.get_default("task"))
+    try:
+        task = reader.parse_known_args(words)[0].task
+    except SystemExit:  # --task without its name, as argparse has said
+        raise ValueError("--task has no name behind it: --task nar_translation is this package's") from None
+    if task is None:
+        raise ValueError("--task is missing, and has no default here: give the one that the checkpoint was trained under, such as "
+                         "--task nar_translation")  # fmt: skip
+    if task not in ("translation", "translation_lev"):
+        return
+    theirs = {f.name for f in dataclasses.fields(TASK_DATACLASS_REGISTRY[task])}
+    options = dataclasses.fields(TASK_DATACLASS_REGISTRY["nar_translation"])
+    ours = {f.name for f in options if not str(f.default).startswith("${")} - theirs  # what refers to other flags is none
+    flags = {f"--{name.replace('_', '-')}" for name in ours} - set(parser._option_string_actions)
+    for flag in (word.split("=")[0] for word in words):
+        if flag in flags:
+            raise ValueError(f"{flag} is a flag of --task nar_translation, and this is {task}: give --task nar_translation")
 
 
 def prepare_help(parser: argparse.ArgumentParser) -> None:

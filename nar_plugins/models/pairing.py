@@ -1,12 +1,13 @@
 """Which tasks serve a model and which criterions train it: asked before anything is computed, in every command.
 
 A model of this package says so in its attributes ``tasks`` and ``criterions``, registered names both. fairseq's own models say
-nothing: they go with every task, and with fairseq's own criterions.
+nothing: they go with ``nar_translation`` and with fairseq's own criterions.
 """
 from typing import Sequence
 
 from fairseq.criterions import CRITERION_REGISTRY
-from fairseq.models import MODEL_REGISTRY
+from fairseq.models import ARCH_MODEL_REGISTRY, MODEL_REGISTRY
+from fairseq.models.nat import FairseqNATModel
 from fairseq.tasks import TASK_REGISTRY
 
 
@@ -25,6 +26,24 @@ def check_task(model: type, args, task) -> None:
     if not hasattr(args, "arch"):  # fairseq-hydra-train knows no flags of a model without a dataclass
         name = getattr(args, "_name", model.__name__)
         raise ValueError(f"fairseq-hydra-train cannot read the options of {name}: train it with fairseq-train --arch {name}")
+
+
+def check_foreign_model(args, task) -> None:
+    """Raise for a model of fairseq's own that a task of this package does not serve.
+
+    Args:
+        args: the model's options. task: one of this package's.
+    """
+    arch = getattr(args, "_name", None) or getattr(args, "arch", None)
+    model = ARCH_MODEL_REGISTRY.get(arch)
+    if model is None or not model.__module__.startswith("fairseq."):
+        return
+    given = next((name for name, kind in TASK_REGISTRY.items() if kind is type(task)), type(task).__name__)
+    if issubclass(model, FairseqNATModel):
+        raise ValueError(f"a model of --arch {arch} is fairseq's own and needs --task translation_lev, and this is {given}")
+    if not task.serves_foreign_models:
+        own = [name for name, one in MODEL_REGISTRY.items() if given in getattr(one, "tasks", ())]
+        raise ValueError(f"--task {given} trains --arch {' and '.join(own)}, not {arch}: give --task nar_translation")
 
 
 def check_criterion(model: type, arch: str, criterion: str) -> None:

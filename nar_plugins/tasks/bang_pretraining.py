@@ -48,6 +48,7 @@ class BangPretrainingTask(NarTask):
     is the one that ``nar_translation`` makes of the same dictionary, so that a model fine-tunes without any change to it.
     """
 
+    serves_foreign_models = False
     few_tokens = 9_000
     paper_tokens, papers = 147_456, "the paper's 147,456 (2,048 samples of 8 spans)"
 

@@ -16,7 +16,7 @@ from nar_plugins.data.dictionary import check_same_symbols
 from nar_plugins.data.noise import VALIDATION_UPDATE
 from nar_plugins.models.flags import refuse_unread
 from nar_plugins.models.initialise import check_finetuned
-from nar_plugins.models.pairing import check_criterion
+from nar_plugins.models.pairing import check_criterion, check_foreign_model
 from nar_plugins.modules.attention import training_kernel
 from nar_plugins.modules.precision import faster_dtype
 from nar_plugins.modules.vocabulary import accept_missing_mask_row
@@ -72,6 +72,7 @@ class NarTask(FairseqTask):
 
     few_tokens = 8_000  # target tokens an update far below the papers'
     paper_tokens, papers = 32_000, "the papers' 32,000 to 128,000"
+    serves_foreign_models = True  # fairseq's own
 
     def __init__(self, cfg, *args, **kwargs):
         super().__init__(cfg, *args, **kwargs)
@@ -133,6 +134,7 @@ class NarTask(FairseqTask):
 
     def build_model(self, cfg, from_checkpoint=False):
         """The model, ready to load checkpoints that were made before ``<mask>`` was in the dictionary."""
+        check_foreign_model(cfg, self)
         if not from_checkpoint:
             self.refuse_half()
         model = super().build_model(cfg, from_checkpoint)
