@@ -18,9 +18,14 @@ MAINS = {
 
 
 def here(command: str, *arguments) -> str:
-    """Run a command in this process; what it prints."""
-    out = io.StringIO()
-    with mock.patch.object(sys, "argv", [command, *map(str, arguments)]), contextlib.redirect_stdout(out):
+    """Run a command in this process; what it prints.
+
+    Without a worker for the data unless one is asked for: here, where the process goes on, each is waited for, five seconds.
+    """
+    out, words = io.StringIO(), [*map(str, arguments)]
+    if command != "fairseq-preprocess" and "--num-workers" not in words:
+        words += ["--num-workers", "0"]
+    with mock.patch.object(sys, "argv", [command, *words]), contextlib.redirect_stdout(out):
         with contextlib.redirect_stderr(out):
             MAINS[command].cli_main()
     return out.getvalue()

@@ -1,7 +1,7 @@
 """Checkpoints made by an earlier state of this package load, and give the tokens and scores that they gave then.
 
 ``tests/fixtures/checkpoints`` has one tiny checkpoint a method, twelve sentences, and in outputs.json what commit 098fd66 made
-of them. ``python tests/parity/test_checkpoints_of_before.py`` writes that file anew: only for a change that is meant to alter
+of them (of the n-best lists, in which each text stands once since, a later one). ``python tests/parity/test_checkpoints_of_before.py`` writes that file anew: only for a change that is meant to alter
 the outputs.
 """
 import json
