@@ -29,7 +29,7 @@ def check_task(model: type, args, task) -> None:
 
 
 def check_foreign_model(args, task) -> None:
-    """Raise for a model of fairseq's own that a task of this package does not serve.
+    """Raise for a model of fairseq's own that a task of this package does not train.
 
     Args:
         args: the model's options. task: one of this package's.

@@ -134,8 +134,8 @@ class NarTask(FairseqTask):
 
     def build_model(self, cfg, from_checkpoint=False):
         """The model, ready to load checkpoints that were made before ``<mask>`` was in the dictionary."""
-        check_foreign_model(cfg, self)
-        if not from_checkpoint:
+        if not from_checkpoint:  # generators name what they cannot decode
+            check_foreign_model(cfg, self)
             self.refuse_half()
         model = super().build_model(cfg, from_checkpoint)
         accept_missing_mask_row(model)
