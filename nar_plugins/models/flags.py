@@ -25,7 +25,6 @@ UNREAD = {
     "base_sublayers": 1,
     "char_inputs": False,
     "load_alignments": False,
-    "merge_src_tgt_embed": False,  # its targets would keep the numbers of their own dictionary
     "quantization_config_path": None,
     "sentence_avg": False,  # every predicted token weighs the same
     "tie_adaptive_proj": False,
@@ -53,6 +52,13 @@ def refuse_unsupported(args, flags: Iterable[str]) -> None:
         raise ValueError(
             f"--decoder-output-dim {output}: the output shares the decoder's embeddings, which are {width} wide: leave it out"
         )
+
+
+def refuse_merged(args) -> None:
+    """Raise a ValueError for ``--merge-src-tgt-embed``, of any model: the targets would keep the numbers of their own dictionary."""
+    if getattr(args, "merge_src_tgt_embed", False):
+        raise ValueError("--merge-src-tgt-embed merges the dictionaries and not the data: leave it out, and binarise with "
+                         "fairseq-preprocess --joined-dictionary")  # fmt: skip
 
 
 def refuse_unread(args, flags: Dict[str, object]) -> None:

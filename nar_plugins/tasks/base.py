@@ -1,4 +1,5 @@
 """What every task of this package does alike: batches, noise, precision, and what a checkpoint keeps of its dictionaries."""
+import importlib.util
 import logging
 import os
 import time
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from nar_plugins.data.dictionary import check_same_symbols
 from nar_plugins.data.noise import VALIDATION_UPDATE
-from nar_plugins.models.flags import refuse_unread
+from nar_plugins.models.flags import refuse_merged, refuse_unread
 from nar_plugins.models.initialise import check_finetuned
 from nar_plugins.models.pairing import check_criterion, check_foreign_model
 from nar_plugins.modules.attention import training_kernel
@@ -36,8 +37,6 @@ class NarTaskConfig(FairseqDataclass):
     cpu: bool = II("common.cpu")
     bf16: bool = II("common.bf16")
     fp16: bool = II("common.fp16")
-    memory_efficient_fp16: bool = II("common.memory_efficient_fp16")
-    fp16_no_flatten_grads: bool = II("common.fp16_no_flatten_grads")
     update_freq: List[int] = II("optimization.update_freq")
     finetune_from_model: Optional[str] = II("checkpoint.finetune_from_model")
 
@@ -137,6 +136,7 @@ class NarTask(FairseqTask):
         if not from_checkpoint:  # generators name what they cannot decode
             check_foreign_model(cfg, self)
             self.refuse_half()
+            refuse_merged(cfg)
         model = super().build_model(cfg, from_checkpoint)
         accept_missing_mask_row(model)
         if not from_checkpoint:
@@ -150,12 +150,16 @@ class NarTask(FairseqTask):
         return model
 
     def refuse_half(self) -> None:
-        """Raise for half precision that fairseq trains with on GPUs only: on a CPU its optimizer and its batches fail."""
-        wanted = self.cfg.bf16 or (self.cfg.fp16 and not self.cfg.memory_efficient_fp16 and not self.cfg.fp16_no_flatten_grads)
-        if wanted and (self.cfg.cpu or not torch.cuda.is_available()):
-            name = "--bf16" if self.cfg.bf16 else "--fp16"
-            raise ValueError(f"{name} (or --memory-efficient-bf16) trains on GPUs only: give --train-dtype bfloat16, or auto, which "
-                             "train on CPUs, too")  # fmt: skip
+        """Raise for fairseq's ways to half precision where they do not train.
+
+        ``--bf16`` switches ``--tpu`` on, whatever the device is. ``--fp16`` moves parts to a GPU; its other forms do so at the
+        first overflow.
+        """
+        ours = "give --train-dtype bfloat16, or auto, which train on GPUs and CPUs"
+        if self.cfg.bf16 and importlib.util.find_spec("torch_xla") is None:
+            raise ValueError(f"--bf16 and --memory-efficient-bf16 are for TPUs in fairseq, and there is no torch_xla: {ours}")
+        if self.cfg.fp16 and (self.cfg.cpu or not torch.cuda.is_available()):
+            raise ValueError(f"--fp16 and --memory-efficient-fp16 train on GPUs only: {ours}")
 
     def build_criterion(self, cfg, *args, **kwargs):
         """The criterion; raise unless it trains the model that was built before it.

@@ -97,7 +97,7 @@ MODEL_FLAGS = {
     "--decoder-output-dim": Row("24", CHANGES, BANG_REFUSES),
     "--share-decoder-input-output-embed": Row("", CHANGES, {("bang",): SAME}),
     "--share-all-embeddings": Row("", CHANGES, {("bang",): SAME}),
-    "--merge-src-tgt-embed": refused(stock=CHANGES),
+    "--merge-src-tgt-embed": refused(stock=REFUSED),
     "--checkpoint-activations": Row("", SAME, {STOCK: UNTRIED}),
     "--offload-activations": Row("", SAME, {STOCK: UNTRIED}),
     "--export": Row("", SAME),  # what it asks for is so on CPUs
