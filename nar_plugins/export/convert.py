@@ -13,7 +13,8 @@ from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from nar_plugins import compat, safe_reader
+from nar_plugins import compat
+from nar_plugins.compat import safe_reader
 from nar_plugins.data.dictionary import MASK
 from nar_plugins.data.lines import read_lines
 

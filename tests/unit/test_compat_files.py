@@ -38,7 +38,7 @@ def generate(monkeypatch, tmp_path):
             return "score"
 
         monkeypatch.setattr(fairseq_cli.generate, "main", main)
-        compat.keep_results_of_a_run_before()
+        compat.commands.keep_results_of_a_run_before()
         if end == "return":
             assert fairseq_cli.generate.main(config) == "score"
         elif end == "raise":

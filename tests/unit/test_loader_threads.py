@@ -56,7 +56,7 @@ def test_threads_that_make_batches_end_when_they_are_stopped(places):
     next(batches)
     assert len(consumers()) == 1
     started = time.monotonic()
-    compat.stop_loader_threads()
+    compat.data.stop_loader_threads()
     assert time.monotonic() - started < 5 and not consumers()
     made = source.made
     time.sleep(0.02)
@@ -73,7 +73,7 @@ def test_a_thread_that_does_not_end_is_waited_for_no_longer_than_asked():
 
     next(iterators.BufferedIterator(2, Stuck()))
     started = time.monotonic()
-    compat.stop_loader_threads(seconds=0.1)
+    compat.data.stop_loader_threads(seconds=0.1)
     assert 0.1 <= time.monotonic() - started < 5 and consumers()
     leave.set()
     consumers()[0].join(5) if consumers() else None
@@ -126,7 +126,7 @@ def test_torchruns_workers_are_told_its_names(monkeypatch):
                                          (2, dict()), (0, dict(tpu=True))])  # fmt: skip
 def test_what_fairseq_can_start_is_left_to_it(gpus, given, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
-    compat.check_workers(config(**given))
+    compat.commands.check_workers(config(**given))
 
 
 def test_applying_the_workarounds_again_changes_nothing():

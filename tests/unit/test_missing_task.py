@@ -40,4 +40,4 @@ def test_a_validation_without_a_task_names_it():
 
 def test_stock_commands_are_left_alone():
     for words in (["--beam", "4", "--left-pad-source"], ["--task", "nar_translation", "--iterations", "3"], ["--seed", "3"]):
-        compat.check_task_of_flags(options.get_generation_parser(), words)
+        compat.commands.check_task_of_flags(options.get_generation_parser(), words)

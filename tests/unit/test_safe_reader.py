@@ -12,9 +12,10 @@ import torch
 from fairseq import checkpoint_utils, metrics
 from test_compat import LEGACY, ZIP, content, save
 
-from nar_plugins import compat, safe_reader
+from nar_plugins import compat
+from nar_plugins.compat import safe_reader
 from nar_plugins.cli import convert
-from nar_plugins.safe_reader import CheckpointError, NotLoaded, PlainArray
+from nar_plugins.compat.safe_reader import CheckpointError, NotLoaded, PlainArray
 
 NUMBERS = [
     np.array([3, 0, 1]), np.arange(6.0, dtype="f4").reshape(2, 3), np.asfortranarray(np.arange(6).reshape(2, 3)), np.array(7),
