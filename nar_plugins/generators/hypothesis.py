@@ -69,7 +69,7 @@ class Dedup:
     def __init__(self, how: str, dictionary):
         self.how, self.eos = how, dictionary.eos()
         self.symbols = symbols = dictionary.symbols
-        kind = segmentation(dictionary)
+        kind = self.kind = segmentation(dictionary)
         self.starts = [True] * len(symbols)
         self.continues = [False] * len(symbols)
         if kind == "SentencePiece":
@@ -97,8 +97,11 @@ class Dedup:
         if self.how == "token":
             return list(unit)
         first, *others = (self.symbols[token] for token in unit)
-        pieces = [first, *(other[2:] if other.startswith("##") else other for other in others)]
-        return "".join(piece[:-2] if piece.endswith("@@") else piece for piece in pieces).replace("\u2581", "")
+        if self.kind == "SentencePiece":
+            return "".join([first, *others]).replace(BLANK, "")
+        if self.kind == "WordPiece":
+            return "".join([first, *(other[2:] if other.startswith("##") else other for other in others)])
+        return "".join(piece[:-2] if piece.endswith("@@") else piece for piece in (first, *others))
 
     def words(self, tokens: List[int]) -> List[List[int]]:
         """The indices of the tokens, word by word; ``</s>`` is a word of its own."""

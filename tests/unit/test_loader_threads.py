@@ -51,6 +51,7 @@ def consumers():
 
 @pytest.mark.parametrize("places", [2, 10**6])  # the thread waits for a place in the buffer, or never does
 def test_threads_that_make_batches_end_when_they_are_stopped(places):
+    compat.data.stop_loader_threads()  # of the tests before, if any
     source = Batches()
     batches = iterators.BufferedIterator(places, source)
     next(batches)

@@ -122,5 +122,5 @@ def test_the_aligner_sees_what_the_model_will_see(tmp_path):
     for language in ("en", "de"):
         write(tmp_path / f"train.en-de.{language}")
         held().save(str(tmp_path / f"dict.{language}.txt"))
-    for text in align.load_pair(str(tmp_path), "train", "en", "de"):
+    for text in align.load_pair(str(tmp_path), "train", "en", "de", str(tmp_path)):
         assert text.tokens.tolist() == [token for sentence in unknown(TEXT) for token in sentence[:-1]]
