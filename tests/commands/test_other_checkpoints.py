@@ -108,11 +108,15 @@ def validated(made, path) -> list:
     lines = []
     handler = logging.Handler()
     handler.emit = lambda record: lines.append(record.getMessage())
-    logging.getLogger().addHandler(handler)
+    # not the root: hydra, which fairseq composes its configuration by, takes the root's handlers away
+    progress = logging.getLogger("fairseq.logging.progress_bar")
+    progress.addHandler(handler)
+    progress.setLevel(logging.INFO)
     try:
         here("fairseq-validate", made.data, *TASK, "--path", path, "--max-tokens", "99")
     finally:
-        logging.getLogger().removeHandler(handler)
+        progress.removeHandler(handler)
+        progress.setLevel(logging.NOTSET)
     return re.findall(r"loss (\S+)", "\n".join(lines))
 
 
