@@ -37,8 +37,8 @@ class SafeTorch(types.ModuleType):
 
     @staticmethod
     def load(file, *args, **kwargs):
-        """The checkpoint on the CPU, where fairseq wants it."""
-        return safe_reader.read(file)
+        """The checkpoint on the CPU, where fairseq wants it, with what it asks every checkpoint for."""
+        return completed(safe_reader.read(file))
 
 
 def read_checkpoints_safely() -> None:
@@ -49,6 +49,20 @@ def read_checkpoints_safely() -> None:
     """
     if not isinstance(checkpoint_utils.torch, SafeTorch):
         checkpoint_utils.torch = SafeTorch("torch")
+
+
+def completed(state):
+    """A checkpoint that holds a model and its arguments, with an empty history where it has none: fairseq would raise KeyErrors.
+
+    What decodes or starts another model needs no more; a training that goes on from it is told to reset the optimizer.
+    """
+    if isinstance(state, dict) and "model" in state:
+        if not state.get("optimizer_history") and "best_loss" not in state:
+            nothing = {"criterion_name": "none", "optimizer_name": "none", "lr_scheduler_state": {}, "num_updates": 0}
+            state.update(optimizer_history=[nothing], last_optimizer_state=state.get("last_optimizer_state"))
+        if "extra_state" not in state and "epoch" not in state:
+            state["extra_state"] = {}
+    return state
 
 
 def explain_unreadable_checkpoints() -> None:
@@ -122,14 +136,16 @@ def checked(path, anything: bool = False, advise: bool = True) -> Dict:
             ) from error
         advice = f"; {advice_for(path)}" if advise else ""
         raise CheckpointError(f"{path} is truncated or not a PyTorch checkpoint{advice}") from error
-    if not isinstance(state, dict) or "model" not in state or not ({"args", "cfg"} & state.keys()):
+    for part in ("model", "args", "cfg", *([] if anything else ["task_state"])):
+        for name in safe_reader.not_loaded(state.get(part) if isinstance(state, dict) else None):
+            raise CheckpointError(f"{path} holds a {name} in its '{part}', where only plain data can be used: not loaded")
+    kinds = {"model": dict, "args": (argparse.Namespace, type(None)), "cfg": (dict, type(None))}
+    fits = isinstance(state, dict) and all(isinstance(state.get(part), kind) for part, kind in kinds.items())
+    if not fits or not (state.get("args") or state.get("cfg")):
         raise CheckpointError(
             f"{path} is no fairseq checkpoint (it lacks 'model' and 'cfg' or 'args'): "
             "convert it first (nar-convert) or give another file"
         )
-    for part in ("model", "args", "cfg", *([] if anything else ["task_state"])):
-        for name in safe_reader.not_loaded(state.get(part)):
-            raise CheckpointError(f"{path} holds a {name} in its '{part}', where only plain data can be used: not loaded")
     return state
 
 

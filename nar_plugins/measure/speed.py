@@ -15,12 +15,15 @@ REFUSED = {  # options of fairseq-generate that mean nothing here, and what to d
     "batch_size": "nar-bench makes its own batches: give it --batch-sizes",
     "max_tokens": "nar-bench makes its own batches: give it --batch-sizes",
     "skip_invalid_size_inputs_valid_test": "nar-bench scores every sentence: take long ones out of the data",
+    "num_shards": "nar-bench decodes every sentence",
+    "shard_id": "nar-bench decodes every sentence",
     "results_path": "nar-bench writes no such files: give it --output",
     "lm_path": "nar-bench loads no language model",
     "replace_unk": "nar-bench replaces no words",
     "score_reference": "nar-bench scores what a system says",
 }
-ALIKE = ("gen_subset", "prefix_size", "source_lang", "target_lang", "post_process", "bpe", "tokenizer", "cpu")  # in all rows
+ALIKE = ("gen_subset", "prefix_size", "source_lang", "target_lang", "post_process", "bpe", "tokenizer", "cpu", "truncate_source",
+         "dataset_impl")  # in all rows  # fmt: skip
 
 
 class Output(NamedTuple):
@@ -67,6 +70,8 @@ class System:
         self.decoders = [d for d in (self.task.build_bpe(cfg.bpe), self.task.build_tokenizer(cfg.tokenizer)) if d is not None]
         languages = {"source_lang": self.task.cfg.source_lang, "target_lang": self.task.cfg.target_lang}  # inferred or given
         self.settings = {**{name: getattr(args, name, None) for name in ALIKE}, **languages}
+        if args.truncate_source:
+            self.settings["truncate_source"] = f"to --max-source-positions {self.task.cfg.max_source_positions}"
 
     def batches(self, size: int, sentences: int = 0) -> List[Dict]:
         """Batches of ``size``: the first ``sentences`` (0: all), in file order for size 1 and else by length."""

@@ -61,6 +61,13 @@ def refuse_merged(args) -> None:
                          "fairseq-preprocess --joined-dictionary")  # fmt: skip
 
 
+def refuse_adaptive(args) -> None:
+    """Raise a ValueError for ``--adaptive-softmax-cutoff``, of any model: it has no logits, in which generators ban ``<mask>``."""
+    if getattr(args, "adaptive_softmax_cutoff", None):
+        raise ValueError("--adaptive-softmax-cutoff: nothing here decodes such a model; leave it out, or train and decode it under "
+                         "--task translation")  # fmt: skip
+
+
 def refuse_unread(args, flags: Dict[str, object]) -> None:
     """Raise a ValueError that names the first of ``flags`` that has another value than its default."""
     for name, default in flags.items():

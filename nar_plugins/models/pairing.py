@@ -56,10 +56,14 @@ def check_criterion(model: type, arch: str, criterion: str) -> None:
     if kind is None:  # fairseq says it
         return
     mine = getattr(model, "criterions", ())
-    if mine and not is_one_of(kind, mine):
+    known = kind.__module__.split(".")[0] in ("fairseq", "nar_plugins")  # a user's own may train what it likes
+    if mine and known and not is_one_of(kind, mine):
         default = " (fairseq's default)" if criterion == "cross_entropy" else ""
         hint = "; --ngram 1 with it trains one token a pass" if "bang_loss" in mine else ""
         raise ValueError(f"--criterion {criterion}{default} does not train --arch {arch}: give --criterion {' or '.join(mine)}{hint}")
+    if not mine and criterion == "nat_loss":
+        raise ValueError(f"--criterion nat_loss trains fairseq's own non-autoregressive models, under --task translation_lev, and not "
+                         f"{arch}: give cross_entropy or label_smoothed_cross_entropy")  # fmt: skip
     trained = [name for name, one in MODEL_REGISTRY.items() if is_one_of(kind, getattr(one, "criterions", ()))]
     if not mine and trained:
         raise ValueError(f"--criterion {criterion} trains --arch {' and '.join(trained)}, not {arch}: an autoregressive model is "

@@ -28,9 +28,14 @@ def encode_source(model, tokens: Tensor, pad: int, role: str = "teacher") -> Dic
     Raises:
         ValueError: a source is longer than the model's positions.
     """
-    check_width(tokens, pad, model.encoder.max_positions(), f"source of {{}} tokens is longer than the {role}'s {{}} "
-                "positions: give one with more --max-source-positions, or shorter sources")  # fmt: skip
+    check_source(model.encoder.max_positions(), tokens, pad, role)
     return model.encoder(tokens, src_lengths=tokens.ne(pad).sum(1))
+
+
+def check_source(positions: int, tokens: Tensor, pad: int, role: str) -> None:
+    """Raise when a source of (B, S) is longer than the positions of the model in a role."""
+    check_width(tokens, pad, positions, f"source of {{}} tokens is longer than the {role}'s {{}} positions: give one with more "
+                "--max-source-positions, or shorter sources")  # fmt: skip
 
 
 def check_width(tokens: Tensor, pad: int, most: int, message: str) -> None:

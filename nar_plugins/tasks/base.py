@@ -15,7 +15,7 @@ from torch import Tensor
 
 from nar_plugins.data.dictionary import check_same_symbols
 from nar_plugins.data.noise import VALIDATION_UPDATE
-from nar_plugins.models.flags import refuse_merged, refuse_unread
+from nar_plugins.models.flags import refuse_adaptive, refuse_merged, refuse_unread
 from nar_plugins.models.initialise import check_finetuned
 from nar_plugins.models.pairing import check_criterion, check_foreign_model
 from nar_plugins.modules.attention import training_kernel
@@ -36,6 +36,7 @@ class NarTaskConfig(FairseqDataclass):
     amp: bool = II("common.amp")
     cpu: bool = II("common.cpu")
     bf16: bool = II("common.bf16")
+    tpu: bool = II("common.tpu")
     fp16: bool = II("common.fp16")
     update_freq: List[int] = II("optimization.update_freq")
     finetune_from_model: Optional[str] = II("checkpoint.finetune_from_model")
@@ -80,6 +81,7 @@ class NarTask(FairseqTask):
         self.chosen_dtype = None  # of --train-dtype auto, when the device is known
         self.noise = None  # the model's, set when it is built
         self.trained = None  # the model's class and the name of its architecture
+        self.model_options = None
         self.said_tokens = False
         self.progress = Progress(0)  # of the validation
 
@@ -146,7 +148,7 @@ class NarTask(FairseqTask):
             if hasattr(model, "start_from_checkpoints"):
                 model.start_from_checkpoints(self)
         self.noise = getattr(model, "noise", None)
-        self.trained = type(model), getattr(cfg, "arch", None) or getattr(cfg, "_name", None)
+        self.trained, self.model_options = (type(model), getattr(cfg, "arch", None) or getattr(cfg, "_name", None)), cfg
         return model
 
     def refuse_half(self) -> None:
@@ -156,8 +158,9 @@ class NarTask(FairseqTask):
         first overflow.
         """
         ours = "give --train-dtype bfloat16, or auto, which train on GPUs and CPUs"
-        if self.cfg.bf16 and importlib.util.find_spec("torch_xla") is None:
-            raise ValueError(f"--bf16 and --memory-efficient-bf16 are for TPUs in fairseq, and there is no torch_xla: {ours}")
+        if (self.cfg.bf16 or self.cfg.tpu) and importlib.util.find_spec("torch_xla") is None:
+            given = "--bf16 and --memory-efficient-bf16 are for TPUs in fairseq, and" if self.cfg.bf16 else "--tpu:"
+            raise ValueError(f"{given} there is no torch_xla: {ours}")
         if self.cfg.fp16 and (self.cfg.cpu or not torch.cuda.is_available()):
             raise ValueError(f"--fp16 and --memory-efficient-fp16 train on GPUs only: {ours}")
 
@@ -166,6 +169,7 @@ class NarTask(FairseqTask):
 
         Heads and masks that another criterion does not know would stay as they are, in silence.
         """
+        refuse_adaptive(self.model_options)
         name = getattr(cfg, "_name", None) or getattr(cfg, "criterion", None)
         if self.trained is not None and name is not None:
             check_criterion(*self.trained, name)

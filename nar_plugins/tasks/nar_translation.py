@@ -158,9 +158,9 @@ class NarTranslationTask(NarTask, TranslationTask):
             self.lines_read += len(dataset)
         try:
             return super().get_batch_iterator(dataset, *args, **kwargs)
-        except AssertionError:
-            if most is not None:
-                checks.check_batch_size(dataset, most, positions if skip else None)
+        except (AssertionError, IndexError) as error:
+            if most is not None:  # fairseq counts --max-tokens among the positions in training: of none left, an IndexError
+                checks.check_batch_size(dataset, most, positions if skip and isinstance(error, AssertionError) else None)
             raise
 
     def inference_step(self, generator, models, sample, prefix_tokens=None, constraints=None):
@@ -210,6 +210,8 @@ class NarTranslationTask(NarTask, TranslationTask):
         if name == "bang":
             name = served_by(config)
         if name == "beam":
+            if getattr(args, "temperature", 1) <= 0:  # an assertion in fairseq
+                raise ValueError(f"--temperature {args.temperature}: choose a number above 0")
             generator = super().build_generator(
                 models, args, seq_gen_cls, extra_gen_cls_kwargs, prefix_allowed_tokens_fn
             )
@@ -263,9 +265,14 @@ class NarTranslationTask(NarTask, TranslationTask):
         ours = registry.option_names() | {"generator"}
         unknown = given.keys() - ours - set(GenerationConfig.__dataclass_fields__)
         if unknown:
-            raise ValueError(f"--eval-bleu-args: no generator has an option '{sorted(unknown)[0]}'")
+            where = "--eval-bleu-args: " if isinstance(args, Namespace) else ""
+            raise ValueError(f"{where}no generator has an option '{sorted(unknown)[0]}'")
         registry.check_values(given, "--eval-bleu-args: " if isinstance(args, Namespace) else "")
-        return Namespace(**{name: given.get(name, getattr(self.cfg, name)) for name in ours})
+        config = Namespace(**{name: given.get(name, getattr(self.cfg, name)) for name in ours})
+        for name, value in vars(config).items():
+            if isinstance(value, float) and value != value:  # which is neither below nor above any bound
+                raise ValueError(f"--{name.replace('_', '-')} {value}: give a number")
+        return config
 
     # -- validation ----------------------------------------------------------------------------------------------------
 

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 import torch
 from conftest import hypotheses
+from in_process import refusal
 from test_bad_input import AR, CMLM, TASK, TRAIN, binarise, here, pairs
 
-from nar_plugins.cli import distill
+from nar_plugins.cli import convert, distill
 
 LAST = "checkpoint_last.pt"
 SIZES = (*AR, "--encoder-ffn-embed-dim", "128", "--decoder-ffn-embed-dim", "128", "--encoder-attention-heads", "4",
@@ -222,3 +223,22 @@ def test_a_drafter_with_arrays_in_its_metrics_is_loaded(made, tmp_path):
     flags = ("--generator", "blockwise", "--beam", "1")
     drafted = here(*generate(made, made.plain, *flags, "--drafter", "model", "--drafter-path", tmp_path / "c.pt"))
     assert texts(drafted) == texts(here(*generate(made, made.plain, *flags)))
+
+
+@pytest.mark.parametrize("lacks", [("optimizer_history",), ("extra_state",), ("optimizer_history", "extra_state", "last_optimizer_state")])
+def test_a_checkpoint_without_a_history_decodes_and_starts_others(made, tmp_path, lacks):
+    """As people publish them: a model and its arguments."""
+    state = torch.load(made.plain, weights_only=True)
+    torch.save({key: value for key, value in state.items() if key not in lacks}, tmp_path / "published.pt")
+    right = texts(here(*generate(made, made.plain, "--beam", "2")))
+    assert texts(here(*generate(made, tmp_path / "published.pt", "--beam", "2"))) == right
+    convert.main(["fairseq", str(tmp_path / "published.pt"), "--out", str(tmp_path / "copy.pt")])
+    assert texts(here(*generate(made, tmp_path / "copy.pt", "--beam", "2"))) == right
+    here(*generate(made, made.cmlm, "--iterations", "2", "--rescorer", tmp_path / "published.pt"))
+    trained(made, tmp_path / "s", *CMLM, "--init-encoder-from", tmp_path / "published.pt")
+
+
+@pytest.mark.parametrize("change", [{"model": [1]}, {"args": "x", "cfg": None}, {"args": None, "cfg": None}])
+def test_a_checkpoint_whose_parts_are_of_other_kinds_is_none(made, tmp_path, change):
+    torch.save({**torch.load(made.plain, weights_only=True), **change}, tmp_path / "odd.pt")
+    assert "is no fairseq checkpoint" in refusal(*generate(made, tmp_path / "odd.pt"))

@@ -5,6 +5,7 @@ import shutil
 import pytest
 from conftest import ROOT
 from fairseq import tasks
+from fairseq.criterions import CRITERION_REGISTRY, FairseqCriterion, register_criterion
 from in_process import here, refusal
 from omegaconf import OmegaConf
 from test_bad_input import TRAIN as COMMON
@@ -92,9 +93,37 @@ def test_a_checkpoint_is_decoded_and_validated_under_its_task_only(data, tmp_pat
 def test_hydra_is_told_the_command_that_knows_the_flags(data):
     """fairseq-hydra-train hands a model the values of its configuration file, and no defaults of flags."""
     config = {"_name": "nar_translation", "data": str(data), "source_lang": "src", "target_lang": "tgt"}
-    common = {"amp": False, "cpu": True, "bf16": False, "fp16": False}
+    common = {"amp": False, "cpu": True, "bf16": False, "fp16": False, "tpu": False}
     task = tasks.setup_task(OmegaConf.create({"task": config, "common": common}).task)
     for name in ("cmlm_tiny", "nat_tiny", "blockwise_tiny", "bang_tiny"):
         for more in ({}, {"encoder_layers": 1}):
             with pytest.raises(ValueError, match=f"fairseq-hydra-train cannot read the options of {name}.* --arch {name}"):
                 task.build_model(OmegaConf.create({"_name": name, **more}))
+
+
+def test_a_users_own_criterion_is_asked_itself(data, tmp_path):
+    """It may be no subclass of ours, and trains what it can."""
+
+    class Own(FairseqCriterion):
+        def forward(self, model, sample, reduce=True):
+            raise ValueError("this is my own loss")
+
+    name = "loss_of_a_user"
+    register_criterion(name)(Own)
+    try:
+        for model in ("cmlm", "blockwise", "transformer"):
+            said = refusal("fairseq-train", data, *flags(model, name, "nar_translation"), "--save-dir", tmp_path / model)
+            assert said == "this is my own loss"
+    finally:
+        del CRITERION_REGISTRY[name]
+
+
+@pytest.mark.parametrize("arch, more, said", [
+    ("transformer_tiny", ("--criterion", "nat_loss"), "nat_loss trains fairseq's own non-autoregressive models"),
+    ("transformer_tiny", ("--criterion", "adaptive_loss", "--adaptive-softmax-cutoff", "10"), "--adaptive-softmax-cutoff: nothing"),
+    ("cmlm_tiny", ("--criterion", "nar_loss", "--tpu"), "--tpu: there is no torch_xla"),
+    ("cmlm_tiny", ("--criterion", "nar_loss", "--max-tokens", "2"), "longer than --max-tokens 2"),
+])  # fmt: skip
+def test_what_cannot_be_trained_here_is_named(data, tmp_path, arch, more, said):
+    given = ("--cpu", "--user-dir", ROOT / "nar_plugins", *TRAIN, "--task", "nar_translation", "--arch", arch, *more)
+    assert said in refusal("fairseq-train", data, *given, "--save-dir", tmp_path)

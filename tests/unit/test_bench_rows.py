@@ -105,7 +105,8 @@ def test_as_many_sentences_as_ever_are_timed_by_default():
     ("--skip-invalid-size-inputs-valid-test", "--system B: --skip-invalid-size-inputs-valid-test: "),
     ("--score-reference", "--system B: --score-reference: "), ("--results-path x", "--system B: --results-path: "),
     ("--gold-lenght", "--system B: unrecognized arguments: --gold-lenght"), ("'", "--system B: No closing quotation"),
-    ("--beam 2 --lm-path x", "--system B: --lm-path: "), ("--replace-unk", "--system B: --replace-unk: "),
+    ("--truncate-source --max-source-positions 3", "--system B has --truncate-source to --max-source-positions 3, A has False"),
+    ("--num-shards 2", "--system B: --num-shards: "), ("--beam 2 --lm-path x", "--system B: --lm-path: "), ("--replace-unk", "--system B: --replace-unk: "),
 ])  # fmt: skip
 def test_a_row_that_cannot_be_compared_is_refused_by_name_before_the_decoding(made, undecoded, flags, said):
     assert said in refused(made.data, "--system", "A", made.ar, "--cpu", "--system", "B", made.ar, f"{flags} --cpu")

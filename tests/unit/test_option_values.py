@@ -3,6 +3,7 @@ from argparse import Namespace
 from dataclasses import fields
 
 import pytest
+import torch
 from fairseq.dataclass.configs import GenerationConfig
 from omegaconf import OmegaConf
 
@@ -65,3 +66,27 @@ def test_a_training_stops_at_the_flag():
         model("--eval-bleu", "--eval-bleu-args", "4")
     with pytest.raises(ValueError, match='^--eval-bleu-args: iterations is "4"'):
         model("--eval-bleu", "--eval-bleu-args", '{"iterations": "4"}')
+
+
+@pytest.mark.parametrize("option", ["bang_tau", "bang_theta", "confidence_threshold"])
+def test_a_number_that_is_none_is_refused(option):
+    one, task = model("--" + option.replace("_", "-"), "nan")
+    with pytest.raises(ValueError, match=f"^--{option.replace('_', '-')} nan: give a number$"):
+        task.build_generator([one], Namespace())
+
+
+def test_an_unknown_keyword_of_the_hub_is_named_without_a_flag_that_nobody_gave():
+    one, task = model()
+    with pytest.raises(ValueError, match="^no generator has an option 'bogus'$"):
+        task.build_generator([one], OmegaConf.create({"bogus": 2}))
+
+
+@pytest.mark.parametrize("given, said", [
+    (dict(min_len=3, max_len_b=2), "--min-len 3 is above the limit of 2 tokens"), (dict(temperature=0.0), "--temperature 0.0: choose"),
+])  # fmt: skip
+def test_values_that_fairseqs_search_asserts_are_named(given, said):
+    one, task = model(arch="transformer_tiny", criterion="cross_entropy")
+    with pytest.raises(ValueError, match=said):
+        generator = task.build_generator([one], Namespace(**given))
+        sample = {"net_input": {"src_tokens": torch.tensor([[5, 6, 2]]), "src_lengths": torch.tensor([3])}}
+        generator.generate([one], sample)
