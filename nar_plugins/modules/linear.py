@@ -16,6 +16,7 @@ from torch import Tensor
 
 
 SMALL = 1 << 20  # multiplications; below it MKL is done before oneDNN has begun (measured on one core)
+LARGE_WEIGHT = 1 << 18  # numbers; a smaller weight is in the cache, and MKL is done first up to four times as many products
 CPU_ROWS = 64  # rows of logits made and reduced at a time on a CPU, so that they stay in its cache
 
 
@@ -61,7 +62,7 @@ def chosen_by_size(weight: Tensor, bias: Optional[Tensor]) -> Callable[[Tensor],
     All that can be known of the layer is settled here. A product that is left to MKL then costs no more than in the layer
     itself, which looks up its weight and bias in every call: a small model makes hundreds of them a sentence.
     """
-    least = -(-SMALL // weight.size(0))  # numbers of the input from which on the product is a large one
+    least = -(-small(weight) // weight.size(0))  # numbers of the input from which on the product is a large one
     large = torch.ops.mkldnn._linear_pointwise
 
     def forward(x: Tensor) -> Tensor:
@@ -72,6 +73,11 @@ def chosen_by_size(weight: Tensor, bias: Optional[Tensor]) -> Callable[[Tensor],
     return forward
 
 
+def small(weight: Tensor) -> int:
+    """Multiplications below which a product with ``weight`` is left to MKL (``scripts/bench_linear.py``)."""
+    return SMALL if weight.numel() >= LARGE_WEIGHT else 4 * SMALL
+
+
 def faster() -> bool:
     """Whether oneDNN is there, on a processor where it is worth it."""
     there = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
@@ -80,7 +86,7 @@ def faster() -> bool:
 
 def linear(x: Tensor, weight: Tensor, bias: Optional[Tensor]) -> Tensor:
     """``F.linear`` without gradients, by whichever library is faster: (..., in) -> (..., out)."""
-    small = x.numel() * weight.size(0) < SMALL
-    if small or x.device.type != "cpu" or x.dtype != torch.float32 or weight.dtype != torch.float32 or not faster():
+    few = x.numel() * weight.size(0) < small(weight)
+    if few or x.device.type != "cpu" or x.dtype != torch.float32 or weight.dtype != torch.float32 or not faster():
         return F.linear(x, weight, bias)
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")

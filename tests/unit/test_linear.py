@@ -3,11 +3,11 @@ import pytest
 import torch
 import torch.nn as nn
 
-from nar_plugins.modules.linear import SMALL, fast_linear
+from nar_plugins.modules.linear import LARGE_WEIGHT, SMALL, fast_linear, small
 
 
 @pytest.mark.parametrize("capability", ["AVX2", "AVX512"])
-@pytest.mark.parametrize("rows", [1, SMALL // (32 * 48) - 1, SMALL // (32 * 48) + 1])
+@pytest.mark.parametrize("rows", [1, 4 * SMALL // (32 * 48) - 1, 4 * SMALL // (32 * 48) + 1])
 def test_small_and_large_products_are_those_of_the_layer(rows, capability, monkeypatch):
     torch.manual_seed(1)
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
@@ -22,7 +22,7 @@ def test_small_and_large_products_are_those_of_the_layer(rows, capability, monke
             found = layer(x)
     assert torch.allclose(found, wanted, atol=1e-5)
     usable = torch.backends.mkldnn.is_available() and capability == "AVX512"  # MKL is as fast without
-    assert len(seen) == int(usable and x.numel() * 48 >= SMALL)  # a small product is not worth oneDNN's overhead
+    assert len(seen) == int(usable and x.numel() * 48 >= 4 * SMALL)  # a small product is not worth oneDNN's overhead
     assert "forward" not in vars(layer)
 
 
@@ -62,3 +62,8 @@ def test_a_rescorer_within_a_decoding_leaves_the_outer_choice(avx512):
             assert vars(layer)["forward"] is outer
         assert vars(layer)["forward"] is outer
     assert "forward" not in vars(layer)
+
+
+def test_a_small_weight_is_left_to_mkl_longer_than_a_large_one():
+    assert small(torch.empty(2000, 128)) == 4 * SMALL and small(torch.empty(512, 512)) == SMALL
+    assert torch.empty(512, 512).numel() == LARGE_WEIGHT
