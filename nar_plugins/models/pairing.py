@@ -60,7 +60,8 @@ def check_criterion(model: type, arch: str, criterion: str) -> None:
     if mine and known and not is_one_of(kind, mine):
         default = " (fairseq's default)" if criterion == "cross_entropy" else ""
         hint = "; --ngram 1 with it trains one token a pass" if "bang_loss" in mine else ""
-        raise ValueError(f"--criterion {criterion}{default} does not train --arch {arch}: give --criterion {' or '.join(mine)}{hint}")
+        right = f"--criterion {' or '.join(mine)}{hint}"
+        raise ValueError(f"--criterion {criterion}{default} does not train --arch {arch}: give {right}")
     if not mine and criterion == "nat_loss":
         raise ValueError(f"--criterion nat_loss trains fairseq's own non-autoregressive models, under --task translation_lev, and not "
                          f"{arch}: give cross_entropy or label_smoothed_cross_entropy")  # fmt: skip

@@ -1,8 +1,8 @@
 """Checkpoints made by an earlier state of this package load, and give the tokens and scores that they gave then.
 
 ``tests/fixtures/checkpoints`` has one tiny checkpoint a method, twelve sentences, and in outputs.json what commit 098fd66 made
-of them (of the n-best lists, in which each text stands once since, a later one). ``python tests/parity/test_checkpoints_of_before.py`` writes that file anew: only for a change that is meant to alter
-the outputs.
+of them (of the n-best lists a later one, since when each text stands there once). ``python tests/parity/THIS_FILE`` writes
+outputs.json anew: only for a change that is meant to alter the outputs.
 """
 import json
 import shutil
