@@ -10,6 +10,7 @@ import fairseq_cli.preprocess
 import fairseq_cli.train
 import fairseq_cli.validate
 import pytest
+from fairseq import utils
 
 MAINS = {
     "fairseq-train": fairseq_cli.train, "fairseq-generate": fairseq_cli.generate, "fairseq-validate": fairseq_cli.validate,
@@ -21,11 +22,13 @@ def here(command: str, *arguments) -> str:
     """Run a command in this process; what it prints.
 
     Without a worker for the data unless one is asked for: here, where the process goes on, each is waited for, five seconds.
+    And with the handlers of the logs: fairseq-validate takes every second one of them away, pytest's among them.
     """
     out, words = io.StringIO(), [*map(str, arguments)]
     if command != "fairseq-preprocess" and "--num-workers" not in words:
         words += ["--num-workers", "0"]
-    with mock.patch.object(sys, "argv", [command, *words]), contextlib.redirect_stdout(out):
+    logs = mock.patch.object(utils, "reset_logging", lambda: None)
+    with mock.patch.object(sys, "argv", [command, *words]), logs, contextlib.redirect_stdout(out):
         with contextlib.redirect_stderr(out):
             MAINS[command].cli_main()
     return out.getvalue()

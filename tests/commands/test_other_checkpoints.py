@@ -109,7 +109,6 @@ def validated(made, path) -> list:
     lines = []
     handler = logging.Handler()
     handler.emit = lambda record: lines.append(record.getMessage())
-    # not the root: hydra, which fairseq composes its configuration by, takes the root's handlers away
     progress = logging.getLogger("fairseq.logging.progress_bar")
     progress.addHandler(handler)
     progress.setLevel(logging.INFO)
