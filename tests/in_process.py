@@ -10,7 +10,6 @@ import fairseq_cli.preprocess
 import fairseq_cli.train
 import fairseq_cli.validate
 import pytest
-from fairseq import utils
 
 MAINS = {
     "fairseq-train": fairseq_cli.train, "fairseq-generate": fairseq_cli.generate, "fairseq-validate": fairseq_cli.validate,
@@ -27,7 +26,7 @@ def here(command: str, *arguments) -> str:
     out, words = io.StringIO(), [*map(str, arguments)]
     if command != "fairseq-preprocess" and "--num-workers" not in words:
         words += ["--num-workers", "0"]
-    logs = mock.patch.object(utils, "reset_logging", lambda: None)
+    logs = mock.patch.object(fairseq_cli.validate, "reset_logging", lambda: None)
     with mock.patch.object(sys, "argv", [command, *words]), logs, contextlib.redirect_stdout(out):
         with contextlib.redirect_stderr(out):
             MAINS[command].cli_main()

@@ -119,6 +119,8 @@ def main(argv=None) -> None:
         bench(args)
     except ValueError as error:
         sys.exit(f"nar-bench: {error}")
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def bench(args) -> None:
