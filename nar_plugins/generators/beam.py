@@ -9,6 +9,7 @@ from fairseq.sequence_generator import SequenceGenerator, SequenceGeneratorWithA
 from nar_plugins.data.inference import part_of
 from nar_plugins.generators.hypothesis import prefixes
 from nar_plugins.generators.registry import generation_options
+from nar_plugins.generators.rules import check_min_len
 from nar_plugins.modules.linear import fast_linear
 from nar_plugins.modules.vocabulary import refuse_adaptive_softmax
 
@@ -64,9 +65,7 @@ class BeamGenerator:
         """Raise where ``--min-len`` is above what a batch ``width`` wide may have: fairseq's own assertion names no flag."""
         search = self.generator
         if hasattr(search, "max_len_a"):  # not where references are scored
-            limit = min(int(search.max_len_a * width + search.max_len_b), search.max_len - 1)
-            if search.min_len > limit:
-                raise ValueError(f"--min-len {search.min_len} is above the limit of {limit} tokens: see --max-len-a and -b")
+            check_min_len(search.min_len, min(int(search.max_len_a * width + search.max_len_b), search.max_len - 1))
 
     def search(self, models, sample, prefix_tokens=None, constraints=None, **kwargs) -> List[List[Dict]]:
         """fairseq's search; with a beam of one for sentences whose prefix (B, P) is ``</s>`` and nothing else.

@@ -11,7 +11,7 @@ from nar_plugins.data.canvas import candidate_lengths, gold_lengths
 from nar_plugins.generators.hypothesis import Dedup, empty_hypothesis, hypothesis
 from nar_plugins.generators.registry import refuse_unserved
 from nar_plugins.generators.rescore import Rescorer
-from nar_plugins.generators.rules import refuse_nan
+from nar_plugins.generators.rules import check_min_len, refuse_nan
 from nar_plugins.modules.linear import CPU_ROWS, fast_linear
 from nar_plugins.modules.precision import full
 
@@ -117,8 +117,7 @@ class ParallelGenerator:
         if self.options.min_len > limit:
             raise ValueError(f"--min-len {self.options.min_len} is above the {limit} tokens that the model's positions allow")
         limit = int(longest.masked_fill(self.empty(source), self.options.min_len + 1).min()) - 1
-        if self.options.min_len > limit:
-            raise ValueError(f"--min-len {self.options.min_len} is above the limit of {limit} tokens: see --max-len-a and -b")
+        check_min_len(self.options.min_len, limit)
 
     def empty(self, source: Tensor) -> Tensor:
         """Which sources (B, S) hold no word: (B,) bool."""

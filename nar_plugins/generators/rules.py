@@ -14,6 +14,12 @@ def refuse_nan(found: bool, whose: str = "the model's") -> None:
                          "--fp16), or the weights are NaN themselves (a training that diverged)")  # fmt: skip
 
 
+def check_min_len(shortest: int, limit: int) -> None:
+    """Raise a ValueError where ``--min-len`` is above the most tokens, ``</s>`` not counted, that an output may have."""
+    if shortest > limit:
+        raise ValueError(f"--min-len {shortest} is above the limit of {limit} tokens: see --max-len-a and -b")
+
+
 class GreedyRules:
     """The changes of ``SequenceGenerator._generate``, in its order.
 
@@ -33,8 +39,7 @@ class GreedyRules:
         """
         wanted = int(self.options.max_len_a * width + self.options.max_len_b)
         limit = min(wanted, *(model.max_decoder_positions() - 1 for model in models))
-        if self.options.min_len > limit:
-            raise ValueError(f"--min-len {self.options.min_len} is above the limit of {limit} tokens: see --max-len-a and -b")
+        check_min_len(self.options.min_len, limit)
         return limit
 
     def __call__(
