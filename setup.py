@@ -20,7 +20,7 @@ setup(
         "torch>=2.6",
     ],
     extras_require={
-        "dev": ["pytest", "pytest-xdist"],
+        "dev": ["pytest", "pytest-xdist", "ruff"],
         "plots": ["matplotlib"],  # nar-bench --plot
         "qg": ["nltk", "rouge-score"],  # examples/squad_qg/score.py: METEOR and ROUGE-L
     },
@@ -34,7 +34,7 @@ setup(
             "nar-score = nar_plugins.cli.score:main",
             "nar-user-dir = nar_plugins.cli.user_dir:main",
             "nar-wordpiece = nar_plugins.cli.wordpiece:main",
-        ],
+        ]
     },
     zip_safe=False,  # --user-dir needs a real folder
 )

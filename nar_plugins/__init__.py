@@ -4,7 +4,7 @@ Importing the package registers its tasks, models, criterions and generators wit
 
 ==================  ==========================================================================================
 ``tasks/``          what a run is: dictionaries, data, noise, which generator, BLEU in validation
-``data/``           noise (target -> canvas), canvas (lengths -> blank canvas), source copies, fertilities, spans, checks
+``data/``           noise (target -> canvas), canvas (lengths -> blank canvas), source copies, fertilities, spans
 ``models/``         one file a method, with its architectures
 ``modules/``        the bricks of the models: attention, layers, heads, CTC, glancing, rows of masks, the fused loss
 ``criterions/``     the losses; ``nar_loss`` sums the parts that a model's ``losses`` returns, and logs each by name
@@ -14,6 +14,7 @@ Importing the package registers its tasks, models, criterions and generators wit
 ``cli/``            the ``nar-*`` commands
 ==================  ==========================================================================================
 """
+
 from nar_plugins import compat
 
 compat.apply()

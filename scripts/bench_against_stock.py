@@ -1,4 +1,5 @@
-"""Our CMLM against fairseq's own ``cmlm_transformer`` and ``IterativeRefinementGenerator``, side by side in one process.
+"""Our CMLM against fairseq's own ``cmlm_transformer`` and ``IterativeRefinementGenerator``, side by side in one
+process.
 
     python scripts/bench_against_stock.py [--device cuda] [--batches 1,8,32] [--repeats 5] [--profile]
 
@@ -6,6 +7,7 @@ Random weights, the same sizes, the same forced lengths, the same passes (fairse
 --iter-decode-force-max-iter`` is R = 10) and length beam; both loops run in turn, and the median of the repeats counts.
 Also: updates a second in training, the same batch.
 """
+
 import argparse
 import logging
 import statistics
@@ -39,12 +41,17 @@ def main():
     task = task_of(args.words)
     dictionary = task.target_dictionary
     stock, ours = (build(arch, task).to(args.device) for arch in ("cmlm_transformer", "cmlm"))
-    print(f"{torch.get_num_threads()} threads, torch {torch.__version__}, {args.device}; {args.length} tokens, {args.words} words")
+    print(
+        f"{torch.get_num_threads()} threads, torch {torch.__version__}, {args.device}; {args.length} tokens, "
+        f"{args.words} words"
+    )
     if args.profile:
         profile(ours, task, args)
         return
 
-    print(f"\n{'decoding, R = 10, L = 5':26}{'stock fp32':>14}{'ours fp32':>14}{'ours bf16':>14}   ours/stock: fp32, bf16")
+    print(
+        f"\n{'decoding, R = 10, L = 5':26}{'stock fp32':>14}{'ours fp32':>14}{'ours bf16':>14}   ours/stock: fp32, bf16"
+    )
     for size in map(int, args.batches.split(",")):
         sample = batch(size, args)
         loops = [stock_loop(stock, dictionary, args.length)]
@@ -58,7 +65,10 @@ def main():
     steps = [stock_step(stock, task), our_step(ours, task, False), our_step(ours, task, True)]
     seconds = in_turn([lambda step=step: step(sample) for step in steps], args)
     cells = "".join(f"{s * 1000:11.0f} ms" for s in seconds)
-    print(f"{'training, 64 sentences':26}{cells}   {seconds[0] / seconds[1]:.2f}, {seconds[0] / seconds[2]:.2f} x updates/s")
+    print(
+        f"{'training, 64 sentences':26}{cells}   {seconds[0] / seconds[1]:.2f}, {seconds[0] / seconds[2]:.2f} x "
+        "updates/s"
+    )
 
 
 def task_of(words: int) -> SimpleNamespace:
@@ -70,11 +80,18 @@ def task_of(words: int) -> SimpleNamespace:
 
 
 def build(arch: str, task, *flags: str):
-    """512/1024, 4 heads, 6+6 layers, shared embeddings, fairseq's form in both, where ``flags`` of training say nothing else."""
+    """512/1024, 4 heads, 6+6 layers, shared embeddings, fairseq's form in both, where ``flags`` of training say nothing
+    else.
+    """
     parser = options.get_training_parser("nar_translation")
     given = ["data", "--task", "nar_translation", "--criterion", "nar_loss", "--arch", arch, "--share-all-embeddings"]
     for side in ("encoder", "decoder"):
-        given += [f"--{side}-embed-dim=512", f"--{side}-ffn-embed-dim=1024", f"--{side}-attention-heads=4", f"--{side}-layers=6"]
+        given += [
+            f"--{side}-embed-dim=512",
+            f"--{side}-ffn-embed-dim=1024",
+            f"--{side}-attention-heads=4",
+            f"--{side}-layers=6",
+        ]
     args = options.parse_args_and_arch(parser, input_args=[*given, *flags])
     args.label_smoothing = 0.1  # fairseq's model reads its criterion's
     torch.manual_seed(1)
@@ -100,19 +117,24 @@ def stock_loop(model, dictionary, length: int):
     """fairseq's generator, with a model that 'predicts' the given length; its beam is length - 2 .. length + 2."""
     loop = IterativeRefinementGenerator(dictionary, models=[model], max_iter=9, beam_size=5, adaptive=False)
     model.decoder.forward_length_prediction = lambda out, encoder_out, tgt=None: torch.full(
-        (encoder_out["encoder_out"][0].size(1),), length, device=encoder_out["encoder_out"][0].device)
+        (encoder_out["encoder_out"][0].size(1),), length, device=encoder_out["encoder_out"][0].device
+    )
     return lambda sample: loop.generate([model], sample)
 
 
 def our_loop(model, task, dtype: str):
     """Ours, with --gold-length: the same five lengths."""
     config = MaskPredictConfig(iterations=10, length_beam=5, gold_length=True, decode_dtype=dtype)
-    loop = MaskPredictGenerator([model], task.target_dictionary, config, generation_options(SimpleNamespace()), task.mask_index)
+    loop = MaskPredictGenerator(
+        [model], task.target_dictionary, config, generation_options(SimpleNamespace()), task.mask_index
+    )
 
     def decode(sample):
         model.eval()
         found = loop.generate([model], sample)
-        assert all({len(h["tokens"]) for h in hs} == set(range(26, 31)) for hs in found) or sample["target"].size(1) != 28
+        assert (
+            all({len(h["tokens"]) for h in hs} == set(range(26, 31)) for hs in found) or sample["target"].size(1) != 28
+        )
         return found
 
     return decode

@@ -6,6 +6,7 @@
 
 Every time is the least of several runs; memory is what the forward pass keeps for the backward pass.
 """
+
 import argparse
 import sys
 import time
@@ -20,6 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "unit")]
 
 from bang_twin import dense_buckets, dense_core, stream_positions, visible  # noqa: E402
+
 from nar_plugins.criterions.bang_loss import BangLoss  # noqa: E402
 from nar_plugins.modules.cells import lay_out, row_sizes  # noqa: E402
 from nar_plugins.modules.n_stream_attention import NStreamAttention, Projected  # noqa: E402
@@ -64,8 +66,12 @@ def attention(length: int, streams: int, times: int) -> None:
     module = NStreamAttention(HEADS * WIDTH, HEADS)
     count = (1 + streams) * length
     states = [torch.randn(BATCH, count, HEADS, size) for size in (WIDTH, WIDTH, WIDTH, BUCKETS)]
-    where = torch.cat([real.flatten().nonzero().squeeze(1) % length,
-                       (layout.cells.offset + 1) * length + layout.cells.start + layout.cells.offset])  # fmt: skip
+    where = torch.cat(
+        [
+            real.flatten().nonzero().squeeze(1) % length,
+            (layout.cells.offset + 1) * length + layout.cells.start + layout.cells.offset,
+        ]
+    )
     sentence = torch.cat([real.nonzero()[:, 0], layout.cells.sentence])
     packed = [part[sentence, where].requires_grad_() for part in states]
     whole = [part.transpose(1, 2).contiguous().requires_grad_() for part in states]
@@ -89,14 +95,27 @@ def attention(length: int, streams: int, times: int) -> None:
         leaves = packed if name == "rows" else whole
         found[name] = (least(lambda: torch.autograd.grad(forward(), leaves, gradient), times), kept(forward))
     (slow, much), (fast, little) = found["dense"], found["rows"]
-    print(f"T={length:<4} n={streams:<3} dense {slow:7.1f} ms {much:6.1f} MiB   rows {fast:7.1f} ms {little:6.1f} MiB   "
-          f"{slow / fast:4.1f} times faster, {little / much:5.1%} of the memory, apart {apart:.0e}")  # fmt: skip
+    print(
+        f"T={length:<4} n={streams:<3} dense {slow:7.1f} ms {much:6.1f} MiB   rows {fast:7.1f} ms {little:6.1f} MiB   "
+        f"{slow / fast:4.1f} times faster, {little / much:5.1%} of the memory, apart {apart:.0e}"
+    )
 
 
 def step(times: int, words: int, batch: int) -> None:
     """A ``bang_base`` pre-training step, forward and backward: 512 source tokens, 8 spans of 9 each."""
-    given = ["data", "--task", "nar_translation", "--arch", "bang_base", "--criterion", "bang_loss",
-             "--max-source-positions", "512", "--max-target-positions", "512"]  # fmt: skip
+    given = [
+        "data",
+        "--task",
+        "nar_translation",
+        "--arch",
+        "bang_base",
+        "--criterion",
+        "bang_loss",
+        "--max-source-positions",
+        "512",
+        "--max-target-positions",
+        "512",
+    ]
     config = convert_namespace_to_omegaconf(options.parse_args_and_arch(options.get_training_parser(), given))
     dictionaries = [Dictionary(), Dictionary()]
     for dictionary in dictionaries:
@@ -109,12 +128,18 @@ def step(times: int, words: int, batch: int) -> None:
     spans = torch.cat([torch.arange(9) + 64 * block + 20 for block in range(8)])
     source = text.index_fill(1, spans, task.mask_index)
     sample = {
-        "target": text[:, spans], "ntokens": batch * 72, "id": torch.arange(batch), "update": 1,
+        "target": text[:, spans],
+        "ntokens": batch * 72,
+        "id": torch.arange(batch),
+        "update": 1,
         "net_input": {
-            "src_tokens": source, "src_lengths": source.ne(1).sum(1), "prev_output_tokens": text[:, spans - 1],
-            "positions": (spans + 1).expand(batch, -1), "target_idx": torch.arange(9).repeat(batch, 8),
+            "src_tokens": source,
+            "src_lengths": source.ne(1).sum(1),
+            "prev_output_tokens": text[:, spans - 1],
+            "positions": (spans + 1).expand(batch, -1),
+            "target_idx": torch.arange(9).repeat(batch, 8),
         },
-    }  # fmt: skip
+    }
     found = {}
     for name, weights in (("AR only", {"bridge_weight": 0.0, "nar_weight": 0.0}), ("all cells", {})):
         criterion = BangLoss(task, **weights)
@@ -143,7 +168,10 @@ def main() -> None:
         if part not in ("attention", "step"):
             parser.error(f"no part '{part}': attention, step")
     if "attention" in parts:
-        print(f"attention alone, forward and backward, float32, B={BATCH}, {HEADS} heads of {WIDTH}, {args.threads} thread")
+        print(
+            f"attention alone, forward and backward, float32, B={BATCH}, {HEADS} heads of {WIDTH}, {args.threads} "
+            "thread"
+        )
         for length, streams in ((32, 8), (72, 9), (64, 16), (64, 64)):
             attention(length, streams, args.times)
     if "step" in parts:

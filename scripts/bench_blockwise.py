@@ -2,17 +2,19 @@
 
     python scripts/bench_blockwise.py [--device cuda] [--words 6000] [--repeats 50]
 
-Random weights, one sentence. For some sizes: a call of the decoder with 1 to 8 tokens, output layer and choice included, and one
-proposal of a sequential head. ``OVERHEAD`` (block_size.py) says how many tokens a call costs before its first one; ``HEAD``, ``LAYER``
-and ``CALL`` (drafters.py) what part of a call one proposal takes. All are timed in turn, and the median counts.
+Random weights, one sentence. For some sizes: a call of the decoder with 1 to 8 tokens, output layer and choice
+included, and one proposal of a sequential head. ``OVERHEAD`` (block_size.py) says how many tokens a call costs before
+its first one; ``HEAD``, ``LAYER`` and ``CALL`` (drafters.py) what part of a call one proposal takes. All are timed in
+turn, and the median counts.
 """
+
 import argparse
 import logging
 
 import torch
+from bench_against_stock import build, in_turn, task_of
 
 import nar_plugins  # noqa: F401
-from bench_against_stock import build, in_turn, task_of
 from nar_plugins.generators.block_size import BlockSize
 from nar_plugins.generators.drafters import Verified, heads_drafter
 from nar_plugins.modules.block_decoder import BlockDecoder
@@ -30,7 +32,10 @@ def main():
     args = parser.parse_args()
     logging.disable(logging.INFO)
     task = task_of(args.words)
-    print(f"{torch.get_num_threads()} threads, torch {torch.__version__}, {args.device}; {args.words} words; ms, batch 1\n")
+    print(
+        f"{torch.get_num_threads()} threads, torch {torch.__version__}, {args.device}; {args.words} words; ms, batch "
+        "1\n"
+    )
     cells = [*(f"{m} a call" for m in TOKENS), "proposal", "of a call", "believed", "a token", "believed"]
     print(f"{'dimensions, layers':20}" + "".join(f"{cell:>11}" for cell in cells))
     for dim, layers in SIZES:
@@ -41,16 +46,24 @@ def main():
         token = (calls[-1] - calls[1]) / (TOKENS[-1] - TOKENS[1])
         believed = (size.overhead * size.wait[1] + size.work[1]) / (size.overhead + 1)
         numbers = [*calls, proposal]
-        print(f"{f'{dim}, {layers}':20}" + "".join(f"{1000 * number:11.2f}" for number in numbers)
-              + f"{proposal / calls[0]:11.3f}{believed:11.3f}{token / calls[0]:11.3f}{1 / (size.overhead + 1):11.3f}", flush=True)
+        print(
+            f"{f'{dim}, {layers}':20}"
+            + "".join(f"{1000 * number:11.2f}" for number in numbers)
+            + f"{proposal / calls[0]:11.3f}{believed:11.3f}{token / calls[0]:11.3f}{1 / (size.overhead + 1):11.3f}",
+            flush=True,
+        )
 
 
 def sequential(dim: int, layers: int, task):
     """A ``blockwise`` model with eight sequential heads."""
     flags = ["--criterion=blockwise_loss", "--block-size=8", "--block-head=sequential"]
     for side in ("encoder", "decoder"):
-        flags += [f"--{side}-embed-dim={dim}", f"--{side}-ffn-embed-dim={4 * dim}", f"--{side}-attention-heads={dim // 32}",
-                  f"--{side}-layers={layers}"]  # fmt: skip
+        flags += [
+            f"--{side}-embed-dim={dim}",
+            f"--{side}-ffn-embed-dim={4 * dim}",
+            f"--{side}-attention-heads={dim // 32}",
+            f"--{side}-layers={layers}",
+        ]
     return build("blockwise", task, *flags)
 
 

@@ -1,10 +1,13 @@
-"""What ``fast_linear`` costs or gains fairseq's own search, by which every ratio of ours is divided, in turns in one process.
+"""What ``fast_linear`` costs or gains fairseq's own search, by which every ratio of ours is divided, in turns in one
+process.
 
     python scripts/bench_linear.py [--small 20,22,24] [--repeats 9]
 
-Random weights, sources of 12 words, outputs of 12 tokens. Rows: fairseq's generator as it is, ours without fast_linear, and ours with
-products from 2^N multiplications on given to oneDNN; medians and quartiles of the seconds, and the ratio of medians to fairseq's.
+Random weights, sources of 12 words, outputs of 12 tokens. Rows: fairseq's generator as it is, ours without fast_linear,
+and ours with products from 2^N multiplications on given to oneDNN; medians and quartiles of the seconds, and the ratio
+of medians to fairseq's.
 """
+
 import argparse
 import logging
 import statistics
@@ -32,7 +35,10 @@ def main():
     parser.add_argument("--sentences", type=int, default=12, help="decoded a timing, at batch size 1")
     args = parser.parse_args()
     logging.disable(logging.INFO)
-    print(f"{torch.get_num_threads()} threads, torch {torch.__version__}, oneDNN {'used' if linear.faster() else 'not used'}")
+    print(
+        f"{torch.get_num_threads()} threads, torch {torch.__version__}, oneDNN "
+        f"{'used' if linear.faster() else 'not used'}"
+    )
     for name, size in SIZES.items():
         for width in (1, 5):
             row(name, size, width, args)
@@ -43,7 +49,12 @@ def row(name: str, size: tuple, width: int, args) -> None:
     task = task_of(words)
     given = ["data", "--task", "nar_translation", "--arch", "transformer", "--share-all-embeddings"]
     for side in ("encoder", "decoder"):
-        given += [f"--{side}-embed-dim={dim}", f"--{side}-ffn-embed-dim={ffn}", f"--{side}-attention-heads=4", f"--{side}-layers={layers}"]
+        given += [
+            f"--{side}-embed-dim={dim}",
+            f"--{side}-ffn-embed-dim={ffn}",
+            f"--{side}-attention-heads=4",
+            f"--{side}-layers={layers}",
+        ]
     torch.manual_seed(1)
     arguments = options.parse_args_and_arch(options.get_training_parser("nar_translation"), given)
     model = ARCH_MODEL_REGISTRY["transformer"].build_model(arguments, task).eval()
@@ -52,7 +63,9 @@ def row(name: str, size: tuple, width: int, args) -> None:
     torch.manual_seed(2)
     sources = torch.randint(4, words - 2, (args.sentences, 1, 13))
     sources[..., -1] = 2
-    samples = [{"id": torch.zeros(1), "net_input": {"src_tokens": s, "src_lengths": torch.tensor([13])}} for s in sources]
+    samples = [
+        {"id": torch.zeros(1), "net_input": {"src_tokens": s, "src_lengths": torch.tensor([13])}} for s in sources
+    ]
 
     def with_threshold(power):
         with mock.patch.object(linear, "SMALL", 1 << power):
@@ -80,8 +93,10 @@ def row(name: str, size: tuple, width: int, args) -> None:
     print(f"\n{name}, beam {width}")
     for loop, seconds in times.items():
         low, middle, high = statistics.quantiles(seconds, n=4)
-        print(f"  {loop:22}{middle * 1000 / args.sentences:8.2f} ms a sentence ({low * 1000 / args.sentences:.2f} to "
-              f"{high * 1000 / args.sentences:.2f}), {middle / base:.3f} x fairseq's time")  # fmt: skip
+        print(
+            f"  {loop:22}{middle * 1000 / args.sentences:8.2f} ms a sentence ({low * 1000 / args.sentences:.2f} to "
+            f"{high * 1000 / args.sentences:.2f}), {middle / base:.3f} x fairseq's time"
+        )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""One pass of ``nat`` against fairseq's own autoregressive ``transformer`` and ``SequenceGenerator``, side by side in one process.
+"""One pass of ``nat`` against fairseq's own autoregressive ``transformer`` and ``SequenceGenerator``, side by side in
+one process.
 
     python scripts/bench_one_pass.py [--device cuda] [--batches 1,32] [--lengths FILE.gz] [--repeats 3]
 
@@ -7,6 +8,7 @@ newstest2014's English lines and ``</s>``; the target is forced to be as long as
 sentences from the whole range of lengths, batches of neighbours in length. The loops take turns, and the median of the
 repeats counts.
 """
+
 import argparse
 import gzip
 import logging
@@ -15,10 +17,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import torch
+from bench_against_stock import build, in_turn, task_of
 from fairseq.sequence_generator import SequenceGenerator
 
 import nar_plugins  # noqa: F401
-from bench_against_stock import build, in_turn, task_of
 from nar_plugins.generators.one_pass import OnePassConfig, OnePassGenerator
 from nar_plugins.generators.registry import generation_options
 
@@ -53,16 +55,21 @@ def main():
         ),
         "NAT, CTC x 2": one_pass(task, args.device, "--ctc"),
     }
-    print(f"{torch.get_num_threads()} threads, torch {torch.__version__}, {args.device}; mean length "
-          f"{sum(lengths) / len(lengths):.1f}, {args.words} words")  # fmt: skip
+    print(
+        f"{torch.get_num_threads()} threads, torch {torch.__version__}, {args.device}; mean length "
+        f"{sum(lengths) / len(lengths):.1f}, {args.words} words"
+    )
     for size in map(int, args.batches.split(",")):
         batches = make_batches(lengths, size, SENTENCES.get(size, 4 * size), args)
         seconds = in_turn([lambda s=system: [s(one) for one in batches] for system in systems.values()], args)
         count = size * len(batches)
         print(f"\n{f'batch {size}':20}{'ms a batch':>12}{'sentences/s':>14}{'x greedy':>10}{'x beam 5':>10}")
         for name, taken in zip(systems, seconds):
-            print(f"{name:20}{taken / len(batches) * 1000:12.1f}{count / taken:14.1f}{seconds[0] / taken:10.2f}"
-                  f"{seconds[1] / taken:10.2f}", flush=True)  # fmt: skip
+            print(
+                f"{name:20}{taken / len(batches) * 1000:12.1f}{count / taken:14.1f}{seconds[0] / taken:10.2f}"
+                f"{seconds[1] / taken:10.2f}",
+                flush=True,
+            )
 
 
 def make_batches(lengths: list, size: int, count: int, args) -> list:
@@ -76,7 +83,9 @@ def make_batches(lengths: list, size: int, count: int, args) -> list:
         places = torch.arange(tokens.size(1))
         tokens = tokens.masked_fill(places >= sizes.unsqueeze(1), 1).scatter(1, sizes.unsqueeze(1) - 1, 2)
         tokens, sizes = tokens.to(args.device), sizes.to(args.device)
-        batches.append({"id": torch.arange(size), "net_input": {"src_tokens": tokens, "src_lengths": sizes}, "target": tokens})
+        batches.append(
+            {"id": torch.arange(size), "net_input": {"src_tokens": tokens, "src_lengths": sizes}, "target": tokens}
+        )
     return batches
 
 
@@ -93,13 +102,17 @@ def autoregressive(model, dictionary, beam: int):
 
 
 def one_pass(task, device: str, *flags: str):
-    """Ours; a fertility head that always says 1 makes the target as long as the source, a length head takes the gold length."""
+    """Ours; a fertility head that always says 1 makes the target as long as the source, a length head takes the gold
+    length.
+    """
     model = build("nat", task, *flags).to(device).eval()
     if model.needs_fertilities:
         with torch.no_grad():
             model.encoder.fertility_head.bias[1] += 1e4
     config = OnePassConfig(gold_length="uniform" in flags)
-    loop = OnePassGenerator([model], task.target_dictionary, config, generation_options(SimpleNamespace()), task.mask_index)
+    loop = OnePassGenerator(
+        [model], task.target_dictionary, config, generation_options(SimpleNamespace()), task.mask_index
+    )
 
     def decode(sample):
         found = loop.generate([model], sample)

@@ -4,10 +4,11 @@
         --system "frozen heads" work/multi30k/kd-frozen/checkpoint_last.pt "" \\
         --system jacobi work/multi30k/ar/checkpoint_last.pt "--drafter jacobi"
 
-Every output is compared with ``fairseq-generate --generator beam --beam 1`` of the AR checkpoint: the words byte for byte, the
-scores to 1e-4. A sentence that differs is audited: how far apart both runs say the two tokens are at the first difference.
-Ends with status 1 where that is more than rounding (specs/blockwise.md, A.9).
+Every output is compared with ``fairseq-generate --generator beam --beam 1`` of the AR checkpoint: the words byte for
+byte, the scores to 1e-4. A sentence that differs is audited: how far apart both runs say the two tokens are at the
+first difference. Ends with status 1 where that is more than rounding (specs/blockwise.md, A.9).
 """
+
 import argparse
 import re
 import shlex
@@ -30,8 +31,17 @@ class Line(NamedTuple):
 
 def generate(data: str, checkpoint: str, flags: list) -> tuple:
     """The hypotheses of fairseq-generate by number, and its log's line of statistics."""
-    command = [str(Path(sys.executable).parent / "fairseq-generate"), data, "--user-dir", str(ROOT / "nar_plugins"), "--task",
-               "nar_translation", "--path", checkpoint, *flags]  # fmt: skip
+    command = [
+        str(Path(sys.executable).parent / "fairseq-generate"),
+        data,
+        "--user-dir",
+        str(ROOT / "nar_plugins"),
+        "--task",
+        "nar_translation",
+        "--path",
+        checkpoint,
+        *flags,
+    ]
     done = subprocess.run(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     if done.returncode:
         sys.exit(f"{' '.join(command)}\n{done.stdout[-3000:]}")
@@ -68,12 +78,18 @@ def main() -> None:
     wanted, _ = generate(args.data, args.ar, [*shared, "--generator", "beam", "--beam", "1"])
     failed = False
     for name, checkpoint, flags in args.system:
-        found, said = generate(args.data, checkpoint, [*shared, "--generator", "blockwise", "--beam", "1", *shlex.split(flags)])
+        found, said = generate(
+            args.data, checkpoint, [*shared, "--generator", "blockwise", "--beam", "1", *shlex.split(flags)]
+        )
         assert found.keys() == wanted.keys(), f"{name}: {len(found)} sentences, greedy search has {len(wanted)}"
         equal = [n for n in wanted if found[n].text == wanted[n].text]
         score = max((abs(found[n].score - wanted[n].score) for n in equal), default=0.0)
         margins = sorted((margin(found[n], wanted[n]) for n in wanted.keys() - set(equal)), reverse=True)
-        print(f"{name}: {len(wanted)} sentences, {len(equal)} equal, scores differ by at most {score:.1e}; {''.join(said)}", flush=True)
+        print(
+            f"{name}: {len(wanted)} sentences, {len(equal)} equal, scores differ by at most {score:.1e}; "
+            f"{''.join(said)}",
+            flush=True,
+        )
         if margins:
             print(f"  margins of the {len(margins)} that differ: {' '.join(f'{one:.1e}' for one in margins)}")
         failed = failed or score > SCORES or any(one > TIE for one in margins)

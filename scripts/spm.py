@@ -1,9 +1,10 @@
 """Train a SentencePiece model and encode text with it, for the recipes in examples/.
 
-    python scripts/spm.py train --model PREFIX --size N FILE [FILE ...]
-    python scripts/spm.py encode --model PREFIX < raw > pieces
-    python scripts/spm.py decode --model PREFIX < pieces > raw
+python scripts/spm.py train --model PREFIX --size N FILE [FILE ...]
+python scripts/spm.py encode --model PREFIX < raw > pieces
+python scripts/spm.py decode --model PREFIX < pieces > raw
 """
+
 import argparse
 import sys
 

@@ -1,4 +1,5 @@
 """What the tests share: toy corpora, fairseq's commands as a user types them, and real text where it is."""
+
 import os
 import random
 import subprocess
@@ -53,7 +54,12 @@ def run(command: str, *arguments, expect: int = 0, **kwargs) -> str:
     """
     program = Path(sys.executable).parent / command
     done = subprocess.run(
-        [str(program), *map(str, arguments)], cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **kwargs
+        [str(program), *map(str, arguments)],
+        cwd=ROOT,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        **kwargs,
     )
     fine = done.returncode != 0 if expect is None else done.returncode == expect
     assert fine, f"{command} {' '.join(map(str, arguments))}\nexit {done.returncode}\n{done.stdout[-4000:]}"
@@ -95,15 +101,21 @@ def repeated(sentence: str) -> str:
 
 def preprocess(folder: Path, destination: Path, **options) -> Path:
     """Binarise train, valid and test .src/.tgt with a joined dictionary."""
-    splits = [f"--{split}pref={folder / split}" for split in ("train", "valid", "test") if (folder / f"{split}.src").exists()]
+    splits = [
+        f"--{split}pref={folder / split}" for split in ("train", "valid", "test") if (folder / f"{split}.src").exists()
+    ]
     extra = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
-    here("fairseq-preprocess", "-s", "src", "-t", "tgt", "--joined-dictionary", *splits, "--destdir", destination, *extra)
+    here(
+        "fairseq-preprocess", "-s", "src", "-t", "tgt", "--joined-dictionary", *splits, "--destdir", destination, *extra
+    )
     return destination
 
 
 @pytest.fixture(scope="session")
 def toys(tmp_path_factory):
-    """A function task -> binarised toy corpus; the task is "copy", "reverse" or "repeat" (w0 never, w1 once ... w4 never)."""
+    """A function task -> binarised toy corpus; the task is "copy", "reverse" or "repeat" (w0 never, w1 once ... w4
+    never).
+    """
     made = {}
 
     def make(task: str) -> Path:
@@ -134,7 +146,17 @@ def random_model(arch: str = "cmlm_tiny", words: int = 60, seed: int = 1, scale:
     mask = add_mask(dictionary)
     task = SimpleNamespace(source_dictionary=dictionary, target_dictionary=dictionary, mask_index=mask)
     parser = options.get_training_parser("nar_translation")
-    given = ["data", "--task", "nar_translation", "--arch", arch, "--criterion", "nar_loss", "--share-all-embeddings", *flags]
+    given = [
+        "data",
+        "--task",
+        "nar_translation",
+        "--arch",
+        arch,
+        "--criterion",
+        "nar_loss",
+        "--share-all-embeddings",
+        *flags,
+    ]
     args = options.parse_args_and_arch(parser, input_args=given)
     torch.manual_seed(seed)
     model = ARCH_MODEL_REGISTRY[arch].build_model(args, task).eval()

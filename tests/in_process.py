@@ -1,4 +1,7 @@
-"""fairseq's commands in this process: starting one as a real process takes four seconds. What they log is not caught."""
+"""fairseq's commands in this process: starting one as a real process takes four seconds. What they log is not
+caught.
+"""
+
 import contextlib
 import io
 import sys
@@ -12,15 +15,19 @@ import fairseq_cli.validate
 import pytest
 
 MAINS = {
-    "fairseq-train": fairseq_cli.train, "fairseq-generate": fairseq_cli.generate, "fairseq-validate": fairseq_cli.validate,
-    "fairseq-interactive": fairseq_cli.interactive, "fairseq-preprocess": fairseq_cli.preprocess,
-}  # fmt: skip
+    "fairseq-train": fairseq_cli.train,
+    "fairseq-generate": fairseq_cli.generate,
+    "fairseq-validate": fairseq_cli.validate,
+    "fairseq-interactive": fairseq_cli.interactive,
+    "fairseq-preprocess": fairseq_cli.preprocess,
+}
 
 
 def here(command: str, *arguments) -> str:
     """Run a command in this process; what it prints.
 
-    Without a worker for the data unless one is asked for: here, where the process goes on, each is waited for, five seconds.
+    Without a worker for the data unless one is asked for: here, where the process goes on, each is waited for, five
+        seconds.
     And with the handlers of the logs: fairseq-validate takes every second one of them away, pytest's among them.
     """
     out, words = io.StringIO(), [*map(str, arguments)]

@@ -1,4 +1,5 @@
 """The command-line flags that this package adds to fairseq's."""
+
 import argparse
 from typing import Dict, List
 

@@ -3,12 +3,13 @@
     python examples/bang_toy/toy.py make FOLDER
     python examples/bang_toy/toy.py table FOLDER NAME=OUTPUT [NAME=OUTPUT ...]
 
-A source is 4 to 6 of the words a0 .. a11. Its target is the same words or, as likely, their twins b0 .. b11: only the first
-token is uncertain, all others follow from it. Predicted all at once, the tokens mix both targets.
+A source is 4 to 6 of the words a0 .. a11. Its target is the same words or, as likely, their twins b0 .. b11: only the
+first token is uncertain, all others follow from it. Predicted all at once, the tokens mix both targets.
 
-``table`` prints for every output of ``fairseq-generate --print-step`` how many of its outputs are one of the two, the passes
-of the decoder, and how many outputs are equal to those of the first.
+``table`` prints for every output of ``fairseq-generate --print-step`` how many of its outputs are one of the two, the
+passes of the decoder, and how many outputs are equal to those of the first.
 """
+
 import argparse
 import random
 from pathlib import Path

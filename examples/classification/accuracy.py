@@ -1,8 +1,9 @@
 """How many labels are right: python examples/classification/accuracy.py OUTPUT LABELS
 
-OUTPUT is what fairseq-generate wrote, or one label a line; "-" is standard input. Printed beside it: what always saying the
-most frequent label would give, and how many outputs are no label at all.
+OUTPUT is what fairseq-generate wrote, or one label a line; "-" is standard input. Printed beside it: what always saying
+the most frequent label would give, and how many outputs are no label at all.
 """
+
 import argparse
 import sys
 from collections import Counter
@@ -41,8 +42,10 @@ def main(argv=None) -> None:
     if len(said) != len(labels) or not labels:
         sys.exit(f"accuracy.py: {len(said)} outputs but {len(labels)} labels")
     right, most_frequent, no_label, total = count(said, labels)
-    print(f"{args.output.name}: accuracy {right / total:.1%} ({right} of {total}), always the most frequent label "
-          f"{most_frequent / total:.1%}, no label {no_label / total:.1%}")  # fmt: skip
+    print(
+        f"{args.output.name}: accuracy {right / total:.1%} ({right} of {total}), always the most frequent label "
+        f"{most_frequent / total:.1%}, no label {no_label / total:.1%}"
+    )
 
 
 if __name__ == "__main__":

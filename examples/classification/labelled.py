@@ -3,9 +3,10 @@
     python examples/classification/labelled.py questions SQUAD_QG OUT     # {train,valid,test}.tsv
     python examples/classification/labelled.py split FILE.tsv PREFIX      # PREFIX.text and PREFIX.label
 
-A TSV has a label and a text in every line. "questions" makes a set from SQuAD's questions, without chance: the label is the
-word that a question begins with (what, who, how, when, which, where, why), the text is the rest of it.
+A TSV has a label and a text in every line. "questions" makes a set from SQuAD's questions, without chance: the label is
+the word that a question begins with (what, who, how, when, which, where, why), the text is the rest of it.
 """
+
 import argparse
 import gzip
 import lzma
@@ -22,7 +23,9 @@ def lines_of(folder: Path, name: str) -> list:
         if path.is_file():
             with opened(path, "rt", encoding="utf-8-sig", newline="\n") as file:
                 return [line.rstrip("\n") for line in file]
-    raise ValueError(f"'{folder}' has no {name} (plain, .gz or .xz): give SQuAD's folder, or your own TSVs to prepare.sh")
+    raise ValueError(
+        f"'{folder}' has no {name} (plain, .gz or .xz): give SQuAD's folder, or your own TSVs to prepare.sh"
+    )
 
 
 def questions(folder: Path, out: Path) -> None:

@@ -106,7 +106,8 @@ ACTIONS = """buy bought = kaufen kauft kaufte gekauft : vehicle device clothes p
     send sent = schicken schickt schickte geschickt +gift | senden sendet sandte gesandt +gift : print writing"""
 MOTIONS = """travel travelled = reisen reist reiste gereist +sein | fahren fährt fuhr gefahren +sein : far means;
     go went = gehen geht ging gegangen +sein : near; fly flew = fliegen fliegt flog geflogen +sein : far;
-    return returned = zurück.kehren kehrt kehrte zurückgekehrt +sein | zurück.kommen kommt kam zurückgekommen +sein : far;
+    return returned = zurück.kehren kehrt kehrte zurückgekehrt +sein
+        | zurück.kommen kommt kam zurückgekommen +sein : far;
     move moved = ziehen zieht zog gezogen +sein | um.ziehen zieht zog umgezogen +sein : far;
     walk walked = laufen läuft lief gelaufen +sein : near"""
 EVENTS = """begin began = beginnen beginnt begann begonnen | an.fangen fängt fing angefangen : event;
@@ -123,9 +124,15 @@ TEXTS = "interesting=interessant; long=lang; short=kurz; boring=langweilig; exci
 FOODS = "fresh=frisch; warm=warm; cold=kalt; big=groß; small=klein; delicious=lecker/köstlich; good=gut"
 PERSONS = "young=jung; old=alt; friendly=freundlich/nett; clever=klug; rich=reich"
 # class -> stems, which take the endings ("teur" for teuer); nouns of other classes take no adjective
-ADJECTIVES = {"print": TEXTS, "writing": TEXTS, "food": FOODS, "kin": PERSONS, "people": PERSONS,
-              **dict.fromkeys(("opening", "home", "small", "animal"), THINGS),
-              **dict.fromkeys(("vehicle", "device", "clothes", "furniture"), f"{THINGS};{COLOURS}")}
+ADJECTIVES = {
+    "print": TEXTS,
+    "writing": TEXTS,
+    "food": FOODS,
+    "kin": PERSONS,
+    "people": PERSONS,
+    **dict.fromkeys(("opening", "home", "small", "animal"), THINGS),
+    **dict.fromkeys(("vehicle", "device", "clothes", "furniture"), f"{THINGS};{COLOURS}"),
+}
 CITIES = """Berlin=Berlin; Hamburg=Hamburg; Munich=München; Cologne=Köln; Vienna=Wien; Zurich=Zürich; Hanover=Hannover;
     Nuremberg=Nürnberg; Prague=Prag; Rome=Rom; Paris=Paris; Warsaw=Warschau; Brussels=Brüssel; Venice=Venedig"""
 PLACES = """in the garden=im Garten; in the kitchen=in der Küche; at home=zu Hause/daheim; at school=in der Schule;
@@ -160,8 +167,12 @@ DAYS = """on Monday=am Montag; on Tuesday=am Dienstag; on Wednesday=am Mittwoch;
 MONTHS = """January=Januar; February=Februar; March=März; April=April; May=Mai; June=Juni; July=Juli; August=August;
     September=September; October=Oktober; November=November; December=Dezember"""
 # minute: English words, German words, whether English and German name the next hour
-CLOCK = {0: ("{} o'clock", "{} Uhr", 0, 0), 15: ("quarter past {}", "Viertel nach {}", 0, 0),
-         30: ("half past {}", "halb {}", 0, 1), 45: ("quarter to {}", "Viertel vor {}", 1, 1)}
+CLOCK = {
+    0: ("{} o'clock", "{} Uhr", 0, 0),
+    15: ("quarter past {}", "Viertel nach {}", 0, 0),
+    30: ("half past {}", "halb {}", 0, 1),
+    45: ("quarter to {}", "Viertel vor {}", 1, 1),
+}
 ENGLISH_NUMBERS = """zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen
     sixteen seventeen eighteen nineteen twenty twenty-one twenty-two twenty-three twenty-four twenty-five twenty-six
     twenty-seven twenty-eight""".split()
@@ -176,13 +187,22 @@ POSSESSIVES = tuple(EIN)[1:]  # without "your", which would have to agree with d
 SPEAKERS = ("I", "you", "we")
 OBJECT_FORM = {"I": "me", "you": "you", "he": "him", "she": "her", "we": "us", "they": "them"}
 WHO = ("ich", "du", "er", "wir")  # verb forms; "sie" (they) and "Sie" take those of "wir"
-AUXILIARIES = {"haben": "habe hast hat haben", "sein": "bin bist ist sind", "future": "werde wirst wird werden",
-               "can": "kann kannst kann können", "must": "muss musst muss müssen", "want to": "will willst will wollen",
-               "should": "sollte solltest sollte sollten"}
+AUXILIARIES = {
+    "haben": "habe hast hat haben",
+    "sein": "bin bist ist sind",
+    "future": "werde wirst wird werden",
+    "can": "kann kannst kann können",
+    "must": "muss musst muss müssen",
+    "want to": "will willst will wollen",
+    "should": "sollte solltest sollte sollten",
+}
 # The slots of a German sentence in order: each is used once, and those that the scene lacks are left out.
 FIELD = "subject dative definite time manner place goal indefinite tail"
-ORDERS = {"statement": (f"subject finite {FIELD}", f"time finite {FIELD}"), "question": (f"finite {FIELD}",),
-          "why": (f"why finite {FIELD}",)}
+ORDERS = {
+    "statement": (f"subject finite {FIELD}", f"time finite {FIELD}"),
+    "question": (f"finite {FIELD}",),
+    "why": (f"why finite {FIELD}",),
+}
 ENGLISH_FIELD = "dative definite indefinite goal manner place time".split()
 
 
@@ -623,9 +643,12 @@ def build(count: int, seed: int, held_out: int) -> tuple[dict[str, list[str]], d
 
 def figures(sizes: Sequence[int], lengths: Sequence[int]) -> dict[str, float]:
     total = len(sizes)
-    return {"pairs": total, "valid targets a source": round(sum(sizes) / total, 2),
-            "share with 3 or more": round(sum(size >= 3 for size in sizes) / total, 3),
-            "words a target": round(sum(lengths) / total, 2)}
+    return {
+        "pairs": total,
+        "valid targets a source": round(sum(sizes) / total, 2),
+        "share with 3 or more": round(sum(size >= 3 for size in sizes) / total, 3),
+        "words a target": round(sum(lengths) / total, 2),
+    }
 
 
 def write_corpus(out: Path, count: int, seed: int, held_out: int = HELD_OUT) -> str:

@@ -2,12 +2,14 @@
 
     python examples/squad_qg/score.py REFERENCES OUTPUT [OUTPUT ...] [--sources SENTENCES]
 
-An OUTPUT is text, one question a line, or what fairseq-generate wrote. With --sources, the questions of the same sentence
-are references of one another, as SQuAD's question generation is scored (Du et al. 2017). All text is taken as tokenised.
+An OUTPUT is text, one question a line, or what fairseq-generate wrote. With --sources, the questions of the same
+sentence are references of one another, as SQuAD's question generation is scored (Du et al. 2017). All text is taken as
+tokenised.
 
 METEOR is NLTK's with its exact and stem matches: without WordNet, which is a download, it has no synonyms, and is no
 published METEOR. ROUGE-L is F1 (COCO's weighs recall more). Scores of other scripts are not comparable.
 """
+
 import argparse
 import sys
 from collections import defaultdict
@@ -50,7 +52,10 @@ def score(hypotheses: List[str], references: List[List[str]]) -> Scores:
     bleu = BLEU(tokenize="none").corpus_score(hypotheses, streams).score
     rouge = RougeScorer(["rougeL"], tokenizer=Words())
     best = [max(rouge.score(r, h)["rougeL"].fmeasure for r in own) for h, own in zip(hypotheses, references)]
-    meteors = [meteor_score([r.split() for r in own], h.split(), wordnet=NoSynonyms()) for h, own in zip(hypotheses, references)]
+    meteors = [
+        meteor_score([r.split() for r in own], h.split(), wordnet=NoSynonyms())
+        for h, own in zip(hypotheses, references)
+    ]
     return Scores(100 * sum(best) / len(best), bleu, 100 * sum(meteors) / len(meteors))
 
 
@@ -97,7 +102,11 @@ def main(argv=None) -> None:
         hypotheses = generated(lines, "D") or generated(lines, "H") or lines
         if len(hypotheses) != len(references):
             sys.exit(f"score.py: {path} has {len(hypotheses)} questions, {args.references} {len(references)}")
-        print(f"| {path.stem} | " + " | ".join(f"{s:.2f}" for s in score(hypotheses, together(references, sources))) + " |")
+        print(
+            f"| {path.stem} | "
+            + " | ".join(f"{s:.2f}" for s in score(hypotheses, together(references, sources)))
+            + " |"
+        )
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ Example, which writes work/bin/train.en-de.fert and the same for valid and test:
 
     nar-align work/bin -s en -t de
 """
+
 import argparse
 import logging
 import os
@@ -18,8 +19,18 @@ from fairseq.utils import split_paths
 from nar_plugins.data.checks import check_files, check_languages, infer_languages
 from nar_plugins.data.dictionary import load_dictionary, not_words
 from nar_plugins.data.fertility import fertility_path, write_fertilities
-from nar_plugins.distill.align import (MOST_LINKS, WARN_UNLINKED, Aligner, Text, check_links, fertilities, load_text, one_each,
-                                       parse_links, unlinked)  # fmt: skip
+from nar_plugins.distill.align import (
+    MOST_LINKS,
+    WARN_UNLINKED,
+    Aligner,
+    Text,
+    check_links,
+    fertilities,
+    load_text,
+    one_each,
+    parse_links,
+    unlinked,
+)
 
 SPLIT = re.compile(r"(train|valid|test)(\d*)")
 
@@ -28,17 +39,30 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="nar-align", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("data", metavar="DATA-BIN", help="folder of fairseq-preprocess, or several joined by colons; "
-                        "receives SPLIT.SRC-TGT.fert")  # fmt: skip
+    parser.add_argument(
+        "data",
+        metavar="DATA-BIN",
+        help="folder of fairseq-preprocess, or several joined by colons; receives SPLIT.SRC-TGT.fert",
+    )
     parser.add_argument("-s", "--source-lang", metavar="SRC", help="source language (default: as the data are named)")
     parser.add_argument("-t", "--target-lang", metavar="TGT", help="target language (default: as the data are named)")
-    parser.add_argument("--splits", help="such as train,valid (default: every train, valid, valid1 ... with both sides)")
-    parser.add_argument("--alignments", nargs="+", metavar="FILE",
-                        help="links like 0-0 1-2, made elsewhere of the very text that was binarised (of its sub-words): one "
-                             "file for each of --splits, in that order")  # fmt: skip
+    parser.add_argument(
+        "--splits", help="such as train,valid (default: every train, valid, valid1 ... with both sides)"
+    )
+    parser.add_argument(
+        "--alignments",
+        nargs="+",
+        metavar="FILE",
+        help="links like 0-0 1-2, made elsewhere of the very text that was binarised (of its sub-words): one "
+        "file for each of --splits, in that order",
+    )
     parser.add_argument("--iterations", type=int, help="of the aligner, over train (and train1 ...) (default 5)")
-    parser.add_argument("--most-links", type=int, metavar="N",
-                        help=f"of a larger train, pairs with N possible links (default {MOST_LINKS}: 5 GB)")  # fmt: skip
+    parser.add_argument(
+        "--most-links",
+        type=int,
+        metavar="N",
+        help=f"of a larger train, pairs with N possible links (default {MOST_LINKS}: 5 GB)",
+    )
     return parser
 
 
@@ -75,11 +99,15 @@ def align(args) -> None:
 
     if args.alignments:
         if settings:
-            raise ValueError(f"--{next(iter(settings)).replace('_', '-')} is the aligner's: leave it out with --alignments")
+            raise ValueError(
+                f"--{next(iter(settings)).replace('_', '-')} is the aligner's: leave it out with --alignments"
+            )
         if len(args.alignments) != len(splits):
             names = [split.name if len(folders) == 1 else os.path.join(*split) for split in splits]
-            raise ValueError(f"{len(args.alignments)} of --alignments for {len(splits)} splits ({', '.join(names)}): name "
-                             "the splits that the files are of with --splits")  # fmt: skip
+            raise ValueError(
+                f"{len(args.alignments)} of --alignments for {len(splits)} splits ({', '.join(names)}): name "
+                "the splits that the files are of with --splits"
+            )
         texts = {split: load(split) for split in splits}
         dictionaries = load_dictionaries(folders[0], source, target)
         links, notes = read_files(args.alignments, [texts[split] for split in splits], dictionaries)
@@ -100,7 +128,9 @@ def align(args) -> None:
 
 
 def read_files(files: List[str], texts: List[List[Text]], dictionaries: List[Dictionary]) -> Tuple[list, List[str]]:
-    """The links of every file, one a target word, and what is to be said of them. Nothing is said before all are right."""
+    """The links of every file, one a target word, and what is to be said of them. Nothing is said before all are
+    right.
+    """
     symbols = tuple(dictionary.symbols for dictionary in dictionaries)
     given = [parse_links(file, *(text.sizes for text in pair)) for file, pair in zip(files, texts)]
     for file, pair, links in zip(files, texts, given):
@@ -112,8 +142,12 @@ def read_files(files: List[str], texts: List[List[Text]], dictionaries: List[Dic
         share = unlinked(found, *sizes)
         notes.append(f"; target tokens without a link: {share:.1%}")
         if share > WARN_UNLINKED:
-            print(f"nar-align: warning: {file} has no link for {share:.0%} of the target tokens, which take their neighbour's: "
-                  "an aligner's links of one direction leave fewer than an intersection of both", file=sys.stderr)  # fmt: skip
+            print(
+                f"nar-align: warning: {file} has no link for {share:.0%} of the target tokens, which take their "
+                "neighbour's: "
+                "an aligner's links of one direction leave fewer than an intersection of both",
+                file=sys.stderr,
+            )
     return links, notes
 
 
@@ -143,7 +177,9 @@ def stems(folder: str, split: str, source: str, target: str) -> List[str]:
 
 
 def exists(stem: str) -> bool:
-    """Whether one side of a split is there, binarised or as the text that ``fairseq-preprocess --dataset-impl raw`` copies."""
+    """Whether one side of a split is there, binarised or as the text that ``fairseq-preprocess --dataset-impl raw``
+    copies.
+    """
     return os.path.exists(f"{stem}.idx") or os.path.isfile(stem)
 
 
@@ -168,8 +204,10 @@ def load_pair(folder: str, split: str, source: str, target: str, home: str) -> L
         sides.append(load_text(file, dictionary.eos(), dictionary))
         largest = int(sides[-1].tokens.max(initial=0))
         if largest >= len(dictionary):
-            raise ValueError(f"{file} has token {largest}, its dictionary ends at {len(dictionary) - 1}: the data was "
-                             "binarised with another dictionary")  # fmt: skip
+            raise ValueError(
+                f"{file} has token {largest}, its dictionary ends at {len(dictionary) - 1}: the data was "
+                "binarised with another dictionary"
+            )
         unread = np.isin(sides[-1].tokens, not_words(dictionary))
         sides[-1].tokens[unread] = dictionary.unk()  # as the model will read them
     left, right = (len(text.sizes) for text in sides)

@@ -2,11 +2,13 @@
 
 Example (the first system is what the others' speed is divided by):
 
-    nar-bench work/bin --system "AR greedy" ar.pt "--beam 1" --system "CMLM 10" cmlm.pt "--iterations 10" --flags "--cpu"
+    nar-bench work/bin --system "AR greedy" ar.pt "--beam 1" --system "CMLM 10" cmlm.pt "--iterations 10" \
+        --flags "--cpu"
 
-All systems decode the same sentences: --gen-subset, --prefix-size, languages and what makes text of the tokens (--remove-bpe,
---bpe, --tokenizer) are refused where they differ, and belong into --flags.
+All systems decode the same sentences: --gen-subset, --prefix-size, languages and what makes text of the tokens
+(--remove-bpe, --bpe, --tokenizer) are refused where they differ, and belong into --flags.
 """
+
 import argparse
 import logging
 import re
@@ -32,21 +34,47 @@ def build_parser() -> argparse.ArgumentParser:
         prog="nar-bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("data", help="binarised data")
-    parser.add_argument("--system", nargs=3, action="append", required=True, metavar=("NAME", "CKPT", "FLAGS"),
-                        help="a row: name, checkpoint(s), flags of fairseq-generate in one string (may be empty)")  # fmt: skip
+    parser.add_argument(
+        "--system",
+        nargs=3,
+        action="append",
+        required=True,
+        metavar=("NAME", "CKPT", "FLAGS"),
+        help="a row: name, checkpoint(s), flags of fairseq-generate in one string (may be empty)",
+    )
     parser.add_argument("--flags", default="", help="flags of fairseq-generate for every row, in one string")
-    parser.add_argument("--reference", nargs="+", default=[], metavar="FILE", help="reference texts, a line for every sentence "
-                        "of the split (default: the data's targets, in which unknown words count as missed)")  # fmt: skip
-    parser.add_argument("--tokenize", choices=TOKENIZERS, metavar="NAME", help="sacreBLEU's tokeniser for BLEU, one of "
-                        f"{', '.join(TOKENIZERS)} (default: zh, ja-mecab, ko-mecab or char where the data's target language "
-                        "needs one, else 13a)")  # fmt: skip
+    parser.add_argument(
+        "--reference",
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="reference texts, a line for every sentence "
+        "of the split (default: the data's targets, in which unknown words count as missed)",
+    )
+    parser.add_argument(
+        "--tokenize",
+        choices=TOKENIZERS,
+        metavar="NAME",
+        help="sacreBLEU's tokeniser for BLEU, one of "
+        f"{', '.join(TOKENIZERS)} (default: zh, ja-mecab, ko-mecab or char where the data's target language "
+        "needs one, else 13a)",
+    )
     parser.add_argument("--batch-sizes", default="1,32", metavar="N[,N...]", help="batch sizes to time (default: 1,32)")
-    parser.add_argument("--sentences", metavar="N[,N...]", help="how many sentences to time: one number for all batch sizes "
-                        "or one for each; 0: all (default: 100 at batch size 1, all at others)")  # fmt: skip
+    parser.add_argument(
+        "--sentences",
+        metavar="N[,N...]",
+        help="how many sentences to time: one number for all batch sizes "
+        "or one for each; 0: all (default: 100 at batch size 1, all at others)",
+    )
     parser.add_argument("--repeats", default="3", metavar="N", help="timings of each; the median counts (default: 3)")
     parser.add_argument("--output", type=Path, metavar="FOLDER", help="keep what every system says, in FOLDER/NAME.txt")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw BLEU against passes, a line through the systems whose "
-                        "names differ in a last number only (.png, .pdf, .svg; needs matplotlib)")  # fmt: skip
+    parser.add_argument(
+        "--plot",
+        type=Path,
+        metavar="FILE",
+        help="draw BLEU against passes, a line through the systems whose "
+        "names differ in a last number only (.png, .pdf, .svg; needs matplotlib)",
+    )
     return parser
 
 
@@ -83,13 +111,17 @@ def timings(args) -> List[tuple]:
         return [(size, 100 if size == 1 else 0) for size in sizes], repeats
     counts = numbers("--sentences", args.sentences, 0)
     if len(counts) not in (1, len(sizes)):
-        raise ValueError(f"--sentences {args.sentences}: one number for all --batch-sizes, or one for each ({len(sizes)})")
+        raise ValueError(
+            f"--sentences {args.sentences}: one number for all --batch-sizes, or one for each ({len(sizes)})"
+        )
     return list(zip(sizes, counts * len(sizes) if len(counts) == 1 else counts)), repeats
 
 
 @contextmanager
 def named(row: str):
-    """Whatever goes wrong within it becomes a ValueError with the row's name: fairseq's loading has no error of its own."""
+    """Whatever goes wrong within it becomes a ValueError with the row's name: fairseq's loading has no error of its
+    own.
+    """
     try:
         yield
     except Exception as error:
@@ -137,7 +169,9 @@ def bench(args) -> None:
     references = references or [systems[0].reference()]
     for path, lines in zip(args.reference, references):
         if len(lines) != len(systems[0].dataset):
-            raise ValueError(f"--reference {path} has {len(lines)} lines, the data have {len(systems[0].dataset)} sentences")
+            raise ValueError(
+                f"--reference {path} has {len(lines)} lines, the data have {len(systems[0].dataset)} sentences"
+            )
     check_references(references, len(systems[0].dataset))
     warn_of_references(references, metric)
     if args.output:
@@ -179,20 +213,36 @@ def table(systems, outputs, qualities, sizes, speeds) -> None:
     first = [f"{system.name}" for system in systems[:2]]
     masked = any(output.wasted is not None for output in outputs)  # a column only where it says something
     heads = ["system", "BLEU", "chrF", "passes", *["masks wasted"] * masked]
-    heads += [f"{unit}, batch {size}" for unit in ("sent/s", "ms/sentence", *(f"x {name}" for name in first)) for size in sizes]
+    heads += [
+        f"{unit}, batch {size}"
+        for unit in ("sent/s", "ms/sentence", *(f"x {name}" for name in first))
+        for size in sizes
+    ]
     rows = []
     for i, (system, output, quality) in enumerate(zip(systems, outputs, qualities)):
         ratios = [f"{speed[i] / speed[base]:.2f}" for base in range(len(first)) for speed in speeds]
         wasted = "-" if output.wasted is None else f"{output.wasted:.0%}"
-        rows.append([system.name, f"{quality.bleu:.1f}", f"{quality.chrf:.1f}", f"{output.passes:.1f}", *[wasted] * masked,
-                     *(f"{speed[i]:.1f}" for speed in speeds), *(f"{1000 / speed[i]:.1f}" for speed in speeds),
-                     *ratios])  # fmt: skip
+        rows.append(
+            [
+                system.name,
+                f"{quality.bleu:.1f}",
+                f"{quality.chrf:.1f}",
+                f"{output.passes:.1f}",
+                *[wasted] * masked,
+                *(f"{speed[i]:.1f}" for speed in speeds),
+                *(f"{1000 / speed[i]:.1f}" for speed in speeds),
+                *ratios,
+            ]
+        )
     widths = [max(len(row[c]) for row in [heads, *rows]) for c in range(len(heads))]
     print()
     for row in [heads, ["-" * w for w in widths], *rows]:
         print("| " + " | ".join(cell.ljust(w) for cell, w in zip(row, widths)) + " |")
     where = torch.cuda.get_device_name() if systems[0].cuda else f"CPU, {torch.get_num_threads()} threads"
-    print(f"\nBLEU: {qualities[0].bleu_signature}\nchrF: {qualities[0].chrf_signature}\n{where}, PyTorch {torch.__version__}")
+    print(
+        f"\nBLEU: {qualities[0].bleu_signature}\nchrF: {qualities[0].chrf_signature}\n{where}, PyTorch "
+        f"{torch.__version__}"
+    )
 
 
 if __name__ == "__main__":

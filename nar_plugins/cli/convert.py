@@ -1,4 +1,7 @@
-"""nar-convert: checkpoints of official releases, and of other trainers, into ones of this package; and BERT's vocabulary."""
+"""nar-convert: checkpoints of official releases, and of other trainers, into ones of this package; and BERT's
+vocabulary.
+"""
+
 import argparse
 import sys
 from pathlib import Path
@@ -7,7 +10,7 @@ from nar_plugins.export.bang import convert_bang, convert_bert_vocabulary
 from nar_plugins.export.convert import convert_fairseq, convert_mask_predict
 
 # where the releases' own pages say that their files are
-MASK_PREDICT = """A checkpoint of Mask-Predict's release as a cmlm. Its page links archives of checkpoints and dictionaries:
+MASK_PREDICT = """A checkpoint of Mask-Predict's release as a cmlm. Its page links archives with dictionaries:
 
   https://github.com/facebookresearch/Mask-Predict
   http://dl.fbaipublicfiles.com/fairseq/models/maskPredict_en_de.tar.gz (de_en, en_ro, ro_en, en_zh, zh_en)
@@ -24,25 +27,41 @@ The vocabulary is that of BERT base uncased, vocab.txt; nar-convert bert-vocab -
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="nar-convert", description=__doc__)
     kinds = parser.add_subparsers(dest="kind", required=True)
-    kind = kinds.add_parser("mask-predict", help="facebookresearch/Mask-Predict -> cmlm", description=MASK_PREDICT,
-                            formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    kind = kinds.add_parser(
+        "mask-predict",
+        help="facebookresearch/Mask-Predict -> cmlm",
+        description=MASK_PREDICT,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     kind.add_argument("checkpoint", type=Path, metavar="CKPT", help="the release's checkpoint")
     kind.add_argument("--dict", type=Path, required=True, help="the release's dict.*.txt (one for both sides)")
     kind.add_argument("--out", type=Path, required=True, metavar="DIR", help="receives checkpoint.pt and dict.txt")
-    kind.add_argument("--heads", type=int, default=0, help="attention heads, if the checkpoint does not say (width / 64)")
-    kind = kinds.add_parser("bang", help="microsoft/BANG, or microsoft/ProphetNet of two streams -> bang", description=BANG,
-                            formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    kind.add_argument(
+        "--heads", type=int, default=0, help="attention heads, if the checkpoint does not say (width / 64)"
+    )
+    kind = kinds.add_parser(
+        "bang",
+        help="microsoft/BANG, or microsoft/ProphetNet of two streams -> bang",
+        description=BANG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     kind.add_argument("checkpoint", type=Path, metavar="CKPT", help="the release's checkpoint")
     kind.add_argument("--dict", type=Path, required=True, help="BERT's vocabulary, made by nar-convert bert-vocab")
     kind.add_argument("--out", type=Path, required=True, metavar="DIR", help="receives checkpoint.pt and dict.txt")
-    kind.add_argument("--official-nar", action="store_true",
-                      help="NAR masks do not see the start token: for what the release has fine-tuned for NAR")  # fmt: skip
+    kind.add_argument(
+        "--official-nar",
+        action="store_true",
+        help="NAR masks do not see the start token: for what the release has fine-tuned for NAR",
+    )
     kind = kinds.add_parser("bert-vocab", help="BERT's vocab.txt -> a dictionary for fairseq-preprocess --srcdict")
     kind.add_argument("vocabulary", type=Path, metavar="VOCAB", help="vocab.txt, one symbol a line")
     kind.add_argument("--out", type=Path, required=True, metavar="FILE", help="the dictionary, such as dict.txt")
-    kind.add_argument("--official", action="store_true",
-                      help="name index 2 [X_SEP], as BANG's and ProphetNet's releases do")  # fmt: skip
-    kind = kinds.add_parser("fairseq", help="any fairseq checkpoint -> one without objects that could run code when loaded")
+    kind.add_argument(
+        "--official", action="store_true", help="name index 2 [X_SEP], as BANG's and ProphetNet's releases do"
+    )
+    kind = kinds.add_parser(
+        "fairseq", help="any fairseq checkpoint -> one without objects that could run code when loaded"
+    )
     kind.add_argument("checkpoint", type=Path, metavar="CKPT", help="a checkpoint that was refused for such objects")
     kind.add_argument("--out", type=Path, required=True, metavar="FILE", help="the copy, such as model.pt")
     return parser
@@ -54,8 +73,10 @@ def main(argv=None) -> None:
         if args.kind == "bert-vocab":
             count = convert_bert_vocabulary(args.vocabulary, args.out, args.official)
             print(f"dictionary: {args.out} ({count:,} symbols)")
-            print(f"next: nar-wordpiece encode --vocab {args.out} < raw > pieces, then fairseq-preprocess --user-dir "
-                  f"\"$(nar-user-dir)\" --task nar_translation --srcdict {args.out} --joined-dictionary ...")  # fmt: skip
+            print(
+                f"next: nar-wordpiece encode --vocab {args.out} < raw > pieces, then fairseq-preprocess --user-dir "
+                f'"$(nar-user-dir)" --task nar_translation --srcdict {args.out} --joined-dictionary ...'
+            )
             return
         if args.kind == "fairseq":
             left_out = convert_fairseq(args.checkpoint, args.out)
@@ -70,9 +91,11 @@ def main(argv=None) -> None:
         sys.exit(f"nar-convert: {error}")
     for name, path in files.items():
         print(f"{name}: {path}")
-    print(f"next: fairseq-preprocess --user-dir \"$(nar-user-dir)\" --task nar_translation --srcdict {files['dictionary']} "
-          f"--joined-dictionary ..., then fairseq-generate --user-dir \"$(nar-user-dir)\" --task nar_translation "
-          f"--path {files['checkpoint']}")  # fmt: skip
+    print(
+        f'next: fairseq-preprocess --user-dir "$(nar-user-dir)" --task nar_translation --srcdict {files["dictionary"]} '
+        f'--joined-dictionary ..., then fairseq-generate --user-dir "$(nar-user-dir)" --task nar_translation '
+        f"--path {files['checkpoint']}"
+    )
 
 
 if __name__ == "__main__":

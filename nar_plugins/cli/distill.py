@@ -4,11 +4,12 @@ Example:
 
     nar-distill DATA-BIN --teacher ar.pt --out DATA-BIN-KD --beam 5 --lenpen 0.6 --max-tokens 8000
 
-The hypotheses are those of fairseq-generate with the same flags. The other splits and the dictionaries are copied. Killed
-and started again, it goes on where it was. Further flags are fairseq-generate's; --num-shards N --shard-id I decodes one
-of N parts, I from 0 to N - 1, and whichever process finishes last writes the data set. DIR/.distill holds the report and
-what was decoded; it may be deleted when the data set is complete.
+The hypotheses are those of fairseq-generate with the same flags. The other splits and the dictionaries are copied.
+Killed and started again, it goes on where it was. Further flags are fairseq-generate's; --num-shards N --shard-id I
+decodes one of N parts, I from 0 to N - 1, and whichever process finishes last writes the data set. DIR/.distill holds
+the report and what was decoded; it may be deleted when the data set is complete.
 """
+
 import argparse
 import logging
 import sys
@@ -42,22 +43,47 @@ REFUSED = {
 def build_parser() -> argparse.ArgumentParser:
     parser = options.get_generation_parser(default_task="nar_translation")
     parser.prog, parser.description = "nar-distill", __doc__
-    parser.usage = "nar-distill DATA-BIN --teacher CKPT[:CKPT...] --out DIR [--mix] [--filter] [flags of fairseq-generate]"
+    parser.usage = (
+        "nar-distill DATA-BIN --teacher CKPT[:CKPT...] --out DIR [--mix] [--filter] [flags of fairseq-generate]"
+    )
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = "The options of other generators than fairseq's search are refused."
     group, limits = parser.add_argument_group("distillation"), Limits()
-    group.add_argument("--teacher", required=True, metavar="CKPT",
-                       help="AR checkpoint of nar_translation or translation; a.pt:b.pt is an ensemble")  # fmt: skip
+    group.add_argument(
+        "--teacher",
+        required=True,
+        metavar="CKPT",
+        help="AR checkpoint of nar_translation or translation; a.pt:b.pt is an ensemble",
+    )
     group.add_argument("--out", required=True, type=Path, metavar="DIR", help="receives the data set")
-    group.add_argument("--mix", action="store_true", help="keep the original pairs: all of them first, then the distilled")
-    group.add_argument("--filter", action="store_true", help="leave broken outputs out (without it they are only counted)")
-    group.add_argument("--max-ratio", type=float, default=limits.ratio, metavar="R",
-                       help="broken: one side has more than R times the tokens of the other and 5 (default %(default)s)")
-    group.add_argument("--max-repeats", type=int, default=limits.repeats, metavar="N",
-                       help="broken: the same 1 to 8 tokens more than N times in a row, and more often than in the source "
-                            "(default %(default)s)")  # fmt: skip
-    group.add_argument("--max-unknown", type=float, default=limits.unknown, metavar="P",
-                       help="broken: more than this part of the tokens is <unk> (default %(default)s)")  # fmt: skip
+    group.add_argument(
+        "--mix", action="store_true", help="keep the original pairs: all of them first, then the distilled"
+    )
+    group.add_argument(
+        "--filter", action="store_true", help="leave broken outputs out (without it they are only counted)"
+    )
+    group.add_argument(
+        "--max-ratio",
+        type=float,
+        default=limits.ratio,
+        metavar="R",
+        help="broken: one side has more than R times the tokens of the other and 5 (default %(default)s)",
+    )
+    group.add_argument(
+        "--max-repeats",
+        type=int,
+        default=limits.repeats,
+        metavar="N",
+        help="broken: the same 1 to 8 tokens more than N times in a row, and more often than in the source "
+        "(default %(default)s)",
+    )
+    group.add_argument(
+        "--max-unknown",
+        type=float,
+        default=limits.unknown,
+        metavar="P",
+        help="broken: more than this part of the tokens is <unk> (default %(default)s)",
+    )
     return parser
 
 
@@ -67,11 +93,15 @@ def refuse(args, parser) -> None:
         if getattr(args, name) != parser.get_default(name):
             raise ValueError(f"--{name.replace('_', '-')} is no option of nar-distill: {hint}")
     if args.generator not in ("auto", "beam"):
-        raise ValueError(f"--generator {args.generator} is no option of nar-distill: a teacher is decoded by fairseq's search")
+        raise ValueError(
+            f"--generator {args.generator} is no option of nar-distill: a teacher is decoded by fairseq's search"
+        )
     if args.dataset_impl == "raw":
         raise ValueError("--dataset-impl raw: binarise the text with fairseq-preprocess first")
     if not 0 <= args.shard_id < args.num_shards:
-        raise ValueError(f"--shard-id {args.shard_id}: with --num-shards {args.num_shards} it is 0 to {args.num_shards - 1}")
+        raise ValueError(
+            f"--shard-id {args.shard_id}: with --num-shards {args.num_shards} it is 0 to {args.num_shards - 1}"
+        )
 
 
 def main(argv=None) -> None:

@@ -9,6 +9,7 @@ Examples:
 fairseq-train reads the generators' flags for --eval-bleu. fairseq's own flags are shown by its commands:
 fairseq-train --user-dir "$(nar-user-dir)" --arch ARCH --help
 """
+
 import argparse
 import shutil
 import sys
@@ -128,7 +129,9 @@ def architecture_defaults(arch: str) -> Dict:
 def registered_flags(kind: str, name: str) -> List[Flag]:
     """Those of a criterion, or of another class in one of fairseq's registries."""
     dataclass = getattr(REGISTRIES[kind]["registry"][name], "__dataclass")
-    return [flag(action) for action in actions_of(lambda parser: gen_parser_from_dataclass(parser, dataclass())).values()]
+    return [
+        flag(action) for action in actions_of(lambda parser: gen_parser_from_dataclass(parser, dataclass())).values()
+    ]
 
 
 def generator_sections(names: List[str]) -> List[Section]:
@@ -180,7 +183,9 @@ def sections(command: Optional[str] = None, arch: Optional[str] = None) -> List[
                 note = f"architectures: {', '.join(architectures(name))}" if arch is None else ""
                 found.append(Section(kind, [name], model_flags(name, arch), note))
             else:
-                found.append(Section(kind, [name], task_flags(name) if kind == "task" else registered_flags(kind, name)))
+                found.append(
+                    Section(kind, [name], task_flags(name) if kind == "task" else registered_flags(kind, name))
+                )
     return [section for section in found if section.flags]
 
 
@@ -225,13 +230,19 @@ def markdown(found: List[Section]) -> str:
     lines = [
         "# The flags of nar_plugins",
         "",
-        "What the package adds to fairseq's commands. Written by `nar-flags --markdown > docs/flags.md`: do not edit it.",
-        "`nar-flags train ARCH` and `nar-flags generate ARCH` print what concerns one architecture. An empty default is unset.",
+        "What the package adds to fairseq's commands. Written by `nar-flags --markdown > docs/flags.md`: do not edit "
+        "it.",
+        "`nar-flags train ARCH` and `nar-flags generate ARCH` print what concerns one architecture. An empty default "
+        "is unset.",
         "`fairseq-train` reads the generators' flags for `--eval-bleu`.",
         "",
     ]
     for section in found:
-        lines += [f"## {section.title()}", "", *([f"{section.note[0].upper()}{section.note[1:]}.", ""] if section.note else [])]
+        lines += [
+            f"## {section.title()}",
+            "",
+            *([f"{section.note[0].upper()}{section.note[1:]}.", ""] if section.note else []),
+        ]
         lines += ["| flag | default | |", "|---|---|---|"]
         for one in section.flags:
             names = f"`{one.names} {one.value}".rstrip().replace("|", "\\|") + "`"
@@ -254,7 +265,7 @@ def main(argv=None) -> None:
     args = build_parser().parse_args(argv)
     command, arch = args.command, args.arch
     if command is not None:
-        command = command[len("fairseq-"):] if command.startswith("fairseq-") else command
+        command = command[len("fairseq-") :] if command.startswith("fairseq-") else command
         if arch is None and command in ARCH_MODEL_REGISTRY:
             command, arch = None, command
     try:

@@ -8,9 +8,9 @@ Examples:
 
 A line ends at \\n only, and a byte order mark is no text. <unk> in a reference is matched by nothing.
 """
+
 import argparse
 import sys
-from pathlib import Path
 from typing import List
 
 from nar_plugins.data.bleu import TOKENIZERS, bleu_metric
@@ -24,14 +24,27 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="nar-score", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("hypotheses", nargs="?", default=STDIN, help="one sentence a line, or what fairseq-generate wrote (D- "
-                        "or H- lines, the best of an n-best list); - or nothing: standard input")  # fmt: skip
+    parser.add_argument(
+        "hypotheses",
+        nargs="?",
+        default=STDIN,
+        help="one sentence a line, or what fairseq-generate wrote (D- "
+        "or H- lines, the best of an n-best list); - or nothing: standard input",
+    )
     parser.add_argument("references", nargs="*", help="one or more; default: the T- lines of the same output")
-    parser.add_argument("--tokenize", choices=TOKENIZERS, metavar="NAME", help="sacreBLEU's tokeniser for BLEU, one of "
-                        f"{', '.join(TOKENIZERS)} (default: that of --target-lang)")  # fmt: skip
-    parser.add_argument("--target-lang", metavar="CODE", help="language of the text: zh, ja, ko, th, km, lo and my have their "
-                        "tokenisers (zh, ja-mecab, ko-mecab, char), every other one 13a, which finds words between "
-                        "blanks")  # fmt: skip
+    parser.add_argument(
+        "--tokenize",
+        choices=TOKENIZERS,
+        metavar="NAME",
+        help=f"sacreBLEU's tokeniser for BLEU, one of {', '.join(TOKENIZERS)} (default: that of --target-lang)",
+    )
+    parser.add_argument(
+        "--target-lang",
+        metavar="CODE",
+        help="language of the text: zh, ja, ko, th, km, lo and my have their "
+        "tokenisers (zh, ja-mecab, ko-mecab, char), every other one 13a, which finds words between "
+        "blanks",
+    )
     return parser
 
 

@@ -2,6 +2,7 @@
 
 It takes no arguments; the folder is all that it prints.
 """
+
 import argparse
 from pathlib import Path
 
@@ -14,8 +15,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv=None):
     build_parser().parse_args(argv)
-    # This file lies in the package, whether that is a checkout or an installed wheel: nothing need be imported to find it.
-    # Nothing but the path may go to stdout, because a shell substitutes it.
+    # This file lies in the package, whether that is a checkout or an installed wheel: nothing need be imported to find
+    # it. Nothing but the path may go to stdout, because a shell substitutes it.
     print(Path(__file__).resolve().parents[1])
 
 

@@ -4,6 +4,7 @@ Example:
 
     nar-wordpiece encode --vocab vocab.txt < raw.txt > pieces.txt
 """
+
 import argparse
 import sys
 from argparse import Namespace

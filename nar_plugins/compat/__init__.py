@@ -1,8 +1,10 @@
-"""What today's Python and PyTorch need from fairseq: one function a workaround, each with the upstream issue it answers.
+"""What today's Python and PyTorch need from fairseq: one function a workaround, each with the upstream issue it
+answers.
 
-Nothing else in this package mentions versions or fairseq's defects of platform. ``apply`` is called once, when the package
-is imported; every function can be called again without harm.
+Nothing else in this package mentions versions or fairseq's defects of platform. ``apply`` is called once, when the
+package is imported; every function can be called again without harm.
 """
+
 import logging
 
 

@@ -1,4 +1,5 @@
 """Checkpoints: read without running anything, refused in one line that says what to do."""
+
 import argparse
 import functools
 import os
@@ -44,15 +45,16 @@ class SafeTorch(types.ModuleType):
 def read_checkpoints_safely() -> None:
     """Let fairseq read what its own trainers write: metrics with NumPy's arrays, meters of older versions.
 
-    PyTorch's safe unpickler refuses both. ``safe_reader`` tells how they are read instead; nothing is allowed for good, and
-    nothing but fairseq's module for checkpoints reads in this way. (facebookresearch/fairseq#5603)
+    PyTorch's safe unpickler refuses both. ``safe_reader`` tells how they are read instead; nothing is allowed for good,
+    and nothing but fairseq's module for checkpoints reads in this way. (facebookresearch/fairseq#5603)
     """
     if not isinstance(checkpoint_utils.torch, SafeTorch):
         checkpoint_utils.torch = SafeTorch("torch")
 
 
 def completed(state):
-    """A checkpoint that holds a model and its arguments, with an empty history where it has none: fairseq would raise KeyErrors.
+    """A checkpoint that holds a model and its arguments, with an empty history where it has none: fairseq would raise
+    KeyErrors.
 
     What decodes or starts another model needs no more; a training that goes on from it is told to reset the optimizer.
     """
@@ -86,8 +88,8 @@ def explain_unreadable_checkpoints() -> None:
 def explain_foreign_optimizer_states() -> None:
     """Say which flag a training needs that goes on from a checkpoint of another task, without ``<mask>``.
 
-    The model gets the row that it lacks; the optimizer's state does not, and PyTorch looks at its shapes in the first update
-    only. (No upstream issue.)
+    The model gets the row that it lacks; the optimizer's state does not, and PyTorch looks at its shapes in the first
+    update only. (No upstream issue.)
     """
     load = FairseqOptimizer.load_state_dict
     if hasattr(load, "__wrapped__"):
@@ -100,8 +102,10 @@ def explain_foreign_optimizer_states() -> None:
             for value in state.values():
                 if torch.is_tensor(value) and value.dim() == parameter.dim() and value.shape != parameter.shape:
                     there, here = tuple(value.shape), tuple(parameter.shape)
-                    raise ValueError(f"the checkpoint's optimizer has a state of {there} for a parameter that is {here} here, as "
-                                     "of a model without <mask>: give --reset-optimizer")  # fmt: skip
+                    raise ValueError(
+                        f"the checkpoint's optimizer has a state of {there} for a parameter that is {here} here, as "
+                        "of a model without <mask>: give --reset-optimizer"
+                    )
 
     FairseqOptimizer.load_state_dict = load_state_dict
 
@@ -138,7 +142,9 @@ def checked(path, anything: bool = False, advise: bool = True) -> Dict:
         raise CheckpointError(f"{path} is truncated or not a PyTorch checkpoint{advice}") from error
     for part in ("model", "args", "cfg", *([] if anything else ["task_state"])):
         for name in safe_reader.not_loaded(state.get(part) if isinstance(state, dict) else None):
-            raise CheckpointError(f"{path} holds a {name} in its '{part}', where only plain data can be used: not loaded")
+            raise CheckpointError(
+                f"{path} holds a {name} in its '{part}', where only plain data can be used: not loaded"
+            )
     kinds = {"model": dict, "args": (argparse.Namespace, type(None)), "cfg": (dict, type(None))}
     fits = isinstance(state, dict) and all(isinstance(state.get(part), kind) for part, kind in kinds.items())
     if not fits or not (state.get("args") or state.get("cfg")):
@@ -164,15 +170,22 @@ def first_line(error: BaseException) -> str:
 
 
 def advice_for(path: Path) -> str:
-    """What the message for a truncated or foreign file says of the checkpoints beside it: the newest whole one, if it fits."""
+    """What the message for a truncated or foreign file says of the checkpoints beside it: the newest whole one, if it
+    fits.
+    """
     beside = whole_checkpoints(path)
     if not beside:
         return "no whole checkpoint stands beside it"
     newest = beside[0][0]
     if not path.match(RUN) or any(shapes != beside[0][1] for _, shapes in beside):
-        return f"whole checkpoints stand beside it ({newest.name}), but nothing tells which of them are of the same model"
-    return (f"the newest whole checkpoint is {newest}: give it instead (to go on with a training: --restore-file), or copy it "
-            f"over {path.name}")  # fmt: skip
+        return (
+            f"whole checkpoints stand beside it ({newest.name}), but nothing tells which of them are of the same model"
+        )
+    return (
+        f"the newest whole checkpoint is {newest}: give it instead (to go on with a training: --restore-file), or copy "
+        "it "
+        f"over {path.name}"
+    )
 
 
 def whole_checkpoints(path: Path) -> List[Tuple[Path, Dict]]:

@@ -1,4 +1,5 @@
 """Commands: what they print of their flags, what they keep of earlier results, which workers they start."""
+
 import argparse
 import dataclasses
 import functools
@@ -18,11 +19,13 @@ logger = logging.getLogger(__name__)
 
 
 def keep_results_of_a_run_before() -> None:
-    """Let ``fairseq-generate --results-path`` fail without losing the last complete result that an earlier run wrote there.
+    """Let ``fairseq-generate --results-path`` fail without losing the last complete result that an earlier run wrote
+    there.
 
-    fairseq empties ``generate-SPLIT.txt`` before it looks at a single argument. A complete one stands aside meanwhile, as
-    ``generate-SPLIT.before``, until another is complete, however many runs are killed in between; it comes back when a run
-    fails without a hypothesis. Where there was none, an empty ``.before`` tells that ``.txt`` is a part. (No upstream issue.)
+    fairseq empties ``generate-SPLIT.txt`` before it looks at a single argument. A complete one stands aside meanwhile,
+    as ``generate-SPLIT.before``, until another is complete, however many runs are killed in between; it comes back when
+    a run fails without a hypothesis. Where there was none, an empty ``.before`` tells that ``.txt`` is a part. (No
+    upstream issue.)
     """
     main = fairseq_cli.generate.main
     if hasattr(main, "__wrapped__"):
@@ -57,12 +60,16 @@ def keep_results_of_a_run_before() -> None:
 
 
 def stand_aside(results: Path, before: Path) -> None:
-    """Move a complete ``results`` to ``before``; where ``before`` exists, ``results`` is a part, and may be overwritten."""
+    """Move a complete ``results`` to ``before``; where ``before`` exists, ``results`` is a part, and may be
+    overwritten.
+    """
     results.parent.mkdir(parents=True, exist_ok=True)
     if before.exists():
         if before.stat().st_size:
-            logger.warning(f"{results} is a part, of a run that was stopped; the last complete result stays in {before} "
-                           "until this run is complete")  # fmt: skip
+            logger.warning(
+                f"{results} is a part, of a run that was stopped; the last complete result stays in {before} "
+                "until this run is complete"
+            )
     elif results.is_file():
         os.replace(results, before)
     else:
@@ -70,7 +77,8 @@ def stand_aside(results: Path, before: Path) -> None:
 
 
 def show_all_flags_in_help() -> None:
-    """Let ``--help`` show the flags of the task, the architecture, the criterion and what else the command line chooses.
+    """Let ``--help`` show the flags of the task, the architecture, the criterion and what else the command line
+    chooses.
 
     fairseq answers it in the first of its two readings of the command line, when it knows only its own flags. A missing
     ``--task`` is named here, too. (No upstream issue.)
@@ -106,8 +114,8 @@ def show_all_flags_in_help() -> None:
 def check_task_of_flags(parser: argparse.ArgumentParser, words: list) -> None:
     """Raise when a command line lacks the ``--task`` that it needs.
 
-    ``fairseq-validate`` has no default and dies with ``KeyError: None``; in the other commands the flags of this package's
-    generators are unknown under fairseq's default, and argparse says no more than that.
+    ``fairseq-validate`` has no default and dies with ``KeyError: None``; in the other commands the flags of this
+    package's generators are unknown under fairseq's default, and argparse says no more than that.
 
     Args:
         parser: before its first reading. words: the command line.
@@ -121,21 +129,28 @@ def check_task_of_flags(parser: argparse.ArgumentParser, words: list) -> None:
     except SystemExit:  # --task without its name, as argparse has said
         raise ValueError("--task has no name behind it: --task nar_translation is this package's") from None
     if task is None:
-        raise ValueError("--task is missing, and has no default here: give the one that the checkpoint was trained under, such as "
-                         "--task nar_translation")  # fmt: skip
+        raise ValueError(
+            "--task is missing, and has no default here: give the one that the checkpoint was trained under, such as "
+            "--task nar_translation"
+        )
     if task not in ("translation", "translation_lev"):
         return
     theirs = {f.name for f in dataclasses.fields(TASK_DATACLASS_REGISTRY[task])}
     options = dataclasses.fields(TASK_DATACLASS_REGISTRY["nar_translation"])
-    ours = {f.name for f in options if not str(f.default).startswith("${")} - theirs  # what refers to other flags is none
+    ours = {
+        f.name for f in options if not str(f.default).startswith("${")
+    } - theirs  # what refers to other flags is none
     flags = {f"--{name.replace('_', '-')}" for name in ours} - set(parser._option_string_actions)
     for flag in (word.split("=")[0] for word in words):
         if flag in flags:
-            raise ValueError(f"{flag} is a flag of --task nar_translation, and this is {task}: give --task nar_translation")
+            raise ValueError(
+                f"{flag} is a flag of --task nar_translation, and this is {task}: give --task nar_translation"
+            )
 
 
 def prepare_help(parser: argparse.ArgumentParser) -> None:
-    """Let the first reading succeed, with the task of this package where none is given and no architecture in place of none.
+    """Let the first reading succeed, with the task of this package where none is given and no architecture in place of
+    none.
 
     The page ends with what it shows, and what shows the rest.
     """
@@ -147,7 +162,8 @@ def prepare_help(parser: argparse.ArgumentParser) -> None:
             action.default = argparse.SUPPRESS
     if parser.epilog is None:
         parser.epilog = (
-            "Shown are the flags of the --task (nar_translation, if none is given), the --arch and the --criterion of this "
+            "Shown are the flags of the --task (nar_translation, if none is given), the --arch and the --criterion of "
+            "this "
             "command line. nar-flags lists all that nar_plugins adds, by task, generator, model and criterion."
         )
 
@@ -186,6 +202,7 @@ def check_workers(cfg) -> None:
         size, rank, method = "$WORLD_SIZE", "$RANK", "env://"
     raise ValueError(
         "fairseq starts one worker a GPU, and there is no GPU: start each rank by a command of its own, with "
-        f"--distributed-world-size {size} --distributed-rank {rank} --distributed-no-spawn --distributed-init-method {method} "
+        f"--distributed-world-size {size} --distributed-rank {rank} --distributed-no-spawn --distributed-init-method "
+        f"{method} "
         "--distributed-backend gloo --ddp-backend legacy_ddp --device-id 0"
     )

@@ -1,4 +1,5 @@
 """Data: batches of few shapes under NumPy 2, the format before ``mmap``, threads that end before Python does."""
+
 import atexit
 import functools
 import itertools
@@ -11,14 +12,20 @@ from pathlib import Path
 import numpy as np
 import torch
 from fairseq.data import (
-    BucketPadLengthDataset, LanguagePairDataset, bucket_pad_length_dataset, data_utils, indexed_dataset, iterators,
-)  # fmt: skip
+    BucketPadLengthDataset,
+    LanguagePairDataset,
+    bucket_pad_length_dataset,
+    data_utils,
+    indexed_dataset,
+    iterators,
+)
 
 logger = logging.getLogger(__name__)
 
 
 def bucket_lengths() -> None:
-    """Let ``--num-batch-buckets`` run under NumPy 2, which has neither ``percentile(interpolation=)`` nor ``np.compat``.
+    """Let ``--num-batch-buckets`` run under NumPy 2, which has neither ``percentile(interpolation=)`` nor
+    ``np.compat``.
 
     What fairseq does there is written anew. (No upstream issue.)
     """
@@ -57,11 +64,13 @@ def bucket(dataset: LanguagePairDataset, count: int) -> None:
 
 
 def read_older_data() -> None:
-    """Read data in the format that fairseq had before ``mmap`` (``fairseq-preprocess --dataset-impl lazy`` or ``cached``).
+    """Read data in the format that fairseq had before ``mmap`` (``fairseq-preprocess --dataset-impl lazy`` or
+    ``cached``).
 
-    fairseq opens them as 'cached', of which every sentence must be fetched first, and nothing in it does that any more: a
-    KeyError. Its 'lazy' keeps a file open, which the workers of a data loader would share, and takes what is missing of a
-    short file from memory as it is. Both flags mean a ``MappedDataset`` here. (facebookresearch/fairseq#3214, #3167)
+    fairseq opens them as 'cached', of which every sentence must be fetched first, and nothing in it does that any more:
+    a KeyError. Its 'lazy' keeps a file open, which the workers of a data loader would share, and takes what is missing
+    of a short file from memory as it is. Both flags mean a ``MappedDataset`` here. (facebookresearch/fairseq#3214,
+    #3167)
     """
     make = indexed_dataset.make_dataset
     if hasattr(make, "__wrapped__"):
@@ -128,7 +137,8 @@ def stop_loader_threads_at_exit() -> None:
     """Let a command that fails end with its message, and with status 1.
 
     fairseq's thread that makes batches ahead is a daemon. While it is inside PyTorch's C++ when Python shuts down, the
-    process aborts: ``terminate called without an active exception`` is then the last line, and the status 134. This holds
+    process aborts: ``terminate called without an active exception`` is then the last line, and the status 134. This
+        holds
     for a command that ends well in the middle of an epoch, too. (python/cpython#87135)
     """
     if iterators.BackgroundConsumer is StoppableConsumer:

@@ -1,10 +1,13 @@
 """Reading a checkpoint without running anything that it holds.
 
-PyTorch's safe unpickler (``weights_only``) reads tensors and plain containers, and refuses every other name in a file. The
-trainers of fairseq store two things more. NumPy's numbers and arrays, which ``--eval-bleu`` leaves among the metrics, are
+PyTorch's safe unpickler (``weights_only``) reads tensors and plain containers, and refuses every other name in a file.
+The trainers of fairseq store two things more. NumPy's numbers and arrays, which ``--eval-bleu`` leaves among the
+metrics, are
 rebuilt here from values that are checked: NumPy's own rebuilders trust what they read, down to raw pointers. Objects of
-fairseq's, such as the meters of 0.6 to 0.8, become ``NotLoaded``. No class or function that a file names is ever imported.
+fairseq's, such as the meters of 0.6 to 0.8, become ``NotLoaded``. No class or function that a file names is ever
+imported.
 """
+
 import math
 import pickle
 import re
@@ -25,7 +28,8 @@ class CheckpointError(ValueError):
 class NotLoaded:
     """Stands for an object that was not loaded: it keeps nothing, and says so when somebody needs it.
 
-    Where it is saved again (in an optimizer's history, for example) it leaves an empty container, which every reader knows.
+    Where it is saved again (in an optimizer's history, for example) it leaves an empty container, which every reader
+    knows.
     """
 
     def __new__(cls, *args, **kwargs):
@@ -47,7 +51,8 @@ class NotLoaded:
 
     def needed(self, *args):
         raise CheckpointError(
-            f"the checkpoint's {full_name(type(self))} was not loaded, because it is no plain data, and is needed here: "
+            f"the checkpoint's {full_name(type(self))} was not loaded, because it is no plain data, and is needed "
+            "here: "
             "--reset-optimizer, --reset-lr-scheduler and --reset-meters do without what a training was"
         )
 
@@ -86,7 +91,11 @@ class PlainArray(np.ndarray):
         if type(state) is not tuple or len(state) != 5:
             raise NotPlain
         _, shape, kind, fortran, content = state
-        if not isinstance(kind, PlainType) or type(shape) is not tuple or any(type(n) is not int or n < 0 for n in shape):
+        if (
+            not isinstance(kind, PlainType)
+            or type(shape) is not tuple
+            or any(type(n) is not int or n < 0 for n in shape)
+        ):
             raise NotPlain
         if type(content) is not bytes or len(content) != math.prod(shape) * kind.dtype.itemsize:
             raise NotPlain

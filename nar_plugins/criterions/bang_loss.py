@@ -1,4 +1,5 @@
 """The loss of BANG: cross-entropy of every [MASK] cell, in pre-training and in fine-tuning."""
+
 import math
 from dataclasses import dataclass, field
 from typing import Dict, NamedTuple, Optional
@@ -28,14 +29,18 @@ class BangLossConfig(FairseqDataclass):
     )
     bang_rows: str = field(
         default="all",
-        metadata={"help": "all rows of masks, or sample:R: AR, NAR and R random rows of every sentence, weighted so that the "
-                  "expected loss stays the same"},
-    )  # fmt: skip
+        metadata={
+            "help": "all rows of masks, or sample:R: AR, NAR and R random rows of every sentence, weighted so that the "
+            "expected loss stays the same"
+        },
+    )
     nar_ratio: Optional[float] = field(
         default=None,
-        metadata={"help": "the official fine-tuning: this share of the batches is NAR, the others are AR, and the bridge is "
-                  "not trained (unset: every batch has all cells)"},
-    )  # fmt: skip
+        metadata={
+            "help": "the official fine-tuning: this share of the batches is NAR, the others are AR, and the bridge is "
+            "not trained (unset: every batch has all cells)"
+        },
+    )
 
 
 class Share(NamedTuple):
@@ -51,18 +56,20 @@ class Share(NamedTuple):
 class BangLoss(FairseqCriterion):
     """Sum over cells of weight x loss / sum over cells of weight, over the global batch.
 
-    Cell (s, j) predicts target s + j from the targets before s and j masks before it. It is AR where j = 0, NAR where row s is
-    that of the start of the target (in pre-training: of its span), and bridge otherwise. The first cell of a NAR row is AR,
-    too: in the loss it is one cell, with the larger of the two weights; the logged ``ar`` and ``nar`` both have it. So equal
-    weights, the default, count every cell once (the release's pre-training), and ``--bridge-weight 0 --nar-weight 0`` is the
-    plain autoregressive loss. With ``--no-nar-sees-bos`` that cell is two, with and without the start token.
+    Cell (s, j) predicts target s + j from the targets before s and j masks before it. It is AR where j = 0, NAR where
+    row s is that of the start of the target (in pre-training: of its span), and bridge otherwise. The first cell of a
+    NAR row is AR,
+    too: in the loss it is one cell, with the larger of the two weights; the logged ``ar`` and ``nar`` both have it. So
+        equal
+    weights, the default, count every cell once (the release's pre-training), and ``--bridge-weight 0 --nar-weight 0``
+    is the plain autoregressive loss. With ``--no-nar-sees-bos`` that cell is two, with and without the start token.
 
-    ``--bang-rows sample:R`` computes the AR and NAR cells and, of the other rows, R of every sentence; their bridge cells stand
-    for those of all rows, and the denominator is that of all cells, so that the loss is the same in expectation. The rows are
-    a function of (seed, update, sentence), those of validation of (seed, sentence).
+    ``--bang-rows sample:R`` computes the AR and NAR cells and, of the other rows, R of every sentence; their bridge
+    cells stand for those of all rows, and the denominator is that of all cells, so that the loss is the same in
+    expectation. The rows are a function of (seed, update, sentence), those of validation of (seed, sentence).
 
-    ``--nar-ratio`` makes each update's batches NAR or AR, a function of (seed, update). In validation the loss is then the
-    mixture of both; all three classes are logged in any case.
+    ``--nar-ratio`` makes each update's batches NAR or AR, a function of (seed, update). In validation the loss is then
+    the mixture of both; all three classes are logged in any case.
     """
 
     def __init__(
@@ -89,7 +96,9 @@ class BangLoss(FairseqCriterion):
         if nar_ratio is not None and set(self.class_weights().values()) != {1.0}:
             raise ValueError("--nar-ratio decides what counts: leave --ar-weight, --bridge-weight and --nar-weight out")
         if bang_rows != "all" and (nar_ratio is not None or bridge_weight == 0):
-            raise ValueError(f"--bang-rows {bang_rows}: no bridge is trained with --nar-ratio or --bridge-weight 0; leave it out")
+            raise ValueError(
+                f"--bang-rows {bang_rows}: no bridge is trained with --nar-ratio or --bridge-weight 0; leave it out"
+            )
         self.label_smoothing, self.nar_ratio = label_smoothing, nar_ratio
         self.bang_rows = bang_rows
         self.sampled = sampled_rows(self.bang_rows)
@@ -104,8 +113,10 @@ class BangLoss(FairseqCriterion):
         if not hasattr(plain, "row_sizes"):
             raise ValueError("--criterion bang_loss trains --arch bang; other models have no rows of masks")
         if "update" not in sample and (self.sampled is not None or self.nar_ratio is not None):
-            raise ValueError("--bang-rows sample and --nar-ratio need a task that knows the number of the update: "
-                             "--task nar_translation or bang_pretraining")  # fmt: skip
+            raise ValueError(
+                "--bang-rows sample and --nar-ratio need a task that knows the number of the update: "
+                "--task nar_translation or bang_pretraining"
+            )
         if self.nar_ratio and plain.args.ngram:
             raise ValueError(f"--ngram {plain.args.ngram} would cut the NAR rows of --nar-ratio: leave it out")
         net_input, target = sample["net_input"], sample["target"]
@@ -119,7 +130,12 @@ class BangLoss(FairseqCriterion):
             return cell_weights(classes(cells, starts, plain.decoder.nar_sees_bos), share, cells.sentence)
 
         out = model(
-            **net_input, target=target, sizes=share.sizes, lone=share.lone, label_smoothing=self.label_smoothing, weigh=weights
+            **net_input,
+            target=target,
+            sizes=share.sizes,
+            lone=share.lone,
+            label_smoothing=self.label_smoothing,
+            weigh=weights,
         )
         members = classes(out.cells, starts, plain.decoder.nar_sees_bos)
         sample_size = total_weight(counts, share)
@@ -146,7 +162,9 @@ class BangLoss(FairseqCriterion):
         bridge = full.masked_fill(starts | full.lt(2), 0)  # the rows that have bridge cells
         scale = torch.ones(len(full), dtype=torch.float64, device=full.device)
         if self.sampled is not None:
-            draws = uniform(self.task.cfg.seed, sample["update"] ^ ROW_STREAM, sample["id"].to(full.device), full.size(1))
+            draws = uniform(
+                self.task.cfg.seed, sample["update"] ^ ROW_STREAM, sample["id"].to(full.device), full.size(1)
+            )
             rank = draws.masked_fill(bridge.eq(0), math.inf).argsort(1).argsort(1)
             there = bridge.gt(0).sum(1)
             bridge = bridge.masked_fill(rank >= self.sampled, 0)
@@ -207,12 +225,7 @@ def classes(cells, starts: Tensor, sees_bos: bool) -> Dict[str, Tensor]:
 def count_cells(real: Tensor, full: Tensor, starts: Tensor, sees_bos: bool) -> Dict[str, Tensor]:
     """How many cells each class has, computed or not; the arguments are (B, T)."""
     both = starts if sees_bos else starts[:, 1:]
-    return {
-        "ar": real.sum(),
-        "nar": full[starts].sum(),
-        "both": both.sum(),
-        "bridge": (full[real & ~starts] - 1).sum(),
-    }
+    return {"ar": real.sum(), "nar": full[starts].sum(), "both": both.sum(), "bridge": (full[real & ~starts] - 1).sum()}
 
 
 def cell_weights(members: Dict[str, Tensor], share: Share, sentence: Tensor) -> Tensor:

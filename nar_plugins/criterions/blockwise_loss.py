@@ -1,4 +1,5 @@
 """The loss of blockwise parallel decoding: every head's cross-entropy with the token it looks ahead to."""
+
 from dataclasses import dataclass, field
 from typing import Dict, Optional
 
@@ -25,19 +26,21 @@ class BlockwiseLossConfig(FairseqDataclass):
     )
     block_positions: float = field(
         default=1.0,
-        metadata={"help": "part of the positions that each head is trained at, drawn anew for every head and update: the "
-                          "heads' projections to the vocabulary are most of the work, and neighbours teach much the same"},
-    )  # fmt: skip
+        metadata={
+            "help": "part of the positions that each head is trained at, drawn anew for every head and update: the "
+            "heads' projections to the vocabulary are most of the work, and neighbours teach much the same"
+        },
+    )
 
 
 @register_criterion("blockwise_loss", dataclass=BlockwiseLossConfig)
 class BlockwiseLoss(FairseqCriterion):
     """Sum over heads of weight x loss / sum over heads of weight x targets, over the global batch.
 
-    ``sample`` draws one head an update, a function of (seed, update), so that all workers and micro-batches train the same
-    one (Stern et al. 2018, section 6). A frozen base has nothing to learn for head 1, which is then never drawn nor counted
-    in the loss. Validation asks all heads, everywhere, and weighs them alike; head 1 is logged there in any case. Sequential
-    heads are trained together (``mean`` or ``weighted``), from head 2 on at the same positions.
+    ``sample`` draws one head an update, a function of (seed, update), so that all workers and micro-batches train the
+    same one (Stern et al. 2018, section 6). A frozen base has nothing to learn for head 1, which is then never drawn
+    nor counted in the loss. Validation asks all heads, everywhere, and weighs them alike; head 1 is logged there in any
+    case. Sequential heads are trained together (``mean`` or ``weighted``), from head 2 on at the same positions.
     """
 
     def __init__(self, task, label_smoothing: float, block_loss: str = "sample", block_positions: float = 1.0):
@@ -54,13 +57,18 @@ class BlockwiseLoss(FairseqCriterion):
         if not hasattr(plain, "trained_heads"):
             raise ValueError("--criterion blockwise_loss trains --arch blockwise; other models have no proposal heads")
         if plain.decoder.sequential and self.block_loss == "sample":
-            raise ValueError("--block-loss sample draws one head, and --block-head sequential trains all in turn: use weighted")
+            raise ValueError(
+                "--block-loss sample draws one head, and --block-head sequential trains all in turn: use weighted"
+            )
         weights = self.weights(plain, sample)
         asked = weights if model.training else {1: 0.0, **weights}
         losses = model(
-            **sample["net_input"], target=sample["target"], heads=asked, label_smoothing=self.label_smoothing,
+            **sample["net_input"],
+            target=sample["target"],
+            heads=asked,
+            label_smoothing=self.label_smoothing,
             taken=self.taken(plain, sample),
-        )  # fmt: skip
+        )
         heads = losses.heads
         targets = sum(weight * heads[head].count for head, weight in weights.items())
         logs = {
@@ -86,7 +94,9 @@ class BlockwiseLoss(FairseqCriterion):
         return {heads[int(draw * len(heads))]: 1.0}
 
     def taken(self, model, sample: Dict) -> Optional[Tensor]:
-        """The positions (B, K, T) bool that each head is trained at, a function of (seed, update, sentence); None: all."""
+        """The positions (B, K, T) bool that each head is trained at, a function of (seed, update, sentence); None:
+        all.
+        """
         if not model.training or self.block_positions == 1:
             return None
         (_, length), heads = sample["target"].shape, model.decoder.block_size
@@ -96,18 +106,23 @@ class BlockwiseLoss(FairseqCriterion):
 
     def update(self, sample: Dict) -> int:
         if "update" not in sample:
-            raise ValueError("--block-loss sample and --block-positions need --task nar_translation, which knows the number of the update")
+            raise ValueError(
+                "--block-loss sample and --block-positions need --task nar_translation, which knows the number of the "
+                "update"
+            )
         return sample["update"]
 
     @staticmethod
     def reduce_metrics(logging_outputs) -> None:
-        """Log the loss, and every head's negative log-likelihood in bits and accuracy in percent, from all workers' sums."""
+        """Log the loss, and every head's negative log-likelihood in bits and accuracy in percent, from all workers'
+        sums.
+        """
         sums = Sums(logging_outputs)
         sums.log_bits("loss", "loss", "sample_size")
         sums.log_bits("nll_loss", "nll_loss", "sample_size")
         sums.log_perplexity("sample_size")
         names = {key for log in logging_outputs for key in log if key.startswith("count_h")}
-        for name in sorted(names, key=lambda key: int(key[len("count_h"):])):  # fmt: skip
+        for name in sorted(names, key=lambda key: int(key[len("count_h") :])):
             head = name[len("count_") :]
             sums.log_bits(f"nll_{head}", f"nll_{head}", name)
             sums.log_mean(f"acc_{head}", f"correct_{head}", name, scale=100, digits=2)

@@ -1,4 +1,5 @@
 """NAT's fine-tuning terms: an autoregressive teacher judges what the model predicts (Gu et al. 2018, section 4.3)."""
+
 from typing import Dict
 
 import torch
@@ -23,21 +24,26 @@ def reverse_kl(teacher, encoded: Dict, logits: Tensor, real: Tensor, mask: int) 
     pad, bos, eos = dictionary.pad(), dictionary.bos(), dictionary.eos()
     here, never = torch.tensor([mask], device=logits.device), torch.tensor([mask, pad, bos], device=logits.device)
     logits = full(logits).index_fill(-1, here, -float("inf"))  # the teacher has no opinion on <mask>
-    best = logits.detach().index_fill(-1, never, -float("inf")).argmax(-1).masked_fill(~real, pad)  # as generators choose
+    best = (
+        logits.detach().index_fill(-1, never, -float("inf")).argmax(-1).masked_fill(~real, pad)
+    )  # as generators choose
     with torch.no_grad():
-        judged = forced_lprobs(teacher, forced_features(teacher, encoded, best, pad, eos), mask).index_fill(-1, here, 0.0)
+        judged = forced_lprobs(teacher, forced_features(teacher, encoded, best, pad, eos), mask).index_fill(
+            -1, here, 0.0
+        )
     return -(logits.softmax(-1) * judged).sum(-1).masked_fill(~real, 0).sum(1)
 
 
 def finetune_parts(teacher, sample: Dict, net_output: Dict, mask: int) -> Dict[str, LossPart]:
     """The two terms besides the distillation term.
 
-    ``backprop`` is L_BP, the reverse KL at the aligner's fertilities; ``reinforce`` is L_RL: a sampled fertility is as good
-    as its reverse KL is below that of the expected fertilities, less the batch's mean (the official code's baseline).
+    ``backprop`` is L_BP, the reverse KL at the aligner's fertilities; ``reinforce`` is L_RL: a sampled fertility is as
+    good as its reverse KL is below that of the expected fertilities, less the batch's mean (the official code's
+    baseline).
 
     Args:
-        net_output: what ``NatModel.forward`` returns for ``fertility_draws``: ``passes``, logits and real positions by name,
-            and ``sampled_lprobs`` (B,), of the sampled fertilities.
+        net_output: what ``NatModel.forward`` returns for ``fertility_draws``: ``passes``, logits and real positions by
+            name, and ``sampled_lprobs`` (B,), of the sampled fertilities.
     """
     source, usable = sample["net_input"], net_output["usable"]
     with torch.no_grad():

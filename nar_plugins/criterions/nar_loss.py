@@ -1,4 +1,7 @@
-"""The loss of the non-autoregressive models: word, length and fertility parts, per predicted token of the global batch."""
+"""The loss of the non-autoregressive models: word, length and fertility parts, per predicted token of the global
+batch.
+"""
+
 from dataclasses import dataclass, field
 from typing import Dict, Optional
 
@@ -22,17 +25,23 @@ class NarLossConfig(FairseqDataclass):
     )
     length_loss_factor: float = field(
         default=1.0,
-        metadata={"help": "weight of the length loss of a sentence beside the word loss of a token (1, as in Mask-Predict)"},
+        metadata={
+            "help": "weight of the length loss of a sentence beside the word loss of a token (1, as in Mask-Predict)"
+        },
     )
     fertility_loss_factor: float = field(
         default=1.0,
-        metadata={"help": "weight of the fertility loss of a source token beside the word loss of a token (1, as in NAT)"},
+        metadata={
+            "help": "weight of the fertility loss of a source token beside the word loss of a token (1, as in NAT)"
+        },
     )
     teacher: Optional[str] = field(
         default=None,
-        metadata={"help": "a frozen autoregressive checkpoint: its word distributions are the targets (word-level "
-                  "distillation) or, with --finetune-weight, it judges what the model predicts"},
-    )  # fmt: skip
+        metadata={
+            "help": "a frozen autoregressive checkpoint: its word distributions are the targets (word-level "
+            "distillation) or, with --finetune-weight, it judges what the model predicts"
+        },
+    )
     soft_target_weight: Optional[float] = field(
         default=None,
         metadata={"help": "share of the teacher's distributions in the word loss (1; 0 with --finetune-weight)"},
@@ -42,9 +51,11 @@ class NarLossConfig(FairseqDataclass):
     )
     finetune_weight: float = field(
         default=0.0,
-        metadata={"help": "NAT's fine-tuning with --teacher: weight of the reverse-KL and expected-loss terms (the paper: "
-                  "0.25), the rest being the usual loss on distilled targets"},
-    )  # fmt: skip
+        metadata={
+            "help": "NAT's fine-tuning with --teacher: weight of the reverse-KL and expected-loss terms (the paper: "
+            "0.25), the rest being the usual loss on distilled targets"
+        },
+    )
 
 
 @register_criterion("nar_loss", dataclass=NarLossConfig)
@@ -55,7 +66,8 @@ class NarLoss(FairseqCriterion):
     micro-batch would not do that. (Mask-Predict release, ``label_smoothed_length_cross_entropy.py``.)
 
     With ``--teacher`` the word part is word-level distillation (Kim and Rush 2016, section 3.1), or, with
-    ``--finetune-weight``, the whole loss is NAT's fine-tuning (Gu et al. 2018, section 4.3). In validation the teacher is
+    ``--finetune-weight``, the whole loss is NAT's fine-tuning (Gu et al. 2018, section 4.3). In validation the teacher
+    is
     not asked: the loss is the usual one.
     """
 
@@ -97,12 +109,17 @@ class NarLoss(FairseqCriterion):
     def forward(self, model, sample, reduce=True):
         """Loss (summed), its denominator (the predicted tokens) and what to log, of one batch."""
         if not hasattr(model, "losses"):
-            raise ValueError("--criterion nar_loss trains this package's models of --arch cmlm and nat: blockwise has blockwise_loss, "
-                             "bang bang_loss, an autoregressive model cross_entropy")  # fmt: skip
+            raise ValueError(
+                "--criterion nar_loss trains this package's models of --arch cmlm and nat: blockwise has "
+                "blockwise_loss, "
+                "bang bang_loss, an autoregressive model cross_entropy"
+            )
         taught = model.training and self.teacher_path is not None
         finetuned = taught and self.finetune_weight > 0
         if finetuned and not getattr(model, "needs_fertilities", False):
-            raise ValueError("--finetune-weight is for nat with --source-copy fertility: other models have nothing to sample")
+            raise ValueError(
+                "--finetune-weight is for nat with --source-copy fertility: other models have nothing to sample"
+            )
         net_output = model(**sample["net_input"], target=sample["target"], **(self.draws(sample) if finetuned else {}))
         parts = model.losses(net_output, self.label_smoothing)
         predicted = parts["words"].count
@@ -129,7 +146,8 @@ class NarLoss(FairseqCriterion):
             logs.update({f"{name}_loss": part.loss.detach(), f"{name}_nll": part.nll, f"{name}_count": part.count})
         return loss, predicted, logs
 
-    # -- the teacher -----------------------------------------------------------------------------------------------------
+    # -- the teacher
+    # -----------------------------------------------------------------------------------------------------
 
     def teacher(self, device):
         """The teacher, on a device; loaded when it is first asked, because ``fairseq-validate`` never asks it."""
@@ -142,7 +160,11 @@ class NarLoss(FairseqCriterion):
         """The word part with the teacher's distributions as targets, at the positions that the model predicted."""
         if "picked" not in net_output:
             raise ValueError("--teacher: word-level distillation needs a target at every position, and --ctc has none")
-        teacher, pad, eos = self.teacher(sample["target"].device), self.task.target_dictionary.pad(), self.task.target_dictionary.eos()
+        teacher, pad, eos = (
+            self.teacher(sample["target"].device),
+            self.task.target_dictionary.pad(),
+            self.task.target_dictionary.eos(),
+        )
         with torch.no_grad():
             encoded = encode_source(teacher, sample["net_input"]["src_tokens"], pad)
             features = forced_features(teacher, encoded, sample["target"], pad, eos)[net_output["picked"]]
@@ -157,7 +179,8 @@ class NarLoss(FairseqCriterion):
         update = sample["update"] ^ FERTILITY_STREAM
         return {"fertility_draws": uniform(self.task.cfg.seed, update, sample["id"], width)}
 
-    # -- logging ---------------------------------------------------------------------------------------------------------
+    # -- logging
+    # ---------------------------------------------------------------------------------------------------------
 
     @staticmethod
     def reduce_metrics(logging_outputs) -> None:
@@ -166,7 +189,7 @@ class NarLoss(FairseqCriterion):
         sums.log_bits("loss", "loss", "sample_size")
         sums.log_bits("nll_loss", "words_nll", "words_count")
         for key in sorted({k for log in logging_outputs for k in log if k.endswith("_loss")}):
-            sums.log_bits(key[: -len("_loss")], key, f"{key[:-len('_loss')]}_count")
+            sums.log_bits(key[: -len("_loss")], key, f"{key[: -len('_loss')]}_count")
         sums.log_perplexity("words_count")
         if sums.total("skipped") > 0:  # pairs that the loss cannot use
             metrics.log_scalar_sum("skipped", sums.total("skipped"))

@@ -1,4 +1,5 @@
 """From the sums that criterions log to fairseq's metrics: means over all workers and micro-batches."""
+
 import math
 
 from fairseq import metrics, utils

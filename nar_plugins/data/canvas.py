@@ -1,4 +1,5 @@
 """From lengths to a blank canvas, and how much of it is masked again before every pass."""
+
 import math
 from typing import Optional
 
@@ -35,13 +36,11 @@ def remask_count(lengths: Tensor, done: int, passes: int, schedule: str) -> Tens
     return count.clamp(min=1)
 
 
-def candidate_lengths(
-    lprobs: Tensor, beam: int, longest: Optional[Tensor] = None, shortest: int = 2
-) -> tuple:
+def candidate_lengths(lprobs: Tensor, beam: int, longest: Optional[Tensor] = None, shortest: int = 2) -> tuple:
     """The ``beam`` most probable lengths of every sentence, best first.
 
-    As in the release, lengths are raised to ``shortest`` after the choice; the duplicates that this can make are marked,
-    not replaced.
+    As in the release, lengths are raised to ``shortest`` after the choice; the duplicates that this can make are
+    marked, not replaced.
 
     Args:
         lprobs: (B, classes) log-probabilities; class k means k tokens with ``</s>``.

@@ -1,4 +1,5 @@
 """Refuse data that makes no sense, by name, before a training has begun."""
+
 import logging
 import math
 import os
@@ -16,7 +17,11 @@ SAMPLE = 2000  # sentences looked at for the rate of <unk>
 MOST_UNKNOWN = 1 / 3  # refused
 WARN_UNKNOWN = 1 / 10
 ENOUGH = 200  # words of a validation set that say how it was segmented
-FORMATS = {"mmap": ("mmap",), "cached": ("cached", "lazy"), "huffman": ("huffman",)}  # how fairseq knows an index: its flags
+FORMATS = {
+    "mmap": ("mmap",),
+    "cached": ("cached", "lazy"),
+    "huffman": ("huffman",),
+}  # how fairseq knows an index: its flags
 
 
 def check_languages(source: str, target: str) -> None:
@@ -50,7 +55,9 @@ def check_files(folder: str, split: str, source: str, target: str, impl: Optiona
         raise ValueError(f"no data folder '{folder}': binarise the text with fairseq-preprocess first")
     ending = "" if impl == "raw" else ".idx"
     pairs = [f"{source}-{target}", f"{target}-{source}"]  # as fairseq does, take data binarised for the other direction
-    stems = {pair: [os.path.join(folder, f"{split}.{pair}.{language}") for language in (source, target)] for pair in pairs}
+    stems = {
+        pair: [os.path.join(folder, f"{split}.{pair}.{language}") for language in (source, target)] for pair in pairs
+    }
     pair = next((p for p in pairs if any(os.path.exists(f"{stem}{ending}") for stem in stems[p])), pairs[0])
     lines = []
     for side, stem in zip(("source", "target"), stems[pair]):
@@ -70,7 +77,9 @@ def check_text(stem: str, split: str, impl: Optional[str] = None) -> None:
     """Raise unless a split of text without a translation (STEM.idx, STEM.bin) is there, whole and not empty."""
     for file in (f"{stem}.idx", f"{stem}.bin"):
         if not os.path.exists(file):
-            raise ValueError(f"{split}: no file {file}; binarise the text with fairseq-preprocess --only-source, without a language")
+            raise ValueError(
+                f"{split}: no file {file}; binarise the text with fairseq-preprocess --only-source, without a language"
+            )
     count_sentences(stem, impl)
 
 
@@ -78,12 +87,15 @@ def count_sentences(stem: str, impl: Optional[str]) -> int:
     """Sentences in one side of a split; raises when its index or its data is cut short or foreign, or holds none.
 
     Args:
-        impl: ``--dataset-impl``; None: as fairseq recognises the files, which takes raw text of the same name before them.
+        impl: ``--dataset-impl``; None: as fairseq recognises the files, which takes raw text of the same name before
+            them.
     """
     if os.path.getsize(f"{stem}.bin") == 0:
         raise ValueError(f"{stem}.bin is empty: the split has no sentence")
     if impl is None and os.path.isfile(stem):
-        raise ValueError(f"{stem} is raw text beside {stem}.idx, and fairseq would read the former: take one of them away")
+        raise ValueError(
+            f"{stem} is raw text beside {stem}.idx, and fairseq would read the former: take one of them away"
+        )
     written = indexed_dataset.infer_dataset_impl(stem)
     if impl and written in FORMATS and impl not in FORMATS[written]:
         kinds = " or ".join(FORMATS[written])
@@ -105,7 +117,8 @@ def count_sentences(stem: str, impl: Optional[str]) -> int:
 def judged(train: bool, training: bool) -> float:
     """How many words it takes to refuse a split for its ``<unk>``.
 
-    What is trained on is always judged: a dictionary is made of such text. Validation in a training needs ``ENOUGH`` words,
+    What is trained on is always judged: a dictionary is made of such text. Validation in a training needs ``ENOUGH``
+        words,
     for one line may well hold names only. What is only decoded or scored is never refused: a text of another domain is
     translated as well as it can be, as fairseq-interactive does.
 
@@ -126,8 +139,10 @@ def check_tokens(dataset, dictionary, name: str, enough: float = 0) -> None:
     tokens = torch.cat([dataset[i] for i in range(min(len(dataset), SAMPLE))])
     words = tokens[tokens != dictionary.eos()]
     if int(tokens.max()) >= len(dictionary):
-        raise ValueError(f"{name} has token {int(tokens.max())}, its dictionary ends at {len(dictionary) - 1}: "
-                         "the data was binarised with another dictionary")  # fmt: skip
+        raise ValueError(
+            f"{name} has token {int(tokens.max())}, its dictionary ends at {len(dictionary) - 1}: "
+            "the data was binarised with another dictionary"
+        )
     unknown = float(words.eq(dictionary.unk()).float().mean()) if len(words) else 0.0
     said = f"{name}: {unknown:.0%} of the tokens are <unk>"
     if unknown > MOST_UNKNOWN:
@@ -168,5 +183,7 @@ def check_batch_size(dataset, max_tokens: int, max_positions=None) -> None:
     sizes = np.array([dataset.num_tokens(i) for i in indices])
     if len(sizes) and sizes.max() > max_tokens:
         more, number = (sizes > max_tokens).sum(), indices[sizes.argmax()]
-        raise ValueError(f"{more} of {len(sizes)} sentences are longer than --max-tokens {max_tokens}, the longest is number "
-                         f"{number} of {sizes.max()} tokens: raise --max-tokens")  # fmt: skip
+        raise ValueError(
+            f"{more} of {len(sizes)} sentences are longer than --max-tokens {max_tokens}, the longest is number "
+            f"{number} of {sizes.max()} tokens: raise --max-tokens"
+        )

@@ -1,4 +1,5 @@
 """Dictionaries with a real ``<mask>``: fairseq's, to which it is appended, and BERT's, which has its own symbols."""
+
 import io
 import os
 from typing import List, Optional, Tuple
@@ -29,7 +30,9 @@ class BertDictionary(Dictionary):
         names = {"pad": "[PAD]", "unk": "[UNK]", "bos": "[CLS]", "eos": "[SEP]"}
         absent = [s for s in [*names.values(), "[MASK]"] if s not in dictionary.indices]
         if absent:
-            raise ValueError(f"{f} starts with [PAD] but has no {absent[0]}: a BERT dictionary has all of BERT's symbols")
+            raise ValueError(
+                f"{f} starts with [PAD] but has no {absent[0]}: a BERT dictionary has all of BERT's symbols"
+            )
         for name, symbol in names.items():
             setattr(dictionary, f"{name}_index", dictionary.indices[symbol])
             setattr(dictionary, f"{name}_word", symbol)
@@ -62,7 +65,9 @@ def load_dictionary(filename: str) -> Dictionary:
         raise ValueError(f"{filename} is not UTF-8 ({error.reason}): binarise the text again") from error
     first = lines[0] if lines else ""
     if first.strip() == "[PAD]":
-        raise ValueError(f"{filename} has no counts: nar-convert bert-vocab {filename} --out dict.txt makes a dictionary of it")
+        raise ValueError(
+            f"{filename} has no counts: nar-convert bert-vocab {filename} --out dict.txt makes a dictionary of it"
+        )
     kind = BertDictionary if first.split(" ")[0].strip() == "[PAD]" else Dictionary
     try:
         return kind.load(filename)
@@ -84,16 +89,21 @@ def broken(lines: List[str], dictionary: Dictionary) -> Optional[str]:
             dictionary.add_from_file(io.StringIO(line))
         except RuntimeError:
             symbol = line.rstrip().rsplit(" ", 1)[0]
-            return f"line {number}: '{symbol}' is there already: take one out, or write #fairseq:overwrite after its count"
+            return (
+                f"line {number}: '{symbol}' is there already: take one out, or write #fairseq:overwrite after its count"
+            )
         except ValueError:
-            return f"line {number}: '{line.strip()}' is not a symbol, a blank and a count: mend the line, or binarise anew"
+            return (
+                f"line {number}: '{line.strip()}' is not a symbol, a blank and a count: mend the line, or binarise anew"
+            )
     return None
 
 
 def add_mask(dictionary: Dictionary) -> int:
     """The index of the mask symbol, appended unless the dictionary has it.
 
-    An appended one stands for no word of a text: ``<mask>`` there is unknown, as it is to fairseq-preprocess, which read the
+    An appended one stands for no word of a text: ``<mask>`` there is unknown, as it is to fairseq-preprocess, which
+        read the
     file. So it gets a place among the symbols, but no entry in ``indices``, by which text is encoded.
     """
     if isinstance(dictionary, BertDictionary):
@@ -127,5 +137,7 @@ def check_same_symbols(theirs, ours, name: str) -> None:
         return
     at = next((i for i, (a, b) in enumerate(zip(theirs, ours)) if a != b), min(len(theirs), len(ours)))
     there, here = (symbols[at] if at < len(symbols) else "nothing" for symbols in (theirs, ours))
-    raise ValueError(f"{name} is not the checkpoint's: symbol {at} is '{here}', the checkpoint has '{there}'; "
-                     "binarise the data with the checkpoint's dictionaries (fairseq-preprocess --srcdict, --tgtdict)")  # fmt: skip
+    raise ValueError(
+        f"{name} is not the checkpoint's: symbol {at} is '{here}', the checkpoint has '{there}'; "
+        "binarise the data with the checkpoint's dictionaries (fairseq-preprocess --srcdict, --tgtdict)"
+    )

@@ -5,6 +5,7 @@ pair in the data set's order, with one integer for every source token, which add
 counts on both sides. The source's ``</s>`` carries the target's, so its number is 1; where the source has no words but
 the target has, it carries the whole target.
 """
+
 import os
 from pathlib import Path
 from typing import Tuple
@@ -64,7 +65,9 @@ def read_fertilities(path: Path) -> Tuple[np.ndarray, np.ndarray]:
             ends, wrong = np.flatnonzero(end), np.flatnonzero(~digit & ~end & (letters != ord(" ")))
             if len(wrong):
                 line = lines + int(np.searchsorted(ends, wrong[0]))
-                raise ValueError(f"{path}, line {line + 1} has other things than numbers from 0: run {command(path)} again")
+                raise ValueError(
+                    f"{path}, line {line + 1} has other things than numbers from 0: run {command(path)} again"
+                )
             begins = np.flatnonzero(digit & ~np.append(False, digit[:-1]))
             counts.append(np.diff(np.searchsorted(begins, ends), prepend=0))
             if len(begins):
@@ -87,8 +90,10 @@ def check_fertilities(path: Path, values: np.ndarray, offsets: np.ndarray, sizes
     """
     counts = np.diff(offsets)
     sums = np.diff(np.append(0, values.cumsum(dtype=np.int64))[offsets])
-    for found, wanted, what in ((counts, sizes[:, 0], "{} numbers, the source {} tokens"),
-                                (sums, sizes[:, 1], "numbers that add up to {}, the target {} tokens")):  # fmt: skip
+    for found, wanted, what in (
+        (counts, sizes[:, 0], "{} numbers, the source {} tokens"),
+        (sums, sizes[:, 1], "numbers that add up to {}, the target {} tokens"),
+    ):
         wrong = np.flatnonzero(found != wanted)
         if len(wrong):
             what = what.format(found[wrong[0]], wanted[wrong[0]])

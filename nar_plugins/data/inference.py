@@ -1,4 +1,5 @@
 """The lines that ``fairseq-interactive`` reads and the hub is given: every one gets an answer, however long it is."""
+
 import logging
 from typing import Dict, Optional
 
@@ -9,13 +10,21 @@ from torch import Tensor
 
 logger = logging.getLogger(__name__)
 
-ROWS = ("id", "target", "constraints", "src_tokens", "src_lengths", "prev_output_tokens")  # what a batch has once a sentence
+ROWS = (
+    "id",
+    "target",
+    "constraints",
+    "src_tokens",
+    "src_lengths",
+    "prev_output_tokens",
+)  # what a batch has once a sentence
 
 
 class InferenceDataset(LanguagePairDataset):
     """Sources without targets, some of which may be longer than can be translated.
 
-    fairseq raises for such a line, and the lines around it get no translation either. Here its row of a batch keeps its tokens,
+    fairseq raises for such a line, and the lines around it get no translation either. Here its row of a batch keeps its
+    tokens,
     which fairseq prints, but has the length 0, which no other row has: it is not for the model.
     """
 
@@ -44,12 +53,16 @@ class InferenceDataset(LanguagePairDataset):
                 logger.warning(f"{said}: cut to {longest}")
             elif size <= positions:
                 marked.append(i)
-                logger.warning(f"{said}, more than --max-tokens {most}: its translation is empty; raise it, or cut the line "
-                               "with --truncate-source")  # fmt: skip
+                logger.warning(
+                    f"{said}, more than --max-tokens {most}: its translation is empty; raise it, or cut the line "
+                    "with --truncate-source"
+                )
             elif not skip:
                 marked.append(i)
-                logger.warning(f"{said}, more than the {positions} source positions: its translation is empty; cut it "
-                               "with --truncate-source")  # fmt: skip
+                logger.warning(
+                    f"{said}, more than the {positions} source positions: its translation is empty; cut it "
+                    "with --truncate-source"
+                )
         if cut:
             self.src = [tokens if len(tokens) <= longest else truncated(tokens, longest) for tokens in self.src]
         self.too_long = frozenset(marked)

@@ -1,4 +1,5 @@
 """Lines of text as ``wc -l`` and sacreBLEU count them: one ends at ``\\n`` and nowhere else."""
+
 import codecs
 import sys
 from pathlib import Path
@@ -10,9 +11,9 @@ STDIN = "-"
 def split_lines(text: str) -> List[str]:
     """The lines of a text.
 
-    U+2028, U+0085, form feeds and a carriage return inside a line are characters like others, which ``str.splitlines`` and
-    Python's text files would cut at. One carriage return before a ``\\n`` belongs to it (a file from Windows), and a byte order
-    mark at the head is no text.
+    U+2028, U+0085, form feeds and a carriage return inside a line are characters like others, which ``str.splitlines``
+    and Python's text files would cut at. One carriage return before a ``\\n`` belongs to it (a file from Windows), and
+    a byte order mark at the head is no text.
     """
     lines = text[text.startswith("\ufeff") :].split("\n")
     if not lines[-1]:
@@ -36,4 +37,6 @@ def read_lines(path: Union[Path, str]) -> List[str]:
         return split_lines(data.decode("utf-8"))
     except UnicodeDecodeError as error:
         coding = "UTF-16" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "not UTF-8"
-        raise ValueError(f"{name} is {coding} (byte {error.start}): convert it first, for example with iconv") from error
+        raise ValueError(
+            f"{name} is {coding} (byte {error.start}): convert it first, for example with iconv"
+        ) from error

@@ -1,9 +1,11 @@
 """Noise as a function of its cause: the same (seed, update, sentence) gives the same mask, whatever the batch.
 
 Neither the composition of the batch nor the rank of the process nor a running random generator takes part, so a resumed
-run, a run on two workers and a run with ``--update-freq`` see the same noise. The random numbers are a counter-based hash
-(splitmix64, Steele et al. 2014, "Fast splittable pseudorandom number generators", figure 15) computed on the device.
+run, a run on two workers and a run with ``--update-freq`` see the same noise. The random numbers are a counter-based
+hash (splitmix64, Steele et al. 2014, "Fast splittable pseudorandom number generators", figure 15) computed on the
+device.
 """
+
 from typing import Tuple
 
 import torch
@@ -63,8 +65,8 @@ def mask_uniform(
 ) -> Tuple[Tensor, Tensor]:
     """Mask k ~ U{1..N} of the N target tokens of every sentence, without replacement.
 
-    Mask-Predict, Ghazvininejad et al. 2019, section 3.1. (The release draws from U{1..N-1} and so never trains the fully
-    masked input that its first pass always sees; the paper's text is followed here.)
+    Mask-Predict, Ghazvininejad et al. 2019, section 3.1. (The release draws from U{1..N-1} and so never trains the
+    fully masked input that its first pass always sees; the paper's text is followed here.)
 
     Args:
         target: (B, T) int64, padded on the right; ``</s>`` counts as a token.

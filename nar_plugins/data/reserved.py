@@ -1,15 +1,15 @@
 """Reserved symbols as words of a text, such as a line about "the <pad> symbol".
 
-To a parallel model ``<pad>`` and the mask are no words: a length is counted without the one, and the other is what hides a
-word. So in the texts that such a model reads they are ``<unk>``, in training, validation, generation and interactive
-translation alike. What decodes left to right reads them as fairseq does. ``<s>`` and ``</s>`` are embedded like any word, and
-stay (BERT's ``[SEP]`` parts an answer from its passage).
+To a parallel model ``<pad>`` and the mask are no words: a length is counted without the one, and the other is what
+hides a word. So in the texts that such a model reads they are ``<unk>``, in training, validation, generation and
+interactive translation alike. What decodes left to right reads them as fairseq does. ``<s>`` and ``</s>`` are embedded
+like any word, and stay (BERT's ``[SEP]`` parts an answer from its passage).
 """
+
 import logging
 from typing import Dict, List, NamedTuple, Sequence
 
 import numpy as np
-import torch
 from fairseq.data import BaseWrapperDataset, BucketPadLengthDataset, ConcatDataset, Dictionary
 from fairseq.data.indexed_dataset import MMapIndexedDataset
 from torch import Tensor
@@ -77,7 +77,8 @@ def say(found: Counts, dictionary: Dictionary, name: str, symbols: Sequence[int]
         return
     of = f"of {found.seen:,} sentences" if found.seen == found.total else f"of the first {found.seen:,} sentences"
     each = [
-        f"{dictionary[symbol]} in {sentences:,} {of} ({f'read as {dictionary.unk_word}' if symbol in replaced else 'kept'})"
+        f"{dictionary[symbol]} in {sentences:,} {of} "
+        f"({f'read as {dictionary.unk_word}' if symbol in replaced else 'kept'})"
         for symbol, sentences in sorted(found.sentences.items())
     ]
     level = logging.WARNING if set(symbols) & found.sentences.keys() else logging.INFO
@@ -103,8 +104,8 @@ def parts(dataset) -> List:
 
 
 def flat(dataset) -> tuple:
-    """The tokens of the first sentences one after the other, (n,) int, not copied where the file is mapped into memory; and
-    the sentences' sizes."""
+    """The tokens of the first sentences one after the other, (n,) int, not copied where the file is mapped into memory;
+    and the sentences' sizes."""
     if not isinstance(dataset, MMapIndexedDataset):
         first = range(min(len(dataset), SAMPLE))
         if getattr(dataset, "supports_prefetch", False):

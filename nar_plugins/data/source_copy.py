@@ -1,7 +1,9 @@
-"""Which source token feeds which target position: the canvas of a NAT before its embeddings (Gu et al. 2018, section 3.3).
+"""Which source token feeds which target position: the canvas of a NAT before its embeddings (Gu et al. 2018, section
+3.3).
 
 R rows are canvases, one or several a sentence. All functions know only lengths and fertilities, never tokens.
 """
+
 from typing import NamedTuple
 
 import torch
@@ -48,7 +50,9 @@ def uniformly(sources: Tensor, lengths: Tensor, width: int = 0) -> Copy:
 
 
 def upsampled(sources: Tensor, factor: int) -> Copy:
-    """Every source token ``factor`` times: sources (R,) int64, the canvas of CTC (Libovicky and Helcl 2018, section 3)."""
+    """Every source token ``factor`` times: sources (R,) int64, the canvas of CTC (Libovicky and Helcl 2018, section
+    3).
+    """
     steps = torch.arange(factor * int(sources.max()), device=sources.device)
     index = torch.minimum(steps // factor, (sources - 1).unsqueeze(1))
     return Copy(index, steps >= factor * sources.unsqueeze(1))
@@ -68,16 +72,19 @@ def soft_weights(sources: Tensor, lengths: Tensor, source_width: int, width: int
     return distance.neg().masked_fill(tokens >= sources[:, None, None], -float("inf")).softmax(-1)
 
 
-# -- fertilities in generation -------------------------------------------------------------------------------------------
+# -- fertilities in generation
+# -------------------------------------------------------------------------------------------
 
 
 def bounded(fertilities: Tensor, sources: Tensor, longest: Tensor) -> Tensor:
-    """Fertilities that make a canvas: 1 for ``</s>``, 0 on padding, and 0 for a word from which on it would be too long.
+    """Fertilities that make a canvas: 1 for ``</s>``, 0 on padding, and 0 for a word from which on it would be too
+    long.
 
     (The official code's bound is twice the padded source: it depends on the batch. Ours is ``--max-len-a/b``.)
 
     Args:
-        fertilities: (..., S) int64. sources, longest: (...,) int64: source length, and longest target, ``</s>`` counted.
+        fertilities: (..., S) int64. sources, longest: (...,) int64: source length, and longest target, ``</s>``
+            counted.
     """
     positions = torch.arange(fertilities.size(-1), device=fertilities.device)
     last = (sources - 1).unsqueeze(-1)
@@ -94,7 +101,9 @@ def average(probabilities: Tensor) -> Tensor:
 
 def sample(probabilities: Tensor, draws: Tensor) -> Tensor:
     """A fertility for every uniform number: probabilities (..., F) and draws (...) broadcast -> int64."""
-    below = probabilities.double().cumsum(-1)[..., :-1] <= draws.unsqueeze(-1)  # the last class takes what rounding leaves
+    below = probabilities.double().cumsum(-1)[..., :-1] <= draws.unsqueeze(
+        -1
+    )  # the last class takes what rounding leaves
     return below.sum(-1)
 
 

@@ -1,8 +1,10 @@
 """Masked spans for BANG's pre-training (Qi et al. 2021; the release's first commit, masked_dataset.py).
 
 A sample is S consecutive tokens of text. Its first token is never masked; what follows is cut into blocks, and in every
-block one span is masked. The encoder sees the sample with the spans hidden, the decoder says the spans, one after another.
+block one span is masked. The encoder sees the sample with the spans hidden, the decoder says the spans, one after
+another.
 """
+
 import logging
 import re
 from fractions import Fraction
@@ -52,8 +54,8 @@ def mask_spans(tokens: Tensor, draws: Tensor, blocks: List[Tuple[int, int, int]]
 
     Args:
         tokens: (S,) int64, the sample.
-        draws: (number of blocks + 2 T,) float64 in [0, 1): where the spans begin; what becomes of each hidden token; and
-            which random word.
+        draws: (number of blocks + 2 T,) float64 in [0, 1): where the spans begin; what becomes of each hidden token;
+            and which random word.
         blocks: as ``span_sizes`` gives them for S.
         words: (n,) int64, the ids that a random word is taken from.
     """
@@ -86,7 +88,8 @@ class SpanMaskedDataset(FairseqDataset):
     """Samples of text with masked spans; which tokens are hidden, and how, is a function of (seed, epoch, index).
 
     Args:
-        samples: token ids by sample (fairseq's ``TokenBlockDataset``); those too short for a span are left out and counted.
+        samples: token ids by sample (fairseq's ``TokenBlockDataset``); those too short for a span are left out and
+            counted.
         dictionary: pads; its words are those that a hidden token may be replaced with.
         mask: id of the mask symbol.
         block: tokens a block. ratio: the part of a block that is hidden, rounded down to tokens.
@@ -97,8 +100,17 @@ class SpanMaskedDataset(FairseqDataset):
         ValueError: no sample is long enough for a span.
     """
 
-    def __init__(self, samples, dictionary: Dictionary, mask: int, seed: int, block: int = 64, ratio: str = "0.15",
-                 epochs: bool = True, name: str = "train"):  # fmt: skip
+    def __init__(
+        self,
+        samples,
+        dictionary: Dictionary,
+        mask: int,
+        seed: int,
+        block: int = 64,
+        ratio: str = "0.15",
+        epochs: bool = True,
+        name: str = "train",
+    ):
         self.samples, self.mask, self.pad, self.seed, self.epochs = samples, mask, dictionary.pad(), seed, epochs
         self.block, self.ratio, self.epoch = block, Fraction(str(ratio)), 1
         self.words = ordinary_words(dictionary, mask)
@@ -107,10 +119,14 @@ class SpanMaskedDataset(FairseqDataset):
         self.kept = np.flatnonzero(hidden)
         if not len(self.kept):
             least = next(n for n in range(1, block + 1) if int(self.ratio * n)) + 1
-            raise ValueError(f"{name}: no sample is long enough to mask (the longest has {sizes.max(initial=0)} tokens, a span "
-                             f"needs {least}): give more text, or longer samples (--tokens-per-sample)")  # fmt: skip
+            raise ValueError(
+                f"{name}: no sample is long enough to mask (the longest has {sizes.max(initial=0)} tokens, a span "
+                f"needs {least}): give more text, or longer samples (--tokens-per-sample)"
+            )
         if len(self.kept) < len(sizes):
-            logger.warning(f"{name}: {len(sizes) - len(self.kept)} of {len(sizes)} samples are too short to mask: skipped")
+            logger.warning(
+                f"{name}: {len(sizes) - len(self.kept)} of {len(sizes)} samples are too short to mask: skipped"
+            )
         self.sizes, self.tgt_sizes = sizes[self.kept], hidden[self.kept]
 
     def __len__(self) -> int:
@@ -129,9 +145,9 @@ class SpanMaskedDataset(FairseqDataset):
 
         Returns:
             ``net_input`` has src_tokens (B, S), src_lengths (B,), and of the hidden tokens, (B, T) int64 each,
-            prev_output_tokens, positions (position id of ``prev_output_tokens``: pad + the target's index in the source; the
-            mask that predicts the target has one more; pad on padding) and target_idx (index in its span; 0 on padding).
-            ``target`` is (B, T), ``ntokens`` the number of targets.
+            prev_output_tokens, positions (position id of ``prev_output_tokens``: pad + the target's index in the
+            source; the mask that predicts the target has one more; pad on padding) and target_idx (index in its span; 0
+            on padding). ``target`` is (B, T), ``ntokens`` the number of targets.
         """
         if not samples:
             return {}
@@ -157,7 +173,8 @@ class SpanMaskedDataset(FairseqDataset):
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
-    # -- what fairseq's batching asks ------------------------------------------------------------------------------------
+    # -- what fairseq's batching asks
+    # ------------------------------------------------------------------------------------
 
     def num_tokens(self, index) -> int:
         return int(self.sizes[index])
@@ -182,6 +199,8 @@ class SpanMaskedDataset(FairseqDataset):
         most = min(max_sizes) if isinstance(max_sizes, (tuple, list)) else max_sizes
         fit = self.sizes[indices] <= most
         if not fit.any():
-            raise ValueError(f"no sample fits {most} tokens, the shortest has {self.sizes[indices].min()}: give a larger "
-                             "--max-tokens, or smaller samples (--tokens-per-sample)")  # fmt: skip
+            raise ValueError(
+                f"no sample fits {most} tokens, the shortest has {self.sizes[indices].min()}: give a larger "
+                "--max-tokens, or smaller samples (--tokens-per-sample)"
+            )
         return indices[fit], indices[~fit].tolist()

@@ -1,7 +1,9 @@
-"""BERT's tokeniser as a fairseq ``--bpe``: basic tokens, then the longest pieces that the vocabulary has (Devlin et al. 2019).
+"""BERT's tokeniser as a fairseq ``--bpe``: basic tokens, then the longest pieces that the vocabulary has (Devlin et al.
+2019).
 
 Registered as ``wordpiece``. Pieces inside a word begin with ``##``; decoding joins them and leaves punctuation apart.
 """
+
 import functools
 import unicodedata
 from dataclasses import dataclass, field
@@ -29,7 +31,9 @@ def read_vocabulary(path: Path) -> List[str]:
     if not path.is_file():
         raise ValueError(f"no vocabulary {path}: give BERT's vocab.txt")
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")  # not splitlines: a symbol may be what Python calls a line end
+        lines = path.read_text(encoding="utf-8").split(
+            "\n"
+        )  # not splitlines: a symbol may be what Python calls a line end
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 (byte {error.start}): give BERT's vocab.txt") from error
     lines = lines[:-1] if lines[-1] == "" else lines
@@ -110,7 +114,9 @@ class WordPiece:
         if not cfg.wordpiece_vocab:
             raise ValueError("--bpe wordpiece needs --wordpiece-vocab: BERT's vocab.txt or the dictionary made of it")
         self.vocabulary = frozenset(read_vocabulary(cfg.wordpiece_vocab))
-        self.whole = frozenset(s for s in self.vocabulary if len(s) > 2 and s[0] == "[" and s[-1] == "]")  # "[SEP]" in a text
+        self.whole = frozenset(
+            s for s in self.vocabulary if len(s) > 2 and s[0] == "[" and s[-1] == "]"
+        )  # "[SEP]" in a text
         self.cased = cfg.wordpiece_cased
         self.pieces = functools.lru_cache(maxsize=1 << 17)(self.pieces)  # words repeat
 

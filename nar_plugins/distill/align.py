@@ -1,12 +1,13 @@
 """Word alignments: the one source word that every target word comes from, and so every source word's fertility.
 
 The aligner is IBM model 2 with a diagonal prior (Dyer et al. 2013, "A simple, fast, and effective reparameterization of
-IBM model 2") and a Dirichlet prior on the translation table. It has no NULL word: every target word is linked to exactly
-one source word, so that fertilities add up to the target's length.
+IBM model 2") and a Dirichlet prior on the translation table. It has no NULL word: every target word is linked to
+exactly one source word, so that fertilities add up to the target's length.
 
 Links are one int64 for every target word of every pair, in order: the position of its source word in its sentence, 0
 where the source has no words. ``</s>`` is no word here; ``fertilities`` ties it to ``</s>``.
 """
+
 import re
 from pathlib import Path
 from typing import Iterator, NamedTuple, Optional, Sequence, Tuple, Union
@@ -83,8 +84,8 @@ def shapes(source: Text, target: Text) -> Tuple[np.ndarray, np.ndarray]:
 class Aligner:
     """IBM model 2 with a diagonal prior: ``train`` on some pairs, ``align`` these or others.
 
-    Pairs are worked on in chunks of equal lengths. Memory in training: 4 bytes for every possible link (source times target
-    length, over all pairs) and about 70 for every two words that occur together; in aligning: 12 for the latter.
+    Pairs are worked on in chunks of equal lengths. Memory in training: 4 bytes for every possible link (source times
+    target length, over all pairs) and about 70 for every two words that occur together; in aligning: 12 for the latter.
 
     Args:
         alpha: of the Dirichlet prior; small, so that a rare word is not tied to everything around it.
@@ -96,7 +97,9 @@ class Aligner:
     def __init__(self, alpha: float = 0.01, tension: float = 4.0, chunk: int = CHUNK, progress: bool = False):
         self.alpha, self.tension, self.chunk, self.progress = alpha, tension, chunk, progress
         self.keys = np.array([END])  # every two words that were seen together, sorted
-        self.table = np.array([FLOOR], dtype=np.float32)  # p(target word | source word) of each; the last: of any others
+        self.table = np.array(
+            [FLOOR], dtype=np.float32
+        )  # p(target word | source word) of each; the last: of any others
 
     def train(self, source, target, iterations: int = 5, most_links: int = MOST_LINKS) -> int:
         """Expectation maximisation from a uniform table; how many pairs were used.
@@ -181,7 +184,8 @@ class Aligner:
         return place[inverse].reshape(keys.shape)
 
     def weigh(self, index: np.ndarray, away: np.ndarray) -> np.ndarray:
-        """p(target word | source word) times the diagonal prior, but for a factor of each target position. (N, M, B)."""
+        """p(target word | source word) times the diagonal prior, but for a factor of each target position. (N, M, "
+        "B)."""
         return self.table.take(index) * np.exp(-self.tension * away).astype(np.float32)[..., None]
 
     def fit_tension(self, lengths: np.ndarray, counts: np.ndarray, far: float, steps: int = 5) -> None:
@@ -214,7 +218,8 @@ def digamma(x: np.ndarray) -> np.ndarray:
     return torch.special.digamma(torch.from_numpy(x)).numpy()
 
 
-# -- links from elsewhere, and what becomes of links ---------------------------------------------------------------------
+# -- links from elsewhere, and what becomes of links
+# ---------------------------------------------------------------------
 
 
 class Links(NamedTuple):
@@ -231,7 +236,8 @@ def read_links(path: Path, source_sizes: np.ndarray, target_sizes: np.ndarray) -
 
 
 def parse_links(path: Path, source_sizes: np.ndarray, target_sizes: np.ndarray) -> Links:
-    """All links of a file in Pharaoh's format: one line a pair, ``0-0 1-2``, source and target positions of words, from 0.
+    """All links of a file in Pharaoh's format: one line a pair, ``0-0 1-2``, source and target positions of words, from
+    0.
 
     Args:
         source_sizes, target_sizes: (pairs,) int64, lengths in words.
@@ -256,8 +262,10 @@ def parse_links(path: Path, source_sizes: np.ndarray, target_sizes: np.ndarray) 
     outside = np.flatnonzero((j >= n) | (i >= m))
     if len(outside):
         k = outside[0]
-        raise ValueError(f"{path}, line {pair[k] + 1}: link {j[k]}-{i[k]} is outside of {n[k]} source and {m[k]} target "
-                         "words, counted from 0 and without </s>")  # fmt: skip
+        raise ValueError(
+            f"{path}, line {pair[k] + 1}: link {j[k]}-{i[k]} is outside of {n[k]} source and {m[k]} target "
+            "words, counted from 0 and without </s>"
+        )
     return Links(pair, j, i)
 
 
@@ -271,9 +279,9 @@ def unlinked(links: Links, source_sizes: np.ndarray, target_sizes: np.ndarray) -
 def check_links(links: Links, source: Text, target: Text, symbols: Tuple[Sequence[str], Sequence[str]], path) -> None:
     """Raise for links that cannot be of these sentences, because there are hardly any or they are of other words.
 
-    A real aligner's intersection of both directions links 55 to 87 % of the target's words or sub-words (Multi30k and Tatoeba,
-    1,000 to 12,000 pieces). The last words of both sides are unlinked in 0.1 to 11 % of its pairs, the most where punctuation
-    was taken out, and in as few of those with sub-words all links would be links of words too.
+    A real aligner's intersection of both directions links 55 to 87 % of the target's words or sub-words (Multi30k and
+    Tatoeba, 1,000 to 12,000 pieces). The last words of both sides are unlinked in 0.1 to 11 % of its pairs, the most
+    where punctuation was taken out, and in as few of those with sub-words all links would be links of words too.
 
     Args:
         symbols: of the two dictionaries.
@@ -286,8 +294,10 @@ def check_links(links: Links, source: Text, target: Text, symbols: Tuple[Sequenc
     what = "align the very text that was binarised, or leave --alignments out"
     share = unlinked(links, n, m)
     if share > MOST_UNLINKED:
-        raise ValueError(f"{path} has no link for {share:.1%} of the target tokens (an aligner that ran out of memory leaves "
-                         f"blank lines): {what}")  # fmt: skip
+        raise ValueError(
+            f"{path} has no link for {share:.1%} of the target tokens (an aligner that ran out of memory leaves "
+            f"blank lines): {what}"
+        )
     last = [np.zeros(len(n), dtype=np.int64), np.zeros(len(n), dtype=np.int64)]
     for side, word in zip(last, (links.source, links.target)):
         np.maximum.at(side, links.pair, word)
@@ -295,14 +305,17 @@ def check_links(links: Links, source: Text, target: Text, symbols: Tuple[Sequenc
     broken = lines[((words[0] < n) | (words[1] < m))[lines]]  # pairs with links in which a word is in pieces
     of_words = ((last[0] < words[0]) & (last[1] < words[1]))[broken]
     early = ((last[0] < n - 1) & (last[1] < m - 1))[lines]
-    for found, why in ((of_words, "the links are of whole words, and the data are sub-words"),
-                       (early, "the links end before both sentences do, as those of other tokens would")):  # fmt: skip
+    for found, why in (
+        (of_words, "the links are of whole words, and the data are sub-words"),
+        (early, "the links end before both sentences do, as those of other tokens would"),
+    ):
         if len(found) > 1 and found.mean() > 1 / 2:
             raise ValueError(f"{path}: in {found.sum():,} of {len(found):,} lines {why}: {what}")
 
 
 def count_words(text: Text, symbols: Sequence[str]) -> np.ndarray:
-    """How many words the sub-words of every sentence make up, by the marks of BPE, SentencePiece or WordPiece. (sentences,)
+    """How many words the sub-words of every sentence make up, by the marks of BPE, SentencePiece or WordPiece.
+    (sentences,)
 
     The mark that most symbols have counts; where none has one, every token is a word.
 

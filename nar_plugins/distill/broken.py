@@ -1,4 +1,5 @@
 """What can be seen to be wrong with a teacher's output without knowing the language."""
+
 from typing import NamedTuple, Optional
 
 import numpy as np

@@ -2,10 +2,11 @@
 
 The training split is cut into the batches of ``fairseq-generate``. Every finished batch is a line of JSON in
 ``DIR/.distill``, where each run of the command has a file of its own; a line without its end is what a killed run was
-writing, and is decoded again. Any number of runs share the batches; the one that finds all of them finished writes the data
-set, the index of the training targets last. All that is written follows from the settings, so that writing it twice does no
-harm.
+writing, and is decoded again. Any number of runs share the batches; the one that finds all of them finished writes the
+data set, the index of the training targets last. All that is written follows from the settings, so that writing it
+twice does no harm.
 """
+
 import fcntl
 import hashlib
 import json
@@ -32,13 +33,32 @@ from nar_plugins.models.companions import load_teacher
 
 # the flags of fairseq-generate that decide, with the files and the job, what is written
 SETTINGS = {
-    "generation": ("beam", "lenpen", "max_len_a", "max_len_b", "min_len", "unkpen", "unnormalized", "temperature",
-                   "no_repeat_ngram_size", "diverse_beam_groups", "diverse_beam_strength", "diversity_rate"),
+    "generation": (
+        "beam",
+        "lenpen",
+        "max_len_a",
+        "max_len_b",
+        "min_len",
+        "unkpen",
+        "unnormalized",
+        "temperature",
+        "no_repeat_ngram_size",
+        "diverse_beam_groups",
+        "diverse_beam_strength",
+        "diversity_rate",
+    ),
     "common": ("seed", "fp16"),
     "dataset": ("train_subset", "max_tokens", "batch_size", "skip_invalid_size_inputs_valid_test"),
-    "task": ("source_lang", "target_lang", "decode_dtype", "truncate_source", "num_batch_buckets",
-             "max_source_positions", "max_target_positions"),
-}  # fmt: skip
+    "task": (
+        "source_lang",
+        "target_lang",
+        "decode_dtype",
+        "truncate_source",
+        "num_batch_buckets",
+        "max_source_positions",
+        "max_target_positions",
+    ),
+}
 
 
 class Job(NamedTuple):
@@ -87,16 +107,19 @@ def distil(cfg, job: Job) -> str:
         shards, missing = cfg.dataset.num_shards, sorted(set(range(len(batches))) - records.keys())
         if missing:
             whose = ", ".join(map(str, sorted({batch % shards for batch in missing})))
-            return f"{len(missing)} of {len(batches)} batches are still missing, of --num-shards {shards} --shard-id {whose}"
+            still = f"{len(missing)} of {len(batches)} batches are still missing"
+            return f"{still}, of --num-shards {shards} --shard-id {whose}"
         report = write(job, task, data, records, folder)
     return f"{report}{job.out} is complete"
 
 
-# -- what is read ----------------------------------------------------------------------------------------------------------
+# -- what is read
+# ----------------------------------------------------------------------------------------------------------
 
 
 class Data:
-    """The files of a binarised data set: its dictionaries and all splits but one are copied, the targets of that one made.
+    """The files of a binarised data set: its dictionaries and all splits but one are copied, the targets of that one
+    made.
 
     What else may be in the folder, fertilities for example, belongs to the targets that it was made of.
 
@@ -134,7 +157,9 @@ def settings_of(cfg, job: Job, task, data: Data) -> Dict:
     """All that decides what is written, in values that JSON keeps."""
     values = {"task": task.cfg, "generation": cfg.generation, "common": cfg.common, "dataset": cfg.dataset}
     flags = {name: getattr(values[group], name) for group, names in SETTINGS.items() for name in names}
-    flags = {name: value if isinstance(value, (int, float, type(None))) else str(value) for name, value in flags.items()}
+    flags = {
+        name: value if isinstance(value, (int, float, type(None))) else str(value) for name, value in flags.items()
+    }
     teachers = ":".join(fingerprint(Path(path)) for path in utils.split_paths(job.teacher))
     files = {"teacher": teachers, **{path.name: fingerprint(path) for path in data.files}}
     return {**files, **flags, "mix": job.mix, "filter": job.drop, **job.limits._asdict()}
@@ -171,8 +196,10 @@ def make_batches(cfg, task, models) -> Tuple[torch.utils.data.Dataset, Sequence[
     skip = cfg.dataset.skip_invalid_size_inputs_valid_test
     if len(too_long) and not skip:
         line, sizes = too_long[0], tuple(map(int, dataset.size(too_long[0])))
-        raise ValueError(f"{len(too_long)} lines of {split} are longer than the positions {positions}, the first is line {line} "
-                         f"{sizes}: --skip-invalid-size-inputs-valid-test leaves them out")  # fmt: skip
+        raise ValueError(
+            f"{len(too_long)} lines of {split} are longer than the positions {positions}, the first is line {line} "
+            f"{sizes}: --skip-invalid-size-inputs-valid-test leaves them out"
+        )
     iterator = task.get_batch_iterator(
         dataset,
         max_tokens=cfg.dataset.max_tokens,
@@ -184,7 +211,8 @@ def make_batches(cfg, task, models) -> Tuple[torch.utils.data.Dataset, Sequence[
     return dataset, iterator.frozen_batches
 
 
-# -- the folder, shared by all processes ----------------------------------------------------------------------------------
+# -- the folder, shared by all processes
+# ----------------------------------------------------------------------------------
 
 
 class Folder:
@@ -211,8 +239,10 @@ class Folder:
         differ = [f"{name} is {there.get(name)} there and {here.get(name)} here" for name in names[:3]]
         if differ:
             more = f"; and {len(names) - 3} more" if len(names) > 3 else ""
-            raise ValueError(f"distilling into an existing different data set, {self.out}: {'; '.join(differ)}{more}: "
-                             "give the same teacher, data and flags as before, or another --out")  # fmt: skip
+            raise ValueError(
+                f"distilling into an existing different data set, {self.out}: {'; '.join(differ)}{more}: "
+                "give the same teacher, data and flags as before, or another --out"
+            )
 
     def claim(self) -> None:
         """Write the settings, unless another process was faster; then they must be the same."""
@@ -233,9 +263,11 @@ class Folder:
 
     @contextmanager
     def shared(self) -> Iterator[None]:
-        """While a run works here; what killed runs have left is removed first, when it is certain that no other run works.
+        """While a run works here; what killed runs have left is removed first, when it is certain that no other run
+        works.
 
-        Every run holds a shared lock of the folder, which the system drops with the process. Who gets it alone is alone, on
+        Every run holds a shared lock of the folder, which the system drops with the process. Who gets it alone is
+        alone, on
         this machine: only its own machine's temporary folders are removed, because not every file system shared by
         several machines tells them of one another's locks. Where there are no locks, nothing is removed.
         """
@@ -281,7 +313,8 @@ def lock(handle: int, alone: bool = False) -> bool:
     return True
 
 
-# -- decoding and writing ---------------------------------------------------------------------------------------------------
+# -- decoding and writing
+# ---------------------------------------------------------------------------------------------------
 
 
 def decode(cfg, task, models, generator, dataset, batches: Sequence[Sequence[int]], folder: Folder) -> None:
@@ -295,7 +328,9 @@ def decode(cfg, task, models, generator, dataset, batches: Sequence[Sequence[int
     cuda = next(models[0].parameters()).is_cuda
     lines, left = (sum(len(batches[number]) for number in numbers) for numbers in (share, todo))
     seconds = 0.5 if sys.stderr.isatty() else 30
-    bar = tqdm(total=lines, initial=lines - left, unit=" lines", mininterval=seconds, disable=cfg.common.no_progress_bar)
+    bar = tqdm(
+        total=lines, initial=lines - left, unit=" lines", mininterval=seconds, disable=cfg.common.no_progress_bar
+    )
     with folder.new_part(shard, shards) as part, bar:
         for number in todo:
             sample = dataset.collater([dataset[i] for i in batches[number]])
@@ -332,9 +367,12 @@ def write(job: Job, task, data: Data, records: Dict[int, Dict], folder: Folder) 
     report = report_of(job, len(sources), len(kept), different, Counter(why.values()))
     sides = (
         (sources[line] for line in (*originals, *kept)),
-        (targets[line] if original else torch.from_numpy(said[line])
-         for original, lines in ((True, originals), (False, kept)) for line in lines),
-    )  # fmt: skip
+        (
+            targets[line] if original else torch.from_numpy(said[line])
+            for original, lines in ((True, originals), (False, kept))
+            for line in lines
+        ),
+    )
 
     with folder.temporary() as made:
         for path in data.copied:

@@ -1,5 +1,7 @@
-"""Official BANG and ProphetNet checkpoints, and BERT's vocabulary, as fairseq-train and fairseq-generate of this package read them."""
-import re
+"""Official BANG and ProphetNet checkpoints, and BERT's vocabulary, as fairseq-train and fairseq-generate of this
+package read them.
+"""
+
 from argparse import Namespace
 from pathlib import Path
 from typing import Dict, List
@@ -31,7 +33,9 @@ def convert_bert_vocabulary(vocabulary: Path, out: Path, official: bool = False)
     if official and SEPARATOR not in symbols:
         if len(symbols) < 3 or symbols[2] != UNUSED:
             found = symbols[2] if len(symbols) > 2 else "nothing"
-            raise ValueError(f"{vocabulary}, line 3 is '{found}', not {UNUSED}: --official is for BERT's own uncased vocabulary")
+            raise ValueError(
+                f"{vocabulary}, line 3 is '{found}', not {UNUSED}: --official is for BERT's own uncased vocabulary"
+            )
         symbols[2] = SEPARATOR
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text("".join(f"{symbol} 1\n" for symbol in symbols), encoding="utf-8")
@@ -41,8 +45,8 @@ def convert_bert_vocabulary(vocabulary: Path, out: Path, official: bool = False)
 def convert_bang(checkpoint: Path, dictionary: Path, folder: Path, sees_bos: bool = True) -> Dict[str, Path]:
     """An official BANG checkpoint, or a ProphetNet one of the same shapes, as a ``bang``.
 
-    Parameter names are the release's own. Of ProphetNet's two mask embeddings the one of its first stream is kept: the last,
-    because its streams count from -1.
+    Parameter names are the release's own. Of ProphetNet's two mask embeddings the one of its first stream is kept: the
+    last, because its streams count from -1.
 
     Args:
         checkpoint: ``{"args", "model"}``; it is loaded without running code from it.
@@ -62,11 +66,15 @@ def convert_bang(checkpoint: Path, dictionary: Path, folder: Path, sees_bos: boo
     check_names(model, checkpoint)
     words = load_dictionary(str(dictionary))
     if not isinstance(words, BertDictionary):
-        raise ValueError(f"{dictionary} does not start with [PAD]: make it of BERT's vocab.txt (nar-convert bert-vocab)")
+        raise ValueError(
+            f"{dictionary} does not start with [PAD]: make it of BERT's vocab.txt (nar-convert bert-vocab)"
+        )
     rows = model["encoder.embed_tokens.weight"].size(0)
     if len(words) != rows:
-        raise ValueError(f"{dictionary} has {len(words)} symbols, the checkpoint {rows}: give the vocabulary that it was trained "
-                         "with")  # fmt: skip
+        raise ValueError(
+            f"{dictionary} has {len(words)} symbols, the checkpoint {rows}: give the vocabulary that it was trained "
+            "with"
+        )
     flags = shape_flags(model, old, words.pad(), checkpoint)
     for side in ("encoder", "decoder"):
         model.setdefault(f"{side}.version", torch.tensor([3.0]))
@@ -78,7 +86,9 @@ def convert_bang(checkpoint: Path, dictionary: Path, folder: Path, sees_bos: boo
 
 
 def rename_bang(model: Dict[str, Tensor], checkpoint: Path) -> Dict[str, Tensor]:
-    """The release's parameters, with query, key and value apart where an older fairseq has fused them, and one mask embedding."""
+    """The release's parameters, with query, key and value apart where an older fairseq has fused them, and one mask
+    embedding.
+    """
     renamed = {}
     for key, value in model.items():  # the decoder's own attention, ngram_self_attn, is fused in the release as well
         renamed.update(unfused(key, value, r".*\.(?:self_attn|encoder_attn)"))
@@ -86,13 +96,16 @@ def rename_bang(model: Dict[str, Tensor], checkpoint: Path) -> Dict[str, Tensor]
     if name not in renamed:
         raise ValueError(f"{checkpoint} is no BANG checkpoint: it has no {name}")
     if renamed[name].size(0) not in (1, 2):
-        raise ValueError(f"{checkpoint}: {name} has {renamed[name].size(0)} rows; BANG's has 1, ProphetNet's of two streams 2")
+        raise ValueError(
+            f"{checkpoint}: {name} has {renamed[name].size(0)} rows; BANG's has 1, ProphetNet's of two streams 2"
+        )
     renamed[name] = renamed[name][-1:].clone()
     return renamed
 
 
 def expected_names(encoder_layers: int, decoder_layers: int) -> List[str]:
     """Every parameter of the release's model but the ``version`` buffers."""
+
     def both(*names):
         return [f"{name}.{part}" for name in names for part in ("weight", "bias")]
 
@@ -101,9 +114,13 @@ def expected_names(encoder_layers: int, decoder_layers: int) -> List[str]:
 
     pointwise = both("self_attn_layer_norm", "fc1", "fc2", "final_layer_norm")
     encoder = [*projections("self_attn"), *pointwise]
-    decoder = ["ngram_self_attn.in_proj_weight", "ngram_self_attn.in_proj_bias",
-               *both("ngram_self_attn.relative_linear", "ngram_self_attn.out_proj", "encoder_attn_layer_norm"),
-               *projections("encoder_attn"), *pointwise]  # fmt: skip
+    decoder = [
+        "ngram_self_attn.in_proj_weight",
+        "ngram_self_attn.in_proj_bias",
+        *both("ngram_self_attn.relative_linear", "ngram_self_attn.out_proj", "encoder_attn_layer_norm"),
+        *projections("encoder_attn"),
+        *pointwise,
+    ]
     names = [f"encoder.layers.{i}.{name}" for i in range(encoder_layers) for name in encoder]
     names += [f"decoder.layers.{i}.{name}" for i in range(decoder_layers) for name in decoder]
     for side in ("encoder", "decoder"):
@@ -126,8 +143,8 @@ def check_names(model: Dict[str, Tensor], checkpoint: Path) -> None:
 def shape_flags(model: Dict[str, Tensor], old: Namespace, pad: int, checkpoint: Path) -> List[str]:
     """Training flags for the sizes of a checkpoint.
 
-    The position tables have rows for pad and what is before it, the positions, and the decoder's one more, because a mask
-    stands one position further right than the token before it.
+    The position tables have rows for pad and what is before it, the positions, and the decoder's one more, because a
+    mask stands one position further right than the token before it.
     """
     for name, value in (("num_buckets", BUCKETS), ("relative_max_distance", MAX_DISTANCE)):
         if getattr(old, name, value) != value:
@@ -139,8 +156,10 @@ def shape_flags(model: Dict[str, Tensor], old: Namespace, pad: int, checkpoint: 
         table = model[f"{side}.embed_positions.weight"].size(0) - pad - extra
         said = getattr(old, f"max_{positions}_positions", None)
         if said is not None and said != table:
-            raise ValueError(f"{checkpoint}: {side}.embed_positions has {table + pad + extra} rows, so {table} positions, but its "
-                             f"arguments say {said}: it was not trained as they are")  # fmt: skip
+            raise ValueError(
+                f"{checkpoint}: {side}.embed_positions has {table + pad + extra} rows, so {table} positions, but its "
+                f"arguments say {said}: it was not trained as they are"
+            )
         flags += [
             f"--max-{positions}-positions={table}",
             f"--{side}-layers={count_layers(model, side)}",

@@ -1,4 +1,5 @@
 """Checkpoints of official releases, and of any trainer of fairseq's, into ones that load safely here."""
+
 import os
 import re
 from argparse import Namespace
@@ -22,8 +23,8 @@ from nar_plugins.data.lines import read_lines
 def convert_mask_predict(checkpoint: Path, dictionary: Path, folder: Path, heads: int = 0) -> Dict[str, Path]:
     """A checkpoint and dictionary of facebookresearch/Mask-Predict as a ``cmlm`` in the official form.
 
-    The release keeps ``<mask>`` at index 4, before the words, and leaves it out of its dictionary files. The new dictionary
-    file names it first, so every id stays what it was.
+    The release keeps ``<mask>`` at index 4, before the words, and leaves it out of its dictionary files. The new
+    dictionary file names it first, so every id stays what it was.
 
     Args:
         checkpoint: the release's, ``{"args", "model", ...}``; it is loaded without running code from it.
@@ -44,7 +45,9 @@ def convert_mask_predict(checkpoint: Path, dictionary: Path, folder: Path, heads
     symbols = read_symbols(dictionary)
     words, dim = model["encoder.embed_tokens.weight"].shape
     if len(symbols) + 4 != words:
-        raise ValueError(f"{dictionary} makes {len(symbols) + 4} symbols, the checkpoint has {words}: give its own dictionary")
+        raise ValueError(
+            f"{dictionary} makes {len(symbols) + 4} symbols, the checkpoint has {words}: give its own dictionary"
+        )
 
     shared = torch.equal(model["encoder.embed_tokens.weight"], model["decoder.embed_tokens.weight"])
     lengths = model["encoder.embed_lengths.weight"].size(0)
@@ -72,7 +75,8 @@ def convert_fairseq(checkpoint: Path, out: Path) -> List[str]:
     """Copy a fairseq checkpoint without what a safe reader does not know; nothing of that is run.
 
     Outside the model and its arguments an entry that holds such an object is left out whole: of ``extra_state`` and
-    ``task_state`` that entry, else everything under its name. Of a training that leaves a state which fairseq can start from.
+    ``task_state`` that entry, else everything under its name. Of a training that leaves a state which fairseq can start
+    from.
 
     Args:
         checkpoint: of whatever origin.
@@ -179,20 +183,43 @@ def rename_mask_predict(model: Dict[str, Tensor], lengths: int) -> Dict[str, Ten
     return renamed
 
 
-def save(path: Path, model: Dict[str, Tensor], arch: str, flags: List[str], dictionary: Dictionary,
-         criterion: str = "nar_loss", **switches: bool) -> None:
+def save(
+    path: Path,
+    model: Dict[str, Tensor],
+    arch: str,
+    flags: List[str],
+    dictionary: Dictionary,
+    criterion: str = "nar_loss",
+    **switches: bool,
+) -> None:
     """Write what fairseq's trainer would have written after no update, with these training flags.
 
     Args:
         switches: arguments of the model that are set whatever the flags' defaults are.
     """
     parser = options.get_training_parser("nar_translation")
-    given = ["data", "--task", "nar_translation", "--criterion", criterion, "--arch", arch, "--optimizer", "adam", *flags]
+    given = [
+        "data",
+        "--task",
+        "nar_translation",
+        "--criterion",
+        criterion,
+        "--arch",
+        arch,
+        "--optimizer",
+        "adam",
+        *flags,
+    ]
     args = options.parse_args_and_arch(parser, input_args=given)
     vars(args).update(switches)
     cfg = convert_namespace_to_omegaconf(args)
     symbols = "\n".join(dictionary.symbols)
-    history = {"criterion_name": CRITERION_REGISTRY[criterion].__name__, "optimizer_name": "FairseqAdam", "lr_scheduler_state": {}, "num_updates": 0}
+    history = {
+        "criterion_name": CRITERION_REGISTRY[criterion].__name__,
+        "optimizer_name": "FairseqAdam",
+        "lr_scheduler_state": {},
+        "num_updates": 0,
+    }
     torch.save(
         {
             "args": None,

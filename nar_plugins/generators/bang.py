@@ -1,9 +1,10 @@
 """Decoding of ``bang`` checkpoints: the tokens of a block in one pass, as many of them kept as the policy says.
 
-A BANG decoder is causal over [what is decided][masks], so the first mask of a block is the next-token prediction and the
-later ones look further ahead (Qi et al. 2021). A policy is two numbers a pass: how many masks follow, and how many of their
-tokens are kept. All of them take one pass a step (specs/bang.md, D).
+A BANG decoder is causal over [what is decided][masks], so the first mask of a block is the next-token prediction and
+the later ones look further ahead (Qi et al. 2021). A policy is two numbers a pass: how many masks follow, and how many
+of their tokens are kept. All of them take one pass a step (specs/bang.md, D).
 """
+
 import logging
 import math
 import weakref
@@ -18,7 +19,13 @@ from torch import Tensor
 from nar_plugins.generators.bang_policies import BLOCK, POLICIES, READS, Adaptive, Policy
 from nar_plugins.generators.drafters import MOST
 from nar_plugins.generators.hypothesis import Dedup, empty_hypothesis, greedy_hypothesis
-from nar_plugins.generators.registry import DEDUP, DecodingConfig, refuse_for_one_output, refuse_unserved, register_generator
+from nar_plugins.generators.registry import (
+    DEDUP,
+    DecodingConfig,
+    refuse_for_one_output,
+    refuse_unserved,
+    register_generator,
+)
 from nar_plugins.generators.rules import GreedyRules, refuse_nan
 from nar_plugins.modules.linear import CPU_ROWS, fast_linear
 from nar_plugins.modules.precision import full
@@ -30,26 +37,38 @@ logger = logging.getLogger(__name__)
 class BangConfig(DecodingConfig):
     bang_policy: ChoiceEnum(["adaptive", "ar", "nar", "block", "prefix", "verify", "cascade"]) = field(
         default="adaptive",
-        metadata={"help": "how many tokens a pass decides: one (ar, fairseq's search with --beam), all (nar), --bang-block of "
-                  "them (block), one for --bang-prefix passes and then all (prefix), the first ones that are surer than "
-                  "--bang-tau (adaptive); verify: several, the words of greedy search; cascade: all, and adaptive again where "
-                  "the result is doubtful"},
-    )  # fmt: skip
+        metadata={
+            "help": "how many tokens a pass decides: one (ar, fairseq's search with --beam), all (nar), --bang-block "
+            "of "
+            "them (block), one for --bang-prefix passes and then all (prefix), the first ones that are surer than "
+            "--bang-tau (adaptive); verify: several, the words of greedy search; cascade: all, and adaptive again "
+            "where "
+            "the result is doubtful"
+        },
+    )
     bang_block: Optional[int] = field(
-        default=None, metadata={"help": f"masks a pass (block, adaptive, cascade: {BLOCK}), tokens verified a pass (verify: unset "
-                                "follows from their confidence and the batch)"},
-    )  # fmt: skip
+        default=None,
+        metadata={
+            "help": f"masks a pass (block, adaptive, cascade: {BLOCK}), tokens verified a pass (verify: unset "
+            "follows from their confidence and the batch)"
+        },
+    )
     bang_tau: float = field(
-        default=0.9, metadata={"help": "adaptive, cascade: tokens after the first are kept while at least this probable"}
+        default=0.9,
+        metadata={"help": "adaptive, cascade: tokens after the first are kept while at least this probable"},
     )
     bang_prefix: int = field(default=1, metadata={"help": "prefix: this many tokens one by one, the rest at once"})
     bang_theta: float = field(
-        default=-0.5, metadata={"help": "cascade: the least mean log-probability with which the one-pass output is kept"}
+        default=-0.5,
+        metadata={"help": "cascade: the least mean log-probability with which the one-pass output is kept"},
     )
     bang_release_output: bool = field(
-        default=False, metadata={"help": "drop tokens equal to the one before, then such words, as the release's script does"}
-    )  # fmt: skip
-    dedup: DEDUP = field(default="none", metadata={"help": "drop consecutive repeated tokens, or words, from the output"})
+        default=False,
+        metadata={"help": "drop tokens equal to the one before, then such words, as the release's script does"},
+    )
+    dedup: DEDUP = field(
+        default="none", metadata={"help": "drop consecutive repeated tokens, or words, from the output"}
+    )
 
 
 @dataclass
@@ -73,8 +92,8 @@ class Batch:
 
 
 class BangGenerator:
-    """The policies in which a pass decides for itself, by the rules of fairseq's search: with one mask a pass they are greedy
-    search. What is registered is ``ParallelBangGenerator``.
+    """The policies in which a pass decides for itself, by the rules of fairseq's search: with one mask a pass they are
+    greedy search. What is registered is ``ParallelBangGenerator``.
     """
 
     honoured = {"max_len_a", "max_len_b", "min_len", "unnormalized", "lenpen", "unkpen", "temperature"}
@@ -104,7 +123,9 @@ class BangGenerator:
             sample: fairseq's batch.
         """
         if prefix_tokens is not None or constraints is not None:
-            raise ValueError("--prefix-size and --constraints cannot be honoured by --generator bang: use --bang-policy ar")
+            raise ValueError(
+                "--prefix-size and --constraints cannot be honoured by --generator bang: use --bang-policy ar"
+            )
         net_input = sample["net_input"]
         source = net_input["src_tokens"]
         dtype = getattr(torch, str(self.config.decode_dtype))
@@ -148,13 +169,17 @@ class BangGenerator:
         )
 
     def step(self, batch: Batch, policy: Policy) -> None:
-        """One pass: feed what was decided last, ask the masks, keep tokens; finished rows leave. The host looks once."""
+        """One pass: feed what was decided last, ask the masks, keep tokens; finished rows leave. The host looks
+        once.
+        """
         masks = policy.masks(batch.longest, batch.limit + 1 - batch.shortest)
         offsets = torch.arange(masks, device=batch.rows.device)
         steps = batch.lengths.unsqueeze(1) + offsets
         last = (batch.counts - 1).unsqueeze(1)
         features = [
-            model.decoder.block(batch.pending, batch.fed, cache, masks, last, batch.most_fed, policy.sees_start).squeeze(1)
+            model.decoder.block(
+                batch.pending, batch.fed, cache, masks, last, batch.most_fed, policy.sees_start
+            ).squeeze(1)
             for model, cache in zip(self.models, batch.caches)
         ]
         words, lprobs, broken = self.best(features, steps, batch)
@@ -185,8 +210,8 @@ class BangGenerator:
             keep(batch, torch.tensor(live, dtype=torch.long, device=batch.rows.device))
 
     def best(self, features: List[Tensor], steps: Tensor, batch: Batch) -> tuple:
-        """The most probable allowed tokens (b, m), their log-probabilities, and where these are NaN, (b, m) bool, from every
-        model's features (b, m, D)."""
+        """The most probable allowed tokens (b, m), their log-probabilities, and where these are NaN, (b, m) bool, from
+        every model's features (b, m, D)."""
         rows = max(1, CPU_ROWS // steps.size(0)) if steps.device.type == "cpu" else steps.size(1)
         found = []
         for place in range(0, steps.size(1), rows):
@@ -207,7 +232,8 @@ class BangGenerator:
         """Log-probabilities (b, m, V) with -inf for what is never said besides what fairseq's search forbids."""
         return lprobs
 
-    # -- cascade ---------------------------------------------------------------------------------------------------------
+    # -- cascade
+    # ---------------------------------------------------------------------------------------------------------
 
     def decode_again(self, found: Batch, encoded: List[Dict], source: Tensor) -> None:
         """Replace the doubtful outputs of one pass by those of ``adaptive``."""
@@ -227,10 +253,13 @@ class BangGenerator:
             counts[rows] = -1
         found.accepted.extend(torch.zeros_like(found.sizes).index_copy(0, rows, counts) for counts in second.accepted)
 
-    # -- out -------------------------------------------------------------------------------------------------------------
+    # -- out
+    # -------------------------------------------------------------------------------------------------------------
 
     def hypotheses(self, found: Batch) -> List[List[Dict]]:
-        """fairseq's hypotheses, on the host; with ``accepted``, the tokens decided in each pass, and perhaps ``history``."""
+        """fairseq's hypotheses, on the host; with ``accepted``, the tokens decided in each pass, and perhaps
+        ``history``.
+        """
         tokens, scores, sizes = (one.cpu() for one in (found.tokens, found.scores, found.sizes))
         passes = torch.stack(found.accepted, 1).tolist()
         hypos = []
@@ -258,8 +287,8 @@ class BangGenerator:
 
 @register_generator("bang", dataclass=BangConfig)
 class ParallelBangGenerator(BangGenerator):
-    """Decodes ``bang`` checkpoints, one or an ensemble, as the non-autoregressive generators do: an empty source has an empty
-    translation, and ``<s>`` is never said.
+    """Decodes ``bang`` checkpoints, one or an ensemble, as the non-autoregressive generators do: an empty source has an
+    empty translation, and ``<s>`` is never said.
 
     (``ar`` is fairseq's search and ``verify`` the generator ``blockwise``; the task hands them over.)
     """
@@ -287,8 +316,8 @@ class ParallelBangGenerator(BangGenerator):
 
 
 def served_by(config: Namespace) -> str:
-    """The generator of a ``--bang-policy``: ``ar`` is fairseq's search, ``verify`` is ``blockwise``, and ``config`` is told the size
-    of its blocks.
+    """The generator of a ``--bang-policy``: ``ar`` is fairseq's search, ``verify`` is ``blockwise``, and ``config`` is
+    told the size of its blocks.
 
     Raises:
         ValueError: an option is set that the policy does not read.
@@ -300,7 +329,9 @@ def served_by(config: Namespace) -> str:
             raise ValueError(f"--{option.name.replace('_', '-')} is not read by --bang-policy {policy}: leave it out")
     if policy == "verify":
         if config.bang_block is not None and not 1 <= config.bang_block <= MOST + 1:
-            raise ValueError(f"--bang-block {config.bang_block}: --bang-policy verify takes blocks of 1 to {MOST + 1} tokens")
+            raise ValueError(
+                f"--bang-block {config.bang_block}: --bang-policy verify takes blocks of 1 to {MOST + 1} tokens"
+            )
         config.verify_block = config.bang_block
     return {"ar": "beam", "verify": "blockwise"}.get(policy, "bang")
 

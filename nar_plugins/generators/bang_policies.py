@@ -1,4 +1,5 @@
 """How many masks a pass of a ``bang`` decoder asks, and how many of their tokens it keeps (specs/bang.md, D)."""
+
 import torch
 from torch import Tensor
 
@@ -21,7 +22,8 @@ class Policy:
         """Masks of the next pass, at least 1.
 
         Args:
-            decided: tokens that the longest live row has. room: those that the shortest may still get, ``</s>`` included.
+            decided: tokens that the longest live row has. room: those that the shortest may still get, ``</s>``
+                included.
         """
         raise NotImplementedError
 
@@ -56,7 +58,9 @@ class Prefix(Policy):
 
 
 class Adaptive(Block):
-    """``adaptive``: of a block the longest prefix whose tokens are all at least --bang-tau probable; the first in any case."""
+    """``adaptive``: of a block the longest prefix whose tokens are all at least --bang-tau probable; the first in any
+    case.
+    """
 
     sees_start = True  # the first mask is the next-token prediction, whatever the others are
 
@@ -68,7 +72,12 @@ class Adaptive(Block):
 OUTPUT = ("bang_release_output", "dedup")
 # the options that each policy reads; ar and verify are other generators
 READS = {
-    "ar": (), "verify": ("bang_block",), "nar": OUTPUT, "block": ("bang_block", *OUTPUT), "prefix": ("bang_prefix", *OUTPUT),
-    "adaptive": ("bang_block", "bang_tau", *OUTPUT), "cascade": ("bang_block", "bang_tau", "bang_theta", *OUTPUT),
-}  # fmt: skip
+    "ar": (),
+    "verify": ("bang_block",),
+    "nar": OUTPUT,
+    "block": ("bang_block", *OUTPUT),
+    "prefix": ("bang_prefix", *OUTPUT),
+    "adaptive": ("bang_block", "bang_tau", *OUTPUT),
+    "cascade": ("bang_block", "bang_tau", "bang_theta", *OUTPUT),
+}
 POLICIES = {"nar": Parallel, "block": Block, "prefix": Prefix, "adaptive": Adaptive, "cascade": Parallel}

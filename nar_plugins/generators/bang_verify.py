@@ -1,9 +1,11 @@
-"""BANG drafts for itself: its masks propose what its next-token mode verifies, in the same pass (specs/bang.md, D, ``verify``).
+"""BANG drafts for itself: its masks propose what its next-token mode verifies, in the same pass (specs/bang.md, D,
+``verify``).
 
-The blockwise verifier asks a decoder what follows every token of a block. A BANG decoder answers with the first of several
-masks after each; those after the last confirmed token are the next proposals. One set of weights, no heads.
+The blockwise verifier asks a decoder what follows every token of a block. A BANG decoder answers with the first of
+several masks after each; those after the last confirmed token are the next proposals. One set of weights, no heads.
 """
-from typing import Dict, List, Optional
+
+from typing import Dict, List
 
 import torch
 from torch import Tensor
@@ -31,8 +33,8 @@ class BangBlocks:
     def __call__(
         self, tokens: Tensor, first: Tensor, least: int, last: int, longest: int, cache, weights: bool = False
     ) -> tuple:
-        """Features (B, m, masks * D) of the tokens (B, m) at positions from ``first`` (B,) on; with ``weights`` the attention
-        (B, m, S) of the first mask after each, which predicts what follows, else None."""
+        """Features (B, m, masks * D) of the tokens (B, m) at positions from ``first`` (B,) on; with ``weights`` the
+        attention (B, m, S) of the first mask after each, which predicts what follows, else None."""
         rows = torch.arange(tokens.size(1), device=tokens.device).expand_as(tokens)
         with self.decoder.queries(weights) as asked:
             features = self.decoder.block(tokens, first, cache, self.masks, rows, last, sees_start=True)

@@ -1,4 +1,5 @@
 """fairseq's own search for stock autoregressive checkpoints, which do not know ``<mask>``."""
+
 from argparse import Namespace
 from contextlib import ExitStack, contextmanager
 from typing import Dict, List, Optional
@@ -27,8 +28,8 @@ class BeamGenerator:
         options: fairseq's ``GenerationConfig``; None for its defaults.
 
     Raises:
-        ValueError: an option is set that fairseq does not honour itself, or a model has an adaptive softmax, which has no logits
-            to ban ``<mask>`` in.
+        ValueError: an option is set that fairseq does not honour itself, or a model has an adaptive softmax, which has
+            no logits to ban ``<mask>`` in.
     """
 
     def __init__(self, generator, models, mask: int, dtype="float32", options: Optional[Namespace] = None):
@@ -47,13 +48,23 @@ class BeamGenerator:
             ValueError: the batch lacks what an option reads.
         """
         if self.options.score_reference and sample.get("target") is None:
-            raise ValueError("--score-reference needs references, and fairseq-interactive has none: use fairseq-generate")
+            raise ValueError(
+                "--score-reference needs references, and fairseq-interactive has none: use fairseq-generate"
+            )
         if self.options.constraints and kwargs.get("constraints") is None:
-            raise ValueError("--constraints are read from the lines of fairseq-interactive: leave it out of fairseq-generate")
+            raise ValueError(
+                "--constraints are read from the lines of fairseq-interactive: leave it out of fairseq-generate"
+            )
         self.check_shortest(sample["net_input"]["src_tokens"].size(1))
         device = sample["net_input"]["src_tokens"].device.type
         autocast = torch.autocast(device, self.dtype, enabled=self.dtype != torch.float32)
-        with torch.no_grad(), self.without_mask(), self.with_attention(), fast_linear(self.models, self.dtype), autocast:
+        with (
+            torch.no_grad(),
+            self.without_mask(),
+            self.with_attention(),
+            fast_linear(self.models, self.dtype),
+            autocast,
+        ):
             found = self.search(models, sample, **kwargs)
         for hypo in (hypo for hypos in found for hypo in hypos):
             hypo["steps"] = len(hypo["tokens"])
@@ -62,7 +73,9 @@ class BeamGenerator:
         return found
 
     def check_shortest(self, width: int) -> None:
-        """Raise where ``--min-len`` is above what a batch ``width`` wide may have: fairseq's own assertion names no flag."""
+        """Raise where ``--min-len`` is above what a batch ``width`` wide may have: fairseq's own assertion names no
+        flag.
+        """
         search = self.generator
         if hasattr(search, "max_len_a"):  # not where references are scored
             check_min_len(search.min_len, min(int(search.max_len_a * width + search.max_len_b), search.max_len - 1))
@@ -70,8 +83,8 @@ class BeamGenerator:
     def search(self, models, sample, prefix_tokens=None, constraints=None, **kwargs) -> List[List[Dict]]:
         """fairseq's search; with a beam of one for sentences whose prefix (B, P) is ``</s>`` and nothing else.
 
-        In the first step fairseq looks at one hypothesis of a sentence's beam. The others of a sentence that ends there never
-        end, and its search stops with an AssertionError.
+        In the first step fairseq looks at one hypothesis of a sentence's beam. The others of a sentence that ends there
+        never end, and its search stops with an AssertionError.
         """
 
         def decode(sample, prefix, constraints):
@@ -99,12 +112,16 @@ class BeamGenerator:
         return found
 
     def aligns(self) -> bool:
-        """Whether the search's own attention is its alignment, as it is of all models but those of full-context alignment."""
+        """Whether the search's own attention is its alignment, as it is of all models but those of full-context
+        alignment.
+        """
         full = any(getattr(model, "full_context_alignment", False) for model in self.models)
         return isinstance(self.generator, SequenceGeneratorWithAlignment) and not full
 
     def aligned(self, found: List[List[Dict]], sample: Dict) -> List[List[Dict]]:
-        """The hypotheses with their alignments; fairseq's own way fails where a sentence has fewer of them than the beam."""
+        """The hypotheses with their alignments; fairseq's own way fails where a sentence has fewer of them than the
+        beam.
+        """
         search = self.generator
         for hypos, source in zip(found, sample["net_input"]["src_tokens"].cpu()):
             for hypo in hypos:
@@ -149,10 +166,13 @@ class BeamGenerator:
 def refuse_unprintable(options: Namespace) -> None:
     """Raise for an option that fairseq accepts and that then ends its commands in an error of Python's.
 
-    fairseq's ``replace_unk`` takes an alignment for a list of source positions, and its search makes pairs of them: the first
-    ``<unk>`` that is said is a TypeError, without ``--print-alignment`` an IndexError. Its scorer makes hard alignments only.
+    fairseq's ``replace_unk`` takes an alignment for a list of source positions, and its search makes pairs of them: the
+    first ``<unk>`` that is said is a TypeError, without ``--print-alignment`` an IndexError. Its scorer makes hard
+    alignments only.
     """
     if options.replace_unk is not None:
-        raise ValueError("--replace-unk cannot be honoured: fairseq fails at the first <unk> that is said; leave it out")
+        raise ValueError(
+            "--replace-unk cannot be honoured: fairseq fails at the first <unk> that is said; leave it out"
+        )
     if options.score_reference and str(options.print_alignment) == "soft":
         raise ValueError("--print-alignment soft: --score-reference has hard alignments only")

@@ -1,12 +1,13 @@
 """How many proposals to make and to verify: as many as pay for themselves (specs/blockwise.md, C.5)."""
+
 from typing import Dict, List, Optional
 
 from nar_plugins.generators.drafters import Drafter, Drafts
 
 # What a call of the decoder costs apart from its tokens, in tokens. A call of b rows and m tokens each takes as long as
-# OVERHEAD + b * m. On one CPU core calls of 2 to 128 tokens fit 13 to 24 (specs/blockwise.md, C.0, measured with 6 layers of
-# 512), on another 12 to 34 (scripts/bench_blockwise.py); on a GPU launching the kernels costs as much as some hundred tokens (not
-# measured).
+# OVERHEAD + b * m. On one CPU core calls of 2 to 128 tokens fit 13 to 24 (specs/blockwise.md, C.0, measured with 6
+# layers of 512), on another 12 to 34 (scripts/bench_blockwise.py); on a GPU launching the kernels costs as much as some
+# hundred tokens (not measured).
 OVERHEAD: Dict[str, int] = {"cpu": 16, "cuda": 256}
 
 BELIEF, WEIGHT = 0.7, 4.0  # a draft is right with this probability, as far as so many observations would say it
@@ -15,12 +16,12 @@ BELIEF, WEIGHT = 0.7, 4.0  # a draft is right with this probability, as far as s
 class BlockSize:
     """The number of tokens of the next block, one for all rows of a batch.
 
-    A block of m tokens is expected to decide E(m) = 1 + sum over its drafts of the probability that the draft and all before
-    it survive; the best m has the most of them for its cost. That takes a draft in just when its survival probability
-    exceeds the marginal cost of the batch. Before proposals are made the survival is estimated from those of the same batch
-    that were verified, so that no time goes into proposals that will not be used; after that it is the proposals' own
-    confidence, the product of the heads' softmaxes, where the drafter has it. A drafter that stops by itself (``Drafter.stops``) is
-    told what a further proposal must be worth instead of a number.
+    A block of m tokens is expected to decide E(m) = 1 + sum over its drafts of the probability that the draft and all
+    before it survive; the best m has the most of them for its cost. That takes a draft in just when its survival
+    probability exceeds the marginal cost of the batch. Before proposals are made the survival is estimated from those
+    of the same batch that were verified, so that no time goes into proposals that will not be used; after that it is
+    the proposals' own confidence, the product of the heads' softmaxes, where the drafter has it. A drafter that stops
+    by itself (``Drafter.stops``) is told what a further proposal must be worth instead of a number.
 
     The estimates start anew with every batch, so a sentence's calls do not depend on the batches before it.
 

@@ -1,4 +1,5 @@
 """Blockwise parallel decoding (Stern et al. 2018, section 4): the words of greedy search, several at a time."""
+
 import logging
 import math
 import weakref
@@ -44,10 +45,12 @@ TOP = 2  # of --accept top; the mildest of the paper's
 class BlockwiseConfig(DecodingConfig):
     drafter: ChoiceEnum(["auto", "heads", "jacobi", "copy", "model"]) = field(
         default="auto",
-        metadata={"help": "where proposals come from: the checkpoint's heads; the verifier's own tokens after a rejected one "
-                  "(jacobi); the source (copy); the translation of --drafter-path (model); auto: that one where it is given, "
-                  "heads where there are, else jacobi"},
-    )  # fmt: skip
+        metadata={
+            "help": "where proposals come from: the checkpoint's heads; the verifier's own tokens after a rejected one "
+            "(jacobi); the source (copy); the translation of --drafter-path (model); auto: that one where it is given, "
+            "heads where there are, else jacobi"
+        },
+    )
     drafter_path: Optional[str] = field(
         default=None, metadata={"help": "a cmlm or nat checkpoint whose translations are the proposals"}
     )
@@ -56,13 +59,17 @@ class BlockwiseConfig(DecodingConfig):
     )
     verify_block: Optional[int] = field(
         default=None,
-        metadata={"help": "tokens verified a call; 1: no proposals (unset: follows from their confidence and the batch)"},
+        metadata={
+            "help": "tokens verified a call; 1: no proposals (unset: follows from their confidence and the batch)"
+        },
     )
     draft_words: Optional[int] = field(
         default=None,
-        metadata={"help": "the heads propose the dictionary's first N symbols only (fairseq sorts it by frequency): the same "
-                  "output, cheaper proposals, and none of a rare word (unset: all)"},
-    )  # fmt: skip
+        metadata={
+            "help": "the heads propose the dictionary's first N symbols only (fairseq sorts it by frequency): the same "
+            "output, cheaper proposals, and none of a rare word (unset: all)"
+        },
+    )
     accept: ChoiceEnum(["exact", "top"]) = field(
         default="exact",
         metadata={"help": "exact: what greedy search would say; top: what is among its best, which changes the output"},
@@ -71,12 +78,16 @@ class BlockwiseConfig(DecodingConfig):
         default=None, metadata={"help": f"--accept top: the proposal is among this many best tokens ({TOP})"}
     )
     accept_gap: Optional[float] = field(
-        default=None, metadata={"help": "--accept top: and its log-probability at most this far below the best (no bound)"}
+        default=None,
+        metadata={"help": "--accept top: and its log-probability at most this far below the best (no bound)"},
     )
     min_block: int = field(
         default=1,
-        metadata={"help": "accept at least this many tokens a call after the first, checked or not, up to a proposed </s> that "
-                  "greedy search would not say; above 1 it changes the output"},
+        metadata={
+            "help": "accept at least this many tokens a call after the first, checked or not, up to a proposed </s> "
+            "that "
+            "greedy search would not say; above 1 it changes the output"
+        },
     )
 
 
@@ -104,17 +115,28 @@ class Batch:
 class BlockwiseGenerator:
     """Greedy search that verifies a block of proposals in every call of the decoder; one model or an ensemble.
 
-    Before a call the first n tokens of a row are greedy search's, the cache holds the inputs before token n, and n is not
-    yet fed ("commit and carry"). The call feeds token n and the drafts after it; the verifier's choice after each confirms
-    the next draft, and its choice after the last confirmed one is a token more. So a call decides 1 to K tokens, and nothing
-    that was decided is asked again: a token can only differ from greedy search's where the two best are as close as rounding.
+    Before a call the first n tokens of a row are greedy search's, the cache holds the inputs before token n, and n is
+    not yet fed ("commit and carry"). The call feeds token n and the drafts after it; the verifier's choice after each
+    confirms the next draft, and its choice after the last confirmed one is a token more. So a call decides 1 to K
+    tokens, and nothing
+    that was decided is asked again: a token can only differ from greedy search's where the two best are as close as
+        rounding.
 
-    Everything that decides a token is ``SequenceGenerator``'s: the order of the changes to the log-probabilities, the limit
-    by the padded width of the sources, and ``topk(2)`` as the choice, whose order among equals is not argmax's.
+    Everything that decides a token is ``SequenceGenerator``'s: the order of the changes to the log-probabilities, the
+    limit by the padded width of the sources, and ``topk(2)`` as the choice, whose order among equals is not argmax's.
     """
 
-    honoured = {"max_len_a", "max_len_b", "min_len", "unnormalized", "lenpen", "unkpen", "temperature", "prefix_size",
-                "print_alignment"}  # fmt: skip
+    honoured = {
+        "max_len_a",
+        "max_len_b",
+        "min_len",
+        "unnormalized",
+        "lenpen",
+        "unkpen",
+        "temperature",
+        "prefix_size",
+        "print_alignment",
+    }
 
     def __init__(self, models, dictionary, config, options: Namespace, mask: int, rescorer=None, drafter=None):
         refuse_options(options, config, rescorer)
@@ -133,15 +155,21 @@ class BlockwiseGenerator:
         if config.draft_words is not None and not isinstance(self.drafter, HeadsDrafter):
             raise ValueError("--draft-words is for the proposal heads of a blockwise checkpoint: leave it out")
         if config.verify_block is not None and config.verify_block > self.drafter.most + 1:
-            raise ValueError(f"--verify-block {config.verify_block}: these proposals are for blocks of at most "
-                             f"{self.drafter.most + 1} tokens")  # fmt: skip
+            raise ValueError(
+                f"--verify-block {config.verify_block}: these proposals are for blocks of at most "
+                f"{self.drafter.most + 1} tokens"
+            )
         if config.min_block > self.drafter.most + 1:
-            raise ValueError(f"--min-block {config.min_block}: these proposals are for blocks of at most "
-                             f"{self.drafter.most + 1} tokens")  # fmt: skip
+            raise ValueError(
+                f"--min-block {config.min_block}: these proposals are for blocks of at most "
+                f"{self.drafter.most + 1} tokens"
+            )
         if self.top > len(dictionary):
             raise ValueError(f"--accept-top {self.top}: the dictionary has {len(dictionary)} symbols")
         if str(config.accept) != "exact" or config.min_block > 1:
-            logger.warning("blockwise accepts what greedy search would not say: the output is not that of greedy search")
+            logger.warning(
+                "blockwise accepts what greedy search would not say: the output is not that of greedy search"
+            )
         self.statistics = {"calls": 0, "sentences": 0, "first": 0, "tokens": 0, "masks": 0, "accepted": Counter()}
         weakref.finalize(self, report, self.statistics)  # at the end of the run, however it is driven
 
@@ -165,7 +193,8 @@ class BlockwiseGenerator:
             return JacobiDrafter()
         return heads_drafter(self.models, self.mask, self.pad, self.config.draft_words)
 
-    # -- the way of a batch ------------------------------------------------------------------------------------------------
+    # -- the way of a batch
+    # ------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def generate(self, models, sample: Dict, prefix_tokens=None, constraints=None, bos_token=None) -> List[List[Dict]]:
@@ -180,7 +209,8 @@ class BlockwiseGenerator:
         source = sample["net_input"]["src_tokens"]
         dtype = getattr(torch, str(self.config.decode_dtype))
         autocast = torch.autocast(source.device.type, dtype, enabled=dtype != torch.float32)
-        # inference_mode costs less an operation than no_grad does, but autocast would cast every weight in every call within it
+        # inference_mode costs less an operation than no_grad does, but autocast would cast every weight in every call
+        # within it
         lean = torch.inference_mode() if dtype == torch.float32 else nullcontext()
         with lean, fast_linear(self.models, dtype), autocast:
             encoded = [model.encoder.forward_torchscript(sample["net_input"]) for model in self.models]
@@ -217,7 +247,9 @@ class BlockwiseGenerator:
             prefix=prefix,
             tokens=source.new_full((sentences, room), self.pad),
             scores=torch.zeros(sentences, room, device=source.device),
-            attention=torch.zeros(sentences, room, width, device=source.device) if self.options.print_alignment else None,
+            attention=torch.zeros(sentences, room, width, device=source.device)
+            if self.options.print_alignment
+            else None,
             sizes=source.new_zeros(sentences),
             accepted=[],
         )
@@ -225,8 +257,8 @@ class BlockwiseGenerator:
     def step(self, batch: Batch, state: Any, size: BlockSize) -> None:
         """One call of the decoders: verify and decide; finished rows leave; the drafter proposes for the others.
 
-        The host looks before the proposals, so that none are made for finished rows (with one sentence, one call in six), and again
-        where the drafter says how sure it is of them.
+        The host looks before the proposals, so that none are made for finished rows (with one sentence, one call in
+        six), and again where the drafter says how sure it is of them.
         """
         proposals = size.wanted(len(batch.rows), batch.limit - batch.shortest - 1)
         self.drafter.ahead(proposals, size.worth(len(batch.rows)))
@@ -285,11 +317,12 @@ class BlockwiseGenerator:
         for cache in batch.caches if live.numel() else ():
             cache.select(live)
 
-    # -- the verifier ------------------------------------------------------------------------------------------------------
+    # -- the verifier
+    # ------------------------------------------------------------------------------------------------------
 
     def call(self, batch: Batch, block: Tensor) -> tuple:
-        """What follows every token of the block (b, m): the ensemble's log-probabilities (b, m, V), without ``<mask>`` unless
-        it is a word, every model's features (b, m, D), and the attention (b, m, S) where it is asked for."""
+        """What follows every token of the block (b, m): the ensemble's log-probabilities (b, m, V), without ``<mask>``
+        unless it is a word, every model's features (b, m, D), and the attention (b, m, S) where it is asked for."""
         lprobs, features, attentions = [], [], []
         for decoder, cache in zip(self.decoders, batch.caches):
             x, attention = decoder(
@@ -307,7 +340,9 @@ class BlockwiseGenerator:
         return mean, features, None if batch.attention is None else torch.stack(attentions).mean(0)
 
     def confirmed(self, lprobs: Tensor, greedy: Tensor, drafts: Tensor) -> Tensor:
-        """How many drafts (b, n) are accepted, from the first on: (b,) int64. ``</s>`` only where greedy search says it."""
+        """How many drafts (b, n) are accepted, from the first on: (b,) int64. ``</s>`` only where greedy search says
+        it.
+        """
         exact = drafts.eq(greedy[:, :-1])
         fine = exact
         if str(self.config.accept) == "top" or self.config.min_block > 1:
@@ -327,10 +362,13 @@ class BlockwiseGenerator:
             return Drafts(verified.lengths.new_empty(verified.lengths.size(0), 0))
         return self.drafter.draft(verified, count, state)
 
-    # -- out ---------------------------------------------------------------------------------------------------------------
+    # -- out
+    # ---------------------------------------------------------------------------------------------------------------
 
     def hypotheses(self, batch: Batch, source: Tensor) -> List[List[Dict]]:
-        """fairseq's hypotheses, on the host; with ``accepted``, the tokens decided in each call, and perhaps ``history``."""
+        """fairseq's hypotheses, on the host; with ``accepted``, the tokens decided in each call, and perhaps
+        ``history``.
+        """
         tokens, scores, sizes, source = (one.cpu() for one in (batch.tokens, batch.scores, batch.sizes, source))
         calls = torch.stack(batch.accepted, 1).tolist()
         found = []
@@ -362,7 +400,9 @@ def refuse_options(options: Namespace, config, rescorer) -> None:
         if value is not None and value < 1:
             raise ValueError(f"--{name.replace('_', '-')} {value}: at least one token is needed")
     if config.verify_block is not None and config.min_block > config.verify_block:
-        raise ValueError(f"--min-block {config.min_block}: no more than --verify-block {config.verify_block} can be accepted")
+        raise ValueError(
+            f"--min-block {config.min_block}: no more than --verify-block {config.verify_block} can be accepted"
+        )
     if config.accept_gap is not None and config.accept_gap < 0:
         raise ValueError(f"--accept-gap {config.accept_gap}: choose a number from 0 up")
     if str(config.accept) == "exact" and (config.accept_top is not None or config.accept_gap is not None):

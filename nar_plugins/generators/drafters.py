@@ -1,4 +1,5 @@
 """Where the proposals of blockwise decoding come from. Whatever they are, in exact mode the output is the same."""
+
 from argparse import Namespace
 from dataclasses import fields
 from typing import Any, Dict, List, NamedTuple, Optional, Tuple
@@ -16,8 +17,8 @@ from nar_plugins.modules.teacher_forcing import check_source
 
 MOST = 15  # proposals a call of the drafters that could go on for ever
 
-# What starting the operations of a head, a layer and the rest of a call takes, in weights that are read in that time: measured on
-# one CPU core with 2 to 6 layers of 128 to 512 (scripts/bench_blockwise.py), not on a GPU.
+# What starting the operations of a head, a layer and the rest of a call takes, in weights that are read in that time:
+# measured on one CPU core with 2 to 6 layers of 128 to 512 (scripts/bench_blockwise.py), not on a GPU.
 HEAD, LAYER, CALL = 0.6e6, 1.4e6, 3.6e6
 
 
@@ -34,7 +35,9 @@ class Verified(NamedTuple):
     def select(self, rows: Tensor) -> "Verified":
         """These rows (n,) of the b only."""
         features = [one[rows] for one in self.features]
-        return Verified(self.rows[rows], self.tokens, self.lengths[rows], features, self.greedy[rows], self.accepted[rows])
+        return Verified(
+            self.rows[rows], self.tokens, self.lengths[rows], features, self.greedy[rows], self.accepted[rows]
+        )
 
 
 class Drafts(NamedTuple):
@@ -60,16 +63,18 @@ class Drafter:
     stops = False  # whether it heeds ``ahead``'s ``worth``
 
     def begin(self, sample: Dict, encoded: List[Dict]) -> Any:
-        """What ``draft`` needs to know of fairseq's batch and of what every model's encoder made of it: its ``state``, for all
-        B sentences."""
+        """What ``draft`` needs to know of fairseq's batch and of what every model's encoder made of it: its ``state``,
+        for all B sentences."""
         return None
 
     def ahead(self, count: int, worth: float) -> None:
-        """Told before a call how many proposals will be wanted after it, and that none pays whose probability to survive, the
-        mean over the rows, is below ``worth``."""
+        """Told before a call how many proposals will be wanted after it, and that none pays whose probability to
+        survive, the mean over the rows, is below ``worth``."""
 
     def draft(self, verified: Verified, count: int, state: Any) -> Drafts:
-        """Proposals for every row: ``count``, at least 1 and at most ``most``, or the first of them that are worth it."""
+        """Proposals for every row: ``count``, at least 1 and at most ``most``, or the first of them that are worth
+        it.
+        """
         raise NotImplementedError
 
     def work(self, count: int) -> float:
@@ -77,7 +82,9 @@ class Drafter:
         return 0.0
 
     def wait(self, count: int) -> float:
-        """What ``count`` proposals cost besides, however many rows there are; what a call of the verifier's decoder costs so is 1."""
+        """What ``count`` proposals cost besides, however many rows there are; what a call of the verifier's decoder
+        costs so is 1.
+        """
         return 0.0
 
 
@@ -213,21 +220,24 @@ class CopyDrafter(TextDrafter):
     def __init__(self, models, dictionary):
         super().__init__(dictionary.pad())
         for model in models:
-            check_same_symbols(model.encoder.dictionary.symbols, dictionary.symbols, "--drafter copy: the source dictionary")
+            check_same_symbols(
+                model.encoder.dictionary.symbols, dictionary.symbols, "--drafter copy: the source dictionary"
+            )
 
     def begin(self, sample: Dict, encoded: List[Dict]) -> Tensor:
         return sample["net_input"]["src_tokens"]
 
 
 class ModelDrafter(TextDrafter):
-    """A non-autoregressive model's translation is the text (Xia et al. 2023, "speculative decoding"), made once a batch.
+    """A non-autoregressive model's translation is the text (Xia et al. 2023, "speculative decoding"), made once a
+    batch.
 
-    Where the verifier leaves the translation and comes back to it, the match of the last tokens finds the place, so the model
-    is not asked again.
+    Where the verifier leaves the translation and comes back to it, the match of the last tokens finds the place, so the
+    model is not asked again.
 
     Args:
-        model: a ``cmlm`` or a ``nat`` (``models.companions.load_drafter``); it decodes as its own generator does by itself,
-            a ``cmlm`` with one length and ``--drafter-iterations`` passes.
+        model: a ``cmlm`` or a ``nat`` (``models.companions.load_drafter``); it decodes as its own generator does by
+            itself, a ``cmlm`` with one length and ``--drafter-iterations`` passes.
         dictionary: the target's.
         mask: index of ``<mask>``.
         config: the options of ``blockwise``.
@@ -241,7 +251,9 @@ class ModelDrafter(TextDrafter):
         if hasattr(own, "iterations"):
             own.iterations, own.length_beam = config.drafter_iterations, 1
         elif config.drafter_iterations != 1:
-            raise ValueError(f"--drafter-iterations {config.drafter_iterations}: a {type(model).__name__} drafts in one pass")
+            raise ValueError(
+                f"--drafter-iterations {config.drafter_iterations}: a {type(model).__name__} drafts in one pass"
+            )
         options = registry.generation_options(Namespace(beam=1))
         self.generator = registry.GENERATORS[name]([model], dictionary, own, options, mask)
 

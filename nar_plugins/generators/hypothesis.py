@@ -1,4 +1,5 @@
 """From the tensors of a decoding loop to fairseq's hypotheses, and the removal of repetitions."""
+
 from itertools import accumulate
 from typing import Dict, Iterable, List
 
@@ -62,7 +63,8 @@ def empty_hypothesis(eos: int) -> Dict:
 class Dedup:
     """``--dedup``: drop consecutive repetitions from tokens, after decoding; the score stays that of all positions.
 
-    A word is a run of subwords: SentencePiece starts one with U+2581, BPE ends every other subword with @@, WordPiece starts
+    A word is a run of subwords: SentencePiece starts one with U+2581, BPE ends every other subword with @@, WordPiece
+        starts
     every other one with ##, and in a dictionary of no such kind every token is a word.
     """
 
@@ -117,11 +119,12 @@ class Dedup:
 
 
 def segmentation(dictionary) -> str:
-    """``SentencePiece``, ``WordPiece``, or ``BPE``, which without any @@ is whole words: what most marks of a dictionary say.
+    """``SentencePiece``, ``WordPiece``, or ``BPE``, which without any @@ is whole words: what most marks of a
+    dictionary say.
 
     Any text may hold symbols that look like another kind's mark, so that a few of them decide nothing. The pieces of a
-    SentencePiece model of characters have none but U+2581 itself; fairseq sorts a dictionary by frequency, and it is among the
-    first there.
+    SentencePiece model of characters have none but U+2581 itself; fairseq sorts a dictionary by frequency, and it is
+    among the first there.
     """
     if isinstance(dictionary, BertDictionary):
         return "WordPiece"

@@ -1,4 +1,5 @@
 """Mask-Predict decoding (Ghazvininejad et al. 2019, sections 3.2 and 3.3)."""
+
 import math
 from argparse import Namespace
 from dataclasses import dataclass, field
@@ -19,7 +20,8 @@ class MaskPredictConfig(SharedGeneratorConfig):
     schedule: ChoiceEnum(list(SCHEDULES)) = field(
         default="linear",
         metadata={
-            "help": "how many positions are masked again: linear (the paper), cosine, or confidence: of linear's positions "
+            "help": "how many positions are masked again: linear (the paper), cosine, or confidence: of linear's "
+            "positions "
             "those below --confidence-threshold, and a sentence without any is done"
         },
     )
@@ -43,12 +45,15 @@ class MaskPredictGenerator(ParallelGenerator):
     """Decodes ``cmlm`` checkpoints, one or an ensemble.
 
     Every pass projects to the vocabulary, and computes the last layer for, only the positions that are masked; the
-    encoder's keys and values stand once a sentence, however many lengths are tried. Within a pass nothing is read back by
-    the host; ``confidence`` reads back once after each, to let finished sentences leave the batch.
+    encoder's keys and values stand once a sentence, however many lengths are tried. Within a pass nothing is read back
+    by the host; ``confidence`` reads back once after each, to let finished sentences leave the batch.
     """
 
     default_length_beam = 5
-    in_validation = {"iterations": 4, "length_beam": 1}  # by default: a twelfth of the work, and the checkpoints in the same order
+    in_validation = {
+        "iterations": 4,
+        "length_beam": 1,
+    }  # by default: a twelfth of the work, and the checkpoints in the same order
 
     def __init__(self, models, dictionary, config, options: Namespace, mask: int, rescorer=None):
         super().__init__(models, dictionary, config, options, mask, rescorer)

@@ -1,4 +1,5 @@
 """Noisy parallel decoding (Gu et al. 2018, section 4.2): many fertilities, decoded at once, chosen by an AR model."""
+
 import logging
 import weakref
 from argparse import Namespace
@@ -20,9 +21,13 @@ logger = logging.getLogger(__name__)
 class NoisyParallelConfig(SharedGeneratorConfig):
     fertility_samples: int = field(
         default=10,
-        metadata={"help": "candidates in all: the most probable fertilities, the expected ones, and samples for the rest"},
+        metadata={
+            "help": "candidates in all: the most probable fertilities, the expected ones, and samples for the rest"
+        },
     )
-    sampling_seed: int = field(default=1, metadata={"help": "the samples are a function of it and of the source's tokens"})
+    sampling_seed: int = field(
+        default=1, metadata={"help": "the samples are a function of it and of the source's tokens"}
+    )
 
 
 @register_generator("noisy_parallel", dataclass=NoisyParallelConfig)
@@ -67,5 +72,6 @@ def report(counts: Dict, rescorer) -> None:
     if counts["drawn"]:
         logger.info(
             f"noisy_parallel: {counts['sentences']} sentences, {counts['drawn']} candidates; equal fertilities "
-            f"{1 - counts['decoded'] / counts['drawn']:.1%}, equal translations {1 - rescorer.scored / counts['drawn']:.1%}"
+            f"{1 - counts['decoded'] / counts['drawn']:.1%}, equal translations "
+            f"{1 - rescorer.scored / counts['drawn']:.1%}"
         )

@@ -1,4 +1,5 @@
 """One pass of the decoder: fertilities, lengths or CTC decide the canvas, every position is predicted at once."""
+
 from argparse import Namespace
 from dataclasses import dataclass, field
 from typing import Dict, List, Optional
@@ -18,10 +19,12 @@ from nar_plugins.modules.precision import full
 @dataclass
 class OnePassConfig(SharedGeneratorConfig):
     fertility: ChoiceEnum(["argmax", "average"]) = field(
-        default="argmax", metadata={"help": "the most probable fertility of every source token, or the expected one, rounded"}
+        default="argmax",
+        metadata={"help": "the most probable fertility of every source token, or the expected one, rounded"},
     )
     ctc_beam: int = field(
-        default=1, metadata={"help": "CTC: 1 takes the best path, more searches for the best outputs over all their paths"}
+        default=1,
+        metadata={"help": "CTC: 1 takes the best path, more searches for the best outputs over all their paths"},
     )
 
 
@@ -33,7 +36,9 @@ class NatGenerator(ParallelGenerator):
         args = [model.args for model in self.models]
         kinds = {(one.source_copy, one.ctc, one.upsample if one.ctc else 0) for one in args}
         if len(kinds) > 1:
-            raise ValueError("an ensemble of nat models needs the same --source-copy, --ctc and --upsample in all of them")
+            raise ValueError(
+                "an ensemble of nat models needs the same --source-copy, --ctc and --upsample in all of them"
+            )
         self.fertile, self.ctc = args[0].source_copy == "fertility", args[0].ctc
         if (self.fertile or self.ctc) and config.length_beam is not None:
             raise ValueError("--length-beam: these models predict no length; leave it out")
@@ -42,7 +47,9 @@ class NatGenerator(ParallelGenerator):
         if (self.fertile or self.ctc) and config.gold_length:
             raise ValueError("--gold-length: these models predict no length; leave it out")
         if self.ctc and (options.max_len_a, options.max_len_b) != (0, 200):
-            raise ValueError("--max-len-a/b cannot be honoured: CTC's canvas is as long as --upsample says; leave them out")
+            raise ValueError(
+                "--max-len-a/b cannot be honoured: CTC's canvas is as long as --upsample says; leave them out"
+            )
 
     def fertility_probabilities(self, encoded: List[Dict]) -> Tensor:
         """(B, S, 50), the mean of the models'."""
@@ -87,7 +94,8 @@ class NatGenerator(ParallelGenerator):
 class OnePassGenerator(NatGenerator):
     """Decodes ``nat`` checkpoints, one or an ensemble.
 
-    With fertilities there is one candidate a sentence, with a length head ``--length-beam`` of them, with CTC ``--ctc-beam``.
+    With fertilities there is one candidate a sentence, with a length head ``--length-beam`` of them, with CTC
+    ``--ctc-beam``.
     """
 
     def __init__(self, models, dictionary, config, options: Namespace, mask: int, rescorer=None):
@@ -136,11 +144,22 @@ class OnePassGenerator(NatGenerator):
         scores = lprobs.sum(1)
         tokens, sizes = self.at_least_the_end(tokens, sizes)
         rows = sentences.unsqueeze(1)
-        return Found(tokens, lprobs.gather(1, order).masked_fill(~kept, 0), sizes, torch.ones_like(sizes), rows,
-                     torch.ones_like(rows, dtype=torch.bool), scores, canvas, self.history(tokens))  # fmt: skip
+        return Found(
+            tokens,
+            lprobs.gather(1, order).masked_fill(~kept, 0),
+            sizes,
+            torch.ones_like(sizes),
+            rows,
+            torch.ones_like(rows, dtype=torch.bool),
+            scores,
+            canvas,
+            self.history(tokens),
+        )
 
     def search_outputs(self, encoded: List[Dict], sentences: Tensor) -> Found:
-        """Prefix beam search; the log-probability of an output is shared out among its tokens, which have none of their own."""
+        """Prefix beam search; the log-probability of an output is shared out among its tokens, which have none of their
+        own.
+        """
         features, padding = self.features(encoded, sentences, None)
         lprobs = torch.stack([full(m.decoder.output_layer(x)).log_softmax(-1) for m, x in zip(self.models, features)])
         lprobs = lprobs.exp().mean(0).log() if len(self.models) > 1 else lprobs[0]
@@ -154,8 +173,17 @@ class OnePassGenerator(NatGenerator):
         beyond = torch.arange(tokens.size(1), device=tokens.device) >= sizes.unsqueeze(1)
         shares = (scores / sizes.clamp(min=1)).unsqueeze(1).expand_as(beyond).masked_fill(beyond, 0)
         tokens, sizes = self.at_least_the_end(tokens.masked_fill(beyond, self.pad), sizes)
-        return Found(tokens, shares, sizes, torch.ones_like(sizes), rectangle(*keep.shape, keep.device), keep,
-                     scores, canvas.repeat_interleave(beam), self.history(tokens))  # fmt: skip
+        return Found(
+            tokens,
+            shares,
+            sizes,
+            torch.ones_like(sizes),
+            rectangle(*keep.shape, keep.device),
+            keep,
+            scores,
+            canvas.repeat_interleave(beam),
+            self.history(tokens),
+        )
 
     def at_least_the_end(self, tokens: Tensor, sizes: Tensor) -> tuple:
         """An output without any token is ``</s>``: tokens (R, T), sizes (R,)."""

@@ -1,4 +1,5 @@
 """What the loops of the non-autoregressive models share: from fairseq's batch to fairseq's hypotheses."""
+
 import logging
 import math
 from argparse import Namespace
@@ -74,7 +75,9 @@ class ParallelGenerator:
             sample: fairseq's batch, with ``net_input`` and, for ``--gold-length``, ``target``.
         """
         if prefix_tokens is not None or constraints is not None:
-            raise ValueError(f"{self.name} takes no prefix and no constraints: leave out --prefix-size and --constraints")
+            raise ValueError(
+                f"{self.name} takes no prefix and no constraints: leave out --prefix-size and --constraints"
+            )
         source = sample["net_input"]["src_tokens"]
         dtype = getattr(torch, str(self.config.decode_dtype))
         everyone = self.models + ([] if self.rescorer is None else [self.rescorer.model])
@@ -109,13 +112,16 @@ class ParallelGenerator:
         return candidate_lengths(lprobs, self.beam, longest, shortest)
 
     def check_shortest(self, source: Tensor, longest: Tensor) -> None:
-        """Raise where ``--min-len`` is above the positions, or above what ``longest`` (B,) allows a sentence that is not empty.
+        """Raise where ``--min-len`` is above the positions, or above what ``longest`` (B,) allows a sentence that is
+        not empty.
 
         fairseq's search refuses it, too, with one bound for the whole batch.
         """
         limit = min(model.max_decoder_positions() for model in self.models) - 1  # without </s>
         if self.options.min_len > limit:
-            raise ValueError(f"--min-len {self.options.min_len} is above the {limit} tokens that the model's positions allow")
+            raise ValueError(
+                f"--min-len {self.options.min_len} is above the {limit} tokens that the model's positions allow"
+            )
         limit = int(longest.masked_fill(self.empty(source), self.options.min_len + 1).min()) - 1
         check_min_len(self.options.min_len, limit)
 
@@ -132,7 +138,9 @@ class ParallelGenerator:
     # -- words ---------------------------------------------------------------------------------------------------------
 
     def words(self, features: List[Tensor]) -> tuple:
-        """Features (M, D) of every model -> best allowed words (M,) and their log-probabilities (M,), in chunks on a CPU."""
+        """Features (M, D) of every model -> best allowed words (M,) and their log-probabilities (M,), in chunks on a
+        CPU.
+        """
         rows = CPU_ROWS if features[0].device.type == "cpu" else max(1, features[0].size(0))
         words, lprobs = zip(*(self.best_words(chunk) for chunk in zip(*(one.split(rows) for one in features))))
         return torch.cat(words), torch.cat(lprobs)
@@ -168,18 +176,24 @@ class ParallelGenerator:
         rows, keep, empty, own, scores = (x.cpu() for x in (rows, keep, self.empty(source), own, scores))
         refuse_nan(bool(own.isnan().any()))
         refuse_nan(bool(scores.isnan().any()), "the rescorer's")
-        found = found._replace(**{name: getattr(found, name).cpu() for name in ("tokens", "lprobs", "lengths", "steps")})
+        found = found._replace(
+            **{name: getattr(found, name).cpu() for name in ("tokens", "lprobs", "lengths", "steps")}
+        )
         if found.history is not None:
             found = found._replace(history=[past.cpu() for past in found.history])
         return [
-            [empty_hypothesis(self.eos)] if empty[b] else
-            [self.hypothesis(found, row, kept, float(scores[row]), float(own[row]))
-             for row, kept in self.alternatives(found, rows[b][keep[b]].tolist())]
+            [empty_hypothesis(self.eos)]
+            if empty[b]
+            else [
+                self.hypothesis(found, row, kept, float(scores[row]), float(own[row]))
+                for row, kept in self.alternatives(found, rows[b][keep[b]].tolist())
+            ]
             for b in range(keep.size(0))
-        ]  # fmt: skip
+        ]
 
     def alternatives(self, found: Found, rows: List[int]) -> List[tuple]:
-        """Of a sentence's rows, best first, those that no better one reads like, each with the indices of its tokens that stay.
+        """Of a sentence's rows, best first, those that no better one reads like, each with the indices of its tokens
+        that stay.
 
         Canvases may differ in what nobody reads: a ``</s>`` inside, or a repetition that ``--dedup`` drops.
         """
@@ -194,7 +208,9 @@ class ParallelGenerator:
         return kept
 
     def hypothesis(self, found: Found, row: int, kept: List[int], score: float, own: float) -> Dict:
-        """The hypothesis of the tokens ``kept`` of a row; after rescoring with both scores, perhaps with ``history``."""
+        """The hypothesis of the tokens ``kept`` of a row; after rescoring with both scores, perhaps with
+        ``history``.
+        """
         length, steps = int(found.lengths[row]), int(found.steps[row])
         extra = {}
         if self.rescorer is not None:
@@ -218,4 +234,6 @@ def check_lengths(models) -> None:
     classes = {head.weight.size(0) - 1 for head in heads if head is not None}
     if len(classes) > 1:
         sizes = " and ".join(str(size) for size in sorted(classes))
-        raise ValueError(f"an ensemble needs models of the same --max-target-positions: these predict lengths up to {sizes}")
+        raise ValueError(
+            f"an ensemble needs models of the same --max-target-positions: these predict lengths up to {sizes}"
+        )

@@ -3,6 +3,7 @@
 A generator's options are the fields of its dataclass. The task's config inherits them, so they are flags of fairseq's
 commands, and validation with BLEU decodes with them.
 """
+
 import json
 import logging
 from argparse import Namespace
@@ -37,7 +38,10 @@ class SharedGeneratorConfig(DecodingConfig):
     """Options that the generators of the non-autoregressive models share."""
 
     length_beam: Optional[int] = field(
-        default=None, metadata={"help": "decode this many of the most probable lengths and keep the best (mask_predict 5, one_pass 1)"}
+        default=None,
+        metadata={
+            "help": "decode this many of the most probable lengths and keep the best (mask_predict 5, one_pass 1)"
+        },
     )
     gold_length: bool = field(
         default=False, metadata={"help": "analysis: take the length (beam: a window around it) from the reference"}
@@ -101,13 +105,16 @@ def resolve(name: str, models, beam: int = 1) -> str:
     for model, names in zip(models, served):
         if name not in names:
             raise ValueError(
-                f"--generator {name} cannot decode a {type(model).__name__}: use --generator auto or {' or '.join(names)}"
+                f"--generator {name} cannot decode a {type(model).__name__}: use --generator auto or "
+                f"{' or '.join(names)}"
             )
     return name
 
 
 def is_parallel(model) -> bool:
-    """Whether a model is one of those that predict several positions at once, and not decoded from left to right by default."""
+    """Whether a model is one of those that predict several positions at once, and not decoded from left to right by
+    default.
+    """
     return not {"beam", "blockwise"} & {*getattr(model, "generators", ("beam",))[:1]}
 
 
@@ -124,16 +131,18 @@ def check_json(name: str, text: Optional[str]) -> None:
 
 # a field's type -> what a user is told to give, and what is taken for it; 1 is fine where 1.0 is
 TYPES = {
-    bool: ("choose true or false", bool), int: ("give a whole number", int), float: ("give a number", (int, float)),
+    bool: ("choose true or false", bool),
+    int: ("give a whole number", int),
+    float: ("give a number", (int, float)),
     str: ("give a string", str),
-}  # fmt: skip
+}
 
 
 def check_values(given: Dict, where: str) -> None:
     """Raise for the first generation option, of fairseq's or of this package's, that does not have its value.
 
-    Command lines are read by a parser that knows types and choices; ``--eval-bleu-args`` and the keywords of fairseq's hub
-    are not.
+    Command lines are read by a parser that knows types and choices; ``--eval-bleu-args`` and the keywords of fairseq's
+    hub are not.
 
     Args:
         given: option -> value. where: what the message begins with.
@@ -186,8 +195,19 @@ def generation_options(args) -> Namespace:
 
 
 # fairseq's options that no parallel decoder refuses: they choose or print, or name what it has too
-HONOURED = {"beam", "nbest", "print_step", "retain_iter_history", "sacrebleu", "no_seed_provided", "retain_dropout",
-            "retain_dropout_modules", "no_early_stop", "no_beamable_mm", "iter_decode_with_external_reranker"}  # fmt: skip
+HONOURED = {
+    "beam",
+    "nbest",
+    "print_step",
+    "retain_iter_history",
+    "sacrebleu",
+    "no_seed_provided",
+    "retain_dropout",
+    "retain_dropout_modules",
+    "no_early_stop",
+    "no_beamable_mm",
+    "iter_decode_with_external_reranker",
+}
 OURS = {
     "iter_decode_max_iter": "--iterations counts all passes (fairseq's number plus one)",
     "iter_decode_force_max_iter": "--schedule linear never stops early",
@@ -230,14 +250,20 @@ def refuse_for_one_output(options: Namespace, generator: str, rescorer) -> None:
     }
     for flag, given in refused.items():
         if given:
-            raise ValueError(f"{flag} cannot be honoured by --generator {generator}, which has one output: leave it out")
+            raise ValueError(
+                f"{flag} cannot be honoured by --generator {generator}, which has one output: leave it out"
+            )
     if options.temperature <= 0:
         raise ValueError(f"--temperature {options.temperature}: choose a number above 0")
 
 
 def refuse_interactive(options: Namespace) -> None:
-    """Raise for an option that ``fairseq-interactive`` accepts and cannot honour: it reads no references, and prints pairs."""
+    """Raise for an option that ``fairseq-interactive`` accepts and cannot honour: it reads no references, and prints
+    pairs.
+    """
     if options.prefix_size > 0:
         raise ValueError(f"--prefix-size {options.prefix_size}: fairseq-interactive has no references; leave it out")
     if str(options.print_alignment) == "soft":
-        raise ValueError("--print-alignment soft: fairseq-interactive prints hard alignments only; use fairseq-generate")
+        raise ValueError(
+            "--print-alignment soft: fairseq-interactive prints hard alignments only; use fairseq-generate"
+        )

@@ -1,4 +1,7 @@
-"""An autoregressive model orders the candidates of a parallel one (Gu et al. 2018, section 4.2: noisy parallel decoding)."""
+"""An autoregressive model orders the candidates of a parallel one (Gu et al. 2018, section 4.2: noisy parallel
+decoding).
+"""
+
 from argparse import Namespace
 
 import torch
@@ -11,8 +14,10 @@ from nar_plugins.modules.teacher_forcing import check_forced, encode_source, tok
 class Rescorer:
     """Scores candidates in one teacher-forced pass, equal ones once.
 
-    A candidate is scored as the reader sees it: without the ``</s>`` inside it, and with the one that ends it, so that a
-    cut translation pays for its missing end. ``--lenpen`` and ``--unnormalized`` are those of the generator's own scores.
+    A candidate is scored as the reader sees it: without the ``</s>`` inside it, and with the one that ends it, so that
+        a
+    cut translation pays for its missing end. ``--lenpen`` and ``--unnormalized`` are those of the generator's own
+    scores.
 
     Args:
         model: an AR model (``models.companions.load_teacher``).
@@ -33,7 +38,8 @@ class Rescorer:
         """Scores (R,) of the candidates.
 
         Args:
-            source: (B, S) int64. tokens: (R, T) int64. lengths: (R,) int64. sentences: (R,) int64, whose candidates they are.
+            source: (B, S) int64. tokens: (R, T) int64. lengths: (R,) int64. sentences: (R,) int64, whose candidates
+                they are.
 
         Raises:
             ValueError: a source or a candidate is longer than the model's positions.
@@ -42,8 +48,10 @@ class Rescorer:
         text, sizes = self.as_read(tokens, lengths)
         longest = self.model.max_decoder_positions()
         if text.size(1) > longest:
-            raise ValueError(f"a candidate of {text.size(1)} tokens is longer than the rescorer's {longest} positions: "
-                             "give --max-len-a and --max-len-b")  # fmt: skip
+            raise ValueError(
+                f"a candidate of {text.size(1)} tokens is longer than the rescorer's {longest} positions: "
+                "give --max-len-a and --max-len-b"
+            )
         rows = torch.cat([sentences.unsqueeze(1), text], 1)
         unique, back = torch.unique(rows, dim=0, return_inverse=True)
         self.candidates, self.scored = self.candidates + rows.size(0), self.scored + unique.size(0)
@@ -52,10 +60,12 @@ class Rescorer:
         real = text.ne(self.pad)
         encoded = encode_source(self.model, source, self.pad, "rescorer")
         step = CPU_ROWS if source.device.type == "cpu" else max(1, text.size(0))
-        lprobs = torch.cat([
-            token_lprobs(self.model, encoded, rows_, text_, self.pad, self.eos, self.mask)
-            for rows_, text_ in zip(sentences.split(step), text.split(step))
-        ])
+        lprobs = torch.cat(
+            [
+                token_lprobs(self.model, encoded, rows_, text_, self.pad, self.eos, self.mask)
+                for rows_, text_ in zip(sentences.split(step), text.split(step))
+            ]
+        )
         score = lprobs.sum(1)
         if not self.options.unnormalized:
             score = score / real.sum(1) ** self.options.lenpen

@@ -1,4 +1,5 @@
 """Plots of measurements; matplotlib is the extra ``plots``."""
+
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Dict, List, NamedTuple, Sequence
@@ -21,7 +22,9 @@ def check_plot(path: Path) -> None:
 
     kinds = FigureCanvasBase.get_supported_filetypes()
     if path.suffix[1:].lower() not in kinds:
-        raise ValueError(f"--plot {path}: the name must end in one of {', '.join(f'.{kind}' for kind in sorted(kinds))}")
+        raise ValueError(
+            f"--plot {path}: the name must end in one of {', '.join(f'.{kind}' for kind in sorted(kinds))}"
+        )
     if not path.parent.is_dir():
         raise ValueError(f"--plot {path}: no folder '{path.parent}'")
 

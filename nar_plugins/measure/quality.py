@@ -1,4 +1,5 @@
 """BLEU and chrF by sacreBLEU, always with the signature that makes them comparable."""
+
 import logging
 from typing import List, NamedTuple, Optional
 
@@ -36,8 +37,10 @@ def warn_of_references(references: List[List[str]], metric: BLEU) -> None:
     texts = [text for reference in references for text in reference]
     unknown = without_unknown(texts)[1]
     if unknown:
-        logger.warning(f"the references hold {unknown} unknown words (<unk>), which count as not translated: the text itself, "
-                       "given as the reference, scores exactly")  # fmt: skip
+        logger.warning(
+            f"the references hold {unknown} unknown words (<unk>), which count as not translated: the text itself, "
+            "given as the reference, scores exactly"
+        )
     if 2 * sum("\u2581" in text or "@@ " in text for text in texts) > len(texts):
         logger.warning("the references are sub-words, and BLEU of pieces is not BLEU of words: --remove-bpe joins them")
     warn_of_no_blanks(metric, texts)

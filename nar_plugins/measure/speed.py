@@ -1,4 +1,5 @@
 """Sentences a second of several systems, side by side in one process."""
+
 import ast
 import statistics
 import time
@@ -22,8 +23,18 @@ REFUSED = {  # options of fairseq-generate that mean nothing here, and what to d
     "replace_unk": "nar-bench replaces no words",
     "score_reference": "nar-bench scores what a system says",
 }
-ALIKE = ("gen_subset", "prefix_size", "source_lang", "target_lang", "post_process", "bpe", "tokenizer", "cpu", "truncate_source",
-         "dataset_impl")  # in all rows  # fmt: skip
+ALIKE = (
+    "gen_subset",
+    "prefix_size",
+    "source_lang",
+    "target_lang",
+    "post_process",
+    "bpe",
+    "tokenizer",
+    "cpu",
+    "truncate_source",
+    "dataset_impl",
+)  # in all rows
 
 
 class Output(NamedTuple):
@@ -67,8 +78,13 @@ class System:
         self.dataset = self.task.dataset(cfg.dataset.gen_subset)
         self.generator = self.task.build_generator(self.models, cfg.generation)
         self.prefix = cfg.generation.prefix_size
-        self.decoders = [d for d in (self.task.build_bpe(cfg.bpe), self.task.build_tokenizer(cfg.tokenizer)) if d is not None]
-        languages = {"source_lang": self.task.cfg.source_lang, "target_lang": self.task.cfg.target_lang}  # inferred or given
+        self.decoders = [
+            d for d in (self.task.build_bpe(cfg.bpe), self.task.build_tokenizer(cfg.tokenizer)) if d is not None
+        ]
+        languages = {
+            "source_lang": self.task.cfg.source_lang,
+            "target_lang": self.task.cfg.target_lang,
+        }  # inferred or given
         self.settings = {**{name: getattr(args, name, None) for name in ALIKE}, **languages}
         if args.truncate_source:
             self.settings["truncate_source"] = f"to --max-source-positions {self.task.cfg.max_source_positions}"
@@ -78,10 +94,14 @@ class System:
         indices = list(range(min(len(self.dataset), sentences or len(self.dataset))))
         if size > 1:
             indices.sort(key=lambda i: self.dataset.src_sizes[i])
-        return [self.dataset.collater([self.dataset[i] for i in indices[at : at + size]]) for at in range(0, len(indices), size)]
+        return [
+            self.dataset.collater([self.dataset[i] for i in indices[at : at + size]])
+            for at in range(0, len(indices), size)
+        ]
 
     def decode(self, batches: List[Dict]) -> List[tuple]:
-        """(number of the sentence, its hypotheses) for every sentence; tokens in and out. Seeded as ``fairseq-generate`` is.
+        """(number of the sentence, its hypotheses) for every sentence; tokens in and out. Seeded as
+        ``fairseq-generate`` is.
 
         Raises:
             ValueError: the decoding failed, with the system's name and the batch.
@@ -94,8 +114,12 @@ class System:
             try:
                 sample = utils.move_to_cuda(sample) if self.cuda else sample
                 prefix = sample["target"][:, : self.prefix] if self.prefix else None
-                found += zip(numbers, self.task.inference_step(self.generator, self.models, sample, prefix_tokens=prefix))
-            except Exception as error:  # anything: the others' minutes are lost with it, so it says at least whose it is
+                found += zip(
+                    numbers, self.task.inference_step(self.generator, self.models, sample, prefix_tokens=prefix)
+                )
+            except (
+                Exception
+            ) as error:  # anything: the others' minutes are lost with it, so it says at least whose it is
                 more = f" and {len(numbers) - 1} more" * (len(numbers) > 1)
                 raise ValueError(f"--system {self.name}, sentence {numbers[0]}{more}: {in_one_line(error)}") from error
         return found
@@ -170,8 +194,10 @@ def check_alike(systems: Sequence[System]) -> None:
             there, here = first.settings[name], system.settings[name]
             if there != here:
                 flag = "remove-bpe" if name == "post_process" else name.replace("_", "-")
-                raise ValueError(f"--system {system.name} has --{flag} {here}, {first.name} has {there}: all systems are "
-                                 "compared on the same text, so give it to all, in --flags")  # fmt: skip
+                raise ValueError(
+                    f"--system {system.name} has --{flag} {here}, {first.name} has {there}: all systems are "
+                    "compared on the same text, so give it to all, in --flags"
+                )
 
 
 def in_one_line(error: Exception) -> str:

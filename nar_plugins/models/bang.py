@@ -1,4 +1,5 @@
 """BANG (Qi et al. 2021): one decoder that predicts with any number of masks between what it knows and what it says."""
+
 from argparse import BooleanOptionalAction
 from typing import Callable, Dict, NamedTuple, Optional
 
@@ -18,8 +19,8 @@ from nar_plugins.modules.fused_loss import fused_word_loss
 
 
 class CellLosses(NamedTuple):
-    """The loss of the computed cells, summed with their weights; their negative log-likelihoods (C,) without smoothing or
-    weight; and which they are."""
+    """The loss of the computed cells, summed with their weights; their negative log-likelihoods (C,) without smoothing
+    or weight; and which they are."""
 
     loss: Tensor
     nll: Tensor
@@ -30,9 +31,9 @@ class CellLosses(NamedTuple):
 class BangModel(TransformerModel):
     """One set of weights for autoregressive, non-autoregressive and every decoding between.
 
-    Post-norm, GELU, learned positions, one table of embeddings without scale, and the release's parameter names, so that its
-    checkpoints load unchanged. What fairseq's ``--max-source-positions`` and ``--max-target-positions`` say is the size of the
-    tables of positions; the release's have 512.
+    Post-norm, GELU, learned positions, one table of embeddings without scale, and the release's parameter names, so
+    that its checkpoints load unchanged. What fairseq's ``--max-source-positions`` and ``--max-target-positions`` say is
+    the size of the tables of positions; the release's have 512.
     """
 
     generators = ("bang", "beam", "blockwise")
@@ -43,31 +44,45 @@ class BangModel(TransformerModel):
     def add_args(cls, parser):
         """``TransformerModel``'s flags and those of the rows."""
         TransformerModel.add_args(parser)
-        parser.add_argument("--ngram", type=int, metavar="N",
-                            help="streams in training: the most masks that a row has (0: as many as the target has tokens)")
-        parser.add_argument("--nar-sees-bos", action=BooleanOptionalAction,
-                            help="masks from the start of the target see the start token (default), as in pre-training; "
-                                 "--no-nar-sees-bos for what was fine-tuned with the official code")  # fmt: skip
+        parser.add_argument(
+            "--ngram",
+            type=int,
+            metavar="N",
+            help="streams in training: the most masks that a row has (0: as many as the target has tokens)",
+        )
+        parser.add_argument(
+            "--nar-sees-bos",
+            action=BooleanOptionalAction,
+            help="masks from the start of the target see the start token (default), as in pre-training; "
+            "--no-nar-sees-bos for what was fine-tuned with the official code",
+        )
 
     @classmethod
     def build_model(cls, args, task):
         """Build and initialise.
 
         Raises:
-            ValueError: a flag of fairseq's that has no meaning here, a number of streams below 0, or two tables where there is
-                one.
+            ValueError: a flag of fairseq's that has no meaning here, a number of streams below 0, or two tables where
+                there is one.
         """
         check_task(cls, args, task)
         refuse_unsupported(args, UNSUPPORTED_BY_BANG)
         if args.ngram < 0:
-            raise ValueError(f"--ngram {args.ngram}: give the number of streams, or 0 for as many as a target has tokens")
+            raise ValueError(
+                f"--ngram {args.ngram}: give the number of streams, or 0 for as many as a target has tokens"
+            )
         bang_parts(args)
-        if task.source_dictionary != task.target_dictionary:  # fairseq would name --share-all-embeddings, which nobody gave
-            raise ValueError(f"--arch {args.arch} has one dictionary for both sides: give fairseq-preprocess "
-                             "--joined-dictionary")  # fmt: skip
+        if (
+            task.source_dictionary != task.target_dictionary
+        ):  # fairseq would name --share-all-embeddings, which nobody gave
+            raise ValueError(
+                f"--arch {args.arch} has one dictionary for both sides: give fairseq-preprocess --joined-dictionary"
+            )
         if args.encoder_embed_dim != args.decoder_embed_dim:
-            raise ValueError(f"--arch {args.arch} has one table of embeddings: --encoder-embed-dim {args.encoder_embed_dim} "
-                             f"and --decoder-embed-dim {args.decoder_embed_dim} must be equal")  # fmt: skip
+            raise ValueError(
+                f"--arch {args.arch} has one table of embeddings: --encoder-embed-dim {args.encoder_embed_dim} "
+                f"and --decoder-embed-dim {args.decoder_embed_dim} must be equal"
+            )
         model = super().build_model(args, task)
         initialise(model)
         return model
@@ -81,7 +96,9 @@ class BangModel(TransformerModel):
         return BangDecoder(TransformerConfig.from_namespace(args), tgt_dict, embed_tokens)
 
     def noise(self, sample: Dict, seed: int, update: int) -> Dict[str, Tensor]:
-        """None; that it exists makes the task tell the criterion the number of the update, which decides the sampled rows."""
+        """None; that it exists makes the task tell the criterion the number of the update, which decides the sampled
+        rows.
+        """
         return {}
 
     def row_sizes(self, real: Tensor, target_idx: Optional[Tensor] = None) -> Tensor:
@@ -104,8 +121,8 @@ class BangModel(TransformerModel):
     ):
         """fairseq's forward (autoregressive logits); with ``target``, the losses of the cells.
 
-        The losses are computed here because the gradients of data-parallel training are collected around this call; few of
-        the logits are in memory at a time.
+        The losses are computed here because the gradients of data-parallel training are collected around this call; few
+        of the logits are in memory at a time.
 
         Args:
             src_tokens: (B, S) int64.
@@ -148,15 +165,21 @@ class BangModel(TransformerModel):
                     continue
                 there, here = len(stored), len(own)
                 if stored.size(1) != own.size(1):
-                    raise ValueError(f"{key} is {stored.size(1)} wide in the checkpoint and {own.size(1)} here: "
-                                     "give the --arch or --encoder-embed-dim that it was trained with")  # fmt: skip
+                    raise ValueError(
+                        f"{key} is {stored.size(1)} wide in the checkpoint and {own.size(1)} here: "
+                        "give the --arch or --encoder-embed-dim that it was trained with"
+                    )
                 if part == "embed_tokens" and there + 1 != here:
-                    raise ValueError(f"the vocabulary has {there} symbols in the checkpoint and {here} here ({key}): "
-                                     "binarise the data with its dictionary (fairseq-preprocess --srcdict)")  # fmt: skip
+                    raise ValueError(
+                        f"the vocabulary has {there} symbols in the checkpoint and {here} here ({key}): "
+                        "binarise the data with its dictionary (fairseq-preprocess --srcdict)"
+                    )
                 if part == "embed_positions":
                     most = getattr(self.args, f"max_{flag}_positions")
-                    raise ValueError(f"the {side} has {most + there - here} positions in the checkpoint and {most} here: "
-                                     f"give --max-{flag}-positions {most + there - here}")  # fmt: skip
+                    raise ValueError(
+                        f"the {side} has {most + there - here} positions in the checkpoint and {most} here: "
+                        f"give --max-{flag}-positions {most + there - here}"
+                    )
 
 
 @torch.no_grad()
@@ -174,8 +197,15 @@ def initialise(model: nn.Module) -> None:
 
 def bang_parts(args) -> None:
     """What every ``bang`` is made of, whatever the flags say."""
-    switch_on(args, "share_all_embeddings", "share_decoder_input_output_embed", "encoder_learned_pos",
-              "decoder_learned_pos", "layernorm_embedding", "no_scale_embedding")  # fmt: skip
+    switch_on(
+        args,
+        "share_all_embeddings",
+        "share_decoder_input_output_embed",
+        "encoder_learned_pos",
+        "decoder_learned_pos",
+        "layernorm_embedding",
+        "no_scale_embedding",
+    )
     args.length_head = "none"
 
 

@@ -1,4 +1,5 @@
 """BANG's encoder and decoder: fairseq's, with the release's parameter names and a decoder of rows of masks."""
+
 from contextlib import contextmanager
 from typing import Dict, Optional
 
@@ -35,8 +36,8 @@ class BangEncoder(NarEncoder):
 class BangDecoder(TransformerDecoderBase):
     """A main stream of tokens, and rows of masks that see a part of it.
 
-    ``forward`` is an ordinary autoregressive decoder, one mask after each token, so fairseq's own search and scoring work;
-    ``cells`` is the training pass over any rows; ``start`` and ``block`` are what decoding asks.
+    ``forward`` is an ordinary autoregressive decoder, one mask after each token, so fairseq's own search and scoring
+    work; ``cells`` is the training pass over any rows; ``start`` and ``block`` are what decoding asks.
     """
 
     def __init__(self, cfg, dictionary, embed_tokens):
@@ -44,7 +45,9 @@ class BangDecoder(TransformerDecoderBase):
         self.emb_layer_norm = self.layernorm_embedding
         del self.layernorm_embedding
         # one position more than tokens: a mask stands one further right than the token before it
-        self.embed_positions = PositionalEmbedding(self.max_target_positions + 1, self.embed_dim, self.padding_idx, True)
+        self.embed_positions = PositionalEmbedding(
+            self.max_target_positions + 1, self.embed_dim, self.padding_idx, True
+        )
         self.ngram_input_embed = nn.Embedding(1, self.embed_dim)
         self.nar_sees_bos = cfg.nar_sees_bos
         self.register_buffer("buckets", bucket_table(), persistent=False)
@@ -68,10 +71,13 @@ class BangDecoder(TransformerDecoderBase):
         return self.dropout_module(self.emb_layer_norm(contents + F.embedding(positions, self.embed_positions.weight)))
 
     def place(self, index: Tensor) -> Tensor:
-        """Rows of the table of positions of what stands at ``index`` (0: the start token); beyond the table its last."""
+        """Rows of the table of positions of what stands at ``index`` (0: the start token); beyond the table its
+        last.
+        """
         return (index + self.padding_idx + 1).clamp(max=self.embed_positions.num_embeddings - 1)
 
-    # -- training --------------------------------------------------------------------------------------------------------
+    # -- training
+    # --------------------------------------------------------------------------------------------------------
 
     def layout(
         self,
@@ -109,7 +115,8 @@ class BangDecoder(TransformerDecoderBase):
             x = layer(x, memory.keys[i], memory.values[i], memory.allowed, layout, cells_only=i == last)
         return x
 
-    # -- fairseq's decoder -----------------------------------------------------------------------------------------------
+    # -- fairseq's decoder
+    # -----------------------------------------------------------------------------------------------
 
     def extract_features(
         self,
@@ -120,10 +127,11 @@ class BangDecoder(TransformerDecoderBase):
         alignment_layer: Optional[int] = None,
         alignment_heads: Optional[int] = None,
     ):
-        """Features (B, T, D) of the mask after each token (B, T), the new ones only where there is an ``incremental_state``.
+        """Features (B, T, D) of the mask after each token (B, T), the new ones only where there is an
+        ``incremental_state``.
 
-        Outside training also the last layer's cross-attention, (B, T, S), the mean over heads; with a state, whose owner asks
-        for it seldom, of the new ones and within ``attending`` only.
+        Outside training also the last layer's cross-attention, (B, T, S), the mean over heads; with a state, whose
+        owner asks for it seldom, of the new ones and within ``attending`` only.
 
         Raises:
             ValueError: for an argument of fairseq's that this decoder does not serve.
@@ -138,7 +146,9 @@ class BangDecoder(TransformerDecoderBase):
 
     @contextmanager
     def attending(self):
-        """Within it decoding with an incremental state returns attention, too: fairseq has no argument that asks for it."""
+        """Within it decoding with an incremental state returns attention, too: fairseq has no argument that asks for
+        it.
+        """
         before, self.attends = self.attends, True
         try:
             yield
@@ -147,7 +157,9 @@ class BangDecoder(TransformerDecoderBase):
 
     @contextmanager
     def queries(self, wanted: bool = True):
-        """Within it every pass appends the last layer's queries of the encoder, (..., D), to the list that is yielded."""
+        """Within it every pass appends the last layer's queries of the encoder, (..., D), to the list that is
+        yielded.
+        """
         kept = []
         projection = self.layers[-1].encoder_attn.q_proj
         handle = projection.register_forward_hook(lambda module, inputs, out: kept.append(out)) if wanted else None
@@ -176,7 +188,9 @@ class BangDecoder(TransformerDecoderBase):
         return x, self.attention(asked[0].view(*tokens.shape, -1), memory) if asked else None
 
     def step(self, tokens: Tensor, encoder_out: Dict, incremental_state: Dict) -> tuple:
-        """The tokens (B, T) not yet in the state, with a mask after each: features (B, new, D), attention (B, new, S) or None."""
+        """The tokens (B, T) not yet in the state, with a mask after each: features (B, new, D), attention (B, new, S)
+        or None.
+        """
         state = self.get_incremental_state(incremental_state, "main")
         if state is None:
             state = {"cache": self.start(encoder_out), "fed": 0}
@@ -189,12 +203,15 @@ class BangDecoder(TransformerDecoderBase):
         return x.squeeze(2), self.attention(asked[0], state["cache"].memory) if asked else None
 
     def reorder_incremental_state(self, incremental_state: Dict, new_order: Tensor) -> None:
-        """A beam's hypotheses change places; while their number stays, so do their sentences, as in fairseq's attention."""
+        """A beam's hypotheses change places; while their number stays, so do their sentences, as in fairseq's
+        attention.
+        """
         state = self.get_incremental_state(incremental_state, "main")
         if state is not None:
             state["cache"].select(new_order, memory=new_order.numel() != state["cache"].rows)
 
-    # -- decoding --------------------------------------------------------------------------------------------------------
+    # -- decoding
+    # --------------------------------------------------------------------------------------------------------
 
     def start(self, encoder_out: Dict) -> BangCache:
         """The empty cache of a batch, from fairseq's encoder output; ``cache.select(rows)`` drops finished rows."""
@@ -212,16 +229,17 @@ class BangDecoder(TransformerDecoderBase):
     ) -> Tensor:
         """One decoding pass: feed new main tokens, and ask rows of masks after some of them.
 
-        A mask sees the main tokens up to ``tokens[rows]``, that token included, and the masks before it in its row. The main
-        tokens join the cache, where ``lengths`` of the next call says how many of them stay; the masks do not.
+        A mask sees the main tokens up to ``tokens[rows]``, that token included, and the masks before it in its row. The
+        main tokens join the cache, where ``lengths`` of the next call says how many of them stay; the masks do not.
 
         Args:
-            tokens: (b, m) int64, m >= 1; the first call's begin with the start token. Whatever pads a row at the end of its
-                tokens does no harm as long as ``lengths`` does not count it afterwards.
+            tokens: (b, m) int64, m >= 1; the first call's begin with the start token. Whatever pads a row at the end of
+                its tokens does no harm as long as ``lengths`` does not count it afterwards.
             lengths: (b,) int64, main tokens of each row that are in the cache and stay.
             masks: n, how many masks each row has.
-            rows: (b, r) int64, the index inside ``tokens`` after which each of the r rows stands. Mask j of a row predicts
-                the token that comes j + 1 after it. r = 1 for a draft; every index of ``tokens`` to verify them all.
+            rows: (b, r) int64, the index inside ``tokens`` after which each of the r rows stands. Mask j of a row
+                predicts the token that comes j + 1 after it. r = 1 for a draft; every index of ``tokens`` to verify
+                them all.
             longest: the largest of ``lengths`` where the host knows it; None: it is asked of the device.
             sees_start: whether a row after the start token alone sees it. None: always where there is one mask (the
                 autoregressive mode), else as ``--nar-sees-bos`` says.

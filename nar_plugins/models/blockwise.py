@@ -1,4 +1,5 @@
 """Blockwise parallel decoding (Stern et al. 2018): an AR Transformer that also proposes the tokens after the next."""
+
 import logging
 from typing import Callable, Dict, Iterator, List, NamedTuple, Optional, Tuple
 
@@ -26,7 +27,9 @@ OWN_PART = "decoder.proposal_heads."  # the parameters that an AR model does not
 
 
 class HeadSums(NamedTuple):
-    """Of one head's targets: the sum of their negative log-likelihoods, how many it would have said, how many there are."""
+    """Of one head's targets: the sum of their negative log-likelihoods, how many it would have said, how many there
+    are.
+    """
 
     nll: Tensor
     correct: Tensor
@@ -41,11 +44,13 @@ class HeadLosses(NamedTuple):
 
 
 class BlockwiseDecoder(TransformerDecoderBase):
-    """fairseq's decoder. Its ``forward`` is head 1, an ordinary next-token model, so fairseq's own search and scoring work.
+    """fairseq's decoder. Its ``forward`` is head 1, an ordinary next-token model, so fairseq's own search and scoring
+    work.
 
-    Heads count from 1, as in the paper: head i looks i positions ahead. Head 1 is the identity where the base is frozen (the
-    output is then the base's, exactly), where it is the only one, or where the others follow it in turn (``sequential``), and
-    learned otherwise.
+    Heads count from 1, as in the paper: head i looks i positions ahead. Head 1 is the identity where the base is frozen
+        (the
+    output is then the base's, exactly), where it is the only one, or where the others follow it in turn
+    (``sequential``), and learned otherwise.
     """
 
     def __init__(self, cfg, dictionary, embed_tokens):
@@ -61,9 +66,16 @@ class BlockwiseDecoder(TransformerDecoderBase):
         self.proposal_heads = None
         if learned and self.sequential:
             self.proposal_heads = SequentialHeads(
-                learned, width, embed_tokens.embedding_dim, cfg.encoder.embed_dim, hidden, cfg.decoder.attention_heads,
-                cfg.dropout, cfg.attention_dropout, activation_dropout,
-            )  # fmt: skip
+                learned,
+                width,
+                embed_tokens.embedding_dim,
+                cfg.encoder.embed_dim,
+                hidden,
+                cfg.decoder.attention_heads,
+                cfg.dropout,
+                cfg.attention_dropout,
+                activation_dropout,
+            )
         elif learned:
             self.proposal_heads = ProposalHeads(learned, width, hidden, cfg.block_head, cfg.dropout, activation_dropout)
 
@@ -72,9 +84,11 @@ class BlockwiseDecoder(TransformerDecoderBase):
         return self.output_projection(self.head_features(features, 1, 1).squeeze(-2))
 
     def head_features(self, features: Tensor, first: int, last: int) -> Tensor:
-        """What heads ``first`` to ``last``, both included, put before ``output_projection``: (..., D) -> (..., heads, D).
+        """What heads ``first`` to ``last``, both included, put before ``output_projection``: (..., D) -> (..., heads,
+        D).
 
-        Of sequential heads only the first is known from the features alone; ``proposal_heads`` makes the others in turn.
+        Of sequential heads only the first is known from the features alone; ``proposal_heads`` makes the others in
+        turn.
         """
         identity = [features.unsqueeze(-2)] if first < self.learned_from else []
         first = max(first, self.learned_from)
@@ -84,7 +98,9 @@ class BlockwiseDecoder(TransformerDecoderBase):
         return torch.cat([*identity, learned], -2)
 
     def turn(self, head: int, base: Tensor, state: Tensor, tokens: Tensor, ask: Callable[[Tensor], Tensor]) -> Tensor:
-        """What a sequential head, 2 or later, puts before ``output_projection``, told the tokens (P,) before; see ``SequentialHeads``."""
+        """What a sequential head, 2 or later, puts before ``output_projection``, told the tokens (P,) before; see
+        ``SequentialHeads``.
+        """
         return self.proposal_heads(head - 2, base, state, self.embed_scale * self.embed_tokens(tokens), ask)
 
 
@@ -100,14 +116,23 @@ class BlockwiseModel(TransformerModel):
     def add_args(cls, parser):
         """``TransformerModel``'s flags and those of the heads."""
         TransformerModel.add_args(parser)
-        parser.add_argument("--block-size", type=int, metavar="K", help="heads: head i proposes the token i positions ahead")
-        parser.add_argument("--block-head", choices=HEADS,
-                            help="full: one hidden layer that all heads see (the paper); diag: one of its own for each head; "
-                                 "sequential: one after the other, each told the token proposed before it")
-        parser.add_argument("--block-ffn-dim", type=int, metavar="N",
-                            help="hidden units a head (the decoder's feed-forward size)")
-        parser.add_argument("--freeze-base", action="store_true",
-                            help="train heads 2 to K only; the output stays that of the base, word for word")
+        parser.add_argument(
+            "--block-size", type=int, metavar="K", help="heads: head i proposes the token i positions ahead"
+        )
+        parser.add_argument(
+            "--block-head",
+            choices=HEADS,
+            help="full: one hidden layer that all heads see (the paper); diag: one of its own for each head; "
+            "sequential: one after the other, each told the token proposed before it",
+        )
+        parser.add_argument(
+            "--block-ffn-dim", type=int, metavar="N", help="hidden units a head (the decoder's feed-forward size)"
+        )
+        parser.add_argument(
+            "--freeze-base",
+            action="store_true",
+            help="train heads 2 to K only; the output stays that of the base, word for word",
+        )
 
     @classmethod
     def build_model(cls, args, task):
@@ -142,7 +167,9 @@ class BlockwiseModel(TransformerModel):
         return self
 
     def noise(self, sample: Dict, seed: int, update: int) -> Dict[str, Tensor]:
-        """None; that it exists makes the task tell the criterion the number of the update, which decides the sampled head."""
+        """None; that it exists makes the task tell the criterion the number of the update, which decides the sampled
+        head.
+        """
         return {}
 
     def trained_heads(self) -> range:
@@ -182,13 +209,21 @@ class BlockwiseModel(TransformerModel):
             states, words = zip(*(self.asked(features, target, head, taken) for head in heads))
         counts = [len(part) for part in words]
         weights = torch.cat([features.new_full((n,), weight) for n, weight in zip(counts, heads.values())])
-        part = fused_word_loss(self.decoder.output_projection, torch.cat(states), torch.cat(words), label_smoothing, weights)
+        part = fused_word_loss(
+            self.decoder.output_projection, torch.cat(states), torch.cat(words), label_smoothing, weights
+        )
         split = zip(heads, part.nll.split(counts), part.correct.split(counts), counts)
-        return HeadLosses(part.loss, {head: HeadSums(nll.sum(), correct.sum(), torch.tensor(n, device=nll.device))
-                                      for head, nll, correct, n in split})  # fmt: skip
+        return HeadLosses(
+            part.loss,
+            {
+                head: HeadSums(nll.sum(), correct.sum(), torch.tensor(n, device=nll.device))
+                for head, nll, correct, n in split
+            },
+        )
 
     def asked(self, features: Tensor, target: Tensor, head: int, taken: Optional[Tensor]) -> Tuple[Tensor, Tensor]:
-        """Head i's states (M, D) and targets (M,): at position t target[t + i - 1]; what is shifted past the end has none.
+        """Head i's states (M, D) and targets (M,): at position t target[t + i - 1]; what is shifted past the end has
+        none.
 
         Args:
             features: (B, T, D). target: (B, T) int64. taken: ``forward``'s.
@@ -203,8 +238,8 @@ class BlockwiseModel(TransformerModel):
     def asked_in_turn(
         self, features: Tensor, encoder_out: Dict, target: Tensor, heads: List[int], taken: Optional[Tensor]
     ) -> Iterator[Tuple[Tensor, Tensor]]:
-        """What ``asked`` gives, of sequential heads: head i is told the target before its own. All but head 1 are trained at
-        the positions taken for head 2, where those after it go on from its state."""
+        """What ``asked`` gives, of sequential heads: head i is told the target before its own. All but head 1 are
+        trained at the positions taken for head 2, where those after it go on from its state."""
         if 1 in heads:
             yield self.asked(features, target, 1, taken)
         decoder, pad, last = self.decoder, self.decoder.padding_idx, max(heads)
@@ -241,16 +276,21 @@ class BlockwiseModel(TransformerModel):
         own = {key: value for key, value in self.state_dict().items() if key.startswith(OWN_PART)}
         there = [key for key in state_dict if key.startswith(prefix + OWN_PART)]
         if own and not there:
-            logger.warning(f"the checkpoint has no {OWN_PART}* (an AR model's?): the heads start from their initialisation")
+            logger.warning(
+                f"the checkpoint has no {OWN_PART}* (an AR model's?): the heads start from their initialisation"
+            )
             state_dict.update({prefix + key: value.clone() for key, value in own.items()})
             return
         for key, value in own.items():
             stored = state_dict.get(prefix + key)
             if stored is None:
-                raise ValueError(f"the checkpoint has proposal heads, but no {key}: it is incomplete, or of another --block-head")
+                raise ValueError(
+                    f"the checkpoint has proposal heads, but no {key}: it is incomplete, or of another --block-head"
+                )
             if stored.shape != value.shape:
                 raise ValueError(
-                    f"{key} is {tuple(stored.shape)} in the checkpoint and {tuple(value.shape)} here: give the --block-size, "
+                    f"{key} is {tuple(stored.shape)} in the checkpoint and {tuple(value.shape)} here: give the "
+                    "--block-size, "
                     "--block-head, --block-ffn-dim and --freeze-base that it was trained with"
                 )
 

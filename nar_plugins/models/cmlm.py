@@ -1,4 +1,5 @@
 """The conditional masked language model of Mask-Predict (Ghazvininejad et al. 2019)."""
+
 from typing import Dict
 
 from fairseq.models import register_model, register_model_architecture
@@ -16,8 +17,8 @@ from nar_plugins.modules.losses import LossPart, length_loss
 class CmlmModel(NarModel):
     """Predicts the masked words of a target from its other words and the source.
 
-    The plain architecture ``cmlm`` is fairseq's form (pooled length, sinusoidal positions, ReLU, scaled embeddings); the
-    named presets are the release's: LENGTH token, learned positions, GELU, no embedding scale, BERT initialisation,
+    The plain architecture ``cmlm`` is fairseq's form (pooled length, sinusoidal positions, ReLU, scaled embeddings);
+    the named presets are the release's: LENGTH token, learned positions, GELU, no embedding scale, BERT initialisation,
     layer norms with epsilon 1e-12. Every difference is a flag.
     """
 
@@ -39,8 +40,8 @@ class CmlmModel(NarModel):
             src_tokens: (B, S) int64. prev_output_tokens: (B, T) int64, the target with masks. target: (B, T) int64.
 
         Returns:
-            dict of features (M, D) and words (M,) of the M masked positions, ``picked`` (B, T) where they stand, length_lprobs
-            (B, classes), lengths (B,).
+            dict of features (M, D) and words (M,) of the M masked positions, ``picked`` (B, T) where they stand,
+            length_lprobs (B, classes), lengths (B,).
         """
         encoder_out = self.encode(src_tokens, src_lengths)
         padding = target.eq(self.pad)

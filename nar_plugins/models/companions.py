@@ -1,5 +1,6 @@
-"""The other checkpoints of a run, loaded and checked in one place: teachers, which distil or are imitated, and rescorers are
-autoregressive; drafters, whose translations blockwise decoding verifies, are not."""
+"""The other checkpoints of a run, loaded and checked in one place: teachers, which distil or are imitated, and
+rescorers are autoregressive; drafters, whose translations blockwise decoding verifies, are not."""
+
 import copy
 import functools
 from pathlib import Path
@@ -37,8 +38,8 @@ def load(path: str, task, role: str, check: Callable) -> nn.Module:
         check: ``check_teacher`` or ``check_drafter``.
 
     Raises:
-        ValueError: there is no whole checkpoint (``CheckpointError``), it holds no model for that role, or its dictionaries
-            are others; the message says which symbol differs first, where that can be known.
+        ValueError: there is no whole checkpoint (``CheckpointError``), it holds no model for that role, or its
+            dictionaries are others; the message says which symbol differs first, where that can be known.
     """
     state = checkpoint_utils.load_checkpoint_to_cpu(path)
     cfg = state["cfg"]
@@ -49,7 +50,9 @@ def load(path: str, task, role: str, check: Callable) -> nn.Module:
     if arch not in ARCH_MODEL_REGISTRY:
         raise ValueError(f"{path} holds a model '{arch}', which is not registered here: it cannot be a {role}")
     check(ARCH_MODEL_REGISTRY[arch], path)
-    if getattr(cfg.model, "adaptive_softmax_cutoff", None):  # before its tables, which may be of other sizes, are loaded
+    if getattr(
+        cfg.model, "adaptive_softmax_cutoff", None
+    ):  # before its tables, which may be of other sizes, are loaded
         raise ValueError(f"{path} cannot be a {role}: {ADAPTIVE}")
     check_languages(cfg, task, path, role)
     check_symbols(cfg, state["model"], task)
@@ -94,15 +97,17 @@ def check_languages(cfg, task, path: str, role: str) -> None:
     theirs = (cfg.task.source_lang, cfg.task.target_lang)
     ours = (task.cfg.source_lang, task.cfg.target_lang)
     if theirs == ours[::-1] and theirs != ours:
-        raise ValueError(f"{path} translates {'-'.join(theirs)}, the data are {'-'.join(ours)}: give a {role} of that direction")
+        raise ValueError(
+            f"{path} translates {'-'.join(theirs)}, the data are {'-'.join(ours)}: give a {role} of that direction"
+        )
 
 
 def check_symbols(cfg, weights, task) -> None:
     """Raise when the dictionary files that a checkpoint was trained with are still there and are not the task's.
 
     Checkpoints of ``nar_translation`` hold their symbols, and the task compares them; those of ``translation`` hold the
-    path of their data only. A file whose size is not the checkpoint's own (but for ``<mask>``) is of other data by now, and
-    says nothing.
+    path of their data only. A file whose size is not the checkpoint's own (but for ``<mask>``) is of other data by now,
+    and says nothing.
     """
     folder = utils.split_paths(cfg.task.data or "")[0]
     # languages that fairseq inferred are not in the checkpoint: then those of the task

@@ -1,22 +1,35 @@
 """fairseq's flags that a model of this package does not serve.
 
-``TransformerModel.add_args`` puts all of its flags before every model, and the groups of the trainer stand beside them. One
+``TransformerModel.add_args`` puts all of its flags before every model, and the groups of the trainer stand beside them.
+One
 that nothing here reads is refused by name: an ignored flag misleads.
 """
+
 from typing import Dict, Iterable
 
 # what these change of a model no model here can be made of
 UNSUPPORTED = (
-    "adaptive_softmax_cutoff", "base_layers", "cross_self_attention", "decoder_xformers_att_config",
-    "encoder_xformers_att_config", "no_cross_attention", "quant_noise_scalar",
-)  # fmt: skip
+    "adaptive_softmax_cutoff",
+    "base_layers",
+    "cross_self_attention",
+    "decoder_xformers_att_config",
+    "encoder_xformers_att_config",
+    "no_cross_attention",
+    "quant_noise_scalar",
+)
 UNSUPPORTED_IN_PARALLEL = (*UNSUPPORTED, "adaptive_input", "decoder_layerdrop")
 UNSUPPORTED_BY_BANG = (
-    *UNSUPPORTED_IN_PARALLEL, "decoder_embed_path", "decoder_normalize_before", "encoder_embed_path",
-    "encoder_normalize_before", "no_token_positional_embeddings", "quant_noise_pq",
-)  # fmt: skip
+    *UNSUPPORTED_IN_PARALLEL,
+    "decoder_embed_path",
+    "decoder_normalize_before",
+    "encoder_embed_path",
+    "encoder_normalize_before",
+    "no_token_positional_embeddings",
+    "quant_noise_pq",
+)
 
-# what nothing here reads, with fairseq's default; refused in training only, so that what was trained with it still decodes
+# what nothing here reads, with fairseq's default; refused in training only, so that what was trained with it still
+# decodes
 UNREAD = {
     "adaptive_input": False,
     "adaptive_softmax_dropout": 0,
@@ -36,36 +49,50 @@ UNREAD_BY_BANG = {**UNREAD_WITHOUT_PQ, "no_decoder_final_norm": False}
 
 
 def refuse_unsupported(args, flags: Iterable[str]) -> None:
-    """Raise a ValueError that names the first of ``flags`` that is set, or that fairseq's model cannot be built with."""
+    """Raise a ValueError that names the first of ``flags`` that is set, or that fairseq's model cannot be built
+    with.
+    """
     for name in flags:
         if getattr(args, name, None):
             raise ValueError(f"{flag(name)} does not work with --arch {args.arch}: leave it out")
     for side in ("encoder", "decoder"):
-        if isinstance(getattr(args, f"{side}_layers_to_keep", None), list):  # fairseq's parser makes it, its models want text
+        if isinstance(
+            getattr(args, f"{side}_layers_to_keep", None), list
+        ):  # fairseq's parser makes it, its models want text
             raise ValueError(
                 f"--{side}-layers-to-keep prunes a trained model when it is loaded: give --{side}-layers here, and "
-                "fairseq-generate --model-overrides \"{'encoder_layers_to_keep': '0,1', 'decoder_layers_to_keep': '0,1'}\""
+                "fairseq-generate --model-overrides "
+                "\"{'encoder_layers_to_keep': '0,1', 'decoder_layers_to_keep': '0,1'}\""
             )
     shared = getattr(args, "share_decoder_input_output_embed", False) or getattr(args, "share_all_embeddings", False)
     output, width = getattr(args, "decoder_output_dim", None), getattr(args, "decoder_embed_dim", None)
     if shared and output is not None and width is not None and int(output) != width:
         raise ValueError(
-            f"--decoder-output-dim {output}: the output shares the decoder's embeddings, which are {width} wide: leave it out"
+            f"--decoder-output-dim {output}: the output shares the decoder's embeddings, which are {width} wide: leave "
+            "it out"
         )
 
 
 def refuse_merged(args) -> None:
-    """Raise a ValueError for ``--merge-src-tgt-embed``, of any model: the targets would keep the numbers of their own dictionary."""
+    """Raise a ValueError for ``--merge-src-tgt-embed``, of any model: the targets would keep the numbers of their own
+    dictionary.
+    """
     if getattr(args, "merge_src_tgt_embed", False):
-        raise ValueError("--merge-src-tgt-embed merges the dictionaries and not the data: leave it out, and binarise with "
-                         "fairseq-preprocess --joined-dictionary")  # fmt: skip
+        raise ValueError(
+            "--merge-src-tgt-embed merges the dictionaries and not the data: leave it out, and binarise with "
+            "fairseq-preprocess --joined-dictionary"
+        )
 
 
 def refuse_adaptive(args) -> None:
-    """Raise a ValueError for ``--adaptive-softmax-cutoff``, of any model: it has no logits, in which generators ban ``<mask>``."""
+    """Raise a ValueError for ``--adaptive-softmax-cutoff``, of any model: it has no logits, in which generators ban
+    ``<mask>``.
+    """
     if getattr(args, "adaptive_softmax_cutoff", None):
-        raise ValueError("--adaptive-softmax-cutoff: nothing here decodes such a model; leave it out, or train and decode it under "
-                         "--task translation")  # fmt: skip
+        raise ValueError(
+            "--adaptive-softmax-cutoff: nothing here decodes such a model; leave it out, or train and decode it under "
+            "--task translation"
+        )
 
 
 def refuse_unread(args, flags: Dict[str, object]) -> None:

@@ -1,4 +1,5 @@
 """How a model starts: from the release's distribution, or from a checkpoint's encoder or decoder."""
+
 import logging
 import re
 from typing import Dict, Sequence
@@ -20,8 +21,8 @@ logger = logging.getLogger(__name__)
 def bert_init(module: nn.Module) -> None:
     """The release's initialisation: N(0, 0.02) for tables and linear layers, but Xavier for query, key and value.
 
-    The release's fused query-key-value matrix is no ``Linear``, so its rule passes it by; fairseq's own initialisation of
-    the three has the same distribution as the release's of the one. Rows of padding are drawn like the others.
+    The release's fused query-key-value matrix is no ``Linear``, so its rule passes it by; fairseq's own initialisation
+    of the three has the same distribution as the release's of the one. Rows of padding are drawn like the others.
     """
     if isinstance(module, (nn.Linear, nn.Embedding, LengthHead)):
         nn.init.normal_(module.weight, std=0.02)
@@ -35,8 +36,8 @@ def bert_init(module: nn.Module) -> None:
 def start_from(part: nn.Module, side: str, path: str, task, own_parts: Sequence[str] = ()) -> None:
     """Copy one side of the checkpoint at ``path`` into a model's; every layer must fit.
 
-    What exists on one side only (learned against sinusoidal positions, a length head, positional attention) keeps its start,
-    and the log says which.
+    What exists on one side only (learned against sinusoidal positions, a length head, positional attention) keeps its
+    start, and the log says which.
 
     Args:
         part: the model's encoder or decoder.
@@ -55,7 +56,7 @@ def start_from(part: nn.Module, side: str, path: str, task, own_parts: Sequence[
     else:
         check_symbols(state["cfg"], state["model"], task)
     own = part.state_dict()
-    taken = fitting(own, {k[len(side) + 1:]: v for k, v in state["model"].items() if k.startswith(f"{side}.")})
+    taken = fitting(own, {k[len(side) + 1 :]: v for k, v in state["model"].items() if k.startswith(f"{side}.")})
     for key, value in own.items():
         own_part = any(re.match(pattern, f"{side}.{key}") for pattern in own_parts)
         if key not in taken and key.startswith(("layers.", "embed_tokens.")) and not own_part:
@@ -63,7 +64,9 @@ def start_from(part: nn.Module, side: str, path: str, task, own_parts: Sequence[
             found = "absent" if stored is None else tuple(stored.shape)
             raise ValueError(f"--init-{side}-from {path}: {side}.{key} is {found}, this model has {tuple(value.shape)}")
     part.load_state_dict(taken, strict=False)
-    logger.info(f"{side} starts from {path}; kept from the initialisation: {sorted(own.keys() - taken.keys()) or 'nothing'}")
+    logger.info(
+        f"{side} starts from {path}; kept from the initialisation: {sorted(own.keys() - taken.keys()) or 'nothing'}"
+    )
 
 
 def fitting(own: Dict[str, Tensor], theirs: Dict[str, Tensor]) -> Dict[str, Tensor]:
@@ -100,5 +103,7 @@ def check_finetuned(path: str, model, dictionaries: Dict) -> None:
         key = f"{side}.embed_positions.weight"
         if key in own and key in state["model"] and state["model"][key].size(0) != own[key].size(0):
             more = own[key].size(0) - state["model"][key].size(0)
-            raise ValueError(f"--finetune-from-model {path}: {key} has {state['model'][key].size(0)} rows, this model's "
-                             f"{own[key].size(0)}: give {abs(more)} {'fewer' if more > 0 else 'more'} {flag}")  # fmt: skip
+            raise ValueError(
+                f"--finetune-from-model {path}: {key} has {state['model'][key].size(0)} rows, this model's "
+                f"{own[key].size(0)}: give {abs(more)} {'fewer' if more > 0 else 'more'} {flag}"
+            )

@@ -1,8 +1,10 @@
 """What the non-autoregressive models share: fairseq's Transformer with a decoder that sees the whole canvas.
 
-A model has four hooks, in the order in which a sentence meets them: ``encode``, ``initial_canvas``, ``predict`` (a pass of
+A model has four hooks, in the order in which a sentence meets them: ``encode``, ``initial_canvas``, ``predict`` (a pass
+    of
 the decoder) and, in training, ``losses``. Generators and the criterion call nothing else.
 """
+
 import logging
 import re
 from contextlib import nullcontext
@@ -13,7 +15,12 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from fairseq import utils
-from fairseq.models.transformer import TransformerConfig, TransformerDecoderBase, TransformerEncoderBase, TransformerModel
+from fairseq.models.transformer import (
+    TransformerConfig,
+    TransformerDecoderBase,
+    TransformerEncoderBase,
+    TransformerModel,
+)
 from torch import Tensor
 from torch.autograd.graph import save_on_cpu
 from torch.utils.checkpoint import checkpoint
@@ -61,7 +68,8 @@ class NarEncoder(TransformerEncoderBase):
     def forward(self, src_tokens: Tensor, src_lengths=None, return_all_hiddens=False, token_embeddings=None) -> Dict:
         """fairseq's dictionary of lists for src_tokens (B, S), and in ``length_state`` the length head's input (B, D).
 
-        ``encoder_states`` has one more than there are layers: where ``--encoder-layerdrop`` drops one, what it was given.
+        ``encoder_states`` has one more than there are layers: where ``--encoder-layerdrop`` drops one, what it was
+        given.
         """
         padding = src_tokens.eq(self.padding_idx)
         x, embedding = self.forward_embedding(src_tokens, token_embeddings)
@@ -148,7 +156,9 @@ class NarDecoder(TransformerDecoderBase):
     def through_layers(
         self, x: Tensor, memory: Memory, padding: Optional[Tensor] = None, picked: Optional[Tensor] = None, **extra
     ) -> Tensor:
-        """``forward`` from the embedded canvas (B*N, T, D) on; ``extra`` is what the layers of a subclass need besides."""
+        """``forward`` from the embedded canvas (B*N, T, D) on; ``extra`` is what the layers of a subclass need
+        besides.
+        """
         allowed = self.allowed_positions(padding, x)
         last = len(self.layers) - 1
         for i, layer in enumerate(self.layers):
@@ -182,18 +192,31 @@ class NarModel(TransformerModel):
     def add_args(cls, parser):
         """``TransformerModel``'s flags and those of the length head, the initialisation and the norm."""
         TransformerModel.add_args(parser)
-        parser.add_argument("--length-head", choices=LENGTH_HEADS,
-                            help="predict the length from a LENGTH token (Mask-Predict) or the pooled encoder (fairseq)")
-        parser.add_argument("--stop-length-gradient", action="store_true",
-                            help="the length loss does not train the encoder")
-        parser.add_argument("--bert-init", action="store_true",
-                            help="normal initialisation with deviation 0.02, as BERT and the Mask-Predict release")
-        parser.add_argument("--layer-norm-eps", type=float, metavar="EPS",
-                            help="epsilon of every layer norm (PyTorch 1e-5, Mask-Predict 1e-12)")
-        parser.add_argument("--init-encoder-from", metavar="CKPT",
-                            help="start the encoder from this checkpoint (any stock transformer of the same sizes)")
-        parser.add_argument("--init-decoder-from", metavar="CKPT",
-                            help="start the decoder from this checkpoint")
+        parser.add_argument(
+            "--length-head",
+            choices=LENGTH_HEADS,
+            help="predict the length from a LENGTH token (Mask-Predict) or the pooled encoder (fairseq)",
+        )
+        parser.add_argument(
+            "--stop-length-gradient", action="store_true", help="the length loss does not train the encoder"
+        )
+        parser.add_argument(
+            "--bert-init",
+            action="store_true",
+            help="normal initialisation with deviation 0.02, as BERT and the Mask-Predict release",
+        )
+        parser.add_argument(
+            "--layer-norm-eps",
+            type=float,
+            metavar="EPS",
+            help="epsilon of every layer norm (PyTorch 1e-5, Mask-Predict 1e-12)",
+        )
+        parser.add_argument(
+            "--init-encoder-from",
+            metavar="CKPT",
+            help="start the encoder from this checkpoint (any stock transformer of the same sizes)",
+        )
+        parser.add_argument("--init-decoder-from", metavar="CKPT", help="start the decoder from this checkpoint")
 
     @classmethod
     def build_model(cls, args, task):
@@ -219,7 +242,9 @@ class NarModel(TransformerModel):
         return NarDecoder(TransformerConfig.from_namespace(args), tgt_dict, embed_tokens)
 
     def noise(self, sample: Dict, seed: int, update: int) -> Dict[str, Tensor]:
-        """What training adds to a batch's ``net_input``: a function of (seed, update, sentence), or of (seed, sentence)."""
+        """What training adds to a batch's ``net_input``: a function of (seed, update, sentence), or of (seed,
+        sentence).
+        """
         return {}
 
     # -- the four hooks ----------------------------------------------------------------------------------------------
@@ -256,7 +281,9 @@ class NarModel(TransformerModel):
         return self.encoder.length_head(state)
 
     def start_from_checkpoints(self, task) -> None:
-        """Honour ``--init-encoder-from`` and ``--init-decoder-from``; the task says which dictionaries must be theirs."""
+        """Honour ``--init-encoder-from`` and ``--init-decoder-from``; the task says which dictionaries must be
+        theirs.
+        """
         for side in ("encoder", "decoder"):
             path = getattr(self.args, f"init_{side}_from", None)
             if path:

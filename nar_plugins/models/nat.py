@@ -1,4 +1,5 @@
 """The non-autoregressive Transformer (Gu et al. 2018), with the vanilla, glancing and CTC models that came of it."""
+
 from argparse import BooleanOptionalAction
 from typing import Dict, List, NamedTuple, Optional
 
@@ -77,7 +78,9 @@ class NatDecoder(NarDecoder):
             seen = self.embed_scale * self.embed_tokens(gold)
             seen = seen if self.project_in_dim is None else self.project_in_dim(seen)
             x = torch.where(revealed.unsqueeze(-1), seen.to(x), x)
-        places = torch.where(canvas.padding, self.padding_idx, self.padding_idx + 1)  # tokens only by being padding or not
+        places = torch.where(
+            canvas.padding, self.padding_idx, self.padding_idx + 1
+        )  # tokens only by being padding or not
         positions = 0 if self.embed_positions is None else self.embed_positions(places).to(x)
         x = x + positions
         if self.layernorm_embedding is not None:
@@ -111,22 +114,43 @@ class NatModel(NarModel):
     @classmethod
     def add_args(cls, parser):
         NarModel.add_args(parser)
-        parser.add_argument("--source-copy", choices=source_copy.SOURCE_COPIES,
-                            help="what fills the canvas: the source by its fertilities, or stretched to a predicted length, "
-                            "hard (uniform) or blurred (soft)")
-        parser.add_argument("--positional-attention", action=BooleanOptionalAction,
-                            help="an attention by position alone in every decoder layer (Gu et al. 2018)")
-        parser.add_argument("--mask-diagonal", action=BooleanOptionalAction,
-                            help="no decoder position attends to itself (Gu et al. 2018)")
-        parser.add_argument("--layerwise-attention", action=BooleanOptionalAction,
-                            help="decoder layer k attends to encoder layer k, not to the top (Gu et al. 2018)")
-        parser.add_argument("--width-scaled-attention", action=BooleanOptionalAction,
-                            help="divide attention logits by the root of the model's width, as Gu et al. 2018, not of the head's")
-        parser.add_argument("--glancing", metavar="SCHEDULE",
-                            help="reveal gold tokens in training (Qian et al. 2021): a ratio of the wrong ones, as in "
-                            "0.5:0.3@300k, from 0.5 to 0.3 over 300,000 updates")
-        parser.add_argument("--ctc", action="store_true",
-                            help="latent alignments: train with CTC on a canvas --upsample times the source")
+        parser.add_argument(
+            "--source-copy",
+            choices=source_copy.SOURCE_COPIES,
+            help="what fills the canvas: the source by its fertilities, or stretched to a predicted length, "
+            "hard (uniform) or blurred (soft)",
+        )
+        parser.add_argument(
+            "--positional-attention",
+            action=BooleanOptionalAction,
+            help="an attention by position alone in every decoder layer (Gu et al. 2018)",
+        )
+        parser.add_argument(
+            "--mask-diagonal",
+            action=BooleanOptionalAction,
+            help="no decoder position attends to itself (Gu et al. 2018)",
+        )
+        parser.add_argument(
+            "--layerwise-attention",
+            action=BooleanOptionalAction,
+            help="decoder layer k attends to encoder layer k, not to the top (Gu et al. 2018)",
+        )
+        parser.add_argument(
+            "--width-scaled-attention",
+            action=BooleanOptionalAction,
+            help="divide attention logits by the root of the model's width, as Gu et al. 2018, not of the head's",
+        )
+        parser.add_argument(
+            "--glancing",
+            metavar="SCHEDULE",
+            help="reveal gold tokens in training (Qian et al. 2021): a ratio of the wrong ones, as in "
+            "0.5:0.3@300k, from 0.5 to 0.3 over 300,000 updates",
+        )
+        parser.add_argument(
+            "--ctc",
+            action="store_true",
+            help="latent alignments: train with CTC on a canvas --upsample times the source",
+        )
         parser.add_argument("--upsample", type=int, metavar="N", help="copies of every source token with --ctc (2)")
 
     @classmethod
@@ -140,7 +164,9 @@ class NatModel(NarModel):
         if args.upsample and not args.ctc:
             raise ValueError("--upsample is for --ctc: leave it out")
         if (args.length_head == "none") != (args.ctc or args.source_copy == "fertility"):
-            raise ValueError(f"--length-head {args.length_head} is for --source-copy uniform and soft without --ctc: leave it out")
+            raise ValueError(
+                f"--length-head {args.length_head} is for --source-copy uniform and soft without --ctc: leave it out"
+            )
         if args.length_head == "none" and getattr(args, "stop_length_gradient", False):
             raise ValueError("--stop-length-gradient: this model predicts no length; leave it out")
         if args.encoder_embed_dim != args.decoder_embed_dim:
@@ -179,7 +205,9 @@ class NatModel(NarModel):
         return NatDecoder(TransformerConfig.from_namespace(args), tgt_dict, embed_tokens)
 
     def max_positions(self) -> tuple:
-        """Longest source and target; with CTC and learned positions the canvas must have a row for each of its places."""
+        """Longest source and target; with CTC and learned positions the canvas must have a row for each of its
+        places.
+        """
         source, target = super().max_positions()
         if self.args.ctc and self.args.decoder_learned_pos:
             source = min(source, self.decoder.max_positions() // self.args.upsample)
@@ -195,7 +223,8 @@ class NatModel(NarModel):
         super().set_num_updates(num_updates)
         self.num_updates = num_updates
 
-    # -- the hooks -------------------------------------------------------------------------------------------------------
+    # -- the hooks
+    # -------------------------------------------------------------------------------------------------------
 
     def noise(self, sample: Dict, seed: int, update: int) -> Dict[str, Tensor]:
         """The random numbers that choose what glancing reveals."""
@@ -206,16 +235,16 @@ class NatModel(NarModel):
         return {"reveal_draws": uniform(seed, update ^ GLANCING_STREAM, sample["id"], width)}
 
     def encode(self, src_tokens: Tensor, src_lengths: Optional[Tensor] = None) -> Dict:
-        """Source (B, S) int64 -> fairseq's encoder output, with the states of all layers and, in ``copies``, (B, S, D)."""
+        """Source (B, S) int64 -> fairseq's encoder output, with the states of all layers and, in ``copies``, (B, S,
+        D).
+        """
         out = self.encoder(src_tokens, src_lengths=src_lengths, return_all_hiddens=True)
         norm = self.encoder.layer_norm
         if norm is not None:  # a pre-norm encoder norms its top only, and every layer may be attended to
             out["encoder_states"] = [out["encoder_states"][0], *(norm(state) for state in out["encoder_states"][1:])]
         return {**out, "copies": [self.encoder.copies(src_tokens, out["encoder_embedding"][0])]}
 
-    def initial_canvas(
-        self, encoder_out: Dict, rows: Tensor, plan: Optional[Tensor] = None, width: int = 0
-    ) -> Canvas:
+    def initial_canvas(self, encoder_out: Dict, rows: Tensor, plan: Optional[Tensor] = None, width: int = 0) -> Canvas:
         """The canvas of the sentences ``rows`` (R,) int64, each of them as often as it is to be decoded.
 
         Args:
@@ -267,9 +296,10 @@ class NatModel(NarModel):
             prev_output_tokens: an autoregressive decoder's input; not read.
 
         Returns:
-            dict; with ``--ctc`` lprobs (B, C, V), lengths (B,) of the canvases, target and real (B, T); otherwise features
-            (M, D) and words (M,) of the M predicted positions, ``picked`` (B, T) where they stand, and what the fertility or
-            length loss reads; ``skipped``, how many pairs cannot be used; and ``finetuning_passes``' for ``fertility_draws``.
+            dict; with ``--ctc`` lprobs (B, C, V), lengths (B,) of the canvases, target and real (B, T); otherwise
+            features (M, D) and words (M,) of the M predicted positions, ``picked`` (B, T) where they stand, and what
+            the fertility or length loss reads; ``skipped``, how many pairs cannot be used; and ``finetuning_passes``'
+            for ``fertility_draws``.
         """
         encoder_out = self.encode(src_tokens, src_lengths)
         memory = self.decoder.memory(encoder_out)
@@ -284,17 +314,14 @@ class NatModel(NarModel):
             if fertilities is None:
                 raise ValueError("these data have no fertilities: run nar-align on the data folder")
             usable = src_lengths.gt(1) | lengths.le(1)  # the fertilities of an empty source mean nothing
-        canvas = self.initial_canvas(encoder_out, rows, fertilities if self.needs_fertilities else lengths, target.size(1))
+        canvas = self.initial_canvas(
+            encoder_out, rows, fertilities if self.needs_fertilities else lengths, target.size(1)
+        )
         revealed = self.reveal(canvas, memory, reveal_draws, lambda logits: target, real)
         picked = real & usable.unsqueeze(1)
         hidden = picked if revealed is None else picked & ~revealed
         features = self.decoder(canvas, memory, revealed, target)
-        out = {
-            "features": features[hidden],
-            "words": target[hidden],
-            "picked": hidden,
-            "skipped": (~usable).sum(),
-        }
+        out = {"features": features[hidden], "words": target[hidden], "picked": hidden, "skipped": (~usable).sum()}
         if self.needs_fertilities:
             words = torch.arange(src_tokens.size(1), device=rows.device) < (src_lengths - 1).unsqueeze(1)
             out.update(
@@ -361,7 +388,9 @@ class NatModel(NarModel):
         return glancing.reveal(logits.argmax(-1), gold(logits), real, draws, self.glancing.at(self.num_updates))
 
     def losses(self, net_output: Dict, label_smoothing: float) -> Dict[str, LossPart]:
-        """Words, and the fertilities or the length (section 3.3; Qian et al.'s length loss shrinks with what is revealed)."""
+        """Words, and the fertilities or the length (section 3.3; Qian et al.'s length loss shrinks with what is
+        revealed).
+        """
         if "lprobs" in net_output:
             if label_smoothing:
                 raise ValueError("--label-smoothing has no meaning with --ctc: leave it out")
@@ -384,15 +413,24 @@ class NatModel(NarModel):
 @register_model_architecture("nat", "nat")
 def nat(args):
     """A stock Transformer's parts and sizes, with fertilities."""
-    default(args, ctc=False, glancing="", positional_attention=False, mask_diagonal=False, layerwise_attention=False,
-            width_scaled_attention=False)
+    default(
+        args,
+        ctc=False,
+        glancing="",
+        positional_attention=False,
+        mask_diagonal=False,
+        layerwise_attention=False,
+        width_scaled_attention=False,
+    )
     default(args, upsample=2 if args.ctc else 0, source_copy="uniform" if args.ctc else "fertility")
     default(args, length_head="none" if args.ctc or args.source_copy == "fertility" else "pooled")
     transformer_base(args)
 
 
 def paper_form(args) -> None:
-    """The decoder of Gu et al. 2018 (section 3.2); the attention's scale stays fairseq's, so that a teacher's encoder fits."""
+    """The decoder of Gu et al. 2018 (section 3.2); the attention's scale stays fairseq's, so that a teacher's encoder
+    fits.
+    """
     default(args, positional_attention=True, mask_diagonal=True, layerwise_attention=True)
 
 

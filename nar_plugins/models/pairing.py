@@ -1,8 +1,10 @@
 """Which tasks serve a model and which criterions train it: asked before anything is computed, in every command.
 
-A model of this package says so in its attributes ``tasks`` and ``criterions``, registered names both. fairseq's own models say
+A model of this package says so in its attributes ``tasks`` and ``criterions``, registered names both. fairseq's own
+models say
 nothing: they go with ``nar_translation`` and with fairseq's own criterions.
 """
+
 from typing import Sequence
 
 from fairseq.criterions import CRITERION_REGISTRY
@@ -15,17 +17,22 @@ def check_task(model: type, args, task) -> None:
     """Raise unless a task serves a model, and its options are those of a command line.
 
     Args:
-        model: the model's class. args: its options. task: the task that builds it, or a stand-in of no registered class.
+        model: the model's class. args: its options. task: the task that builds it, or a stand-in of no registered
+            class.
     """
     names = [name for name, kind in TASK_REGISTRY.items() if isinstance(task, kind)]
     if names and not any(isinstance(task, TASK_REGISTRY[name]) for name in model.tasks):
         given = next((name for name in names if TASK_REGISTRY[name] is type(task)), names[0])
         default = ", which fairseq's commands take where none is given" if given == "translation" else ""
         arch = getattr(args, "arch", None) or getattr(args, "_name", model.__name__)
-        raise ValueError(f"a model of --arch {arch} needs --task {' or '.join(model.tasks)}, and this is {given}{default}")
+        raise ValueError(
+            f"a model of --arch {arch} needs --task {' or '.join(model.tasks)}, and this is {given}{default}"
+        )
     if not hasattr(args, "arch"):  # fairseq-hydra-train knows no flags of a model without a dataclass
         name = getattr(args, "_name", model.__name__)
-        raise ValueError(f"fairseq-hydra-train cannot read the options of {name}: train it with fairseq-train --arch {name}")
+        raise ValueError(
+            f"fairseq-hydra-train cannot read the options of {name}: train it with fairseq-train --arch {name}"
+        )
 
 
 def check_foreign_model(args, task) -> None:
@@ -40,7 +47,9 @@ def check_foreign_model(args, task) -> None:
         return
     given = next((name for name, kind in TASK_REGISTRY.items() if kind is type(task)), type(task).__name__)
     if issubclass(model, FairseqNATModel):
-        raise ValueError(f"a model of --arch {arch} is fairseq's own and needs --task translation_lev, and this is {given}")
+        raise ValueError(
+            f"a model of --arch {arch} is fairseq's own and needs --task translation_lev, and this is {given}"
+        )
     if not task.serves_foreign_models:
         own = [name for name, one in MODEL_REGISTRY.items() if given in getattr(one, "tasks", ())]
         raise ValueError(f"--task {given} trains --arch {' and '.join(own)}, not {arch}: give --task nar_translation")
@@ -63,12 +72,17 @@ def check_criterion(model: type, arch: str, criterion: str) -> None:
         right = f"--criterion {' or '.join(mine)}{hint}"
         raise ValueError(f"--criterion {criterion}{default} does not train --arch {arch}: give {right}")
     if not mine and criterion == "nat_loss":
-        raise ValueError(f"--criterion nat_loss trains fairseq's own non-autoregressive models, under --task translation_lev, and not "
-                         f"{arch}: give cross_entropy or label_smoothed_cross_entropy")  # fmt: skip
+        raise ValueError(
+            "--criterion nat_loss trains fairseq's own non-autoregressive models, under --task translation_lev, and "
+            "not "
+            f"{arch}: give cross_entropy or label_smoothed_cross_entropy"
+        )
     trained = [name for name, one in MODEL_REGISTRY.items() if is_one_of(kind, getattr(one, "criterions", ()))]
     if not mine and trained:
-        raise ValueError(f"--criterion {criterion} trains --arch {' and '.join(trained)}, not {arch}: an autoregressive model is "
-                         "trained by cross_entropy or label_smoothed_cross_entropy")  # fmt: skip
+        raise ValueError(
+            f"--criterion {criterion} trains --arch {' and '.join(trained)}, not {arch}: an autoregressive model is "
+            "trained by cross_entropy or label_smoothed_cross_entropy"
+        )
 
 
 def is_one_of(kind: type, names: Sequence[str]) -> bool:

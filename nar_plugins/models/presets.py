@@ -11,12 +11,15 @@ def default(args, **values) -> None:
 def sizes(args, dim: int, ffn: int, heads: int, layers: int) -> None:
     """The same size on both sides."""
     for side in ("encoder", "decoder"):
-        default(args, **{
-            f"{side}_embed_dim": dim,
-            f"{side}_ffn_embed_dim": ffn,
-            f"{side}_attention_heads": heads,
-            f"{side}_layers": layers,
-        })
+        default(
+            args,
+            **{
+                f"{side}_embed_dim": dim,
+                f"{side}_ffn_embed_dim": ffn,
+                f"{side}_attention_heads": heads,
+                f"{side}_layers": layers,
+            },
+        )
 
 
 def switch_on(args, *flags: str) -> None:

@@ -1,4 +1,5 @@
 """The one attention of this package: fairseq's parameters, PyTorch's fused kernel, keys and values computed once."""
+
 from contextlib import nullcontext
 from typing import Dict, Optional, Tuple
 
@@ -16,8 +17,9 @@ SHORT = 128  # tokens; see training_kernel
 def training_kernel(device: torch.device, length: int):
     """A context in which sequences of ``length`` tokens train as fast as they can on ``device``.
 
-    PyTorch's fused attention for CPUs has a slow backward pass: with 30 tokens a whole training step takes 0.7 of its time
-    without it, with 512 tokens 1.4 times as long (measured on one core, bfloat16). On other devices PyTorch chooses.
+    PyTorch's fused attention for CPUs has a slow backward pass: with 30 tokens a whole training step takes 0.7 of its
+    time without it, with 512 tokens 1.4 times as long (measured on one core, bfloat16). On other devices PyTorch
+    chooses.
     """
     return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" and length <= SHORT else nullcontext()
 
@@ -60,7 +62,9 @@ class Attention(MultiheadAttention):
             ValueError: for an argument of fairseq's that this attention does not serve.
         """
         if need_weights or any(v is not None and v is not False for v in unsupported.values()):
-            raise ValueError(f"this attention returns no weights and takes no mask or state here: {sorted(unsupported)}")
+            raise ValueError(
+                f"this attention returns no weights and takes no mask or state here: {sorted(unsupported)}"
+            )
         keys, values = self.keys_values(key.transpose(0, 1))
         allowed = allowed_keys(key_padding_mask)
         x = self.attend(self.queries(query.transpose(0, 1)), keys, values, allowed)
@@ -106,7 +110,13 @@ def fused(
 
 
 def attend_packed(
-    attention: MultiheadAttention, x: Tensor, keys: Tensor, values: Tensor, allowed: Optional[Tensor], slots: Tensor, width: int
+    attention: MultiheadAttention,
+    x: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    allowed: Optional[Tensor],
+    slots: Tensor,
+    width: int,
 ) -> Tensor:
     """Cross-attention, with its projections, of packed states (P, D) -> (P, D).
 

@@ -1,8 +1,9 @@
 """What decoding with BANG keeps between passes, and what is asked of one pass.
 
-The interface of the generators is ``BangDecoder.start`` and ``BangDecoder.block``; at inference a row is an ordinary causal
-sequence, the accepted tokens and then masks, so there is no n-stream mask here.
+The interface of the generators is ``BangDecoder.start`` and ``BangDecoder.block``; at inference a row is an ordinary
+causal sequence, the accepted tokens and then masks, so there is no n-stream mask here.
 """
+
 from typing import NamedTuple
 
 import torch
@@ -13,11 +14,12 @@ from nar_plugins.modules.cells import HIDDEN
 from nar_plugins.modules.relative_buckets import look_up
 from nar_plugins.modules.slots import Slots
 
+
 class BangCache:
     """Keys and values of the sentences that are still being decoded.
 
-    The slot of a main token is its index in the decoder's input (0: the start token); padding at the end of a row's ``tokens``
-    is overwritten like rejected tokens. Masks are never kept.
+    The slot of a main token is its index in the decoder's input (0: the start token); padding at the end of a row's
+    ``tokens`` is overwritten like rejected tokens. Masks are never kept.
 
     Attributes:
         memory: keys and values of the encoder's states for every layer, computed once a sentence (``nar_base.Memory``).
@@ -37,8 +39,8 @@ class BangCache:
         """Keep these rows, (n,) int64; they may repeat.
 
         Args:
-            memory: False: the rows' sentences stay where they are (a beam's hypotheses change places), only the main tokens
-                move.
+            memory: False: the rows' sentences stay where they are (a beam's hypotheses change places), only the main
+                tokens move.
         """
         if memory:
             self.memory = self.memory.select(rows)
@@ -82,6 +84,8 @@ def plan_block(
 
     main = torch.arange(width, device=device)
     to_main = look_up(table, places.unsqueeze(2) - main).masked_fill(main > last, HIDDEN)
-    visible = F.pad((row.unsqueeze(1) == row) & (offset.unsqueeze(1) >= offset), (0, 0, new, 0))  # main tokens see no mask
+    visible = F.pad(
+        (row.unsqueeze(1) == row) & (offset.unsqueeze(1) >= offset), (0, 0, new, 0)
+    )  # main tokens see no mask
     to_masks = look_up(table, places.unsqueeze(2) - places[:, None, new:]).masked_fill(~visible, HIDDEN)
     return Block(slots, places, torch.cat([to_main, to_masks], 2), width)

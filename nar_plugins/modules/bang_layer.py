@@ -1,4 +1,5 @@
 """BANG's decoder layer: self-attention over rows, cross-attention, feed-forward; a norm after each."""
+
 from typing import Optional
 
 from torch import Tensor

@@ -1,8 +1,9 @@
 """Several new tokens a call on top of a cache, with the parameters of any of fairseq's Transformer decoders.
 
-fairseq's own incremental decoder keeps only the last of the tokens that it is given, and knows one position for all rows
-(``transformer_decoder.py``, ``extract_features_scriptable``), so a block of proposals cannot be fed to it.
+fairseq's own incremental decoder keeps only the last of the tokens that it is given, and knows one position for all
+rows (``transformer_decoder.py``, ``extract_features_scriptable``), so a block of proposals cannot be fed to it.
 """
+
 import math
 from typing import Dict, List, Optional, Tuple
 
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from nar_plugins.modules.attention import allowed_sources, attend, split_heads
 from nar_plugins.modules.slots import Slots
+
 
 class BlockCache:
     """Keys and values of the sentences that are still being decoded.
@@ -65,7 +67,14 @@ class BlockDecoder:
         return BlockCache(memory, allowed_sources(encoder_out))
 
     def __call__(
-        self, tokens: Tensor, first: Tensor, least: int, last: int, longest: int, cache: BlockCache, weights: bool = False
+        self,
+        tokens: Tensor,
+        first: Tensor,
+        least: int,
+        last: int,
+        longest: int,
+        cache: BlockCache,
+        weights: bool = False,
     ) -> tuple:
         """Features of new inputs.
 
@@ -169,7 +178,9 @@ def refuse_other_decoders(decoder) -> None:
         for method in ("extract_features", "extract_features_scriptable")
     )
     if not stock or not all(isinstance(layer, TransformerDecoderLayerBase) for layer in decoder.layers):
-        raise ValueError(f"--generator blockwise decodes Transformers, and {name} is another decoder: use --generator beam")
+        raise ValueError(
+            f"--generator blockwise decodes Transformers, and {name} is another decoder: use --generator beam"
+        )
     kinds = {type(layer).forward is TransformerDecoderLayerBase.forward for layer in decoder.layers}
     wrong = {
         "adaptive softmax (--adaptive-softmax-cutoff)": decoder.adaptive_softmax is not None,
@@ -178,13 +189,16 @@ def refuse_other_decoders(decoder) -> None:
         "no cross-attention": any(layer.encoder_attn is None for layer in decoder.layers),
         "scaled attention, heads, feed-forward layers or residuals": any(
             getattr(layer, part) is not None
-            for layer in decoder.layers for part in ("attn_ln", "c_attn", "ffn_layernorm", "w_resid")
+            for layer in decoder.layers
+            for part in ("attn_ln", "c_attn", "ffn_layernorm", "w_resid")
         ),
         "attention other than the plain one": any(
             attention.bias_k is not None or attention.add_zero_attn or getattr(attention, "use_xformers", False)
-            for layer in decoder.layers for attention in (layer.self_attn, layer.encoder_attn) if attention is not None
+            for layer in decoder.layers
+            for attention in (layer.self_attn, layer.encoder_attn)
+            if attention is not None
         ),
-    }  # fmt: skip
+    }
     for what, found in wrong.items():
         if found:
             raise ValueError(f"--generator blockwise cannot decode a model with {what}: use --generator beam")

@@ -1,10 +1,12 @@
 """Which [MASK] cells a pass computes, and where each stands in the rectangles of the attention.
 
 A row s is a run of masks that see the main tokens 0 to s and the masks before them in the row; its cell (s, j) predicts
-target s + j. Column j = 0 is autoregressive, a row from the start of a target or span non-autoregressive, the rest is the
-bridge. The states of main tokens and cells stand one after the other in a packed (P, D): what is padding or outside its span
-is never computed, except as the tail of a rectangle inside the attention. (BANG, Qi et al. 2021, in the view by rows.)
+target s + j. Column j = 0 is autoregressive, a row from the start of a target or span non-autoregressive, the rest is
+the bridge. The states of main tokens and cells stand one after the other in a packed (P, D): what is padding or outside
+its span is never computed, except as the tail of a rectangle inside the attention. (BANG, Qi et al. 2021, in the view
+by rows.)
 """
+
 from typing import List, NamedTuple, Optional, Tuple
 
 import torch
@@ -22,8 +24,8 @@ class Rectangle(NamedTuple):
     Attributes:
         shape: (B, R, N).
         slots: (C,) int64, where the packed cells stand in the flattened (B * R * N).
-        buckets: (B or 1, R, N, T + N) int64, of every key: the main tokens, then (but for the main stream) the row's own
-            masks; once where all sentences have the same.
+        buckets: (B or 1, R, N, T + N) int64, of every key: the main tokens, then (but for the main stream) the row's
+            own masks; once where all sentences have the same.
     """
 
     shape: Tuple[int, int, int]
@@ -111,13 +113,13 @@ def lay_out(
 
     Args:
         real: (B, T) bool, the main tokens, padded on the right.
-        positions: (B, T) int64, the main tokens' rows of the table of positions; a mask's is one more than that of the token
-            beside it.
+        positions: (B, T) int64, the main tokens' rows of the table of positions; a mask's is one more than that of the
+            token beside it.
         sizes: (B, T) int64, the cells of every row, 0 for none; ``row_sizes`` or fewer.
         lone: compute the cell (s, 0) of every row besides.
         table: ``bucket_table()``.
-        nar_sees_bos: False: row 0 does not see the start token, as in the release. Its first cell then is another than the
-            lone one, which sees it, and there are both.
+        nar_sees_bos: False: row 0 does not see the start token, as in the release. Its first cell then is another than
+            the lone one, which sees it, and there are both.
     """
     batch, length = real.shape
     main_slots = real.flatten().nonzero().squeeze(1)
@@ -141,8 +143,8 @@ def lay_out(
 
 
 def alike(real: Tensor, sizes: Tensor, lone: bool, nar_sees_bos: bool) -> List[Tuple[Tensor, Tensor, bool]]:
-    """Groups of rows that share a rectangle, being of similar sizes: which, (B, T) bool, their sizes (B, T), and whether row
-    0 is blind among them; the arguments are ``lay_out``'s."""
+    """Groups of rows that share a rectangle, being of similar sizes: which, (B, T) bool, their sizes (B, T), and
+    whether row 0 is blind among them; the arguments are ``lay_out``'s."""
     groups = []
     ones = real.long()
     if nar_sees_bos:

@@ -1,7 +1,9 @@
-"""Connectionist temporal classification (Graves et al. 2006) as the latent alignment of a NAT (Libovicky and Helcl 2018).
+"""Connectionist temporal classification (Graves et al. 2006) as the latent alignment of a NAT (Libovicky and Helcl
+2018).
 
 The canvas is longer than the target; repeated tokens count once, and blanks not at all.
 """
+
 from typing import NamedTuple
 
 import torch
@@ -37,8 +39,8 @@ def ctc_loss(lprobs: Tensor, lengths: Tensor, target: Tensor, real: Tensor, blan
 def best_alignment(logits: Tensor, lengths: Tensor, target: Tensor, real: Tensor, blank: int) -> Tensor:
     """The most probable path of a target through a canvas, by Viterbi over all sentences at once: (B, C) int64.
 
-    States are blank, y1, blank, y2, ... blank; from state s a step leads to s, s+1, and to s+2 unless that skips a blank
-    between equal tokens. Where no path exists, and beyond the length, the result is blank.
+    States are blank, y1, blank, y2, ... blank; from state s a step leads to s, s+1, and to s+2 unless that skips a
+    blank between equal tokens. Where no path exists, and beyond the length, the result is blank.
 
     Args:
         logits: (B, C, V); a path takes one symbol of every position, so their normalisers change nothing.
@@ -73,7 +75,9 @@ def best_alignment(logits: Tensor, lengths: Tensor, target: Tensor, real: Tensor
 
 
 def collapse(path: Tensor, lengths: Tensor, blank: int) -> Tensor:
-    """Which positions of a path (R, C) are a token of the output: not blank, not equal to the position before: (R, C) bool."""
+    """Which positions of a path (R, C) are a token of the output: not blank, not equal to the position before: (R, C)
+    bool.
+    """
     fresh = F.pad(path[:, 1:].ne(path[:, :-1]), (1, 0), value=True)
     real = torch.arange(path.size(1), device=path.device) < lengths.unsqueeze(1)
     return fresh & path.ne(blank) & real
@@ -97,13 +101,16 @@ def prefix_beam_search(lprobs: Tensor, lengths: Tensor, blank: int, beam: int, e
         beam: K, prefixes kept. expand: how many of the best tokens of a position may extend a prefix.
 
     Returns:
-        tokens: (R, K, C) int64, ``blank`` after the end of each. sizes: (R, K) int64. scores: (R, K), log-probability of
+        tokens: (R, K, C) int64, ``blank`` after the end of each. sizes: (R, K) int64. scores: (R, K), log-probability
+            of
         the output; -inf where there are fewer outputs. Best first.
     """
     rows, canvas, words = lprobs.shape
     expand = min(expand, words - 1)
     blank_lprobs = lprobs[..., blank]
-    token_lprobs, tokens = lprobs.index_fill(-1, torch.tensor([blank], device=lprobs.device), IMPOSSIBLE).topk(expand, -1)
+    token_lprobs, tokens = lprobs.index_fill(-1, torch.tensor([blank], device=lprobs.device), IMPOSSIBLE).topk(
+        expand, -1
+    )
 
     empty = lprobs.new_full((rows, beam), IMPOSSIBLE)
     whole = torch.zeros((rows, beam), dtype=torch.long, device=lprobs.device)
@@ -144,7 +151,9 @@ def prefix_beam_search(lprobs: Tensor, lengths: Tensor, blank: int, beam: int, e
         )
         text_after = text.gather(1, parent.unsqueeze(2).expand(-1, -1, canvas))
         at = (lengths_after - 1).clamp(min=0).unsqueeze(2)
-        text_after = text_after.scatter(2, at, torch.where(stays.unsqueeze(2), text_after.gather(2, at), after.last.unsqueeze(2)))
+        text_after = text_after.scatter(
+            2, at, torch.where(stays.unsqueeze(2), text_after.gather(2, at), after.last.unsqueeze(2))
+        )
 
         running = (t < lengths).unsqueeze(1)
         now = Beam(*(torch.where(running, new_, old) for new_, old in zip(after, now)))
@@ -154,5 +163,7 @@ def prefix_beam_search(lprobs: Tensor, lengths: Tensor, blank: int, beam: int, e
 
 
 def extended(name: Tensor, token: Tensor) -> Tensor:
-    """The hash of a prefix with one more token (a linear congruence modulo 2^64; equal lengths are compared besides)."""
+    """The hash of a prefix with one more token (a linear congruence modulo 2^64; equal lengths are compared
+    besides).
+    """
     return (name * 6364136223846793005 + token + 1442695040888963407) ^ (name >> 29)

@@ -1,4 +1,5 @@
 """How many target tokens come of a source token? (Gu et al. 2018, section 3.3)"""
+
 import torch.nn as nn
 from torch import Tensor
 

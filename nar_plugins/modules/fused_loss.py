@@ -1,10 +1,12 @@
 """Projection to the vocabulary and cross-entropy in one, without ever holding all logits.
 
-The logits of a training batch are its largest tensor by far. Made in one piece they are written to memory and read back half
-a dozen times; made for a few rows at a time they stay in the processor's cache, and because the gradient of a cross-entropy is
-known with its value, it is taken there and then and nothing is kept or computed twice. Measured on one CPU thread, 3,100 rows
+The logits of a training batch are its largest tensor by far. Made in one piece they are written to memory and read back
+half a dozen times; made for a few rows at a time they stay in the processor's cache, and because the gradient of a
+cross-entropy is known with its value, it is taken there and then and nothing is kept or computed twice. Measured on one
+CPU thread, 3,100 rows
 of 128 and 6,000 words, bfloat16: 1.00 s for the plain way, forward and backward, and 0.15 s for this one.
 """
+
 from typing import NamedTuple, Optional
 
 import torch
@@ -15,7 +17,9 @@ from nar_plugins.modules.linear import CPU_ROWS
 from nar_plugins.modules.precision import full
 
 LOGITS = 1 << 24  # logits at a time on a GPU: 64 MiB in float32
-PIECES = 8  # how many such pieces make a part of the weights' gradient together: it is as large as the weights, to be added
+PIECES = (
+    8  # how many such pieces make a part of the weights' gradient together: it is as large as the weights, to be added
+)
 
 
 class WordLosses(NamedTuple):
@@ -45,7 +49,9 @@ def fused_word_loss(
     rows = CPU_ROWS if device == "cpu" else max(1, LOGITS // projection.weight.size(0))
     with torch.autocast(device, enabled=False):
         train = torch.is_grad_enabled()  # within a Function it never is
-        return WordLosses(*FusedWordLoss.apply(features, projection.weight, words, weights, label_smoothing, dtype, rows, train))
+        return WordLosses(
+            *FusedWordLoss.apply(features, projection.weight, words, weights, label_smoothing, dtype, rows, train)
+        )
 
 
 class FusedWordLoss(torch.autograd.Function):
@@ -56,7 +62,9 @@ class FusedWordLoss(torch.autograd.Function):
     def forward(ctx, features, weight, words, weights, label_smoothing, dtype, rows, train):
         table = weight.to(dtype)
         of_features = torch.empty_like(features) if train and ctx.needs_input_grad[0] else None
-        of_weight = torch.zeros_like(weight, dtype=full(weight[:0]).dtype) if train and ctx.needs_input_grad[1] else None
+        of_weight = (
+            torch.zeros_like(weight, dtype=full(weight[:0]).dtype) if train and ctx.needs_input_grad[1] else None
+        )
         total, nlls, hits, slopes = [], [], [], []
         for place in range(0, max(1, words.numel()), rows):
             part = slice(place, place + rows)

@@ -1,4 +1,7 @@
-"""Glancing training (Qian et al. 2021): show the decoder some of the target, the more of it the worse its first try is."""
+"""Glancing training (Qian et al. 2021): show the decoder some of the target, the more of it the worse its first try
+is.
+"""
+
 import re
 from dataclasses import dataclass
 
@@ -25,7 +28,9 @@ class Schedule:
         """
         found = FORM.fullmatch(text.strip())
         if not found:
-            raise ValueError(f"--glancing '{text}' is no schedule: write a ratio, or start:end@updates, as in 0.5:0.3@300k")
+            raise ValueError(
+                f"--glancing '{text}' is no schedule: write a ratio, or start:end@updates, as in 0.5:0.3@300k"
+            )
         start = float(found["start"])
         end = start if found["end"] is None else float(found["end"])
         updates = float(found["updates"] or 1) * {"k": 1000, "M": 1000000}.get(found["unit"], 1)

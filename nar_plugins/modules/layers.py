@@ -1,4 +1,5 @@
 """fairseq's Transformer layers with this package's attention; the decoder's, without a causal mask, is written out."""
+
 from typing import Optional
 
 import torch.nn.functional as F

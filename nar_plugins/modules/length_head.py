@@ -1,4 +1,5 @@
 """How long will the target be? One table of length vectors, read by a LENGTH token or by a pooled encoder state."""
+
 import torch
 import torch.nn as nn
 from torch import Tensor

@@ -1,11 +1,12 @@
 """Linear layers by oneDNN while decoding in float32 on a CPU.
 
-PyTorch gives float32 products on CPUs to MKL, whose kernels use half of what an AMD processor with AVX-512 can do: oneDNN, which
-PyTorch carries too, was measured 2.3 times faster on one (``scripts/bench_against_stock.py``) and as fast on an Intel one. On an AMD
-processor that has AVX2 only MKL is as fast, and faster with few rows, because oneDNN reorders the weights in every call. A call of
-it costs some 15 us more besides, which is several times the product itself where a small model decodes one sentence. Processors of
-other kinds were not measured, and keep PyTorch's choice.
+PyTorch gives float32 products on CPUs to MKL, whose kernels use half of what an AMD processor with AVX-512 can do:
+oneDNN, which PyTorch carries too, was measured 2.3 times faster on one (``scripts/bench_against_stock.py``) and as fast
+on an Intel one. On an AMD processor that has AVX2 only MKL is as fast, and faster with few rows, because oneDNN
+reorders the weights in every call. A call of it costs some 15 us more besides, which is several times the product
+itself where a small model decodes one sentence. Processors of other kinds were not measured, and keep PyTorch's choice.
 """
+
 from contextlib import contextmanager
 from typing import Callable, Dict, Optional
 
@@ -14,16 +15,17 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-
 SMALL = 1 << 20  # multiplications; below it MKL is done before oneDNN has begun (measured on one core)
-LARGE_WEIGHT = 1 << 18  # numbers; a smaller weight is in the cache, and MKL is done first up to four times as many products
+LARGE_WEIGHT = (
+    1 << 18
+)  # numbers; a smaller weight is in the cache, and MKL is done first up to four times as many products
 CPU_ROWS = 64  # rows of logits made and reduced at a time on a CPU, so that they stay in its cache
 
 
 @contextmanager
 def fast_linear(models, dtype: torch.dtype):
-    """Within it large products of the linear layers of ``models`` are computed by oneDNN where that is faster: float32, no
-    gradients, a CPU with AVX-512. Products of their weights outside the layers go through ``linear``.
+    """Within it large products of the linear layers of ``models`` are computed by oneDNN where that is faster: float32,
+    no gradients, a CPU with AVX-512. Products of their weights outside the layers go through ``linear``.
 
     The weights stay where they are, so nothing has to be kept up to date while the models train in between.
 
@@ -43,8 +45,8 @@ def fast_linear(models, dtype: torch.dtype):
 def servable(models) -> Dict[nn.Linear, Callable[[Tensor], Tensor]]:
     """The ``forward`` of every linear layer of ``models`` whose weight is a float32 parameter on a CPU.
 
-    A weight that is no parameter (weight normalisation, pruning) is made anew by every call of its layer, which keeps its own
-    ``forward``; so does a layer that has another one already.
+    A weight that is no parameter (weight normalisation, pruning) is made anew by every call of its layer, which keeps
+    its own ``forward``; so does a layer that has another one already.
     """
     found = {}
     for module in (m for model in models for m in model.modules()):
@@ -59,7 +61,8 @@ def servable(models) -> Dict[nn.Linear, Callable[[Tensor], Tensor]]:
 def chosen_by_size(weight: Tensor, bias: Optional[Tensor]) -> Callable[[Tensor], Tensor]:
     """A layer's ``forward``: (..., in) -> (..., out).
 
-    All that can be known of the layer is settled here. A product that is left to MKL then costs no more than in the layer
+    All that can be known of the layer is settled here. A product that is left to MKL then costs no more than in the
+    layer
     itself, which looks up its weight and bias in every call: a small model makes hundreds of them a sentence.
     """
     least = -(-small(weight) // weight.size(0))  # numbers of the input from which on the product is a large one

@@ -1,4 +1,5 @@
 """The parts of a loss, summed; the criterion weighs, normalises and logs them."""
+
 from typing import NamedTuple, Optional
 
 import torch

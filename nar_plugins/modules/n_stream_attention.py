@@ -1,4 +1,5 @@
 """BANG's self-attention: a main stream, and rows of masks on top of it, without a mask over all streams."""
+
 from typing import NamedTuple
 
 import torch
@@ -25,8 +26,8 @@ class Projected(NamedTuple):
 class NStreamAttention(nn.Module):
     """The release's parameters and names. All streams share them, so a mask and a token differ in what they see only.
 
-    The bias of a key depends on the query's input and on the bucket of the distance of their position ids; it is added to the
-    scaled product.
+    The bias of a key depends on the query's input and on the bucket of the distance of their position ids; it is added
+    to the scaled product.
     """
 
     def __init__(self, embed_dim: int, num_heads: int, dropout: float = 0.0):

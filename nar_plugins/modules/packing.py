@@ -2,6 +2,7 @@
 
 Written out because of that: PyTorch's own would keep the states for the backward pass, and sum where nothing meets.
 """
+
 from typing import Tuple
 
 import torch

@@ -1,4 +1,7 @@
-"""The decoder layer of Gu et al. 2018: a positional attention between self-attention and cross-attention (section 3.2)."""
+"""The decoder layer of Gu et al. 2018: a positional attention between self-attention and cross-attention (section
+3.2).
+"""
+
 from typing import Optional
 
 import torch
@@ -10,7 +13,9 @@ from nar_plugins.modules.layers import NarDecoderLayer
 
 
 class PositionalDecoderLayer(NarDecoderLayer):
-    """A decoder layer in which every position also looks by position alone: queries and keys are the position vectors."""
+    """A decoder layer in which every position also looks by position alone: queries and keys are the position
+    vectors.
+    """
 
     def __init__(self, cfg, no_encoder_attn=False):
         super().__init__(cfg, no_encoder_attn)
@@ -38,7 +43,10 @@ class PositionalDecoderLayer(NarDecoderLayer):
         """Attention whose values are x (B*N, T, D)."""
         attention, norm = self.positional_attn, self.positional_attn_layer_norm
         inputs = norm(x) if self.normalize_before else x
-        keys, values = split_heads(attention, attention.k_proj(positions)), split_heads(attention, attention.v_proj(inputs))
+        keys, values = (
+            split_heads(attention, attention.k_proj(positions)),
+            split_heads(attention, attention.v_proj(inputs)),
+        )
         return self.add(x, attention.attend(attention.queries(positions), keys, values, allowed), norm)
 
 

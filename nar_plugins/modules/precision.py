@@ -1,4 +1,5 @@
 """Where half precision must not go (softmaxes, scores and losses), and where it is no use."""
+
 from collections import Counter
 from contextlib import nullcontext
 from time import perf_counter
@@ -23,9 +24,11 @@ def full(x: Tensor) -> Tensor:
 def faster_dtype(device: torch.device, model: Optional[nn.Module] = None, rows: int = 256) -> torch.dtype:
     """bfloat16 where ``device`` trains with it faster than with float32, else float32.
 
-    Every GPU of PyTorch's with bfloat16 in hardware does. CPUs differ, and so do the sizes of a model's layers on one of them:
-    with AMX bfloat16 is several times as fast, with AVX512-BF16 alone from twice to half as fast, without either ten to thirty
-    times slower. So both are timed, on the products of the model's own linear layers, which takes some tenths of a second.
+    Every GPU of PyTorch's with bfloat16 in hardware does. CPUs differ, and so do the sizes of a model's layers on one
+    of them: with AMX bfloat16 is several times as fast, with AVX512-BF16 alone from twice to half as fast, without
+        either ten to thirty
+    times slower. So both are timed, on the products of the model's own linear layers, which takes some tenths of a
+    second.
 
     Args:
         model: what is trained; None: one small product speaks for all.
@@ -46,7 +49,8 @@ def faster_dtype(device: torch.device, model: Optional[nn.Module] = None, rows: 
 
 
 def layer_products(model: nn.Module, rows: int) -> Dict[Tuple[int, int, int], float]:
-    """What to time for a model: (rows, inputs, outputs) of a product -> how often a pass through its linear layers needs it.
+    """What to time for a model: (rows, inputs, outputs) of a product -> how often a pass through its linear layers
+    needs it.
 
     Args:
         rows: tokens in a batch; fewer are timed where so many would take long.

@@ -1,4 +1,5 @@
 """The proposal heads of blockwise parallel decoding (Stern et al. 2018, section 6 and figure 3)."""
+
 from typing import Optional
 
 import torch
@@ -11,11 +12,13 @@ HEADS = ("full", "diag", "sequential")  # the last is sequential_heads.py's
 
 
 class ProposalHeads(nn.Module):
-    """n heads on the decoder's output: each a residual feed-forward layer, before the vocabulary projection that all share.
+    """n heads on the decoder's output: each a residual feed-forward layer, before the vocabulary projection that all
+    share.
 
-    ``full`` is the paper's: one hidden layer of n * F units, which every head sees whole (T2T ``transformer_parallel.py``,
-    lines 48 to 67); n (n + 1) D F parameters. ``diag`` gives every head F units of its own: 2 n D F. The second layer starts
-    at zero, so that every head starts as the base's next-token prediction. All heads are stacked in the same tensors: none
+    ``full`` is the paper's: one hidden layer of n * F units, which every head sees whole (T2T
+    ``transformer_parallel.py``, lines 48 to 67); n (n + 1) D F parameters. ``diag`` gives every head F units of its
+    own: 2 n D F. The second layer starts at zero, so that every head starts as the base's next-token prediction. All
+        heads are stacked in the same tensors: none
     is without a gradient because another one was drawn.
 
     Args:

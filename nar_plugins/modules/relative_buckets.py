@@ -1,4 +1,5 @@
 """T5's relative-position buckets for a query that never looks to its right (Raffel et al. 2020, section 2.1)."""
+
 import math
 
 import torch
@@ -10,8 +11,8 @@ BUCKETS, MAX_DISTANCE = 32, 128
 def bucket(distance: int, buckets: int = BUCKETS, max_distance: int = MAX_DISTANCE) -> int:
     """The bucket of ``distance`` = position of the query - position of the key.
 
-    The first half are one distance each; the other half grow with the logarithm up to ``max_distance``. A key to the right
-    of its query, which no mask lets through, is in bucket 0.
+    The first half are one distance each; the other half grow with the logarithm up to ``max_distance``. A key to the
+    right of its query, which no mask lets through, is in bucket 0.
     """
     half = buckets // 2
     if distance < half:

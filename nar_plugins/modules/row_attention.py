@@ -1,4 +1,7 @@
-"""Attention of rows of masks to the main stream and to themselves, whose weights are made again in the backward pass."""
+"""Attention of rows of masks to the main stream and to themselves, whose weights are made again in the backward
+pass.
+"""
+
 from typing import Optional
 
 import torch

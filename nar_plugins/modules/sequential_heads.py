@@ -1,9 +1,11 @@
 """Proposal heads that propose one after the other: each knows the token proposed before it and asks the source again.
 
-Stern et al.'s heads all guess from one state, which must hold every word of the next block. Letting head i read the proposal of
-head i - 1 keeps later proposals in step with earlier ones (Hydra, Ankner et al. 2024; EAGLE, Li et al. 2024); their layer is one
-for all heads here, so that few data train it, and has a cross-attention, because the next word but three stands in the source.
+Stern et al.'s heads all guess from one state, which must hold every word of the next block. Letting head i read the
+proposal of head i - 1 keeps later proposals in step with earlier ones (Hydra, Ankner et al. 2024; EAGLE, Li et al.
+2024); their layer is one for all heads here, so that few data train it, and has a cross-attention, because the next
+word but three stands in the source.
 """
+
 from typing import Callable, Optional, Tuple
 
 import torch
@@ -21,20 +23,33 @@ class SequentialHeads(nn.Module):
     The second feed-forward layer starts at zero, so that every head starts as the base's next-token prediction.
 
     Args:
-        heads: n. dim: D. embed_dim: E of the tokens. encoder_dim: of the encoder's states. hidden: units of the feed-forward
-            layer. attention_heads: H.
+        heads: n. dim: D. embed_dim: E of the tokens. encoder_dim: of the encoder's states. hidden: units of the
+            feed-forward layer. attention_heads: H.
     """
 
     def __init__(
-        self, heads: int, dim: int, embed_dim: int, encoder_dim: int, hidden: int, attention_heads: int,
-        dropout: float, attention_dropout: float, activation_dropout: float,
-    ):  # fmt: skip
+        self,
+        heads: int,
+        dim: int,
+        embed_dim: int,
+        encoder_dim: int,
+        hidden: int,
+        attention_heads: int,
+        dropout: float,
+        attention_dropout: float,
+        activation_dropout: float,
+    ):
         super().__init__()
         self.join = nn.Linear(dim + embed_dim, dim)
         self.number = nn.Parameter(torch.zeros(heads, dim))  # which of the heads it is
         self.join_norm = nn.LayerNorm(dim)
         self.encoder_attn = Attention(
-            dim, attention_heads, kdim=encoder_dim, vdim=encoder_dim, dropout=attention_dropout, encoder_decoder_attention=True
+            dim,
+            attention_heads,
+            kdim=encoder_dim,
+            vdim=encoder_dim,
+            dropout=attention_dropout,
+            encoder_decoder_attention=True,
         )
         self.encoder_attn_norm = nn.LayerNorm(dim)
         self.hidden_layer = nn.Linear(dim, hidden)
@@ -50,24 +65,32 @@ class SequentialHeads(nn.Module):
         """Keys and values (B, H, S, D/H) of the encoder's states (B, S, D), once a sentence."""
         return self.encoder_attn.keys_values(states)
 
-    def forward(self, index: int, base: Tensor, state: Tensor, token: Tensor, ask: Callable[[Tensor], Tensor]) -> Tensor:
+    def forward(
+        self, index: int, base: Tensor, state: Tensor, token: Tensor, ask: Callable[[Tensor], Tensor]
+    ) -> Tensor:
         """What head ``index`` (from 0) puts before the vocabulary projection.
 
         Args:
-            base: (P, D), the decoder's features. state: (P, D), what the head before it put there; for the first ``base``.
+            base: (P, D), the decoder's features. state: (P, D), what the head before it put there; for the first
+                ``base``.
             token: (P, E), the embedding of the token proposed before.
             ask: this module's cross-attention of (P, D) to each one's source.
 
         Returns:
             (P, D).
         """
-        x = self.join_norm(F.linear(torch.cat([state, token], -1), self.join.weight, self.join.bias + self.number[index]))
+        x = self.join_norm(
+            F.linear(torch.cat([state, token], -1), self.join.weight, self.join.bias + self.number[index])
+        )
         x = self.encoder_attn_norm(x + self.dropout_module(ask(x)))
         hidden = self.activation_dropout_module(self.hidden_layer(x).relu_())
         return base + self.dropout_module(F.linear(hidden, self.weight, self.bias[index]))
 
-    def decoding(self, keys: Tensor, values: Tensor, allowed: Optional[Tensor]) -> Callable[[int, Tensor, Tensor, Tensor], Tensor]:
-        """``forward`` in evaluation for one position a sentence: a function of ``index``, ``base``, ``state`` and ``token``.
+    def decoding(
+        self, keys: Tensor, values: Tensor, allowed: Optional[Tensor]
+    ) -> Callable[[int, Tensor, Tensor, Tensor], Tensor]:
+        """``forward`` in evaluation for one position a sentence: a function of ``index``, ``base``, ``state`` and
+        ``token``.
 
         It reads the parameters once: calling the modules takes as long as computing them where one sentence is decoded.
 
@@ -76,8 +99,13 @@ class SequentialHeads(nn.Module):
         """
         join, hidden_layer, weight, attention = self.join, self.hidden_layer, self.weight, self.encoder_attn
         parts = (join, attention.q_proj, attention.out_proj, hidden_layer)
-        (w_join, b_join), (w_q, b_q), (w_out, b_out), (w_hidden, b_hidden) = ((part.weight, part.bias) for part in parts)
-        norms = [(norm.normalized_shape, norm.weight, norm.bias, norm.eps) for norm in (self.join_norm, self.encoder_attn_norm)]
+        (w_join, b_join), (w_q, b_q), (w_out, b_out), (w_hidden, b_hidden) = (
+            (part.weight, part.bias) for part in parts
+        )
+        norms = [
+            (norm.normalized_shape, norm.weight, norm.bias, norm.eps)
+            for norm in (self.join_norm, self.encoder_attn_norm)
+        ]
         joins, ends = (b_join + self.number).unbind(), self.bias.unbind()
         heads, scaling = (len(keys), attention.num_heads, 1, attention.head_dim), attention.scaling
 

@@ -1,4 +1,5 @@
 """What a decoder keeps of its own inputs between calls: keys and values, in slots that are the inputs' positions."""
+
 from typing import List, Tuple
 
 import torch
@@ -11,8 +12,8 @@ ROOM = 32  # slots that there are at first; they double when they are used up
 class Slots:
     """Keys and values of every layer, (B, room, ...) each; empty before the first call.
 
-    A rejected token is overwritten by the next call, so nothing is ever rolled back; what lies beyond the accepted ones is
-    finite, and for the caller to mask.
+    A rejected token is overwritten by the next call, so nothing is ever rolled back; what lies beyond the accepted ones
+    is finite, and for the caller to mask.
     """
 
     def __init__(self):

@@ -1,4 +1,5 @@
 """What an autoregressive model thinks of given targets, in one pass over all their positions."""
+
 import inspect
 from typing import Dict, Optional
 
@@ -34,8 +35,13 @@ def encode_source(model, tokens: Tensor, pad: int, role: str = "teacher") -> Dic
 
 def check_source(positions: int, tokens: Tensor, pad: int, role: str) -> None:
     """Raise when a source of (B, S) is longer than the positions of the model in a role."""
-    check_width(tokens, pad, positions, f"source of {{}} tokens is longer than the {role}'s {{}} positions: give one with more "
-                "--max-source-positions, or shorter sources")  # fmt: skip
+    check_width(
+        tokens,
+        pad,
+        positions,
+        f"source of {{}} tokens is longer than the {role}'s {{}} positions: give one with more "
+        "--max-source-positions, or shorter sources",
+    )
 
 
 def check_width(tokens: Tensor, pad: int, most: int, message: str) -> None:
@@ -46,7 +52,9 @@ def check_width(tokens: Tensor, pad: int, most: int, message: str) -> None:
             raise ValueError("a " + message.format(longest, most))
 
 
-def forced_features(model, encoder_out: Dict, tokens: Tensor, pad: int, eos: int, rows: Optional[Tensor] = None) -> Tensor:
+def forced_features(
+    model, encoder_out: Dict, tokens: Tensor, pad: int, eos: int, rows: Optional[Tensor] = None
+) -> Tensor:
     """The decoder's features (R, T, D) before each of the tokens.
 
     Args:
@@ -57,8 +65,13 @@ def forced_features(model, encoder_out: Dict, tokens: Tensor, pad: int, eos: int
     Raises:
         ValueError: a target is longer than the model's positions.
     """
-    check_width(tokens, pad, model.max_decoder_positions(), "target of {} tokens is longer than the teacher's {} positions: "
-                "give one with more --max-target-positions, or shorter targets")  # fmt: skip
+    check_width(
+        tokens,
+        pad,
+        model.max_decoder_positions(),
+        "target of {} tokens is longer than the teacher's {} positions: "
+        "give one with more --max-target-positions, or shorter targets",
+    )
     if rows is not None:
         encoder_out = model.encoder.reorder_encoder_out(encoder_out, rows)
     before = F.pad(tokens[:, :-1], (1, 0), value=eos)  # fairseq's decoders start from </s>
@@ -67,7 +80,9 @@ def forced_features(model, encoder_out: Dict, tokens: Tensor, pad: int, eos: int
 
 
 def forced_lprobs(model, features: Tensor, mask: int, temperature: float = 1.0) -> Tensor:
-    """Log-probabilities (..., V) of features (..., D), float32 (or float64); ``mask``, which an AR model never learnt, at -inf."""
+    """Log-probabilities (..., V) of features (..., D), float32 (or float64); ``mask``, which an AR model never learnt,
+    at -inf.
+    """
     logits = full(model.decoder.output_layer(features)) / temperature
     return logits.index_fill(-1, torch.tensor([mask], device=logits.device), -float("inf")).log_softmax(-1)
 

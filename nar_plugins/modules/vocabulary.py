@@ -1,4 +1,5 @@
 """Vocabulary tables that accept a checkpoint made before ``<mask>`` was in the dictionary."""
+
 import torch
 import torch.nn as nn
 from fairseq.modules import AdaptiveSoftmax
@@ -38,8 +39,10 @@ def append_row(module, state_dict, prefix, *unused) -> None:
     if stored is None or stored.dim() != 2 or stored.size(0) == here:
         return
     if stored.size(0) + 1 != here:
-        raise ValueError(f"{prefix}weight has {stored.size(0)} rows in the checkpoint and {here} here: "
-                         "the dictionary is not the one that the checkpoint was trained with")  # fmt: skip
+        raise ValueError(
+            f"{prefix}weight has {stored.size(0)} rows in the checkpoint and {here} here: "
+            "the dictionary is not the one that the checkpoint was trained with"
+        )
     state_dict[f"{prefix}weight"] = torch.cat([stored, module.weight.detach()[-1:].to(stored)])
 
 
@@ -52,5 +55,6 @@ def refuse_other_classes(module, state_dict, prefix, *unused) -> None:
     for name, value in module.state_dict().items():
         stored = state_dict.get(prefix + name)
         if stored is not None and stored.shape != value.shape:
-            raise ValueError(f"{prefix}{name} is {tuple(stored.shape)} in the checkpoint and {tuple(value.shape)} here: "
-                             f"{ADAPTIVE}")  # fmt: skip
+            raise ValueError(
+                f"{prefix}{name} is {tuple(stored.shape)} in the checkpoint and {tuple(value.shape)} here: {ADAPTIVE}"
+            )

@@ -1,4 +1,5 @@
 """Pre-training of BANG on raw text: spans are hidden from the encoder, and the decoder says them (Qi et al. 2021)."""
+
 import logging
 import os
 from dataclasses import dataclass, field
@@ -7,7 +8,7 @@ from typing import Optional
 
 from fairseq import utils
 from fairseq.data import TokenBlockDataset, data_utils
-from fairseq.tasks import FairseqTask, register_task
+from fairseq.tasks import register_task
 from fairseq.tasks.language_modeling import SAMPLE_BREAK_MODE_CHOICES
 from omegaconf import II, MISSING
 
@@ -28,13 +29,16 @@ class BangPretrainingConfig(NarTaskConfig):
     tokens_per_sample: int = field(default=512, metadata={"help": "tokens a sample"})
     sample_break_mode: SAMPLE_BREAK_MODE_CHOICES = field(
         default="none",
-        metadata={"help": "none fills every sample; complete ends samples with a sentence, complete_doc with a document too "
-                          "(an empty line ends one)"},  # fmt: skip
+        metadata={
+            "help": "none fills every sample; complete ends samples with a sentence, complete_doc with a document too "
+            "(an empty line ends one)"
+        },
     )
     span_block: int = field(default=64, metadata={"help": "one span is hidden in every block of so many tokens"})
     span_ratio: str = field(default="0.15", metadata={"help": "the part of a block that its span hides, rounded down"})
     mask_symbol: Optional[str] = field(
-        default=None, metadata={"help": "symbol of the dictionary that hides a token (default: [MASK] of BERT's, else <mask>)"}
+        default=None,
+        metadata={"help": "symbol of the dictionary that hides a token (default: [MASK] of BERT's, else <mask>)"},
     )
     dataset_impl: Optional[str] = II("dataset.dataset_impl")
     train_subset: str = II("dataset.train_subset")
@@ -44,8 +48,9 @@ class BangPretrainingConfig(NarTaskConfig):
 class BangPretrainingTask(NarTask):
     """Samples of running text with one hidden span a block, of any dictionary; BERT's keeps its ids and its ``[MASK]``.
 
-    Spans are a function of (seed, epoch, sample), in validation of (seed, sample); batches of (seed, epoch). The vocabulary
-    is the one that ``nar_translation`` makes of the same dictionary, so that a model fine-tunes without any change to it.
+    Spans are a function of (seed, epoch, sample), in validation of (seed, sample); batches of (seed, epoch). The
+    vocabulary is the one that ``nar_translation`` makes of the same dictionary, so that a model fine-tunes without any
+    change to it.
     """
 
     serves_foreign_models = False
@@ -59,8 +64,9 @@ class BangPretrainingTask(NarTask):
         self.mask_index = add_mask(dictionary)
         if cfg.mask_symbol is not None and cfg.mask_symbol != dictionary[self.mask_index]:
             if cfg.mask_symbol not in dictionary:
-                raise ValueError(f"--mask-symbol {cfg.mask_symbol} is not in the dictionary: leave it out, and <mask> is "
-                                 "appended")  # fmt: skip
+                raise ValueError(
+                    f"--mask-symbol {cfg.mask_symbol} is not in the dictionary: leave it out, and <mask> is appended"
+                )
             self.mask_index = dictionary.index(cfg.mask_symbol)
 
     @classmethod
@@ -69,7 +75,9 @@ class BangPretrainingTask(NarTask):
         check_options(cfg)
         folder = utils.split_paths(cfg.data)[0]
         if not os.path.isdir(folder):
-            raise ValueError(f"no data folder '{folder}': binarise the text with fairseq-preprocess --only-source first")
+            raise ValueError(
+                f"no data folder '{folder}': binarise the text with fairseq-preprocess --only-source first"
+            )
         return cls(cfg, cls.load_dictionary(os.path.join(folder, "dict.txt")))
 
     @classmethod
@@ -97,9 +105,15 @@ class BangPretrainingTask(NarTask):
             break_mode=str(self.cfg.sample_break_mode),
         )
         self.datasets[split] = SpanMaskedDataset(
-            samples, self.dictionary, self.mask_index, self.cfg.seed, self.cfg.span_block, self.cfg.span_ratio,
-            epochs=training, name=split,
-        )  # fmt: skip
+            samples,
+            self.dictionary,
+            self.mask_index,
+            self.cfg.seed,
+            self.cfg.span_block,
+            self.cfg.span_ratio,
+            epochs=training,
+            name=split,
+        )
         logger.info(f"{split}: {len(self.datasets[split])} samples of {len(text)} lines")
 
     def build_model(self, cfg, from_checkpoint=False):
@@ -109,8 +123,10 @@ class BangPretrainingTask(NarTask):
         limits = limits if isinstance(limits, tuple) else (limits,)
         positions = min((limit for limit in limits if limit is not None), default=self.cfg.tokens_per_sample)
         if positions < self.cfg.tokens_per_sample:
-            raise ValueError(f"--tokens-per-sample {self.cfg.tokens_per_sample} is more than the model's {positions} positions: "
-                             "give --max-source-positions and --max-target-positions, or smaller samples")  # fmt: skip
+            raise ValueError(
+                f"--tokens-per-sample {self.cfg.tokens_per_sample} is more than the model's {positions} positions: "
+                "give --max-source-positions and --max-target-positions, or smaller samples"
+            )
         return model
 
     def max_positions(self):
@@ -119,14 +135,18 @@ class BangPretrainingTask(NarTask):
 
     def build_generator(self, models, args, *unused, **kwargs):
         """Refuse: there is nothing to generate."""
-        raise ValueError("--task bang_pretraining has no generation: decode its checkpoints with --task nar_translation")
+        raise ValueError(
+            "--task bang_pretraining has no generation: decode its checkpoints with --task nar_translation"
+        )
 
 
 def check_options(cfg) -> None:
     """Raise when an option cannot be honoured, or is out of range."""
     if str(cfg.sample_break_mode) == "eos":
-        raise ValueError("--sample-break-mode eos does not work with numpy 2 (fairseq's TokenBlockDataset needs np.compat), and "
-                         "a sentence is seldom long enough to mask: use none, complete or complete_doc")  # fmt: skip
+        raise ValueError(
+            "--sample-break-mode eos does not work with numpy 2 (fairseq's TokenBlockDataset needs np.compat), and "
+            "a sentence is seldom long enough to mask: use none, complete or complete_doc"
+        )
     if cfg.dataset_impl == "raw":
         raise ValueError("--dataset-impl raw: binarise the text (fairseq-preprocess --only-source)")
     if cfg.span_block < 1:
@@ -136,7 +156,9 @@ def check_options(cfg) -> None:
     except ValueError:
         ratio = Fraction(0)
     if not 0 < ratio <= 1 or int(ratio * cfg.span_block) < 1:
-        raise ValueError(f"--span-ratio {cfg.span_ratio} of --span-block {cfg.span_block} hides no token, or more than there are: "
-                         "the release has 0.15 of 64")  # fmt: skip
+        raise ValueError(
+            f"--span-ratio {cfg.span_ratio} of --span-block {cfg.span_block} hides no token, or more than there are: "
+            "the release has 0.15 of 64"
+        )
     if cfg.tokens_per_sample < 2:
         raise ValueError(f"--tokens-per-sample {cfg.tokens_per_sample}: at least two")

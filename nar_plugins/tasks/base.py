@@ -1,4 +1,7 @@
-"""What every task of this package does alike: batches, noise, precision, and what a checkpoint keeps of its dictionaries."""
+"""What every task of this package does alike: batches, noise, precision, and what a checkpoint keeps of its
+dictionaries.
+"""
+
 import importlib.util
 import logging
 import os
@@ -29,9 +32,11 @@ logger = logging.getLogger(__name__)
 class NarTaskConfig(FairseqDataclass):
     train_dtype: ChoiceEnum(["float32", "bfloat16", "auto"]) = field(
         default="float32",
-        metadata={"help": "autocast training to bfloat16, on CPUs too (fairseq's --amp is float16 on GPUs); auto: where the "
-                  "device computes it faster than float32"},
-    )  # fmt: skip
+        metadata={
+            "help": "autocast training to bfloat16, on CPUs too (fairseq's --amp is float16 on GPUs); auto: where the "
+            "device computes it faster than float32"
+        },
+    )
     seed: int = II("common.seed")
     amp: bool = II("common.amp")
     cpu: bool = II("common.cpu")
@@ -43,7 +48,8 @@ class NarTaskConfig(FairseqDataclass):
 
 
 class Progress:
-    """How far a validation is, said in the log now and then: fairseq's bar is for terminals, and decoding can take minutes.
+    """How far a validation is, said in the log now and then: fairseq's bar is for terminals, and decoding can take
+    minutes.
 
     Args:
         total: sentences to come.
@@ -64,10 +70,11 @@ class Progress:
 
 
 class NarTask(FairseqTask):
-    """A base for tasks whose noise is a function of (seed, update, sentence) and whose batches are one of (seed, epoch).
+    """A base for tasks whose noise is a function of (seed, update, sentence) and whose batches are one of (seed,
+    epoch).
 
-    A resumed run then continues as if it had never stopped, and validation and generation keep every sentence. A data set
-    has ``tgt_sizes``: (sentences,) int, how many target tokens each has.
+    A resumed run then continues as if it had never stopped, and validation and generation keep every sentence. A data
+    set has ``tgt_sizes``: (sentences,) int, how many target tokens each has.
     """
 
     few_tokens = 8_000  # target tokens an update far below the papers'
@@ -94,7 +101,8 @@ class NarTask(FairseqTask):
     def can_reuse_epoch_itr(self, dataset):
         """Training batches are made anew every epoch.
 
-        fairseq would keep those of the epoch in which the run began, and a resumed run would have others (fairseq#1156).
+        fairseq would keep those of the epoch in which the run began, and a resumed run would have others
+        (fairseq#1156).
         """
         return super().can_reuse_epoch_itr(dataset) and dataset is not self.datasets.get(self.cfg.train_subset)
 
@@ -125,10 +133,13 @@ class NarTask(FairseqTask):
         tokens = sum(int(dataset.tgt_sizes[list(batch)].sum()) for batch in batches) / max(1, len(batches))
         workers, micro = kwargs.get("num_shards", 1), self.cfg.update_freq[0]
         update = tokens * workers * micro
-        logger.info(f"{update:,.0f} target tokens an update ({tokens:,.0f} x {workers} workers x --update-freq {micro})")
+        logger.info(
+            f"{update:,.0f} target tokens an update ({tokens:,.0f} x {workers} workers x --update-freq {micro})"
+        )
         if 0 < update < self.few_tokens:
             logger.warning(
-                f"that is far below {self.papers}: --update-freq {micro * round(self.paper_tokens / update)} would reach them"
+                f"that is far below {self.papers}: --update-freq {micro * round(self.paper_tokens / update)} would "
+                "reach them"
             )
 
     # -- the model and its steps ---------------------------------------------------------------------------------------
@@ -154,8 +165,8 @@ class NarTask(FairseqTask):
     def refuse_half(self) -> None:
         """Raise for fairseq's ways to half precision where they do not train.
 
-        ``--bf16`` switches ``--tpu`` on, whatever the device is. ``--fp16`` moves parts to a GPU; its other forms do so at the
-        first overflow.
+        ``--bf16`` switches ``--tpu`` on, whatever the device is. ``--fp16`` moves parts to a GPU; its other forms do so
+        at the first overflow.
         """
         ours = "give --train-dtype bfloat16, or auto, which train on GPUs and CPUs"
         if (self.cfg.bf16 or self.cfg.tpu) and importlib.util.find_spec("torch_xla") is None:
@@ -207,7 +218,9 @@ class NarTask(FairseqTask):
             return getattr(torch, name)
         if self.chosen_dtype is None:
             self.chosen_dtype = faster_dtype(device) if model is None else faster_dtype(device, model, tokens.numel())
-            logger.info(f"--train-dtype auto: {self.chosen_dtype}, the faster one on this {device.type}".replace("torch.", ""))
+            logger.info(
+                f"--train-dtype auto: {self.chosen_dtype}, the faster one on this {device.type}".replace("torch.", "")
+            )
         return self.chosen_dtype
 
     def valid_step(self, sample, model, criterion):
@@ -216,7 +229,8 @@ class NarTask(FairseqTask):
         self.progress.add(sample["id"].numel())
         return found
 
-    # -- what a checkpoint keeps of the task -----------------------------------------------------------------------------
+    # -- what a checkpoint keeps of the task
+    # -----------------------------------------------------------------------------
 
     def state_dict(self) -> Dict:
         """The symbols of the dictionaries, so that a checkpoint is not used with others of the same size."""

@@ -1,4 +1,5 @@
 """The task of parallel text, for every model of this package and for fairseq's own ``transformer`` beside them."""
+
 import glob
 import json
 import logging
@@ -38,13 +39,17 @@ class NarTranslationBase(NarTaskConfig, TranslationConfig):
     )
     eval_bleu_tokenize: Optional[ChoiceEnum(bleu.TOKENIZERS)] = field(
         default=None,
-        metadata={"help": "sacreBLEU's tokeniser for --eval-bleu; unset: zh, ja-mecab, ko-mecab or char where the target "
-                  "language needs one, else 13a, which needs blanks between words"},
-    )  # fmt: skip
+        metadata={
+            "help": "sacreBLEU's tokeniser for --eval-bleu; unset: zh, ja-mecab, ko-mecab or char where the target "
+            "language needs one, else 13a, which needs blanks between words"
+        },
+    )
 
 
 # every generator's options become flags of fairseq-train, -generate and -interactive
-NarTranslationConfig = make_dataclass("NarTranslationConfig", [], bases=(NarTranslationBase, *registry.config_classes()))
+NarTranslationConfig = make_dataclass(
+    "NarTranslationConfig", [], bases=(NarTranslationBase, *registry.config_classes())
+)
 
 
 @register_task("nar_translation", dataclass=NarTranslationConfig)
@@ -106,7 +111,9 @@ class NarTranslationTask(NarTask, TranslationTask):
             logger.warning(f"{split}: {blank} of {len(dataset)} pairs have an empty side; they are kept")
         if self.cfg.truncate_source:
             longest = self.cfg.max_source_positions
-            logger.warning(f"{split}: {checks.cut_sources(dataset.src)} of {len(dataset)} sources are cut to {longest} tokens")
+            logger.warning(
+                f"{split}: {checks.cut_sources(dataset.src)} of {len(dataset)} sources are cut to {longest} tokens"
+            )
         for side, (dictionary, language) in sides.items():
             text = reserved.readable(getattr(dataset, side), dictionary, f"{split} ({language})", self.parallel)
             setattr(dataset, side, text)
@@ -122,7 +129,9 @@ class NarTranslationTask(NarTask, TranslationTask):
                 logger.warning(f"{error}; only a loss needs them")  # generation does not
 
     def fertility_files(self, folder: str, split: str, combine: bool) -> List[Path]:
-        """The fertilities of a split and, where fairseq combines it with split1, split2 ..., of those, in fairseq's order."""
+        """The fertilities of a split and, where fairseq combines it with split1, split2 ..., of those, in fairseq's
+        order.
+        """
         source, target = self.cfg.source_lang, self.cfg.target_lang
         more = [f"{split}{k}" for k in range(1, 100)] if combine else []
         there = [name for name in more if list(Path(folder).glob(f"{glob.escape(name)}.*-*.{source}.*"))]
@@ -152,15 +161,23 @@ class NarTranslationTask(NarTask, TranslationTask):
         positions, most = kwargs.get("max_positions"), kwargs.get("max_tokens")
         skip = kwargs.get("ignore_invalid_inputs", False)
         if isinstance(dataset, InferenceDataset):
-            hub = kwargs.get("disable_iterator_cache", False)  # fairseq's hub is given lists; interactive reads on in one input
+            hub = kwargs.get(
+                "disable_iterator_cache", False
+            )  # fairseq's hub is given lists; interactive reads on in one input
             sources = [model.max_positions()[0] for model in self.companions] + [positions[0]] * (positions is not None)
-            dataset.bound(min(sources, default=None), most, self.cfg.truncate_source, skip, 0 if hub else self.lines_read)
+            dataset.bound(
+                min(sources, default=None), most, self.cfg.truncate_source, skip, 0 if hub else self.lines_read
+            )
             self.lines_read += len(dataset)
         try:
             return super().get_batch_iterator(dataset, *args, **kwargs)
         except (AssertionError, IndexError) as error:
-            if most is not None:  # fairseq counts --max-tokens among the positions in training: of none left, an IndexError
-                checks.check_batch_size(dataset, most, positions if skip and isinstance(error, AssertionError) else None)
+            if (
+                most is not None
+            ):  # fairseq counts --max-tokens among the positions in training: of none left, an IndexError
+                checks.check_batch_size(
+                    dataset, most, positions if skip and isinstance(error, AssertionError) else None
+                )
             raise
 
     def inference_step(self, generator, models, sample, prefix_tokens=None, constraints=None):
@@ -196,7 +213,8 @@ class NarTranslationTask(NarTask, TranslationTask):
 
         Args:
             models: one or an ensemble.
-            args: fairseq's generation options; for ``--eval-bleu-args`` also this package's, which then override the flags.
+            args: fairseq's generation options; for ``--eval-bleu-args`` also this package's, which then override the
+                flags.
 
         Raises:
             ValueError: an option is unknown or cannot be honoured, or the generator cannot decode these models.
@@ -227,32 +245,42 @@ class NarTranslationTask(NarTask, TranslationTask):
         return registry.GENERATORS[name](models, self.target_dictionary, config, options, self.mask_index, **others)
 
     def rescorer(self, models: list, config: Namespace, args) -> tuple:
-        """The models that decode, and the AR model that chooses: ``--rescorer``'s, or the last of ``--path a.pt:ar.pt`` with
-        fairseq's ``--iter-decode-with-external-reranker``; None without either."""
+        """The models that decode, and the AR model that chooses: ``--rescorer``'s, or the last of ``--path a.pt:ar.pt``
+        with fairseq's ``--iter-decode-with-external-reranker``; None without either."""
         if getattr(args, "iter_decode_with_external_reranker", False):
             if len(models) < 2 or config.rescorer:
-                raise ValueError("--iter-decode-with-external-reranker takes the last of several --path checkpoints, "
-                                 "and no --rescorer besides")  # fmt: skip
+                raise ValueError(
+                    "--iter-decode-with-external-reranker takes the last of several --path checkpoints, "
+                    "and no --rescorer besides"
+                )
             check_teacher(models[-1], "the last checkpoint of --path", "rescorer")
             return models[:-1], models[-1]
         return models, load_teacher(config.rescorer, self, "rescorer") if config.rescorer else None
 
     def validation_defaults(self, name: str, models: list, config: Namespace, args: Namespace) -> tuple:
-        """The options of ``--eval-bleu``'s generator: of the config and of ``args``, with cheaper ones where the user gave none.
+        """The options of ``--eval-bleu``'s generator: of the config and of ``args``, with cheaper ones where the user
+        gave none.
 
-        An untrained length head takes any length, and what decodes left to right does not find its end, so outputs are bounded by
-        the source's length; and every validation costs what decoding costs. Options that have their default are taken for not
-        given.
+        An untrained length head takes any length, and what decodes left to right does not find its end, so outputs are
+        bounded by the source's length; and every validation costs what decoding costs. Options that have their default
+        are taken for not given.
         """
         given = vars(args)
         quick = {
-            option: value for option, value in getattr(registry.GENERATORS.get(name), "in_validation", {}).items()
+            option: value
+            for option, value in getattr(registry.GENERATORS.get(name), "in_validation", {}).items()
             if option not in given and getattr(config, option) == registry.default_of(option)
-        }  # fmt: skip
-        bounds = {} if {"max_len_a", "max_len_b"} & given.keys() or any(getattr(m.args, "ctc", False) for m in models) else BOUNDS
+        }
+        bounds = (
+            {}
+            if {"max_len_a", "max_len_b"} & given.keys() or any(getattr(m.args, "ctc", False) for m in models)
+            else BOUNDS
+        )
         if quick or bounds:
             said = json.dumps({**quick, **bounds})
-            logger.info(f"--eval-bleu decodes by {name} with {said}: --eval-bleu-args changes it, fairseq-generate does without")
+            logger.info(
+                f"--eval-bleu decodes by {name} with {said}: --eval-bleu-args changes it, fairseq-generate does without"
+            )
         return Namespace(**{**vars(config), **quick}), Namespace(**{**bounds, **given})
 
     def generator_config(self, args) -> Namespace:
@@ -284,10 +312,14 @@ class NarTranslationTask(NarTask, TranslationTask):
         references = [self.scored_text(target, bleu.UNKNOWN_IN_REFERENCE) for target in targets]
         if self.cfg.eval_bleu_print_samples:
             logger.info(f"example hypothesis: {said[0].replace(bleu.UNKNOWN_IN_HYPOTHESIS, self.tgt_dict.unk_word)}")
-            logger.info(f"example reference: {references[0].replace(bleu.UNKNOWN_IN_REFERENCE, self.tgt_dict.unk_word)}")
+            logger.info(
+                f"example reference: {references[0].replace(bleu.UNKNOWN_IN_REFERENCE, self.tgt_dict.unk_word)}"
+            )
         if self.first_references is not None:
             self.first_references += references
-            if len(self.first_references) >= 100:  # the first batches hold the shortest sentences, which may be single words
+            if (
+                len(self.first_references) >= 100
+            ):  # the first batches hold the shortest sentences, which may be single words
                 bleu.warn_of_no_blanks(self.bleu, self.first_references, "--eval-bleu-tokenize")
                 self.first_references = None
         return self.bleu.corpus_score(said, [references])
@@ -321,7 +353,9 @@ def validation_bleu(cfg) -> Optional[BLEU]:
     if not cfg.eval_bleu:
         return None
     if cfg.eval_tokenized_bleu and tokenizer:
-        raise ValueError(f"--eval-tokenized-bleu takes the text's own tokens, {flag} {tokenizer} makes others: leave one out")
+        raise ValueError(
+            f"--eval-tokenized-bleu takes the text's own tokens, {flag} {tokenizer} makes others: leave one out"
+        )
     metric = bleu.bleu_metric("none" if cfg.eval_tokenized_bleu else tokenizer, cfg.target_lang, flag)
     logger.info(f"--eval-bleu: sacreBLEU's tokeniser {bleu.tokenizer_name(metric)}")
     return metric

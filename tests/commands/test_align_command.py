@@ -1,4 +1,5 @@
 """nar-align as a user types it: its files fit the data, a second run renews them, bad input is refused by name."""
+
 import gzip
 import shutil
 from pathlib import Path
@@ -72,7 +73,9 @@ def test_alignments_from_elsewhere(data, tmp_path, capsys):
     assert "valid.src-tgt.fert: 23 lines" in capsys.readouterr().out
     assert not (data / "train.src-tgt.fert").exists()
     check_sums(data, "valid")
-    counts = [[sum(int(link.split("-")[0]) == j for link in line) for j in range(n)] for line, n in zip(links, source.sizes)]
+    counts = [
+        [sum(int(link.split("-")[0]) == j for link in line) for j in range(n)] for line, n in zip(links, source.sizes)
+    ]
     lines = (data / "valid.src-tgt.fert").read_text().splitlines()
     assert lines[:20] == [" ".join(map(str, [*line, 1])) for line in counts[:20]]
 

@@ -2,6 +2,7 @@
 
 A dozen cases run as real processes (start-up is four seconds each), the others call the commands' ``cli_main`` here.
 """
+
 import hashlib
 import os
 import pickle
@@ -22,9 +23,25 @@ from nar_plugins.cli import align
 
 USER_DIR = ROOT / "nar_plugins"
 TASK = ("--user-dir", USER_DIR, "--task", "nar_translation", "--cpu")
-TRAIN = (*TASK, "--optimizer", "adam", "--lr", "1e-3", "--max-tokens", "300", "--max-update", "2",
-         "--num-workers", "0", "--no-progress-bar", "--share-all-embeddings",
-         "--max-source-positions", "20", "--max-target-positions", "20")  # fmt: skip
+TRAIN = (
+    *TASK,
+    "--optimizer",
+    "adam",
+    "--lr",
+    "1e-3",
+    "--max-tokens",
+    "300",
+    "--max-update",
+    "2",
+    "--num-workers",
+    "0",
+    "--no-progress-bar",
+    "--share-all-embeddings",
+    "--max-source-positions",
+    "20",
+    "--max-target-positions",
+    "20",
+)
 CMLM = ("--arch", "cmlm_tiny", "--criterion", "nar_loss")
 AR = ("--arch", "transformer_tiny", "--criterion", "cross_entropy")
 
@@ -183,10 +200,17 @@ def test_sides_of_different_length_are_refused(data, tmp_path):
     assert refusal(*train(data, tmp_path / "save")) == "train: 60 src but 9 tgt sentences: they are no pairs"
 
 
-@pytest.mark.parametrize("spoil", [
-    lambda b: b[:20], lambda b: b[: len(b) // 2], lambda b: b[:-1], lambda b: b"", lambda b: b"nonsense\n" * 20,
-    lambda b: b[:9] + b"\xff" * 16 + b[25:],
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda b: b[:20],
+        lambda b: b[: len(b) // 2],
+        lambda b: b[:-1],
+        lambda b: b"",
+        lambda b: b"nonsense\n" * 20,
+        lambda b: b[:9] + b"\xff" * 16 + b[25:],
+    ],
+)
 def test_a_corrupt_index_is_refused(data, tmp_path, spoil):
     index = data / "train.src-tgt.src.idx"
     index.write_bytes(spoil(index.read_bytes()))
@@ -225,9 +249,11 @@ def test_the_same_language_twice_is_refused(made, tmp_path):
 
 def test_a_split_of_unknown_words_is_refused(made, tmp_path):
     foreign = binarise(
-        tmp_path / "text", {"train": pairs(20, 1, lambda s: s.replace("w", "v")), "valid": pairs(9, 2)},
-        "--srcdict", made.data / "dict.src.txt",
-    )  # fmt: skip
+        tmp_path / "text",
+        {"train": pairs(20, 1, lambda s: s.replace("w", "v")), "valid": pairs(9, 2)},
+        "--srcdict",
+        made.data / "dict.src.txt",
+    )
     said = refusal(*train(foreign, tmp_path / "save"))
     assert said.startswith("train (src): 100% of the tokens are <unk>")
 
@@ -283,27 +309,42 @@ def test_a_sentence_longer_than_the_positions_is_skipped_and_counted_in_training
 # -- options of decoding -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("flags, said", [
-    (["--iterations=0"], "--iterations 0"), (["--iterations=-3"], "--iterations -3"),
-    (["--length-beam=0"], "--length-beam 0"),
-    (["--beam=3"], "--beam 3"), (["--prefix-size=2"], "--prefix-size"), (["--constraints"], "--constraints"),
-    (["--sampling", "--beam=1"], "--sampling"), (["--unkpen=1"], "--unkpen"), (["--temperature=2"], "--temperature"),
-    (["--replace-unk"], "--replace-unk"), (["--no-repeat-ngram-size=2"], "--no-repeat-ngram-size"),
-    (["--diverse-beam-groups=2"], "--diverse-beam-groups"), (["--print-alignment"], "--print-alignment"),
-    (["--iter-decode-max-iter=9"], "--iterations counts all passes"), (["--score-reference"], "--score-reference"),
-    (["--generator=beam"], "--generator beam cannot decode a CmlmModel"),
-    (["--generator=beem"], "--generator beem does not exist"),
-    (["--match-source-len"], "--match-source-len"), (["--lm-weight=0.5"], "--lm-weight"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "flags, said",
+    [
+        (["--iterations=0"], "--iterations 0"),
+        (["--iterations=-3"], "--iterations -3"),
+        (["--length-beam=0"], "--length-beam 0"),
+        (["--beam=3"], "--beam 3"),
+        (["--prefix-size=2"], "--prefix-size"),
+        (["--constraints"], "--constraints"),
+        (["--sampling", "--beam=1"], "--sampling"),
+        (["--unkpen=1"], "--unkpen"),
+        (["--temperature=2"], "--temperature"),
+        (["--replace-unk"], "--replace-unk"),
+        (["--no-repeat-ngram-size=2"], "--no-repeat-ngram-size"),
+        (["--diverse-beam-groups=2"], "--diverse-beam-groups"),
+        (["--print-alignment"], "--print-alignment"),
+        (["--iter-decode-max-iter=9"], "--iterations counts all passes"),
+        (["--score-reference"], "--score-reference"),
+        (["--generator=beam"], "--generator beam cannot decode a CmlmModel"),
+        (["--generator=beem"], "--generator beem does not exist"),
+        (["--match-source-len"], "--match-source-len"),
+        (["--lm-weight=0.5"], "--lm-weight"),
+    ],
+)
 def test_an_option_that_makes_no_sense_for_mask_predict_is_refused(made, flags, said):
     assert said in refusal(*generate(made, *flags))
 
 
-@pytest.mark.parametrize("flags, said", [
-    (["--generator=mask_predict"], "--generator mask_predict cannot decode a TransformerModel"),
-    (["--iterations=4"], "--iterations is no option of --generator beam"),
-    (["--length-beam=3"], "--length-beam is no option of --generator beam"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "flags, said",
+    [
+        (["--generator=mask_predict"], "--generator mask_predict cannot decode a TransformerModel"),
+        (["--iterations=4"], "--iterations is no option of --generator beam"),
+        (["--length-beam=3"], "--length-beam is no option of --generator beam"),
+    ],
+)
 def test_an_option_that_makes_no_sense_for_an_ar_checkpoint_is_refused(made, flags, said):
     assert said in refusal(*generate(made, *flags, path=made.ar))
 
@@ -354,10 +395,16 @@ def test_training_does_not_start_over_a_truncated_checkpoint(made, tmp_path):
     assert contents(folder) == before
 
 
-@pytest.mark.parametrize("write", [
-    lambda p: p.write_text("this is no checkpoint\n"), lambda p: p.write_bytes(b""), lambda p: torch.save([1], p),
-    lambda p: torch.save({"state_dict": {}}, p), lambda p: p.write_bytes(pickle.dumps({"model": {}, "args": None})),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda p: p.write_text("this is no checkpoint\n"),
+        lambda p: p.write_bytes(b""),
+        lambda p: torch.save([1], p),
+        lambda p: torch.save({"state_dict": {}}, p),
+        lambda p: p.write_bytes(pickle.dumps({"model": {}, "args": None})),
+    ],
+)
 def test_a_foreign_checkpoint_file_is_refused(made, tmp_path, write):
     path = tmp_path / "foreign.pt"
     write(path)
@@ -422,8 +469,20 @@ def test_training_does_not_continue_from_a_checkpoint_of_another_model(made, tmp
 
 
 def test_a_stock_non_autoregressive_checkpoint_is_refused_by_name(made, tmp_path):
-    arch = ("--arch", "cmlm_transformer", "--criterion", "nat_loss", "--encoder-layers", "1", "--decoder-layers", "1",
-            "--encoder-embed-dim", "64", "--decoder-embed-dim", "64")  # fmt: skip
+    arch = (
+        "--arch",
+        "cmlm_transformer",
+        "--criterion",
+        "nat_loss",
+        "--encoder-layers",
+        "1",
+        "--decoder-layers",
+        "1",
+        "--encoder-embed-dim",
+        "64",
+        "--decoder-embed-dim",
+        "64",
+    )
     stock = ("--user-dir", USER_DIR, "--task", "translation_lev", "--noise", "random_mask", "--cpu")
     here("fairseq-train", made.data, *TRAIN, *stock, *arch, "--save-dir", tmp_path / "stock")
     said = refusal(*generate(made, path=tmp_path / "stock" / "checkpoint_last.pt"))
@@ -442,10 +501,11 @@ def test_results_of_an_earlier_run_survive_a_refused_one_and_give_way_to_a_good_
         assert contents(tmp_path) == before
     here(*generate(made, "--results-path", tmp_path, "--print-step", "--iterations=2"))
     assert list(contents(tmp_path)) == [results]
-    assert {steps for (steps,), in hypotheses(results.read_text(encoding="utf-8"), "I").values()} == {"2"}
+    assert {steps for ((steps,),) in hypotheses(results.read_text(encoding="utf-8"), "I").values()} == {"2"}
 
 
-# -- nat: fertilities, teachers, rescorers, glancing, CTC ------------------------------------------------------------------
+# -- nat: fertilities, teachers, rescorers, glancing, CTC
+# ------------------------------------------------------------------
 
 
 NAT = ("--arch", "nat_tiny", "--criterion", "nar_loss")
@@ -469,10 +529,14 @@ def test_training_without_fertilities_names_the_file_and_the_command(data, tmp_p
     assert not (tmp_path / "save").exists() or not list((tmp_path / "save").glob("*.pt"))
 
 
-@pytest.mark.parametrize("spoil", [
-    lambda lines: lines[:-1], lambda lines: [*lines[:-1], lines[-1] + " 1"],
-    lambda lines: [str(int(lines[0].split()[0]) + 1) + " " + " ".join(lines[0].split()[1:]), *lines[1:]],
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda lines: lines[:-1],
+        lambda lines: [*lines[:-1], lines[-1] + " 1"],
+        lambda lines: [str(int(lines[0].split()[0]) + 1) + " " + " ".join(lines[0].split()[1:]), *lines[1:]],
+    ],
+)
 def test_fertilities_that_do_not_fit_are_refused(nats, tmp_path, spoil):
     data = Path(shutil.copytree(nats.data, tmp_path / "bin"))
     file = data / "train.src-tgt.fert"
@@ -513,7 +577,9 @@ def test_noisy_parallel_without_a_rescorer_is_refused(made, nats):
 
 
 def test_a_rescorer_works_for_mask_predicts_lengths(made):
-    plain, rescored = (hypotheses(here(*generate(made, "--nbest", 5, *flags))) for flags in ((), ("--rescorer", made.ar)))
+    plain, rescored = (
+        hypotheses(here(*generate(made, "--nbest", 5, *flags))) for flags in ((), ("--rescorer", made.ar))
+    )
     for i in range(11):
         assert sorted(text for _, text in plain[i]) == sorted(text for _, text in rescored[i])
     assert plain != rescored
@@ -521,7 +587,9 @@ def test_a_rescorer_works_for_mask_predicts_lengths(made):
 
 @pytest.mark.parametrize("stored", [True, False])
 @pytest.mark.parametrize("use", ["--rescorer", "--teacher"])
-def test_a_teacher_of_another_dictionary_is_refused_naming_the_first_symbol(made, other_data, nats, tmp_path, use, stored):
+def test_a_teacher_of_another_dictionary_is_refused_naming_the_first_symbol(
+    made, other_data, nats, tmp_path, use, stored
+):
     here("fairseq-train", other_data.same, *TRAIN, *AR, "--save-dir", tmp_path / "other", "--valid-subset", "test")
     path = tmp_path / "other" / "checkpoint_last.pt"
     if not stored:  # as of fairseq's own task: its data folder is the only witness

@@ -2,6 +2,7 @@
 
 The stand-in sees everything that a batch has and costs nothing; BANG's own model is tested with its loss.
 """
+
 import json
 import random
 import re
@@ -19,9 +20,32 @@ from nar_plugins.data.dictionary import load_dictionary
 
 USER_DIR = ROOT / "nar_plugins"
 TASK = ("--user-dir", USER_DIR, "--task", "bang_pretraining", "--cpu")
-TRAIN = (*TASK, "--arch", "span_stand_in", "--criterion", "cross_entropy", "--optimizer", "adam", "--lr", "1e-2",
-         "--max-tokens", "300", "--tokens-per-sample", "100", "--seed", "3", "--num-workers", "0", "--no-progress-bar",
-         "--required-batch-size-multiple", "1", "--log-format", "json", "--log-interval", "1")  # fmt: skip
+TRAIN = (
+    *TASK,
+    "--arch",
+    "span_stand_in",
+    "--criterion",
+    "cross_entropy",
+    "--optimizer",
+    "adam",
+    "--lr",
+    "1e-2",
+    "--max-tokens",
+    "300",
+    "--tokens-per-sample",
+    "100",
+    "--seed",
+    "3",
+    "--num-workers",
+    "0",
+    "--no-progress-bar",
+    "--required-batch-size-multiple",
+    "1",
+    "--log-format",
+    "json",
+    "--log-interval",
+    "1",
+)
 SEEN = []  # the batches that the stand-in was given in training
 
 
@@ -62,7 +86,9 @@ def span_stand_in(args):
 
 def text(lines: int, seed: int, prefix: str = "w") -> str:
     rng = random.Random(seed)
-    return "".join(" ".join(f"{prefix}{rng.randint(0, 50)}" for _ in range(rng.randint(0, 30))) + "\n" for _ in range(lines))
+    return "".join(
+        " ".join(f"{prefix}{rng.randint(0, 50)}" for _ in range(rng.randint(0, 30))) + "\n" for _ in range(lines)
+    )
 
 
 def binarise(folder: Path, splits: dict, *flags) -> Path:
@@ -157,8 +183,16 @@ BERT = ["[PAD]", "[unused0]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{i}" for
 
 def test_a_bert_dictionary_keeps_its_ids_and_masks_with_its_own_symbol(tmp_path, caplog):
     (tmp_path / "dict.bert").write_text("".join(f"{s} 1\n" for s in BERT))
-    data = binarise(tmp_path, {"train": text(100, 1), "valid": text(40, 2)}, "--user-dir", USER_DIR,
-                    "--task", "bang_pretraining", "--srcdict", tmp_path / "dict.bert")  # fmt: skip
+    data = binarise(
+        tmp_path,
+        {"train": text(100, 1), "valid": text(40, 2)},
+        "--user-dir",
+        USER_DIR,
+        "--task",
+        "bang_pretraining",
+        "--srcdict",
+        tmp_path / "dict.bert",
+    )
     assert (data / "dict.txt").read_text() == (tmp_path / "dict.bert").read_text()
     SEEN.clear()
     curve(tmp_path / "save", data, "--max-update", 4, "--no-save", caplog=caplog)
@@ -175,7 +209,8 @@ def test_a_mask_symbol_of_the_users_own(tmp_path, caplog):
     hide = load_dictionary(str(data / "dict.txt")).index("<hide>")
     assert torch.cat([batch[0].flatten() for batch in SEEN]).eq(hide).float().mean() > 0.08
     assert refusal("fairseq-train", data, *TRAIN, "--mask-symbol", "<other>") == (
-        "--mask-symbol <other> is not in the dictionary: leave it out, and <mask> is appended")  # fmt: skip
+        "--mask-symbol <other> is not in the dictionary: leave it out, and <mask> is appended"
+    )
 
 
 # -- bad input ---------------------------------------------------------------------------------------------------------
@@ -185,15 +220,24 @@ def train(data, *flags) -> str:
     return refusal("fairseq-train", data, *TRAIN, "--no-save", "--max-update", "2", *flags)
 
 
-@pytest.mark.parametrize("flags, said", [
-    (["--sample-break-mode", "eos"], "--sample-break-mode eos does not work with numpy 2"),
-    (["--tokens-per-sample", "1"], "--tokens-per-sample 1: at least two"),
-    (["--tokens-per-sample", "601"], "--tokens-per-sample 601 is more than the model's 600 positions"),
-    (["--tokens-per-sample", "7"], "valid: no sample is long enough to mask (the longest has 7 tokens, a span needs 8)"),
-    (["--span-block", "0"], "--span-block 0"), (["--span-block", "6"], "--span-ratio 0.15 of --span-block 6 hides no token"),
-    (["--span-ratio", "1.5"], "--span-ratio 1.5"), (["--span-ratio", "a"], "--span-ratio a"),
-    (["--max-tokens", "50"], "no sample fits 50 tokens"), (["--dataset-impl", "raw"], "--dataset-impl raw"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "flags, said",
+    [
+        (["--sample-break-mode", "eos"], "--sample-break-mode eos does not work with numpy 2"),
+        (["--tokens-per-sample", "1"], "--tokens-per-sample 1: at least two"),
+        (["--tokens-per-sample", "601"], "--tokens-per-sample 601 is more than the model's 600 positions"),
+        (
+            ["--tokens-per-sample", "7"],
+            "valid: no sample is long enough to mask (the longest has 7 tokens, a span needs 8)",
+        ),
+        (["--span-block", "0"], "--span-block 0"),
+        (["--span-block", "6"], "--span-ratio 0.15 of --span-block 6 hides no token"),
+        (["--span-ratio", "1.5"], "--span-ratio 1.5"),
+        (["--span-ratio", "a"], "--span-ratio a"),
+        (["--max-tokens", "50"], "no sample fits 50 tokens"),
+        (["--dataset-impl", "raw"], "--dataset-impl raw"),
+    ],
+)
 def test_options_that_make_no_sense_are_refused(data, flags, said):
     assert said in train(data, *flags)
 
@@ -211,8 +255,18 @@ def test_a_corpus_without_a_sample_long_enough_is_refused(data, tmp_path):
 def test_short_and_empty_samples_are_skipped_and_counted(data, tmp_path, caplog):
     lines = text(60, 1) + "\n\nw1\n"
     made = binarise(tmp_path, {"train": lines, "valid": text(40, 2)}, "--srcdict", data / "dict.txt")
-    curve(tmp_path / "s", made, "--sample-break-mode", "complete", "--tokens-per-sample", 20, "--max-update", 1, "--no-save",
-          caplog=caplog)  # fmt: skip
+    curve(
+        tmp_path / "s",
+        made,
+        "--sample-break-mode",
+        "complete",
+        "--tokens-per-sample",
+        20,
+        "--max-update",
+        1,
+        "--no-save",
+        caplog=caplog,
+    )
     assert re.search(r"train: \d+ of \d+ samples are too short to mask: skipped", caplog.text)
 
 
@@ -228,8 +282,12 @@ def test_data_that_are_not_there_or_of_another_kind_are_named(data, tmp_path):
 def test_an_empty_or_a_broken_or_a_foreign_split_is_refused(data, tmp_path):
     empty = binarise(tmp_path / "e", {"train": "", "valid": text(40, 2)}, "--srcdict", data / "dict.txt")
     assert "empty" in train(empty)
-    foreign = binarise(tmp_path / "f", {"train": text(40, 1, "v"), "valid": text(40, 2)}, "--srcdict", data / "dict.txt")
-    assert train(foreign).startswith("train: 100% of the tokens are <unk>") or "% of the tokens are <unk>" in train(foreign)
+    foreign = binarise(
+        tmp_path / "f", {"train": text(40, 1, "v"), "valid": text(40, 2)}, "--srcdict", data / "dict.txt"
+    )
+    assert train(foreign).startswith("train: 100% of the tokens are <unk>") or "% of the tokens are <unk>" in train(
+        foreign
+    )
     index = empty / "valid.idx"
     index.write_bytes(index.read_bytes()[:30])
     assert "corrupt" in train(empty)
@@ -253,5 +311,13 @@ def test_fine_tuning_from_another_vocabulary_is_refused(data, tmp_path, caplog):
     assert load_dictionary(str(other / "dict.txt")).symbols != load_dictionary(str(data / "dict.txt")).symbols
     said = train(other, "--finetune-from-model", tmp_path / "save" / "checkpoint_last.pt")
     assert "is not the checkpoint's: symbol" in said
-    curve(tmp_path / "new", data, "--finetune-from-model", tmp_path / "save" / "checkpoint_last.pt", "--max-update", 1,
-          "--no-save", caplog=caplog)  # fmt: skip
+    curve(
+        tmp_path / "new",
+        data,
+        "--finetune-from-model",
+        tmp_path / "save" / "checkpoint_last.pt",
+        "--max-update",
+        1,
+        "--no-save",
+        caplog=caplog,
+    )

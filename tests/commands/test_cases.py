@@ -1,7 +1,9 @@
-"""The small inputs that users of this and of other projects came with, where the folder that keeps them is beside the project.
+"""The small inputs that users of this and of other projects came with, where the folder that keeps them is beside the
+project.
 
 Each stands for a kind that has its own tests; here the inputs go through the commands as they were reported.
 """
+
 import re
 import subprocess
 import sys
@@ -18,8 +20,25 @@ CASES = ROOT.parent / "shared" / "cases"
 pytestmark = pytest.mark.skipif(not CASES.is_dir(), reason="no folder of cases beside the project")
 
 OURS = ("--user-dir", ROOT / "nar_plugins", "--task", "nar_translation", "--cpu")
-TRAIN = ("--optimizer", "adam", "--lr", "3e-3", "--max-tokens", "400", "--max-update", "4", "--num-workers", "0", "--cpu",
-         "--no-progress-bar", "--share-all-embeddings", "--max-source-positions", "30", "--max-target-positions", "30")  # fmt: skip
+TRAIN = (
+    "--optimizer",
+    "adam",
+    "--lr",
+    "3e-3",
+    "--max-tokens",
+    "400",
+    "--max-update",
+    "4",
+    "--num-workers",
+    "0",
+    "--cpu",
+    "--no-progress-bar",
+    "--share-all-embeddings",
+    "--max-source-positions",
+    "30",
+    "--max-target-positions",
+    "30",
+)
 MODELS = {
     "ar": ("--arch", "transformer_tiny", "--criterion", "cross_entropy"),
     "cmlm": ("--arch", "cmlm_tiny", "--criterion", "nar_loss"),
@@ -33,7 +52,9 @@ PRINTS = ("", "--print-step", "--retain-iter-history", "--retain-iter-history --
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """A toy of the words s1 .. s7 -> t1 .. t7, and every model after four updates; the AR one by fairseq's own task, with BLEU."""
+    """A toy of the words s1 .. s7 -> t1 .. t7, and every model after four updates; the AR one by fairseq's own task,
+    with BLEU.
+    """
     root = tmp_path_factory.mktemp("cases")
     lines = [" ".join(f"s{1 + (i * k + k * k) % 7}" for k in range(1, 3 + i % 5)) for i in range(80)]
     pairs = [(line, line.replace("s", "t")) for line in lines]
@@ -41,8 +62,16 @@ def made(tmp_path_factory):
     for name, flags in MODELS.items():
         task = OURS
         if name == "ar":
-            task = ("--task", "translation", "--eval-bleu", "--eval-bleu-args", '{"beam": 1, "max_len_b": 10}',
-                    "--best-checkpoint-metric", "bleu", "--maximize-best-checkpoint-metric")  # fmt: skip
+            task = (
+                "--task",
+                "translation",
+                "--eval-bleu",
+                "--eval-bleu-args",
+                '{"beam": 1, "max_len_b": 10}',
+                "--best-checkpoint-metric",
+                "bleu",
+                "--maximize-best-checkpoint-metric",
+            )
         here("fairseq-train", data, *task, *TRAIN, *flags, "--save-dir", root / name)
     return root
 
@@ -56,7 +85,17 @@ def binarised_case(made: Path, folder: Path, case: str, *flags) -> Path:
     lines = (CASES / case).read_text(encoding="utf-8").split("\n")[:-1]
     write_pairs(folder, [(line, "t1") for line in lines], "test")
     dictionaries = ("--srcdict", made / "text" / "bin" / "dict.src.txt", "--joined-dictionary")
-    here("fairseq-preprocess", "-s", "src", "-t", "tgt", *dictionaries, f"--testpref={folder / 'test'}", "--destdir", folder / "bin")
+    here(
+        "fairseq-preprocess",
+        "-s",
+        "src",
+        "-t",
+        "tgt",
+        *dictionaries,
+        f"--testpref={folder / 'test'}",
+        "--destdir",
+        folder / "bin",
+    )
     return folder / "bin"
 
 
@@ -101,7 +140,9 @@ def test_a_reserved_symbol_as_a_word(made, tmp_path, name):
     generated = best(here("fairseq-generate", data, *given))
     assert interactive(data, "mask.src", *given) == generated and len(generated) == 2
     if name == "ar":
-        assert interactive(data, "mask.src", "--cpu", "--path", checkpoint(made, name)) == generated  # fairseq's translation
+        assert (
+            interactive(data, "mask.src", "--cpu", "--path", checkpoint(made, name)) == generated
+        )  # fairseq's translation
         assert interactive(data, "mask.src", *given, "--generator", "blockwise", "--beam", "1") == interactive(
             data, "mask.src", "--cpu", "--path", checkpoint(made, name), "--beam", "1"
         )
@@ -117,7 +158,16 @@ def test_a_line_of_unknown_words_is_translated_with_a_warning(made, tmp_path, na
 def test_links_that_do_not_cover_the_data_are_refused(tmp_path, capsys):
     for side, case in (("src", "bpe.src"), ("tgt", "bpe.tgt")):
         (tmp_path / f"train.{side}").write_bytes((CASES / case).read_bytes())
-    here("fairseq-preprocess", "-s", "src", "-t", "tgt", f"--trainpref={tmp_path / 'train'}", "--destdir", tmp_path / "bin")
+    here(
+        "fairseq-preprocess",
+        "-s",
+        "src",
+        "-t",
+        "tgt",
+        f"--trainpref={tmp_path / 'train'}",
+        "--destdir",
+        tmp_path / "bin",
+    )
     for case in ("blank.align", "word_level.align"):
         with pytest.raises(SystemExit) as error:
             align.main([str(tmp_path / "bin"), "--splits", "train", "--alignments", str(CASES / case)])
@@ -130,8 +180,10 @@ def test_an_ar_checkpoint_of_fairseqs_own_recipe_and_one_of_old_fairseq(made, tm
     assert len(best(here("fairseq-generate", data, *OURS, "--path", checkpoint(made, "ar")))) == 6
     here("fairseq-train", data, *OURS, *TRAIN, *MODELS["ar"], "--save-dir", tmp_path)
     new = tmp_path / "checkpoint_last.pt"
-    # pickling a class of fairseq.meters imports fairseq, and that puts its own fairseq.meters in the place of the script's
-    alone = "import runpy, sys, types; sys.modules['fairseq'] = types.ModuleType('fairseq'); runpy.run_path(sys.argv.pop(1))"
+    # pickling a class of fairseq.meters imports fairseq, and that puts its own fairseq.meters in the place of the
+    # script's
+    alone = "import runpy, sys, types; sys.modules['fairseq'] = types.ModuleType('fairseq'); "
+    alone += "runpy.run_path(sys.argv.pop(1))"
     script = [sys.executable, "-c", alone, str(CASES / "old_meters.py"), str(new), str(old)]
     subprocess.run(script, check=True, capture_output=True)
     given = ("fairseq-generate", data, *OURS, "--path")

@@ -1,4 +1,7 @@
-"""Data as users have them: fairseq's older formats, raw text, folders by the epoch, links made elsewhere, broken dictionaries."""
+"""Data as users have them: fairseq's older formats, raw text, folders by the epoch, links made elsewhere, broken
+dictionaries.
+"""
+
 import pickle
 import shutil
 from pathlib import Path
@@ -6,14 +9,26 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import ROOT, hypotheses, preprocess, random_sentences, write_pairs
-from fairseq.data import data_utils, indexed_dataset
+from fairseq.data import data_utils
 from in_process import here, refusal
 
 from nar_plugins.cli import align, distill
 from nar_plugins.data.fertility import read_fertilities
 
 TASK = ("--user-dir", ROOT / "nar_plugins", "--task", "nar_translation", "--cpu")
-TRAIN = ("--optimizer", "adam", "--lr", "1e-3", "--max-tokens", "300", "--max-update", "2", "--no-progress-bar", "--num-workers", "0")
+TRAIN = (
+    "--optimizer",
+    "adam",
+    "--lr",
+    "1e-3",
+    "--max-tokens",
+    "300",
+    "--max-update",
+    "2",
+    "--no-progress-bar",
+    "--num-workers",
+    "0",
+)
 NAT = ("--share-all-embeddings", "--arch", "nat_tiny", "--criterion", "nar_loss")
 
 
@@ -61,8 +76,20 @@ def test_older_data_hold_what_the_newer_do(data, flag):
 def trained(folder: Path, save: Path, *flags) -> dict:
     """The translations of two updates."""
     here("fairseq-train", folder, *TASK, *TRAIN, *NAT, *flags, "--save-dir", save)
-    return hypotheses(here("fairseq-generate", folder, *TASK, *flags, "--gen-subset", "valid", "--max-tokens", "300",
-                           "--path", save / "checkpoint_last.pt"))  # fmt: skip
+    return hypotheses(
+        here(
+            "fairseq-generate",
+            folder,
+            *TASK,
+            *flags,
+            "--gen-subset",
+            "valid",
+            "--max-tokens",
+            "300",
+            "--path",
+            save / "checkpoint_last.pt",
+        )
+    )
 
 
 @pytest.fixture(scope="module")
@@ -73,13 +100,17 @@ def newer(data, tmp_path_factory) -> tuple:
     return (folder / "train.src-tgt.fert").read_bytes(), trained(folder, folder.parent)
 
 
-@pytest.mark.parametrize("impl, flags", [("lazy", ()), ("lazy", ("--dataset-impl", "cached")), ("raw", ("--dataset-impl", "raw"))])
+@pytest.mark.parametrize(
+    "impl, flags", [("lazy", ()), ("lazy", ("--dataset-impl", "cached")), ("raw", ("--dataset-impl", "raw"))]
+)
 def test_every_command_reads_every_format(data, newer, tmp_path, capsys, impl, flags):
     folder = Path(shutil.copytree(data[impl], tmp_path / "bin"))
     said = aligned(capsys, folder)
     assert "train.src-tgt.fert: 60 lines" in said and "valid.src-tgt.fert: 12 lines" in said
     assert (folder / "train.src-tgt.fert").read_bytes() == newer[0]
-    (folder / "aaa.tgt-src.fert").write_text("1\n")  # by which fairseq would take raw text for data of the other direction
+    (folder / "aaa.tgt-src.fert").write_text(
+        "1\n"
+    )  # by which fairseq would take raw text for data of the other direction
     assert len(newer[1]) == 12 and trained(folder, tmp_path, *flags) == newer[1]
 
 
@@ -89,8 +120,21 @@ def test_a_teacher_distils_older_data(data, tmp_path):
     made = []
     for impl in ("mmap", "lazy"):
         out = tmp_path / impl
-        distill.main([str(data[impl]), "--teacher", str(tmp_path / "checkpoint_last.pt"), "--out", str(out), "--beam", "1",
-                      "--max-len-b", "5", "--cpu", "--no-progress-bar"])  # fmt: skip
+        distill.main(
+            [
+                str(data[impl]),
+                "--teacher",
+                str(tmp_path / "checkpoint_last.pt"),
+                "--out",
+                str(out),
+                "--beam",
+                "1",
+                "--max-len-b",
+                "5",
+                "--cpu",
+                "--no-progress-bar",
+            ]
+        )
         made.append(data_utils.load_indexed_dataset(f"{out}/train.src-tgt.tgt"))
         assert len(data_utils.load_indexed_dataset(f"{out}/valid.src-tgt.src")) == 12
     assert [line.tolist() for line in made[0]] == [line.tolist() for line in made[1]]
@@ -101,7 +145,10 @@ def test_older_data_cut_short_are_refused(data, tmp_path, file, size):
     folder = Path(shutil.copytree(data["lazy"], tmp_path / "bin"))
     path = folder / f"valid.src-tgt.tgt.{file}"
     path.write_bytes(path.read_bytes()[:size])
-    for said in (unaligned(folder), refusal("fairseq-train", folder, *TASK, *TRAIN, *NAT, "--save-dir", tmp_path / "save")):
+    for said in (
+        unaligned(folder),
+        refusal("fairseq-train", folder, *TASK, *TRAIN, *NAT, "--save-dir", tmp_path / "save"),
+    ):
         assert "valid.src-tgt.tgt" in said and ("corrupt" in said or "is empty" in said)
 
 
@@ -148,8 +195,12 @@ CASES = {  # sub-words of four, three and two words
 }
 MARKS = {
     "bpe": lambda line: line,
-    "sentencepiece": lambda line: " ".join(p if q.endswith("@@") else f"\u2581{p}" for q, p in previous(line)).replace("@@", ""),
-    "wordpiece": lambda line: " ".join(f"##{p}" if q.endswith("@@") else p for q, p in previous(line)).replace("@@", ""),
+    "sentencepiece": lambda line: " ".join(p if q.endswith("@@") else f"\u2581{p}" for q, p in previous(line)).replace(
+        "@@", ""
+    ),
+    "wordpiece": lambda line: " ".join(f"##{p}" if q.endswith("@@") else p for q, p in previous(line)).replace(
+        "@@", ""
+    ),
 }
 WHOLE = ["0-0 1-1 2-2 3-3 4-4 5-5 6-7", "0-0 1-1 2-2 3-3", "0-0 1-1"]
 
@@ -175,7 +226,9 @@ def with_links(data: Path, lines, ending: str = "\n") -> tuple:
 def test_links_of_words_on_sub_words_are_refused(tmp_path, name):
     data = pairs_with(tmp_path, MARKS[name])
     said = unaligned(*with_links(data, ["0-0 1-1 2-2 3-3", "0-0 1-1 2-2", "0-0 1-1"]))
-    assert "links: in 2 of 2 lines the links are of whole words, and the data are sub-words: align the very text" in said
+    assert (
+        "links: in 2 of 2 lines the links are of whole words, and the data are sub-words: align the very text" in said
+    )
     assert not list(data.glob("*.fert"))
 
 
@@ -189,17 +242,23 @@ def test_links_that_end_before_the_sentences_are_refused(tmp_path):
 def test_links_of_hardly_any_word_are_refused(tmp_path, lines):
     data = pairs_with(tmp_path, times=10)
     said = unaligned(*with_links(data, lines))
-    assert "no link for " in said and "% of the target tokens (an aligner that ran out of memory leaves blank lines)" in said
+    assert (
+        "no link for " in said
+        and "% of the target tokens (an aligner that ran out of memory leaves blank lines)" in said
+    )
     assert not list(data.glob("*.fert"))
 
 
-@pytest.mark.parametrize("lines, ending, share, warned", [
-    (WHOLE, "\n", "7.1%", False),
-    (WHOLE, "\r\n", "7.1%", False),
-    (["0-0 6-7", "3-3 0-0", "0-0 1-1"], "\n", "57.1%", True),  # an intersection, sparse but to the ends
-    (["0-0 6-7", "", "0-0 1-1"], "\n", "71.4%", True),
-    (["0-0 1-1 2-2 3-3 4-4 5-5", "0-0 3-3 1-1", "0-0 1-1"], "\n", "21.4%", True),  # one of three ends early
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "lines, ending, share, warned",
+    [
+        (WHOLE, "\n", "7.1%", False),
+        (WHOLE, "\r\n", "7.1%", False),
+        (["0-0 6-7", "3-3 0-0", "0-0 1-1"], "\n", "57.1%", True),  # an intersection, sparse but to the ends
+        (["0-0 6-7", "", "0-0 1-1"], "\n", "71.4%", True),
+        (["0-0 1-1 2-2 3-3 4-4 5-5", "0-0 3-3 1-1", "0-0 1-1"], "\n", "21.4%", True),  # one of three ends early
+    ],
+)
 def test_other_links_are_taken_and_their_share_is_said(tmp_path, capsys, lines, ending, share, warned):
     data = pairs_with(tmp_path)
     align.main(list(map(str, with_links(data, lines, ending))))
@@ -210,22 +269,29 @@ def test_other_links_are_taken_and_their_share_is_said(tmp_path, capsys, lines, 
     assert np.add.reduceat(values, offsets[:-1]).tolist() == [9, 5, 3]
 
 
-# -- dictionaries --------------------------------------------------------------------------------------------------------
+# -- dictionaries
+# --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("line, says", [
-    ("w1\t7", "line 3: 'w1\t7' is not a symbol, a blank and a count"),
-    ("w77", "line 3: 'w77' is not a symbol"),
-    ("", "line 3: '' is not a symbol"),
-    ("w77 many", "line 3: 'w77 many' is not a symbol"),
-    ("<unk> 3", "line 3: '<unk>' is there already"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "line, says",
+    [
+        ("w1\t7", "line 3: 'w1\t7' is not a symbol, a blank and a count"),
+        ("w77", "line 3: 'w77' is not a symbol"),
+        ("", "line 3: '' is not a symbol"),
+        ("w77 many", "line 3: 'w77 many' is not a symbol"),
+        ("<unk> 3", "line 3: '<unk>' is there already"),
+    ],
+)
 def test_a_broken_dictionary_is_named_with_its_line(data, tmp_path, line, says):
     folder = Path(shutil.copytree(data["mmap"], tmp_path / "bin"))
     path = folder / "dict.tgt.txt"
     lines = path.read_text().splitlines()
     path.write_text("\n".join([*lines[:2], line, *lines[2:]]) + "\n")
-    for said in (unaligned(folder), refusal("fairseq-train", folder, *TASK, *TRAIN, *NAT, "--save-dir", tmp_path / "save")):
+    for said in (
+        unaligned(folder),
+        refusal("fairseq-train", folder, *TASK, *TRAIN, *NAT, "--save-dir", tmp_path / "save"),
+    ):
         assert f"{path}, {says}" in said
 
 

@@ -1,4 +1,5 @@
 """nar-distill through the real commands: line by line what fairseq-generate says, whatever happens on the way."""
+
 import os
 import shutil
 import signal
@@ -23,7 +24,9 @@ STEM = "train.src-tgt"
 
 @pytest.fixture(scope="session")
 def made(tmp_path_factory) -> Namespace:
-    """A corpus of 200 training pairs, and a cmlm and a teacher of it; its weights are random, so that it says many things."""
+    """A corpus of 200 training pairs, and a cmlm and a teacher of it; its weights are random, so that it says many
+    things.
+    """
     root = tmp_path_factory.mktemp("distill")
     splits = {"train": pairs(200, 1), "valid": pairs(9, 2), "test": pairs(11, 3)}
     splits["train"][7] = ("", "")
@@ -179,7 +182,9 @@ def test_a_non_autoregressive_teacher_is_refused_by_name(made, tmp_path):
 
 
 def test_a_missing_teacher_is_named(made, tmp_path):
-    assert f"no checkpoint at {tmp_path / 'nothing.pt'}" in refusal(made, tmp_path / "kd", teacher=tmp_path / "nothing.pt")
+    assert f"no checkpoint at {tmp_path / 'nothing.pt'}" in refusal(
+        made, tmp_path / "kd", teacher=tmp_path / "nothing.pt"
+    )
 
 
 def test_other_settings_do_not_touch_an_existing_data_set(made, distilled, tmp_path):
@@ -201,23 +206,31 @@ def test_a_folder_that_holds_something_else_is_not_touched(made):
     assert contents(made.data) == before
 
 
-@pytest.mark.parametrize("flags, said", [
-    (["--sampling"], "--sampling is no option of nar-distill: a run that was stopped"),
-    (["--nbest", "2"], "--nbest is no option"), (["--prefix-size", "1"], "--prefix-size is no option"),
-    (["--path", "x.pt"], "--path is no option of nar-distill: the teacher is --teacher"),
-    (["--gen-subset", "valid"], "--gen-subset is no option of nar-distill: the split is --train-subset's"),
-    (["--remove-bpe"], "--post-process is no option"), (["--match-source-len"], "--match-source-len is no option"),
-    (["--generator", "mask_predict"], "--generator mask_predict is no option"), (["--iterations", "4"], "--iterations"),
-    (["--num-shards", "2", "--shard-id", "2"], "--shard-id 2: with --num-shards 2 it is 0 to 1"),
-    (["--dataset-impl", "raw"], "--dataset-impl raw"), (["--task", "translation"], "--task is no option"),
-    (["--distributed-world-size", "2"], "--distributed-world-size is no option of nar-distill: use --num-shards"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "flags, said",
+    [
+        (["--sampling"], "--sampling is no option of nar-distill: a run that was stopped"),
+        (["--nbest", "2"], "--nbest is no option"),
+        (["--prefix-size", "1"], "--prefix-size is no option"),
+        (["--path", "x.pt"], "--path is no option of nar-distill: the teacher is --teacher"),
+        (["--gen-subset", "valid"], "--gen-subset is no option of nar-distill: the split is --train-subset's"),
+        (["--remove-bpe"], "--post-process is no option"),
+        (["--match-source-len"], "--match-source-len is no option"),
+        (["--generator", "mask_predict"], "--generator mask_predict is no option"),
+        (["--iterations", "4"], "--iterations"),
+        (["--num-shards", "2", "--shard-id", "2"], "--shard-id 2: with --num-shards 2 it is 0 to 1"),
+        (["--dataset-impl", "raw"], "--dataset-impl raw"),
+        (["--task", "translation"], "--task is no option"),
+        (["--distributed-world-size", "2"], "--distributed-world-size is no option of nar-distill: use --num-shards"),
+    ],
+)
 def test_an_option_that_cannot_be_honoured_is_refused(made, tmp_path, flags, said):
     assert said in refusal(made, tmp_path / "kd", *flags)
     assert not (tmp_path / "kd").exists()
 
 
-# -- ensembles, buckets and what killed runs leave -------------------------------------------------------------------------
+# -- ensembles, buckets and what killed runs leave
+# -------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="session")
@@ -235,7 +248,9 @@ def second(made) -> Path:
 def generated(made, path, *more) -> list:
     """The texts of fairseq-generate on the training split, in order."""
     flags = [flag for flag in FLAGS if flag != "--cpu"]
-    said = hypotheses(here("fairseq-generate", made.data, *TASK, *flags, "--gen-subset", "train", "--path", path, *more))
+    said = hypotheses(
+        here("fairseq-generate", made.data, *TASK, *flags, "--gen-subset", "train", "--path", path, *more)
+    )
     return [said[number][0][1] for number in range(200)]
 
 
@@ -257,8 +272,12 @@ def test_an_ensemble_of_teachers_says_what_fairseq_generates_ensemble_says(made,
 
 
 def test_every_teacher_of_an_ensemble_is_checked(made, second, tmp_path):
-    assert f"no checkpoint at {tmp_path / 'gone.pt'}" in refusal(made, tmp_path / "kd", teacher=f"{second}:{tmp_path / 'gone.pt'}")
-    assert f"{made.cmlm} holds a CmlmModel: a teacher is" in refusal(made, tmp_path / "kd", teacher=f"{second}:{made.cmlm}")
+    assert f"no checkpoint at {tmp_path / 'gone.pt'}" in refusal(
+        made, tmp_path / "kd", teacher=f"{second}:{tmp_path / 'gone.pt'}"
+    )
+    assert f"{made.cmlm} holds a CmlmModel: a teacher is" in refusal(
+        made, tmp_path / "kd", teacher=f"{second}:{made.cmlm}"
+    )
     state = torch.load(second, weights_only=True)
     symbols = state["task_state"]["symbols"]
     state["task_state"]["symbols"] = {side: text.replace("w", "v") for side, text in symbols.items()}

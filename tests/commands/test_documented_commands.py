@@ -3,6 +3,7 @@
 A shell script is not run. Its assignments are collected (arrays, ``case`` branches and ``for`` loops give
 alternatives), its variables are put in, and what is unknown becomes a placeholder that is a word and a number.
 """
+
 import argparse
 import ast
 import importlib
@@ -18,16 +19,19 @@ import fairseq_cli.score
 import pytest
 from conftest import ROOT
 from fairseq import options
-
-import nar_plugins  # noqa: F401
 from own_flags import own_actions
 
+import nar_plugins  # noqa: F401
+
 PARSERS = {
-    "fairseq-train": options.get_training_parser, "fairseq-generate": options.get_generation_parser,
-    "fairseq-interactive": options.get_interactive_generation_parser, "fairseq-validate": options.get_validation_parser,
-    "fairseq-preprocess": options.get_preprocessing_parser, "fairseq-score": fairseq_cli.score.get_parser,
+    "fairseq-train": options.get_training_parser,
+    "fairseq-generate": options.get_generation_parser,
+    "fairseq-interactive": options.get_interactive_generation_parser,
+    "fairseq-validate": options.get_validation_parser,
+    "fairseq-preprocess": options.get_preprocessing_parser,
+    "fairseq-score": fairseq_cli.score.get_parser,
     "fairseq-eval-lm": options.get_eval_lm_parser,
-}  # fmt: skip
+}
 ENTRY_POINTS = dict(re.findall(r'"(nar-[a-z-]+) = ([\w.]+:\w+)"', (ROOT / "setup.py").read_text(encoding="utf-8")))
 UNKNOWN = "1"  # stands for a variable of unknown value: a word, a path, a number
 NAMED = {"--arch": "cmlm_tiny", "--task": "nar_translation", "--criterion": "nar_loss", "--generator": "auto"}
@@ -58,7 +62,7 @@ def closing(text: str, start: int) -> int:
         elif c == ")":
             return i
         i += 1
-    raise ValueError(f"an array is not closed: {text[start:start + 60]}")
+    raise ValueError(f"an array is not closed: {text[start : start + 60]}")
 
 
 def words(text: str) -> List[str]:
@@ -135,7 +139,7 @@ def shell_commands(text: str, where: str, first: int = 1) -> List[Command]:
     """The commands of this project in a piece of shell, once for every alternative of their variables."""
     out, known = [], assignments(plain(text))
     for name in re.findall(r"\$\((nar-[a-z-]+)\)", text):
-        out.append(Command(f"{where}:{first + text[:text.index('$(' + name)].count(chr(10))}", name, []))
+        out.append(Command(f"{where}:{first + text[: text.index('$(' + name)].count(chr(10))}", name, []))
     line = first
     for logical in re.split(r"(?<!\\)\n", text):
         number, line = line, line + logical.count("\n") + 1
@@ -273,11 +277,16 @@ echo "now run fairseq-train by hand"
 def test_the_reader_expands_what_a_shell_would():
     found = shell_commands(SAMPLE, "sample.sh")
     assert [(c.where.split(":")[1], c.name) for c in found] == [
-        ("13", "nar-user-dir"), ("11", "fairseq-train"), ("11", "fairseq-train"), ("13", "fairseq-generate"),
-        ("13", "fairseq-generate")]  # fmt: skip
+        ("13", "nar-user-dir"),
+        ("11", "fairseq-train"),
+        ("11", "fairseq-train"),
+        ("13", "fairseq-generate"),
+        ("13", "fairseq-generate"),
+    ]
     assert found[1].arguments == (
         "1/bin --user-dir nar_plugins --task nar_translation --arch transformer --criterion cross_entropy "
-        "--optimizer adam --lr 1e-3 --adam-betas".split() + ["(0.9, 0.98)", "--max-update", "1", "--cpu"]
+        "--optimizer adam --lr 1e-3 --adam-betas".split()
+        + ["(0.9, 0.98)", "--max-update", "1", "--cpu"]
     )
     assert found[2].arguments[5:9] == ["--arch", "cmlm_tiny", "--criterion", "nar_loss"]
     assert [c.arguments[-1] for c in found[3:]] == ["valid", "test"]
@@ -285,12 +294,15 @@ def test_the_reader_expands_what_a_shell_would():
         parse(command)
 
 
-@pytest.mark.parametrize("line", [
-    "fairseq-train DATA --user-dir nar_plugins --task nar_translation --arch cmlm_tiny --iteration 10",
-    "fairseq-generate DATA --user-dir nar_plugins --task nar_translation --path X --length-beams 5",
-    "fairseq-generate DATA --user-dir nar_plugins --task nar_translation --path X --schedule quadratic",
-    "fairseq-train DATA --user-dir nar_plugins --task nar_translation --arch cmlm_tinny",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "line",
+    [
+        "fairseq-train DATA --user-dir nar_plugins --task nar_translation --arch cmlm_tiny --iteration 10",
+        "fairseq-generate DATA --user-dir nar_plugins --task nar_translation --path X --length-beams 5",
+        "fairseq-generate DATA --user-dir nar_plugins --task nar_translation --path X --schedule quadratic",
+        "fairseq-train DATA --user-dir nar_plugins --task nar_translation --arch cmlm_tinny",
+    ],
+)
 def test_a_wrong_flag_or_value_would_be_found(line):
     (command,) = shell_commands(line, "page.md")
     with pytest.raises(SystemExit):

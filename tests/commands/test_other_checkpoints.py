@@ -1,4 +1,5 @@
 """Other people's checkpoints at every door: of fairseq's own recipe for translation, and of its oldest versions."""
+
 import logging
 import re
 import sys
@@ -18,17 +19,34 @@ from test_bad_input import AR, CMLM, TASK, TRAIN, binarise, here, pairs
 from nar_plugins.cli import convert, distill
 
 LAST = "checkpoint_last.pt"
-SIZES = (*AR, "--encoder-ffn-embed-dim", "128", "--decoder-ffn-embed-dim", "128", "--encoder-attention-heads", "4",
-         "--decoder-attention-heads", "4")  # fmt: skip
+SIZES = (
+    *AR,
+    "--encoder-ffn-embed-dim",
+    "128",
+    "--decoder-ffn-embed-dim",
+    "128",
+    "--encoder-attention-heads",
+    "4",
+    "--decoder-attention-heads",
+    "4",
+)
 STOCK = tuple("translation" if flag == "nar_translation" else flag for flag in TRAIN)
-BLEU = ("--eval-bleu", "--eval-bleu-args", '{"beam": 1, "max_len_b": 5}', "--best-checkpoint-metric", "bleu",
-        "--maximize-best-checkpoint-metric", "--save-interval-updates", "3")  # fmt: skip
+BLEU = (
+    "--eval-bleu",
+    "--eval-bleu-args",
+    '{"beam": 1, "max_len_b": 5}',
+    "--best-checkpoint-metric",
+    "bleu",
+    "--maximize-best-checkpoint-metric",
+    "--save-interval-updates",
+    "3",
+)
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory) -> Namespace:
-    """A corpus; a stock teacher whose metrics hold arrays (``recipe``), the same without metrics (``plain``) and in the form of
-    fairseq 0.6 to 0.8 (``old``); a cmlm and a blockwise."""
+    """A corpus; a stock teacher whose metrics hold arrays (``recipe``), the same without metrics (``plain``) and in the
+    form of fairseq 0.6 to 0.8 (``old``); a cmlm and a blockwise."""
     root = tmp_path_factory.mktemp("others")
     data = binarise(root / "text", {"train": pairs(60, 1), "valid": pairs(9, 2), "test": pairs(11, 3)})
     here("fairseq-train", data, *STOCK, *SIZES, *BLEU, "--max-update", "4", "--save-dir", root / "ar")
@@ -42,8 +60,14 @@ def made(tmp_path_factory) -> Namespace:
             weight.normal_(std=2 * weight.size(1) ** -0.5)
     torch.save(state, recipe)
     (root / "text.src").write_text("w1 w2 w3\nw4 w5\n", encoding="utf-8")
-    return Namespace(root=root, data=data, recipe=recipe, plain=plain(state, root / "plain.pt"), old=old(state, root / "old.pt"),
-                     cmlm=root / "cmlm" / LAST)  # fmt: skip
+    return Namespace(
+        root=root,
+        data=data,
+        recipe=recipe,
+        plain=plain(state, root / "plain.pt"),
+        old=old(state, root / "old.pt"),
+        cmlm=root / "cmlm" / LAST,
+    )
 
 
 def plain(state, path: Path) -> Path:
@@ -77,29 +101,62 @@ def old(state, path: Path) -> Path:
     module.AverageMeter = type("AverageMeter", (), {"__module__": "fairseq.meters"})
     meter = module.AverageMeter()
     meter.sum, meter.count = 1.5, 3
-    history = [{"criterion_name": "CrossEntropyCriterion", "optimizer_name": "FairseqAdam", "lr_scheduler_state": {"best": 1.0},
-                "num_updates": 4}]  # fmt: skip
+    history = [
+        {
+            "criterion_name": "CrossEntropyCriterion",
+            "optimizer_name": "FairseqAdam",
+            "lr_scheduler_state": {"best": 1.0},
+            "num_updates": 4,
+        }
+    ]
     args = Namespace(**vars(state["cfg"]["model"]))
-    extra = {"train_iterator": {"epoch": 3, "iterations_in_epoch": 0}, "val_loss": 1.0,
-             "train_meters": OrderedDict(train_loss=meter), "call": Calls(import_user_module, plugin)}  # fmt: skip
+    extra = {
+        "train_iterator": {"epoch": 3, "iterations_in_epoch": 0},
+        "val_loss": 1.0,
+        "train_meters": OrderedDict(train_loss=meter),
+        "call": Calls(import_user_module, plugin),
+    }
     before = sys.modules.get("fairseq.meters")
     sys.modules["fairseq.meters"] = module
     try:
-        torch.save({"args": args, "model": state["model"], "optimizer_history": history, "extra_state": extra,
-                    "last_optimizer_state": state["last_optimizer_state"]}, path, _use_new_zipfile_serialization=False)  # fmt: skip
+        torch.save(
+            {
+                "args": args,
+                "model": state["model"],
+                "optimizer_history": history,
+                "extra_state": extra,
+                "last_optimizer_state": state["last_optimizer_state"],
+            },
+            path,
+            _use_new_zipfile_serialization=False,
+        )
     finally:
         sys.modules.pop("fairseq.meters") if before is None else sys.modules.update({"fairseq.meters": before})
     return path
 
 
 def texts(output: str) -> dict:
-    return {number: [(text, round(float(score), 2)) for score, text in lines] for number, lines in hypotheses(output).items()}
+    return {
+        number: [(text, round(float(score), 2)) for score, text in lines]
+        for number, lines in hypotheses(output).items()
+    }
 
 
 def trained(made, folder: Path, *flags) -> dict:
     """The parameters after one update with a learning rate of almost nothing."""
-    here("fairseq-train", made.data, *TRAIN, "--max-update", "1", "--lr", "1e-12", "--disable-validation", *flags,
-         "--save-dir", folder)  # fmt: skip
+    here(
+        "fairseq-train",
+        made.data,
+        *TRAIN,
+        "--max-update",
+        "1",
+        "--lr",
+        "1e-12",
+        "--disable-validation",
+        *flags,
+        "--save-dir",
+        folder,
+    )
     model = torch.load(folder / LAST, weights_only=False)["model"]  # restored metrics are saved again, arrays and all
     return {name: value.double().sum().item() for name, value in model.items()}
 
@@ -121,8 +178,24 @@ def validated(made, path) -> list:
 
 
 def distilled(made, path, folder: Path) -> bytes:
-    distill.main([str(a) for a in (made.data, "--teacher", path, "--out", folder, "--cpu", "--beam", 2, "--max-len-b", 9,
-                                   "--no-progress-bar")])  # fmt: skip
+    distill.main(
+        [
+            str(a)
+            for a in (
+                made.data,
+                "--teacher",
+                path,
+                "--out",
+                folder,
+                "--cpu",
+                "--beam",
+                2,
+                "--max-len-b",
+                9,
+                "--no-progress-bar",
+            )
+        ]
+    )
     return (folder / "train.src-tgt.tgt.bin").read_bytes()
 
 
@@ -133,25 +206,52 @@ def generate(made, path, *flags) -> tuple:
 DOORS = {
     "generate": lambda made, path, tmp: texts(here(*generate(made, path, "--beam", "2"))),
     "blockwise": lambda made, path, tmp: texts(here(*generate(made, path, "--generator", "blockwise", "--beam", "1"))),
-    "interactive": lambda made, path, tmp: texts(here(
-        "fairseq-interactive", made.data, *TASK, "--path", path, "-s", "src", "-t", "tgt", "--input", made.root / "text.src")),
+    "interactive": lambda made, path, tmp: texts(
+        here(
+            "fairseq-interactive",
+            made.data,
+            *TASK,
+            "--path",
+            path,
+            "-s",
+            "src",
+            "-t",
+            "tgt",
+            "--input",
+            made.root / "text.src",
+        )
+    ),
     "validate": lambda made, path, tmp: validated(made, path),
-    "--rescorer": lambda made, path, tmp: texts(here(*generate(made, made.cmlm, "--iterations", "2", "--rescorer", path))),
+    "--rescorer": lambda made, path, tmp: texts(
+        here(*generate(made, made.cmlm, "--iterations", "2", "--rescorer", path))
+    ),
     "nar-distill": lambda made, path, tmp: distilled(made, path, tmp / "kd"),
     "--init-encoder-from": lambda made, path, tmp: trained(made, tmp / "s", *CMLM, "--init-encoder-from", path),
     "--finetune-from-model": lambda made, path, tmp: trained(
-        made, tmp / "s", "--arch", "blockwise_tiny", "--criterion", "blockwise_loss", "--finetune-from-model", path,
-        "--freeze-base"),
+        made,
+        tmp / "s",
+        "--arch",
+        "blockwise_tiny",
+        "--criterion",
+        "blockwise_loss",
+        "--finetune-from-model",
+        path,
+        "--freeze-base",
+    ),
     "--teacher": lambda made, path, tmp: trained(made, tmp / "s", *CMLM, "--teacher", path),
     "--restore-file": lambda made, path, tmp: trained(
-        made, tmp / "s", *SIZES, "--restore-file", path, "--reset-optimizer", "--reset-dataloader"),
-}  # fmt: skip
+        made, tmp / "s", *SIZES, "--restore-file", path, "--reset-optimizer", "--reset-dataloader"
+    ),
+}
 
 
 @pytest.mark.parametrize("door", DOORS)
 def test_checkpoints_of_stock_trainers_are_what_their_weights_are(made, tmp_path, door):
     said = {}
-    kinds = {"generate": ("recipe", "old", "plain"), "validate": ("recipe", "plain")}  # validate takes cfg's task, not args'
+    kinds = {
+        "generate": ("recipe", "old", "plain"),
+        "validate": ("recipe", "plain"),
+    }  # validate takes cfg's task, not args'
     for kind in kinds.get(door, ("recipe", "old")):
         (tmp_path / kind).mkdir()
         said[kind] = DOORS[door](made, getattr(made, kind), tmp_path / kind)
@@ -166,13 +266,17 @@ def test_stock_training_goes_on_from_the_recipes_checkpoint_in_the_middle_of_an_
     state = torch.load(tmp_path / LAST, weights_only=False)
     assert [entry["num_updates"] for entry in state["optimizer_history"]][-1] == 5
     kinds = {type(meter[3]["sum"]).__name__ for meter in state["extra_state"]["metrics"]["valid"] if "sum" in meter[3]}
-    modules = {type(meter[3]["sum"]).__module__ for meter in state["extra_state"]["metrics"]["valid"] if "sum" in meter[3]}
+    modules = {
+        type(meter[3]["sum"]).__module__ for meter in state["extra_state"]["metrics"]["valid"] if "sum" in meter[3]
+    }
     assert "ndarray" in kinds and modules <= {"builtins", "numpy", "torch"}
     here(*generate(made, tmp_path / LAST, "--beam", "1"))
 
 
 def test_an_optimizers_state_without_mask_is_told_by_the_flag_that_helps(made, tmp_path):
-    with pytest.raises(ValueError, match=r"optimizer has a state of \(48, 64\) .* is \(49, 64\) here.*: give --reset-optimizer$"):
+    with pytest.raises(
+        ValueError, match=r"optimizer has a state of \(48, 64\) .* is \(49, 64\) here.*: give --reset-optimizer$"
+    ):
         trained(made, tmp_path / "s", *SIZES, "--restore-file", made.plain, "--max-update", "5")
 
 
@@ -205,8 +309,20 @@ def test_a_checkpoint_that_would_run_code_is_refused_at_every_door(made, tmp_pat
     torch.save({**state, place: places[place]}, path, _use_new_zipfile_serialization=form)
     if door == "--drafter-path":
         with pytest.raises(ValueError) as error:
-            here(*generate(made, made.plain, "--generator", "blockwise", "--beam", "1", "--drafter", "model",
-                           "--drafter-path", path))  # fmt: skip
+            here(
+                *generate(
+                    made,
+                    made.plain,
+                    "--generator",
+                    "blockwise",
+                    "--beam",
+                    "1",
+                    "--drafter",
+                    "model",
+                    "--drafter-path",
+                    path,
+                )
+            )
         said = str(error.value)
     else:
         said = refused(door, made, path, tmp_path)
@@ -224,7 +340,9 @@ def test_a_drafter_with_arrays_in_its_metrics_is_loaded(made, tmp_path):
     assert texts(drafted) == texts(here(*generate(made, made.plain, *flags)))
 
 
-@pytest.mark.parametrize("lacks", [("optimizer_history",), ("extra_state",), ("optimizer_history", "extra_state", "last_optimizer_state")])
+@pytest.mark.parametrize(
+    "lacks", [("optimizer_history",), ("extra_state",), ("optimizer_history", "extra_state", "last_optimizer_state")]
+)
 def test_a_checkpoint_without_a_history_decodes_and_starts_others(made, tmp_path, lacks):
     """As people publish them: a model and its arguments."""
     state = torch.load(made.plain, weights_only=True)

@@ -1,4 +1,5 @@
 """Model, task and criterion check one another before the first update, in every direction and command."""
+
 import itertools
 import shutil
 
@@ -11,17 +12,44 @@ from omegaconf import OmegaConf
 from test_bad_input import TRAIN as COMMON
 from test_bad_input import binarise, pairs
 
-SIZES = ("--encoder-layers", "1", "--decoder-layers", "1", "--encoder-embed-dim", "16", "--decoder-embed-dim", "16",
-         "--encoder-ffn-embed-dim", "16", "--decoder-ffn-embed-dim", "16", "--encoder-attention-heads", "2",
-         "--decoder-attention-heads", "2")  # fmt: skip
+SIZES = (
+    "--encoder-layers",
+    "1",
+    "--decoder-layers",
+    "1",
+    "--encoder-embed-dim",
+    "16",
+    "--decoder-embed-dim",
+    "16",
+    "--encoder-ffn-embed-dim",
+    "16",
+    "--decoder-ffn-embed-dim",
+    "16",
+    "--encoder-attention-heads",
+    "2",
+    "--decoder-attention-heads",
+    "2",
+)
 MODELS = {
-    "transformer": ("transformer_tiny", "cross_entropy"), "cmlm": ("cmlm_tiny", "nar_loss"),
-    "nat": ("nat_tiny --source-copy uniform", "nar_loss"), "ctc": ("nat_tiny --ctc", "nar_loss"),
-    "fertility": ("nat_tiny", "nar_loss"), "blockwise": ("blockwise_tiny", "blockwise_loss"), "bang": ("bang_tiny", "bang_loss"),
-}  # fmt: skip
-CRITERIONS = (None, "cross_entropy", "label_smoothed_cross_entropy", "nat_loss", "nar_loss", "blockwise_loss", "bang_loss")
+    "transformer": ("transformer_tiny", "cross_entropy"),
+    "cmlm": ("cmlm_tiny", "nar_loss"),
+    "nat": ("nat_tiny --source-copy uniform", "nar_loss"),
+    "ctc": ("nat_tiny --ctc", "nar_loss"),
+    "fertility": ("nat_tiny", "nar_loss"),
+    "blockwise": ("blockwise_tiny", "blockwise_loss"),
+    "bang": ("bang_tiny", "bang_loss"),
+}
+CRITERIONS = (
+    None,
+    "cross_entropy",
+    "label_smoothed_cross_entropy",
+    "nat_loss",
+    "nar_loss",
+    "blockwise_loss",
+    "bang_loss",
+)
 AR_CRITERIONS = (None, "cross_entropy", "label_smoothed_cross_entropy")
-TRAIN = COMMON[COMMON.index("--optimizer"):]  # without a task
+TRAIN = COMMON[COMMON.index("--optimizer") :]  # without a task
 
 
 @pytest.fixture(scope="module")
@@ -75,14 +103,25 @@ def test_pre_training_is_for_bang(data, tmp_path, name):
     shutil.copy(data / "dict.src.txt", tmp_path / "dict.txt")
     for criterion in (None, MODELS[name][1], "bang_loss"):
         said = refusal("fairseq-train", tmp_path, *flags(name, criterion, "bang_pretraining"), "--save-dir", tmp_path)
-        assert f"a model of --arch {MODELS[name][0].split()[0]} needs --task nar_translation, and this is bang_pretraining" in said
+        assert (
+            f"a model of --arch {MODELS[name][0].split()[0]} needs --task nar_translation, and this is bang_pretraining"
+            in said
+        )
 
 
 @pytest.mark.parametrize("name", ["cmlm", "nat", "ctc", "blockwise", "bang"])
 def test_a_checkpoint_is_decoded_and_validated_under_its_task_only(data, tmp_path, name):
     own = MODELS[name][1]
     here("fairseq-train", data, *flags(name, own, "nar_translation"), "--save-dir", tmp_path)
-    common = ("--path", tmp_path / "checkpoint_last.pt", "--cpu", "--user-dir", ROOT / "nar_plugins", "--num-workers", "0")
+    common = (
+        "--path",
+        tmp_path / "checkpoint_last.pt",
+        "--cpu",
+        "--user-dir",
+        ROOT / "nar_plugins",
+        "--num-workers",
+        "0",
+    )
     for task in ((), ("--task", "translation"), ("--task", "translation_lev")):
         for command in ("fairseq-generate", "fairseq-interactive"):
             said = refusal(command, data, *common, *task)
@@ -97,7 +136,9 @@ def test_hydra_is_told_the_command_that_knows_the_flags(data):
     task = tasks.setup_task(OmegaConf.create({"task": config, "common": common}).task)
     for name in ("cmlm_tiny", "nat_tiny", "blockwise_tiny", "bang_tiny"):
         for more in ({}, {"encoder_layers": 1}):
-            with pytest.raises(ValueError, match=f"fairseq-hydra-train cannot read the options of {name}.* --arch {name}"):
+            with pytest.raises(
+                ValueError, match=f"fairseq-hydra-train cannot read the options of {name}.* --arch {name}"
+            ):
                 task.build_model(OmegaConf.create({"_name": name, **more}))
 
 
@@ -112,18 +153,27 @@ def test_a_users_own_criterion_is_asked_itself(data, tmp_path):
     register_criterion(name)(Own)
     try:
         for model in ("cmlm", "blockwise", "transformer"):
-            said = refusal("fairseq-train", data, *flags(model, name, "nar_translation"), "--save-dir", tmp_path / model)
+            said = refusal(
+                "fairseq-train", data, *flags(model, name, "nar_translation"), "--save-dir", tmp_path / model
+            )
             assert said == "this is my own loss"
     finally:
         del CRITERION_REGISTRY[name]
 
 
-@pytest.mark.parametrize("arch, more, said", [
-    ("transformer_tiny", ("--criterion", "nat_loss"), "nat_loss trains fairseq's own non-autoregressive models"),
-    ("transformer_tiny", ("--criterion", "adaptive_loss", "--adaptive-softmax-cutoff", "10"), "--adaptive-softmax-cutoff: nothing"),
-    ("cmlm_tiny", ("--criterion", "nar_loss", "--tpu"), "--tpu: there is no torch_xla"),
-    ("cmlm_tiny", ("--criterion", "nar_loss", "--max-tokens", "2"), "longer than --max-tokens 2"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "arch, more, said",
+    [
+        ("transformer_tiny", ("--criterion", "nat_loss"), "nat_loss trains fairseq's own non-autoregressive models"),
+        (
+            "transformer_tiny",
+            ("--criterion", "adaptive_loss", "--adaptive-softmax-cutoff", "10"),
+            "--adaptive-softmax-cutoff: nothing",
+        ),
+        ("cmlm_tiny", ("--criterion", "nar_loss", "--tpu"), "--tpu: there is no torch_xla"),
+        ("cmlm_tiny", ("--criterion", "nar_loss", "--max-tokens", "2"), "longer than --max-tokens 2"),
+    ],
+)
 def test_what_cannot_be_trained_here_is_named(data, tmp_path, arch, more, said):
     given = ("--cpu", "--user-dir", ROOT / "nar_plugins", *TRAIN, "--task", "nar_translation", "--arch", arch, *more)
     assert said in refusal("fairseq-train", data, *given, "--save-dir", tmp_path)

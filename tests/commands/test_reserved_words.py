@@ -1,4 +1,7 @@
-"""Reserved symbols as words of the text: every command reads them alike, and autoregressive checkpoints as fairseq does."""
+"""Reserved symbols as words of the text: every command reads them alike, and autoregressive checkpoints as fairseq
+does.
+"""
+
 import logging
 from argparse import Namespace
 from pathlib import Path
@@ -15,9 +18,26 @@ from nar_plugins.models.cmlm import CmlmModel
 
 TASK = ("--user-dir", ROOT / "nar_plugins", "--task", "nar_translation", "--cpu")
 STOCK = ("--task", "translation", "--cpu")
-TRAIN = ("--optimizer", "adam", "--lr", "1e-3", "--max-tokens", "300", "--max-update", "1", "--num-workers", "0", "--seed", "3",
-         "--no-progress-bar", "--disable-validation",
-         "--max-source-positions", "40", "--max-target-positions", "40")  # fmt: skip
+TRAIN = (
+    "--optimizer",
+    "adam",
+    "--lr",
+    "1e-3",
+    "--max-tokens",
+    "300",
+    "--max-update",
+    "1",
+    "--num-workers",
+    "0",
+    "--seed",
+    "3",
+    "--no-progress-bar",
+    "--disable-validation",
+    "--max-source-positions",
+    "40",
+    "--max-target-positions",
+    "40",
+)
 NAR = ("--criterion", "nar_loss", "--share-all-embeddings")
 MODELS = {
     "ar": ("--arch", "transformer_tiny", "--criterion", "cross_entropy", "--share-all-embeddings"),
@@ -29,9 +49,11 @@ MODELS = {
     "ctc": ("--arch", "nat_tiny", "--ctc", *NAR),
 }
 FLAGS = {
-    "blockwise": ("--generator", "blockwise"), "bang": ("--bang-policy", "block", "--max-len-b", "12"),
-    "ar": ("--max-len-b", "12"), "cmlm": ("--iterations", "2"),
-}  # fmt: skip
+    "blockwise": ("--generator", "blockwise"),
+    "bang": ("--bang-policy", "block", "--max-len-b", "12"),
+    "ar": ("--max-len-b", "12"),
+    "cmlm": ("--iterations", "2"),
+}
 PARALLEL = ("bang", "cmlm", "fertile", "uniform", "ctc")
 ODD = ["w1 <mask> w3", "w7 <pad> <pad> w3 w4", "w2 <s> w4 </s> w5", "<mask> w6 <mask>", "w9 w8 <pad>", "w5"]
 # "stranger" is in no dictionary: what the odd lines are to a parallel model
@@ -39,7 +61,9 @@ STRANGE = [line.replace("<mask>", "stranger").replace("<pad>", "stranger") for l
 
 
 def louder(path: Path, symbol: int) -> None:
-    """Larger weights, so that a model of one update says something else for every source, and now and then ``symbol``."""
+    """Larger weights, so that a model of one update says something else for every source, and now and then
+    ``symbol``.
+    """
     state = torch.load(path, weights_only=True)
     for name, weight in state["model"].items():
         if weight.dim() > 1:
@@ -52,7 +76,9 @@ def louder(path: Path, symbol: int) -> None:
 
 
 def corpus(folder: Path, held: bool) -> Path:
-    """A binarised corpus whose dictionary file has ``<mask>`` or not; in training text stand 2 lines with each symbol."""
+    """A binarised corpus whose dictionary file has ``<mask>`` or not; in training text stand 2 lines with each
+    symbol.
+    """
     text = [(line, line) for line in random_sentences(40, 1)]
     symbols = ["<pad>", "</s>", *["<mask>"] * held]
     text += [(f"w1 {symbol} w2 {symbol} w3", f"w4 {symbol} w5") for symbol in symbols for _ in range(2)]
@@ -143,11 +169,15 @@ def test_what_is_in_the_training_text_is_said_once_a_side(made, tmp_path, caplog
         each = [f"<pad> in 2 of {sentences} sentences ({verb})", f"</s> in 2 of {sentences} sentences (kept)"]
         each += [f"<mask> in 2 of {sentences} sentences ({verb})"] * made.held
         # ids of words follow their frequency, so <mask> stands last
-        assert lines == [f"train ({side}): reserved symbols as words of the text: {', '.join(each)}" for side in ("src", "tgt")]
+        assert lines == [
+            f"train ({side}): reserved symbols as words of the text: {', '.join(each)}" for side in ("src", "tgt")
+        ]
 
 
 def test_unknown_words_are_refused_where_they_say_something(made, tmp_path, caplog):
-    """A line with two of five words unknown is translated, and validates; a validation set of another segmentation does not."""
+    """A line with two of five words unknown is translated, and validates; a validation set of another segmentation does
+    not.
+    """
     sides = ("-s", "src", "-t", "tgt", "--srcdict", made.data / "dict.src.txt", "--tgtdict", made.data / "dict.tgt.txt")
     strange = [(line.replace("w", "v"), line) for line in random_sentences(40, 4)]
     for split, text in (("train", [("w1 w2", "w1")] * 20), ("test", [("w1 q1 q2 w3 w4", "w1 w2")]), ("valid", strange)):

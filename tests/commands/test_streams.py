@@ -1,4 +1,5 @@
 """What commands write and read beside their work: nothing comes before it, and only \\n ends a line."""
+
 import logging
 import subprocess
 import sys

@@ -1,4 +1,5 @@
 """A built wheel, installed elsewhere, is found by ``--user-dir "$(nar-user-dir)"``."""
+
 import os
 import shutil
 import subprocess
@@ -19,11 +20,28 @@ def test_a_wheel_installed_elsewhere_works(tmp_path):
     subprocess.run([*pip, "install", "-q", "--no-deps", "--target", site, wheel], check=True)
 
     environment = {**os.environ, "PYTHONPATH": str(site)}  # before the editable installation
-    printed = subprocess.run([site / "bin" / "nar-user-dir"], env=environment, cwd=tmp_path, text=True, capture_output=True)
+    printed = subprocess.run(
+        [site / "bin" / "nar-user-dir"], env=environment, cwd=tmp_path, text=True, capture_output=True
+    )
     folder = printed.stdout.strip()
     assert Path(folder) == site / "nar_plugins"
-    command = [Path(sys.executable).parent / "fairseq-train", "--user-dir", folder, "--task", "nar_translation", "--arch",
-               "cmlm_tiny", "--criterion", "nar_loss", "--optimizer", "adam", "--cpu", "--max-tokens", "9", "nowhere"]  # fmt: skip
+    command = [
+        Path(sys.executable).parent / "fairseq-train",
+        "--user-dir",
+        folder,
+        "--task",
+        "nar_translation",
+        "--arch",
+        "cmlm_tiny",
+        "--criterion",
+        "nar_loss",
+        "--optimizer",
+        "adam",
+        "--cpu",
+        "--max-tokens",
+        "9",
+        "nowhere",
+    ]
     done = subprocess.run(command, env=environment, cwd=tmp_path, text=True, capture_output=True)
     assert done.stderr.splitlines()[-1].startswith("ValueError: no data folder 'nowhere'")  # our task's own words
     assert str(site / "nar_plugins") in done.stderr

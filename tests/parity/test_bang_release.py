@@ -1,4 +1,5 @@
 """``bang`` with weights in the official names against numbers computed by the official release."""
+
 from types import SimpleNamespace
 
 import numpy as np
@@ -35,7 +36,7 @@ def model(release):
         given += [f"--{side}-{name.replace('_', '-')}={value}" for name, value in SIZES.items()]
     args = options.parse_args_and_arch(options.get_training_parser("nar_translation"), input_args=given)
     one = ARCH_MODEL_REGISTRY[args.arch].build_model(args, task).double().eval()
-    one.load_state_dict({key[len("model."):]: value for key, value in release.items() if key.startswith("model.")})
+    one.load_state_dict({key[len("model.") :]: value for key, value in release.items() if key.startswith("model.")})
     return one
 
 
@@ -59,7 +60,8 @@ def test_encoder_and_autoregressive_logits(model, release, encoded):
 def test_incremental_autoregressive_logits(model, release, encoded):
     state, length = {}, release["prev"].size(1)
     steps = [
-        model.decoder(release["prev"][:, : t + 1], encoder_out=encoded, incremental_state=state)[0] for t in range(length)
+        model.decoder(release["prev"][:, : t + 1], encoder_out=encoded, incremental_state=state)[0]
+        for t in range(length)
     ]
     close(torch.cat(steps, 1), release["ar_logits"])
 

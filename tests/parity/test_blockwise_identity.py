@@ -1,17 +1,28 @@
-"""Blockwise decoding says what fairseq's greedy search says, whatever is drafted; near-ties are audited, not excused."""
+"""Blockwise decoding says what fairseq's greedy search says, whatever is drafted; near-ties are audited, not
+excused.
+"""
+
 import copy
 import itertools
 import sys
 
 import pytest
 import torch
-
 from conftest import ROOT, source_batch
 
 sys.path.insert(0, str(ROOT / "tests" / "unit"))
 from blockwise_twin import (  # noqa: E402
-    EOS, PAD, UNK, WORDS, Oracle, blockwise, expected_calls, greedy, random_models, sample_of,
-)  # fmt: skip
+    EOS,
+    PAD,
+    UNK,
+    WORDS,
+    Oracle,
+    blockwise,
+    expected_calls,
+    greedy,
+    random_models,
+    sample_of,
+)
 
 LENGTHS = [5, 9, 2, 7, 1, 12]  # the fifth source is empty
 RIGHT = source_batch(LENGTHS, WORDS)
@@ -20,7 +31,13 @@ TIE = 1e-4  # log-probabilities closer than this are rounding in float32
 FORMS = {
     "post-norm": (),
     "pre-norm": ("--encoder-normalize-before", "--decoder-normalize-before"),
-    "learned": ("--encoder-learned-pos", "--decoder-learned-pos", "--max-target-positions", "40", "--layernorm-embedding"),
+    "learned": (
+        "--encoder-learned-pos",
+        "--decoder-learned-pos",
+        "--max-target-positions",
+        "40",
+        "--layernorm-embedding",
+    ),
     "tied": ("--share-all-embeddings", "--activation-fn", "gelu", "--decoder-attention-heads", "4"),
     "projected": ("--decoder-output-dim", "48", "--no-scale-embedding"),
 }
@@ -82,11 +99,23 @@ def test_identity(form):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("settings", [
-    dict(max_len_b=1), dict(max_len_b=5), dict(max_len_b=0), dict(max_len_a=1.5, max_len_b=2), dict(max_len_b=200),
-    dict(max_len_b=24, min_len=8), dict(max_len_b=24, unkpen=-4.0), dict(max_len_b=24, unkpen=4.0),
-    dict(max_len_b=24, lenpen=0.5), dict(max_len_b=24, unnormalized=True), dict(max_len_b=24, temperature=0.5),
-], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "settings",
+    [
+        dict(max_len_b=1),
+        dict(max_len_b=5),
+        dict(max_len_b=0),
+        dict(max_len_a=1.5, max_len_b=2),
+        dict(max_len_b=200),
+        dict(max_len_b=24, min_len=8),
+        dict(max_len_b=24, unkpen=-4.0),
+        dict(max_len_b=24, unkpen=4.0),
+        dict(max_len_b=24, lenpen=0.5),
+        dict(max_len_b=24, unnormalized=True),
+        dict(max_len_b=24, temperature=0.5),
+    ],
+    ids=str,
+)
 def test_options_are_those_of_greedy_search(settings):
     settings = {"min_len": 0 if settings.get("max_len_b") == 0 else 1, **settings}
     for count, wrong, block in ((2, 0.3, 4), (1, 0.0, 50)):  # 30 positions: a block may be longer
@@ -131,7 +160,9 @@ def test_drafters_of_a_stock_model(drafter, block):
     models, task = random_models(*FORMS["tied"], count=2)
     wanted = greedy(models, task, RIGHT, max_len_b=24)
     gen = blockwise(models, task, verify_block=block, max_len_b=24, drafter=drafter)
-    assert [h[0]["tokens"].tolist() for h in gen.generate(models, sample_of(RIGHT))] == [h["tokens"].tolist() for h in wanted]
+    assert [h[0]["tokens"].tolist() for h in gen.generate(models, sample_of(RIGHT))] == [
+        h["tokens"].tolist() for h in wanted
+    ]
     longest = max(len(hypo["tokens"]) for hypo in wanted)
     if drafter == "jacobi":  # the text repeats itself
         assert gen.statistics["calls"] < longest
@@ -171,7 +202,9 @@ def test_alignments(how):
     from nar_plugins.generators.beam import BeamGenerator
 
     models, task = random_models(count=2)
-    stock = SequenceGeneratorWithAlignment(models, task.target_dictionary, beam_size=1, max_len_b=24, print_alignment=how)
+    stock = SequenceGeneratorWithAlignment(
+        models, task.target_dictionary, beam_size=1, max_len_b=24, print_alignment=how
+    )
     wanted = BeamGenerator(stock, models, WORDS + 4).generate(models, sample_of(RIGHT))
     oracle = Oracle([hypos[0]["tokens"] for hypos in wanted], 0.3)
     gen = blockwise(models, task, oracle, verify_block=4, max_len_b=24, print_alignment=how)

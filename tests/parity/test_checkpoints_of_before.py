@@ -1,9 +1,10 @@
 """Checkpoints made by an earlier state of this package load, and give the tokens and scores that they gave then.
 
-``tests/fixtures/checkpoints`` has one tiny checkpoint a method, twelve sentences, and in outputs.json what commit 098fd66 made
-of them (of the n-best lists a later one, since when each text stands there once). ``python tests/parity/THIS_FILE`` writes
-outputs.json anew: only for a change that is meant to alter the outputs.
+``tests/fixtures/checkpoints`` has one tiny checkpoint a method, twelve sentences, and in outputs.json what commit
+098fd66 made of them (of the n-best lists a later one, since when each text stands there once). ``python
+tests/parity/THIS_FILE`` writes outputs.json anew: only for a change that is meant to alter the outputs.
 """
+
 import json
 import shutil
 from pathlib import Path
@@ -17,9 +18,11 @@ DECODINGS = {
     "cmlm": ["", "--iterations 4 --length-beam 3 --nbest 2", "--schedule cosine"],
     "nat": ["", "--length-beam 3 --nbest 2"],
     "blockwise": ["--beam 1", "--beam 1 --verify-block 3", "--beam 1 --drafter jacobi", "--beam 3"],
-    "bang": [f"--bang-policy {policy} --max-len-b 20" for policy in (
-        "adaptive", "nar", "block --bang-block 3", "prefix", "cascade", "verify", "ar --beam 3")],
-}  # fmt: skip
+    "bang": [
+        f"--bang-policy {policy} --max-len-b 20"
+        for policy in ("adaptive", "nar", "block --bang-block 3", "prefix", "cascade", "verify", "ar --beam 3")
+    ],
+}
 CASES = [(name, flags) for name, several in DECODINGS.items() for flags in several]
 
 

@@ -1,4 +1,5 @@
 """Fast Mask-Predict against a slow twin written from the paper, batch 1 against batch n, and the options' meaning."""
+
 import math
 
 import pytest
@@ -41,7 +42,9 @@ def test_same_tokens_and_scores_as_the_naive_loop(model, passes, beam):
     source = source_batch(SOURCES, 60, device=next(model.parameters()).device)
     target = source_batch(LENGTHS, 60, device=source.device)
     banned = [0, 1, task.mask_index]
-    loop = mask_predict([model], task.target_dictionary, task.mask_index, iterations=passes, length_beam=beam, gold_length=True)
+    loop = mask_predict(
+        [model], task.target_dictionary, task.mask_index, iterations=passes, length_beam=beam, gold_length=True
+    )
     found = loop.generate([model], {"net_input": {"src_tokens": source}, "target": target})
     for b, hypotheses in enumerate(found):
         wanted = {max(2, LENGTHS[b] + d) for d in range(-((beam - 1) // 2), beam // 2 + 1)}
@@ -57,11 +60,17 @@ def test_same_tokens_and_scores_as_the_naive_loop(model, passes, beam):
 
 
 def outputs(loop, model, source):
-    return [[(h["tokens"].tolist(), h["steps"]) for h in hs] for hs in loop.generate([model], {"net_input": {"src_tokens": source}})]
+    return [
+        [(h["tokens"].tolist(), h["steps"]) for h in hs]
+        for hs in loop.generate([model], {"net_input": {"src_tokens": source}})
+    ]
 
 
-@pytest.mark.parametrize("settings", [{}, {"schedule": "cosine"}, {"schedule": "confidence", "confidence_threshold": 0.5}],
-                         ids=["linear", "cosine", "confidence"])  # fmt: skip
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"schedule": "cosine"}, {"schedule": "confidence", "confidence_threshold": 0.5}],
+    ids=["linear", "cosine", "confidence"],
+)
 def test_batch_1_and_batch_n_agree(model, settings):
     model, task = model
     source = source_batch(SOURCES, 60, device=next(model.parameters()).device)
@@ -79,8 +88,11 @@ def test_confidence_with_a_threshold_above_one_is_linear_and_with_zero_is_one_pa
         loop = mask_predict([model], task.target_dictionary, task.mask_index, max_len_b=40, iterations=6, **settings)
         return loop.generate([model], {"net_input": {"src_tokens": source}})
 
-    linear, sure, never = (decode(), decode(schedule="confidence", confidence_threshold=1.1),
-                           decode(schedule="confidence", confidence_threshold=0.0))  # fmt: skip
+    linear, sure, never = (
+        decode(),
+        decode(schedule="confidence", confidence_threshold=1.1),
+        decode(schedule="confidence", confidence_threshold=0.0),
+    )
     for a, b, c in zip(linear, sure, never):
         assert [h["tokens"].tolist() for h in a] == [h["tokens"].tolist() for h in b]
         assert {h["steps"] for h in a} == {h["steps"] for h in b} == {6}
@@ -91,10 +103,18 @@ def test_confidence_masks_again_only_what_is_unsure_and_saves_passes(model):
     model, task = model
     source = source_batch(SOURCES, 60, device=next(model.parameters()).device)
     first = mask_predict([model], task.target_dictionary, task.mask_index, max_len_b=40, iterations=1).generate(
-        [model], {"net_input": {"src_tokens": source}})
+        [model], {"net_input": {"src_tokens": source}}
+    )
     middle = float(torch.cat([h["positional_scores"] for hs in first for h in hs]).exp().median())
-    loop = mask_predict([model], task.target_dictionary, task.mask_index, max_len_b=40, schedule="confidence",
-                        confidence_threshold=middle, retain_iter_history=True)  # fmt: skip
+    loop = mask_predict(
+        [model],
+        task.target_dictionary,
+        task.mask_index,
+        max_len_b=40,
+        schedule="confidence",
+        confidence_threshold=middle,
+        retain_iter_history=True,
+    )
     fill, changed = loop.fill, []
 
     def spy(now, memories, picked, chosen):
@@ -123,7 +143,12 @@ def test_special_symbols_are_never_generated(model):
         table[[0, 1, task.mask_index]] *= 50
         table[[0, 1, task.mask_index]] += 3
         loop = mask_predict([model], task.target_dictionary, task.mask_index, max_len_b=40)
-        tokens = {t for hs in loop.generate([model], {"net_input": {"src_tokens": source}}) for h in hs for t in h["tokens"].tolist()}
+        tokens = {
+            t
+            for hs in loop.generate([model], {"net_input": {"src_tokens": source}})
+            for h in hs
+            for t in h["tokens"].tolist()
+        }
         table.copy_(kept)
     assert not tokens & {0, 1, task.mask_index}
 
@@ -134,25 +159,38 @@ def test_an_ensemble_averages_probabilities(model):
     other, _ = random_model(seed=2)
     other = other.double().to(device)
     source, target = source_batch([4, 6], 60, device=device), source_batch([5, 7], 60, device=device)
-    loop = mask_predict([model, other], task.target_dictionary, task.mask_index, iterations=1, length_beam=1, gold_length=True)
+    loop = mask_predict(
+        [model, other], task.target_dictionary, task.mask_index, iterations=1, length_beam=1, gold_length=True
+    )
     found = loop.generate([model, other], {"net_input": {"src_tokens": source}, "target": target})
     for b in range(2):
         n = 5 + 2 * b
         blank = torch.full((1, n), task.mask_index, device=device)
-        mean = sum(m.predict(blank, m.decoder.memory(m.encode(source[b : b + 1, : 4 + 2 * b]))).softmax(-1)[0] for m in (model, other)) / 2
+        mean = (
+            sum(
+                m.predict(blank, m.decoder.memory(m.encode(source[b : b + 1, : 4 + 2 * b]))).softmax(-1)[0]
+                for m in (model, other)
+            )
+            / 2
+        )
         mean[:, [0, 1, task.mask_index]] = 0
         assert found[b][0]["tokens"].tolist() == mean.argmax(-1).tolist()
         assert found[b][0]["positional_scores"].tolist() == pytest.approx(mean.max(-1).values.log().tolist(), abs=1e-9)
     twice = mask_predict([model, model], task.target_dictionary, task.mask_index).generate(
-        [model], {"net_input": {"src_tokens": source}})
-    once = mask_predict([model], task.target_dictionary, task.mask_index).generate([model], {"net_input": {"src_tokens": source}})
+        [model], {"net_input": {"src_tokens": source}}
+    )
+    once = mask_predict([model], task.target_dictionary, task.mask_index).generate(
+        [model], {"net_input": {"src_tokens": source}}
+    )
     assert [h["tokens"].tolist() for hs in twice for h in hs] == [h["tokens"].tolist() for hs in once for h in hs]
 
 
 def test_an_empty_source_gives_an_empty_hypothesis_beside_others(model):
     model, task = model
     source = source_batch([1, 6], 60, device=next(model.parameters()).device)
-    found = mask_predict([model], task.target_dictionary, task.mask_index).generate([model], {"net_input": {"src_tokens": source}})
+    found = mask_predict([model], task.target_dictionary, task.mask_index).generate(
+        [model], {"net_input": {"src_tokens": source}}
+    )
     assert found[0][0]["tokens"].tolist() == [2] and len(found[0]) == 1
     assert len(found[1]) > 1
 
@@ -163,14 +201,16 @@ def test_half_precision_decodes(model, dtype):
     model = random_model()[0].to(next(model.parameters()).device)
     source = source_batch(SOURCES, 60, device=next(model.parameters()).device)
     found = mask_predict([model], task.target_dictionary, task.mask_index, decode_dtype=dtype, max_len_b=30).generate(
-        [model], {"net_input": {"src_tokens": source}})
+        [model], {"net_input": {"src_tokens": source}}
+    )
     assert all(h["positional_scores"].dtype == torch.float32 and math.isfinite(h["score"]) for hs in found for h in hs)
 
 
 def test_length_options_of_fairseq_bound_the_candidates(model):
     model, task = model
     source = source_batch(SOURCES, 60, device=next(model.parameters()).device)
-    found = mask_predict([model], task.target_dictionary, task.mask_index, max_len_a=1, max_len_b=3, min_len=4).generate(
-        [model], {"net_input": {"src_tokens": source}})
+    found = mask_predict(
+        [model], task.target_dictionary, task.mask_index, max_len_a=1, max_len_b=3, min_len=4
+    ).generate([model], {"net_input": {"src_tokens": source}})
     for n, hs in zip(SOURCES, found):
         assert all(5 <= len(h["tokens"]) <= max(5, n + 3 + 1) for h in hs)

@@ -1,4 +1,5 @@
 """``cmlm`` in the official form against numbers computed by the official Mask-Predict release."""
+
 from argparse import Namespace
 
 import numpy as np
@@ -25,13 +26,21 @@ def converted(release, tmp_path_factory):
     """A checkpoint as the release writes it, through nar-convert, and a data folder with its dictionary."""
     folder = tmp_path_factory.mktemp("release")
     names = [key for key in release.files if key.startswith("model.")]
-    state = {key[len("model."):]: torch.tensor(release[key]) for key in names}
+    state = {key[len("model.") :]: torch.tensor(release[key]) for key in names}
     args = Namespace(arch="bert_transformer_seq2seq", encoder_attention_heads=4, decoder_attention_heads=4)
     torch.save({"args": args, "model": state}, folder / "official.pt")
     symbols = release["dict.symbols"].tolist()
     (folder / "dict.official.txt").write_text("".join(f"{s} {100 - i}\n" for i, s in enumerate(symbols[5:])))
-    convert.main(["mask-predict", str(folder / "official.pt"), "--dict", str(folder / "dict.official.txt"),
-                  "--out", str(folder / "new")])  # fmt: skip
+    convert.main(
+        [
+            "mask-predict",
+            str(folder / "official.pt"),
+            "--dict",
+            str(folder / "dict.official.txt"),
+            "--out",
+            str(folder / "new"),
+        ]
+    )
     return folder / "new"
 
 
@@ -82,8 +91,10 @@ def test_encoder_lengths_and_logits(model, release):
 @pytest.mark.parametrize("beam", BEAMS)
 def test_complete_decodings(model, release, passes, beam):
     model, task, dtype = model
-    expected = {name: release[f"mp.T{passes}.l{beam}.{name}"] for name in
-                ("lengths", "tokens", "token_probs", "sum_log_probs", "scores", "best", "best_length", "best_score")}  # fmt: skip
+    expected = {
+        name: release[f"mp.T{passes}.l{beam}.{name}"]
+        for name in ("lengths", "tokens", "token_probs", "sum_log_probs", "scores", "best", "best_length", "best_score")
+    }
     loop = generator(model, task, iterations=passes, length_beam=beam)
     sentences = loop.generate([model], {"net_input": {"src_tokens": torch.tensor(release["src_tokens"])}})
     for b, found in enumerate(sentences):
@@ -159,10 +170,37 @@ def test_through_the_stock_commands(release, converted, tmp_path):
 
     (tmp_path / "test.en").write_text(text(release["src_tokens"]))
     (tmp_path / "test.de").write_text(text(release["target"]))
-    run("fairseq-preprocess", "-s", "en", "-t", "de", "--srcdict", converted / "dict.txt", "--joined-dictionary",
-        "--testpref", tmp_path / "test", "--destdir", tmp_path / "bin")  # fmt: skip
-    out = run("fairseq-generate", tmp_path / "bin", "--user-dir", "nar_plugins", "--task", "nar_translation", "--cpu",
-              "--path", converted / "checkpoint.pt", "--iterations", 4, "--length-beam", 3, "--batch-size", 3)  # fmt: skip
+    run(
+        "fairseq-preprocess",
+        "-s",
+        "en",
+        "-t",
+        "de",
+        "--srcdict",
+        converted / "dict.txt",
+        "--joined-dictionary",
+        "--testpref",
+        tmp_path / "test",
+        "--destdir",
+        tmp_path / "bin",
+    )
+    out = run(
+        "fairseq-generate",
+        tmp_path / "bin",
+        "--user-dir",
+        "nar_plugins",
+        "--task",
+        "nar_translation",
+        "--cpu",
+        "--path",
+        converted / "checkpoint.pt",
+        "--iterations",
+        4,
+        "--length-beam",
+        3,
+        "--batch-size",
+        3,
+    )
     found = hypotheses(out)
     for b, row in enumerate(release["mp.T4.l3.best_tokens"]):
         assert found[b][0][1] == text(row[None]).strip()

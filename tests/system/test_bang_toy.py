@@ -1,4 +1,7 @@
-"""One ``bang`` checkpoint, trained and decoded by every policy through the real commands, on a task with two right answers."""
+"""One ``bang`` checkpoint, trained and decoded by every policy through the real commands, on a task with two right
+answers.
+"""
+
 import os
 import re
 import subprocess
@@ -13,8 +16,14 @@ from conftest import ROOT
 def rows(tmp_path_factory):
     """Policy -> (percent of valid outputs, passes, outputs equal to ``ar``'s)."""
     environment = {**os.environ, "VENV": str(Path(sys.executable).parents[1]), "DEVICE": "--cpu"}
-    done = subprocess.run(["bash", "examples/bang_toy/run.sh", tmp_path_factory.mktemp("toy"), "1000"], cwd=ROOT, text=True,
-                          env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # fmt: skip
+    done = subprocess.run(
+        ["bash", "examples/bang_toy/run.sh", tmp_path_factory.mktemp("toy"), "1000"],
+        cwd=ROOT,
+        text=True,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
     assert done.returncode == 0, done.stdout[-4000:]
     found = re.findall(r"^\| (.+?) \| ([\d.]+) % \| ([\d.]+) \| (\d+) of 200 \|$", done.stdout, re.MULTILINE)
     return {name: (float(valid), float(passes), int(equal)) for name, valid, passes, equal in found}

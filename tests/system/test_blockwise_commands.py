@@ -1,12 +1,39 @@
 """An AR checkpoint of fairseq's own task made faster: every word and score stays, through the real commands."""
+
 import pytest
 from conftest import ROOT, hypotheses, preprocess, random_sentences, run, write_pairs
 from in_process import here
 
-AR = ("--arch", "transformer_tiny", "--encoder-ffn-embed-dim", "128", "--encoder-attention-heads", "4",
-      "--decoder-attention-heads", "4", "--criterion", "cross_entropy")  # fmt: skip
-RECIPE = ("--optimizer", "adam", "--lr", "2e-3", "--max-tokens", "1500", "--no-epoch-checkpoints", "--share-all-embeddings",
-          "--cpu", "--user-dir", ROOT / "nar_plugins", "-s", "src", "-t", "tgt", "--disable-validation")  # fmt: skip
+AR = (
+    "--arch",
+    "transformer_tiny",
+    "--encoder-ffn-embed-dim",
+    "128",
+    "--encoder-attention-heads",
+    "4",
+    "--decoder-attention-heads",
+    "4",
+    "--criterion",
+    "cross_entropy",
+)
+RECIPE = (
+    "--optimizer",
+    "adam",
+    "--lr",
+    "2e-3",
+    "--max-tokens",
+    "1500",
+    "--no-epoch-checkpoints",
+    "--share-all-embeddings",
+    "--cpu",
+    "--user-dir",
+    ROOT / "nar_plugins",
+    "-s",
+    "src",
+    "-t",
+    "tgt",
+    "--disable-validation",
+)
 
 
 @pytest.fixture(scope="module")
@@ -16,20 +43,70 @@ def trained(tmp_path_factory):
     for split, count, seed in (("train", 300, 1), ("test", 19, 3)):
         write_pairs(folder, [(s, s) for s in random_sentences(count, seed)], split)
     data = preprocess(folder, folder / "bin")
-    here("fairseq-train", data, *RECIPE, *AR, "--task", "translation", "--max-update", "40", "--save-dir", folder / "ar")
+    here(
+        "fairseq-train", data, *RECIPE, *AR, "--task", "translation", "--max-update", "40", "--save-dir", folder / "ar"
+    )
     ar, frozen = folder / "ar" / "checkpoint_last.pt", folder / "frozen" / "checkpoint_last.pt"
-    here("fairseq-train", data, *RECIPE, "--task", "nar_translation", "--arch", "blockwise_tiny", "--freeze-base",
-         "--criterion", "blockwise_loss", "--finetune-from-model", ar, "--max-update", "5",
-         "--save-dir", frozen.parent)  # fmt: skip
-    here("fairseq-train", data, *RECIPE, "--task", "nar_translation", "--arch", "cmlm_tiny", "--criterion", "nar_loss",
-         "--max-update", "5", "--save-dir", folder / "cmlm")  # fmt: skip
+    here(
+        "fairseq-train",
+        data,
+        *RECIPE,
+        "--task",
+        "nar_translation",
+        "--arch",
+        "blockwise_tiny",
+        "--freeze-base",
+        "--criterion",
+        "blockwise_loss",
+        "--finetune-from-model",
+        ar,
+        "--max-update",
+        "5",
+        "--save-dir",
+        frozen.parent,
+    )
+    here(
+        "fairseq-train",
+        data,
+        *RECIPE,
+        "--task",
+        "nar_translation",
+        "--arch",
+        "cmlm_tiny",
+        "--criterion",
+        "nar_loss",
+        "--max-update",
+        "5",
+        "--save-dir",
+        folder / "cmlm",
+    )
     return data, ar, frozen, folder / "cmlm" / "checkpoint_last.pt"
 
 
 def generate(data, path, task, *flags, **kwargs):
-    return run("fairseq-generate", data, "--user-dir", "nar_plugins", "--task", task, "-s", "src", "-t", "tgt", "--cpu",
-               "--path", path, "--batch-size", "8", "--max-len-b", "15", "--required-batch-size-multiple", "1",
-               *flags, **kwargs)  # fmt: skip
+    return run(
+        "fairseq-generate",
+        data,
+        "--user-dir",
+        "nar_plugins",
+        "--task",
+        task,
+        "-s",
+        "src",
+        "-t",
+        "tgt",
+        "--cpu",
+        "--path",
+        path,
+        "--batch-size",
+        "8",
+        "--max-len-b",
+        "15",
+        "--required-batch-size-multiple",
+        "1",
+        *flags,
+        **kwargs,
+    )
 
 
 def test_the_words_are_those_of_the_ar_checkpoint(trained):

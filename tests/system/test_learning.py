@@ -1,4 +1,7 @@
-"""A tiny ``cmlm`` must learn to copy and to reverse through the real commands; then everything a user reads must agree."""
+"""A tiny ``cmlm`` must learn to copy and to reverse through the real commands; then everything a user reads must
+agree.
+"""
+
 from pathlib import Path
 
 import pytest
@@ -7,12 +10,30 @@ from conftest import ROOT, hypotheses, run
 from in_process import here
 
 TASK = ("--user-dir", ROOT / "nar_plugins", "--task", "nar_translation", "--cpu")
-TINY = ("--arch", "cmlm_tiny", "--criterion", "nar_loss", "--share-all-embeddings", "--optimizer", "adam",
-        "--adam-betas", "(0.9, 0.98)", "--warmup-updates", 200,
-        "--clip-norm", 1, "--max-tokens", 2000, "--seed", 1, "--no-progress-bar")  # fmt: skip
+TINY = (
+    "--arch",
+    "cmlm_tiny",
+    "--criterion",
+    "nar_loss",
+    "--share-all-embeddings",
+    "--optimizer",
+    "adam",
+    "--adam-betas",
+    "(0.9, 0.98)",
+    "--warmup-updates",
+    200,
+    "--clip-norm",
+    1,
+    "--max-tokens",
+    2000,
+    "--seed",
+    1,
+    "--no-progress-bar",
+)
 UPDATES = 1200
 FALLING = ("--lr", "3e-3", "--lr-scheduler", "polynomial_decay", "--total-num-update", UPDATES)
-# One length: a model that copies perfectly is as sure of a copy without its last symbol, so a length beam would cast lots.
+# One length: a model that copies perfectly is as sure of a copy without its last symbol, so a length beam would cast
+# lots.
 ONE_LENGTH = ("--length-beam", 1)
 CHANGES = {"copy": lambda words: words, "reverse": lambda words: words[::-1]}
 
@@ -21,10 +42,32 @@ CHANGES = {"copy": lambda words: words, "reverse": lambda words: words[::-1]}
 def trained(request, toys, tmp_path_factory):
     """(task, data, checkpoint, log) of a trained model, with BLEU in validation."""
     data, folder = toys(request.param), tmp_path_factory.mktemp(f"{request.param}_model")
-    log = run("fairseq-train", data, *TASK, *TINY, *FALLING, "--max-update", UPDATES, "--save-dir", folder,
-              "--validate-interval-updates", UPDATES, "--validate-interval", 1000, "--save-interval", 1000,
-              "--no-epoch-checkpoints", "--eval-bleu", "--eval-bleu-args", '{"length_beam": 1}', "--best-checkpoint-metric", "bleu",
-              "--maximize-best-checkpoint-metric", "--log-interval", 100)  # fmt: skip
+    log = run(
+        "fairseq-train",
+        data,
+        *TASK,
+        *TINY,
+        *FALLING,
+        "--max-update",
+        UPDATES,
+        "--save-dir",
+        folder,
+        "--validate-interval-updates",
+        UPDATES,
+        "--validate-interval",
+        1000,
+        "--save-interval",
+        1000,
+        "--no-epoch-checkpoints",
+        "--eval-bleu",
+        "--eval-bleu-args",
+        '{"length_beam": 1}',
+        "--best-checkpoint-metric",
+        "bleu",
+        "--maximize-best-checkpoint-metric",
+        "--log-interval",
+        100,
+    )
     return request.param, data, folder / "checkpoint_best.pt", log
 
 
@@ -53,11 +96,33 @@ def test_twenty_lines_give_the_same_twenty_hypotheses_however_they_are_read(trai
     folder.mkdir(exist_ok=True)
     for side in ("src", "tgt"):
         (folder / f"test.{side}").write_text("\n".join(raw) + "\n")
-    here("fairseq-preprocess", "-s", "src", "-t", "tgt", "--srcdict", Path(data) / "dict.src.txt", "--joined-dictionary",
-         "--testpref", folder / "test", "--destdir", folder / "bin")  # fmt: skip
+    here(
+        "fairseq-preprocess",
+        "-s",
+        "src",
+        "-t",
+        "tgt",
+        "--srcdict",
+        Path(data) / "dict.src.txt",
+        "--joined-dictionary",
+        "--testpref",
+        folder / "test",
+        "--destdir",
+        folder / "bin",
+    )
     outs = [hypotheses(generate(folder / "bin", checkpoint, "--batch-size", size)) for size in (1, 7, 32)]
-    typed = run("fairseq-interactive", data, *TASK, "--path", checkpoint, "--batch-size", 6, "--buffer-size", 20,
-                input="\n".join(raw) + "\n")  # fmt: skip
+    typed = run(
+        "fairseq-interactive",
+        data,
+        *TASK,
+        "--path",
+        checkpoint,
+        "--batch-size",
+        6,
+        "--buffer-size",
+        20,
+        input="\n".join(raw) + "\n",
+    )
     outs.append(hypotheses(typed))
     texts = [[out[i][0][1] for i in range(20)] for out in outs]
     assert all(sorted(out) == list(range(20)) for out in outs)
@@ -68,7 +133,9 @@ def test_nbest_best_first_and_passes(trained):
     task, data, checkpoint, _ = trained
     if task == "copy":
         pytest.skip("one model is enough")
-    out = generate(data, checkpoint, "--nbest", 3, "--length-beam", 5, "--print-step", "--iterations", 4, "--retain-iter-history")
+    out = generate(
+        data, checkpoint, "--nbest", 3, "--length-beam", 5, "--print-step", "--iterations", 4, "--retain-iter-history"
+    )
     for lines in hypotheses(out).values():
         scores = [float(fields[0]) for fields in lines]
         assert len(lines) == 3 and scores == sorted(scores, reverse=True)

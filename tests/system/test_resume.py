@@ -1,4 +1,5 @@
 """A run killed with SIGKILL and started again, and a run on two processes, have the curve of an undisturbed one."""
+
 import json
 import math
 import os
@@ -12,9 +13,31 @@ import pytest
 from conftest import ROOT, preprocess, random_sentences, run, write_pairs
 
 UPDATES = 30
-COMMAND = ("--user-dir", "nar_plugins", "--task", "nar_translation", "--arch", "cmlm_tiny", "--criterion", "nar_loss",
-           "--share-all-embeddings", "--optimizer", "adam", "--lr", "1e-3", "--max-tokens", "600", "--seed", "3", "--cpu",
-           "--log-format", "json", "--log-interval", "1", "--disable-validation")  # fmt: skip
+COMMAND = (
+    "--user-dir",
+    "nar_plugins",
+    "--task",
+    "nar_translation",
+    "--arch",
+    "cmlm_tiny",
+    "--criterion",
+    "nar_loss",
+    "--share-all-embeddings",
+    "--optimizer",
+    "adam",
+    "--lr",
+    "1e-3",
+    "--max-tokens",
+    "600",
+    "--seed",
+    "3",
+    "--cpu",
+    "--log-format",
+    "json",
+    "--log-interval",
+    "1",
+    "--disable-validation",
+)
 
 
 @pytest.fixture(scope="module")
@@ -31,13 +54,22 @@ def curve(log: str) -> dict:
     points = {}
     for line in log.splitlines():
         if "train_inner" in line and "{" in line:
-            values = json.loads(line[line.index("{"):])
+            values = json.loads(line[line.index("{") :])
             points[int(values["num_updates"])] = (values["loss"], values["gnorm"])
     return points
 
 
 def test_killed_and_started_again(data, tmp_path):
-    flags = (*COMMAND, "--dropout", "0.2", "--save-interval-updates", "4", "--no-epoch-checkpoints", "--max-update", str(UPDATES))
+    flags = (
+        *COMMAND,
+        "--dropout",
+        "0.2",
+        "--save-interval-updates",
+        "4",
+        "--no-epoch-checkpoints",
+        "--max-update",
+        str(UPDATES),
+    )
     whole = curve(run("fairseq-train", data, *flags, "--save-dir", tmp_path / "whole"))
     assert sorted(whole) == list(range(1, UPDATES + 1))
 
@@ -60,13 +92,30 @@ def on_two_processes(*arguments) -> str:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
     program = Path(sys.executable).parent / "fairseq-train"
-    spread = ("--distributed-world-size", "2", "--distributed-no-spawn", "--distributed-backend", "gloo", "--ddp-backend",
-              "legacy_ddp", "--device-id", "0", "--distributed-init-method", f"tcp://127.0.0.1:{port}")  # fmt: skip
+    spread = (
+        "--distributed-world-size",
+        "2",
+        "--distributed-no-spawn",
+        "--distributed-backend",
+        "gloo",
+        "--ddp-backend",
+        "legacy_ddp",
+        "--device-id",
+        "0",
+        "--distributed-init-method",
+        f"tcp://127.0.0.1:{port}",
+    )
     ranks = [
-        subprocess.Popen([str(program), *map(str, arguments), *spread, "--distributed-rank", str(rank)], cwd=ROOT, text=True,
-                         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        subprocess.Popen(
+            [str(program), *map(str, arguments), *spread, "--distributed-rank", str(rank)],
+            cwd=ROOT,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
         for rank in (0, 1)
-    ]  # fmt: skip
+    ]
     logs = [process.communicate(timeout=300)[0] for process in ranks]
     assert [process.returncode for process in ranks] == [0, 0], logs[0][-3000:]
     return logs[0]
@@ -82,12 +131,41 @@ def test_two_processes_are_one_with_update_freq_2(data, other):
     assert curve(on_two_processes(data, *flags)) == alone and len(alone) == 12
 
 
-# -- BANG: sampled rows in fine-tuning, hidden spans in pre-training -----------------------------------------------------
+# -- BANG: sampled rows in fine-tuning, hidden spans in pre-training
+# -----------------------------------------------------
 
-BANG = ("--user-dir", "nar_plugins", "--arch", "bang_tiny", "--criterion", "bang_loss", "--optimizer", "adam", "--lr", "1e-3",
-        "--seed", "3", "--cpu", "--log-format", "json", "--log-interval", "1", "--disable-validation")  # fmt: skip
+BANG = (
+    "--user-dir",
+    "nar_plugins",
+    "--arch",
+    "bang_tiny",
+    "--criterion",
+    "bang_loss",
+    "--optimizer",
+    "adam",
+    "--lr",
+    "1e-3",
+    "--seed",
+    "3",
+    "--cpu",
+    "--log-format",
+    "json",
+    "--log-interval",
+    "1",
+    "--disable-validation",
+)
 FINE_TUNING = (*BANG, "--task", "nar_translation", "--bang-rows", "sample:1", "--max-tokens", "600")
-PRETRAINING = (*BANG, "--task", "bang_pretraining", "--max-tokens", "400", "--tokens-per-sample", "100", "--dropout", "0")
+PRETRAINING = (
+    *BANG,
+    "--task",
+    "bang_pretraining",
+    "--max-tokens",
+    "400",
+    "--tokens-per-sample",
+    "100",
+    "--dropout",
+    "0",
+)
 
 
 @pytest.fixture(scope="module")
@@ -96,16 +174,28 @@ def raw(tmp_path_factory):
     folder = tmp_path_factory.mktemp("raw")
     for split, count in (("train", 700), ("valid", 40)):
         (folder / split).write_text("".join(f"{s}\n" for s in random_sentences(count, count)), encoding="utf-8")
-    run("fairseq-preprocess", "--only-source", "--trainpref", folder / "train", "--validpref", folder / "valid",
-        "--destdir", folder / "bin")  # fmt: skip
+    run(
+        "fairseq-preprocess",
+        "--only-source",
+        "--trainpref",
+        folder / "train",
+        "--validpref",
+        folder / "valid",
+        "--destdir",
+        folder / "bin",
+    )
     return folder / "bin"
 
 
 def test_bang_fine_tuning_stopped_and_continued(data, tmp_path):
-    """With the epoch's end between the stop and the last update; the rows drawn are those of the undisturbed run too."""
+    """With the epoch's end between the stop and the last update; the rows drawn are those of the undisturbed run
+    too.
+    """
     flags = (*FINE_TUNING, "--dropout", "0.2")
     whole = curve(run("fairseq-train", data, *flags, "--max-update", 12, "--no-save"))
-    parts = [curve(run("fairseq-train", data, *flags, "--max-update", last, "--save-dir", tmp_path)) for last in (5, 12)]
+    parts = [
+        curve(run("fairseq-train", data, *flags, "--max-update", last, "--save-dir", tmp_path)) for last in (5, 12)
+    ]
     assert [sorted(part) for part in parts] == [list(range(1, 6)), list(range(6, 13))]
     assert {**parts[0], **parts[1]} == whole
 

@@ -1,13 +1,14 @@
 """What the tests of BANG compare with: its mask by definition, and a plain decoder over any sequence with any mask."""
+
 import math
 from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
-
 from conftest import source_batch
-from nar_plugins.modules.relative_buckets import bucket
 from tiny import model
+
+from nar_plugins.modules.relative_buckets import bucket
 
 PAD, EOS, WORDS = 1, 2, 20
 SOURCE = source_batch([5, 9, 4], WORDS)
@@ -74,7 +75,9 @@ def dense_buckets(positions):
 
 
 def dense_core(q, k, v, relative, index, seen):
-    """Attention (B, H, L, D/H) of unscaled q with the biases relative (B, H, L, 32) of the buckets (L, L), where seen (L, L)."""
+    """Attention (B, H, L, D/H) of unscaled q with the biases relative (B, H, L, 32) of the buckets (L, L), where seen
+    (L, L).
+    """
     bias = relative.gather(3, index.expand(*relative.shape[:3], -1)).masked_fill(~seen, -math.inf)
     return F.scaled_dot_product_attention(q, k, v, bias)
 
@@ -98,7 +101,9 @@ def dense_decoder(one, encoder_out, tokens, positions, seen):
             part.unflatten(-1, (cross.num_heads, -1)).transpose(1, 2)
             for part in (cross.q_proj(x), cross.k_proj(states), cross.v_proj(states))
         )
-        weights = (q @ k.transpose(-1, -2) * cross.head_dim**-0.5).masked_fill(padding[:, None, None], -math.inf).softmax(-1)
+        weights = (
+            (q @ k.transpose(-1, -2) * cross.head_dim**-0.5).masked_fill(padding[:, None, None], -math.inf).softmax(-1)
+        )
         x = layer.encoder_attn_layer_norm(x + cross.out_proj((weights @ v).transpose(1, 2).flatten(2)))
         x = layer.final_layer_norm(x + layer.fc2(F.gelu(layer.fc1(x))))
     return x

@@ -1,19 +1,20 @@
 """What the tests of blockwise decoding compare with: fairseq's greedy search, and a loop without batch or cache."""
+
 import math
-from functools import lru_cache
 from dataclasses import fields
+from functools import lru_cache
 from types import SimpleNamespace
 
 import torch
-from fairseq.sequence_generator import SequenceGenerator
-
 from conftest import source_batch
+from fairseq.sequence_generator import SequenceGenerator
+from tiny import model
+
 from nar_plugins.data.noise import uniform
 from nar_plugins.generators.beam import BeamGenerator
 from nar_plugins.generators.blockwise import BlockwiseConfig, BlockwiseGenerator
 from nar_plugins.generators.drafters import Drafter, Drafts
 from nar_plugins.generators.registry import generation_options
-from tiny import model
 
 PAD, EOS, UNK, MASK, WORDS = 1, 2, 3, 24, 20
 
@@ -34,7 +35,9 @@ def random_model(*flags, arch="transformer_tiny", seed=1):
         table = positions.weights if hasattr(positions, "weights") else positions.weight
         table.normal_(std=2 * one.decoder.embed_scale * float(one.decoder.embed_tokens.weight.std()))
         source = source_batch([9] * 20, WORDS)
-        features = one.decoder.extract_features(source, encoder_out=one.encoder(source, src_lengths=None))[0].flatten(0, 1)
+        features = one.decoder.extract_features(source, encoder_out=one.encoder(source, src_lengths=None))[0].flatten(
+            0, 1
+        )
         common = torch.nn.functional.normalize(features.mean(0), dim=0)
         words = one.decoder.output_projection.weight
         words.sub_((words @ common).unsqueeze(1) * common).mul_(3)
@@ -60,7 +63,9 @@ def blockwise(models, task, oracle=None, drafts_from=None, **settings) -> Blockw
     if oracle is not None:  # which has no limit of its own
         config["verify_block"] = None
     options = generation_options(SimpleNamespace(**{"beam": 1, **settings}))
-    made = BlockwiseGenerator(models, task.target_dictionary, SimpleNamespace(**config), options, MASK, drafter=drafts_from)
+    made = BlockwiseGenerator(
+        models, task.target_dictionary, SimpleNamespace(**config), options, MASK, drafter=drafts_from
+    )
     if oracle is not None:
         made.drafter, made.config.verify_block = oracle, block
     return made
@@ -76,14 +81,16 @@ def greedy(models, task, source, prefix=None, **settings):
     options = dict(max_len_b=200, max_len_a=0, min_len=1, unk_penalty=0.0, temperature=1.0, len_penalty=1.0)
     names = {"unkpen": "unk_penalty", "lenpen": "len_penalty"}
     options.update({names.get(name, name): value for name, value in settings.items() if name != "unnormalized"})
-    search = SequenceGenerator(models, task.target_dictionary, beam_size=1,
-                               normalize_scores=not settings.get("unnormalized"), **options)  # fmt: skip
+    search = SequenceGenerator(
+        models, task.target_dictionary, beam_size=1, normalize_scores=not settings.get("unnormalized"), **options
+    )
     found = BeamGenerator(search, models, MASK).generate(models, sample_of(source), prefix_tokens=prefix)
     return [hypos[0] for hypos in found]
 
 
 class Oracle(Drafter):
-    """Drafts the right tokens, each replaced by a wrong one with a probability: every acceptance pattern, without training.
+    """Drafts the right tokens, each replaced by a wrong one with a probability: every acceptance pattern, without
+    training.
 
     Args:
         texts: what greedy search says, one tensor a sentence. wrong: the probability, for all rows or one a sentence.
@@ -106,7 +113,9 @@ class Oracle(Drafter):
 
 
 def expected_calls(text, drafts, block, limit):
-    """The ``accepted`` of one sentence: what the drafts (one for every position) give, simulated on the known result."""
+    """The ``accepted`` of one sentence: what the drafts (one for every position) give, simulated on the known
+    result.
+    """
     text, accepted, n = text.tolist(), [1], 1
     while n < len(text):
         right = 0
@@ -119,7 +128,9 @@ def expected_calls(text, drafts, block, limit):
 
 
 def lprobs_of(one, source, tokens):
-    """Log-probabilities (V,) of the token after ``tokens``, by the stock decoder's full forward pass: (and the feature)."""
+    """Log-probabilities (V,) of the token after ``tokens``, by the stock decoder's full forward pass: (and the
+    feature).
+    """
     encoded = one.encoder(source.unsqueeze(0), src_lengths=torch.tensor([source.numel()]))
     before = torch.tensor([[EOS, *tokens]])
     features = one.decoder.extract_features(before, encoder_out=encoded)[0][0, -1]
@@ -129,7 +140,9 @@ def lprobs_of(one, source, tokens):
 
 
 def slow_blockwise(one, source, block, limit, min_len=1):
-    """Blockwise decoding of one sentence with the model's heads, from the paper: no cache, no batch, every pass afresh."""
+    """Blockwise decoding of one sentence with the model's heads, from the paper: no cache, no batch, every pass
+    afresh.
+    """
 
     def choice(tokens):
         lprobs, _ = lprobs_of(one, source, tokens)

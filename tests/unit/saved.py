@@ -1,8 +1,9 @@
 """fairseq's generation commands on checkpoints of tiny random models, fast enough for hundreds of runs.
 
-The command line is parsed once; then ``main``, all of the command but its parser, gets a copy of the configuration with the
-options of a run in it.
+The command line is parsed once; then ``main``, all of the command but its parser, gets a copy of the configuration with
+the options of a run in it.
 """
+
 import contextlib
 import copy
 import io
@@ -10,26 +11,31 @@ from functools import lru_cache
 from pathlib import Path
 
 import torch
+from conftest import ROOT, hypotheses, preprocess, write_pairs
 from fairseq import options
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
-from omegaconf import OmegaConf
-
-from conftest import ROOT, hypotheses, preprocess, write_pairs
 from in_process import MAINS
-from nar_plugins.tasks.nar_translation import NarTranslationTask
+from omegaconf import OmegaConf
 from tiny import arguments, dictionary
 
+from nar_plugins.tasks.nar_translation import NarTranslationTask
+
 PARSERS = {
-    "fairseq-generate": options.get_generation_parser, "fairseq-interactive": options.get_interactive_generation_parser,
-}  # fmt: skip
+    "fairseq-generate": options.get_generation_parser,
+    "fairseq-interactive": options.get_interactive_generation_parser,
+}
 CRITERIONS = {"blockwise": "blockwise_loss", "bang": "bang_loss", "transformer": "cross_entropy"}
-SIZE = [f"--{side}-{what}" for side in ("encoder", "decoder") for what in (
-    "embed-dim=16", "ffn-embed-dim=16", "attention-heads=2", "layers=1",
-)]  # fmt: skip
+SIZE = [
+    f"--{side}-{what}"
+    for side in ("encoder", "decoder")
+    for what in ("embed-dim=16", "ffn-embed-dim=16", "attention-heads=2", "layers=1")
+]
 
 
 def save(path: Path, arch: str, *flags: str, seed: int = 1, scale: float = 4.0, words: int = 20) -> Path:
-    """A checkpoint of ``arch`` with one layer of width 16; its weights are large, so that it is sure of various things."""
+    """A checkpoint of ``arch`` with one layer of width 16; its weights are large, so that it is sure of various
+    things.
+    """
     flags = (*SIZE, "--share-all-embeddings", *flags)
     given = {"arch": arch, "criterion": CRITERIONS.get(arch.split("_")[0], "nar_loss")}
     config = convert_namespace_to_omegaconf(arguments(*flags, **given))
@@ -41,8 +47,17 @@ def save(path: Path, arch: str, *flags: str, seed: int = 1, scale: float = 4.0, 
             if weight.dim() > 1 and "norm" not in name:
                 weight.mul_(scale)
     history = [{"criterion_name": "", "optimizer_name": "", "lr_scheduler_state": {}, "num_updates": 1}]
-    torch.save({"args": None, "cfg": OmegaConf.to_container(config), "model": made.state_dict(), "optimizer_history": history,
-                "task_state": {}, "extra_state": {"train_iterator": {"epoch": 1, "iterations_in_epoch": 0}}}, path)  # fmt: skip
+    torch.save(
+        {
+            "args": None,
+            "cfg": OmegaConf.to_container(config),
+            "model": made.state_dict(),
+            "optimizer_history": history,
+            "task_state": {},
+            "extra_state": {"train_iterator": {"epoch": 1, "iterations_in_epoch": 0}},
+        },
+        path,
+    )
     return path
 
 
@@ -56,8 +71,22 @@ def corpus(folder: Path, pairs, words: int = 20, **options_) -> Path:
 @lru_cache(maxsize=None)
 def parsed(command: str):
     """The configuration of a command with this package's task on the CPU."""
-    given = ["data", "--user-dir", str(ROOT / "nar_plugins"), "--task", "nar_translation", "--cpu", "--path", "model.pt",
-             "--num-workers", "0", "-s", "src", "-t", "tgt"]  # fmt: skip
+    given = [
+        "data",
+        "--user-dir",
+        str(ROOT / "nar_plugins"),
+        "--task",
+        "nar_translation",
+        "--cpu",
+        "--path",
+        "model.pt",
+        "--num-workers",
+        "0",
+        "-s",
+        "src",
+        "-t",
+        "tgt",
+    ]
     return convert_namespace_to_omegaconf(options.parse_args_and_arch(PARSERS[command](), given))
 
 

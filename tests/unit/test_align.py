@@ -1,10 +1,12 @@
 """The aligner finds known alignments; Pharaoh's files are read, or refused by name; fertilities add up."""
+
 import random
 from collections import defaultdict
 
 import numpy as np
 import pytest
 import torch
+
 from nar_plugins.distill.align import Aligner, Text, fertilities, read_links
 
 
@@ -57,7 +59,9 @@ def naive_tables(pairs, iterations: int, alpha: float, tension: float) -> list:
                     counts[s, t] += weight / sum(weights)
         row = {s: [c for (other, _), c in counts.items() if other == s] for s, _ in counts}
         psi = lambda x: float(torch.special.digamma(torch.tensor(x, dtype=torch.float64)))  # noqa: E731
-        table = {(s, t): np.exp(psi(c + alpha) - psi(sum(row[s]) + alpha * len(row[s]))) for (s, t), c in counts.items()}
+        table = {
+            (s, t): np.exp(psi(c + alpha) - psi(sum(row[s]) + alpha * len(row[s]))) for (s, t), c in counts.items()
+        }
         tables.append(table)
     return tables
 
@@ -89,8 +93,9 @@ def test_words_never_seen_are_linked_along_the_diagonal():
     source, target, _ = translations(300, seed=1)
     aligner.train(source, target)
     unseen = list(range(5000, 5006))
-    assert aligner.align([unseen[:4], unseen, source[0]], [unseen[:4], unseen[:3], unseen[: len(source[0])]]).tolist() == [
-        0, 1, 2, 3, 1, 3, 5, *range(len(source[0]))]  # fmt: skip
+    assert aligner.align(
+        [unseen[:4], unseen, source[0]], [unseen[:4], unseen[:3], unseen[: len(source[0])]]
+    ).tolist() == [0, 1, 2, 3, 1, 3, 5, *range(len(source[0]))]
     assert Aligner().align([[7, 8]], [[9, 9]]).tolist() == [0, 1]
 
 
@@ -162,17 +167,20 @@ def read(tmp_path, text: str, source, target) -> list:
     return read_links(tmp_path / "links", np.array(source), np.array(target)).tolist()
 
 
-@pytest.mark.parametrize("line, source, target, links", [
-    ("0-0 2-1 1-2", 3, 3, [0, 2, 1]),
-    (" 1-2\t0-0  2-1 ", 3, 3, [0, 2, 1]),
-    ("0-0 2-0 1-1", 3, 2, [0, 1]),  # of two links the nearer to the diagonal
-    ("2-0 0-0 1-1", 4, 2, [0, 1]),  # of two as near the earlier
-    ("1-1 0-4", 2, 5, [1, 1, 1, 0, 0]),  # unaligned: as the nearest neighbour, on a tie the earlier
-    ("", 4, 2, [1, 3]),  # nothing aligned: the diagonal
-    ("", 1, 3, [0, 0, 0]),
-    ("", 0, 2, [0, 0]),
-    ("", 2, 0, []),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "line, source, target, links",
+    [
+        ("0-0 2-1 1-2", 3, 3, [0, 2, 1]),
+        (" 1-2\t0-0  2-1 ", 3, 3, [0, 2, 1]),
+        ("0-0 2-0 1-1", 3, 2, [0, 1]),  # of two links the nearer to the diagonal
+        ("2-0 0-0 1-1", 4, 2, [0, 1]),  # of two as near the earlier
+        ("1-1 0-4", 2, 5, [1, 1, 1, 0, 0]),  # unaligned: as the nearest neighbour, on a tie the earlier
+        ("", 4, 2, [1, 3]),  # nothing aligned: the diagonal
+        ("", 1, 3, [0, 0, 0]),
+        ("", 0, 2, [0, 0]),
+        ("", 2, 0, []),
+    ],
+)
 def test_every_target_word_gets_one_source_word(tmp_path, line, source, target, links):
     assert read(tmp_path, f"{line}\n", [source], [target]) == links
 
@@ -181,17 +189,20 @@ def test_sentences_do_not_mix(tmp_path):
     assert read(tmp_path, "0-0 1-1\n\n1-0\n2-1", [2, 2, 2, 3], [2, 2, 1, 2]) == [0, 1, 0, 1, 1, 2, 2]
 
 
-@pytest.mark.parametrize("text, says", [
-    ("0-0\n0-0 2-1\n", "links, line 2: link 2-1 is outside of 2 source and 2 target words"),
-    ("0-0\n0-2\n", "links, line 2: link 0-2 is outside"),
-    ("0-0 1-x\n0-0\n", "links, line 1: '1-x' is no link"),
-    ("0-0\n0-0 -1-0\n", "links, line 2: '-1-0' is no link"),
-    ("0\n0-0\n", "links, line 1: '0' is no link"),
-    ("0-0-1\n0-0\n", "links, line 1: '0-0-1' is no link"),
-    ("0-0 99999999999999999999-0\n0-0\n", "links, line 1: '99999999999999999999-0' is no link"),
-    ("0-0\n", "links has 1 lines, the split 2 pairs"),
-    ("0-0\n0-0\n0-0\n", "links has 3 lines, the split 2 pairs"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "text, says",
+    [
+        ("0-0\n0-0 2-1\n", "links, line 2: link 2-1 is outside of 2 source and 2 target words"),
+        ("0-0\n0-2\n", "links, line 2: link 0-2 is outside"),
+        ("0-0 1-x\n0-0\n", "links, line 1: '1-x' is no link"),
+        ("0-0\n0-0 -1-0\n", "links, line 2: '-1-0' is no link"),
+        ("0\n0-0\n", "links, line 1: '0' is no link"),
+        ("0-0-1\n0-0\n", "links, line 1: '0-0-1' is no link"),
+        ("0-0 99999999999999999999-0\n0-0\n", "links, line 1: '99999999999999999999-0' is no link"),
+        ("0-0\n", "links has 1 lines, the split 2 pairs"),
+        ("0-0\n0-0\n0-0\n", "links has 3 lines, the split 2 pairs"),
+    ],
+)
 def test_other_files_are_refused(tmp_path, text, says):
     with pytest.raises(ValueError, match=says):
         read(tmp_path, text, [2, 2], [2, 2])

@@ -1,12 +1,13 @@
 """The one attention against fairseq's own with the same weights, and the decoder layer around it."""
+
 import pytest
 import torch
 from fairseq.models.transformer import TransformerConfig
 from fairseq.modules import MultiheadAttention
-
-from nar_plugins.modules.attention import training_kernel, Attention, allowed_keys
-from nar_plugins.modules.layers import NarDecoderLayer, pick
 from tiny import arguments
+
+from nar_plugins.modules.attention import Attention, allowed_keys, training_kernel
+from nar_plugins.modules.layers import NarDecoderLayer, pick
 
 D, H = 16, 4
 CLOSE = dict(rtol=1e-5, atol=1e-6)
@@ -83,9 +84,10 @@ def test_dropout_is_applied_in_training_only(device):
     assert torch.equal(ours(x, x, x)[0], ours(x, x, x)[0])
 
 
-@pytest.mark.parametrize("asked", [
-    {"need_weights": True}, {"attn_mask": torch.zeros(3, 3)}, {"incremental_state": {}}, {"need_head_weights": True},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "asked",
+    [{"need_weights": True}, {"attn_mask": torch.zeros(3, 3)}, {"incremental_state": {}}, {"need_head_weights": True}],
+)
 def test_what_it_does_not_serve_is_refused(asked):
     ours = Attention(D, H, self_attention=True)
     x = torch.randn(3, 2, D)

@@ -1,16 +1,19 @@
-"""The model ``bang``: one pass is all separate runs, nothing leaks, the cache changes nothing (spec E.3, groups 3 to 6, 11)."""
+"""The model ``bang``: one pass is all separate runs, nothing leaks, the cache changes nothing (spec E.3, groups 3 to 6,
+11).
+"""
+
 from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
-from fairseq.models import ARCH_MODEL_REGISTRY
-
 from bang_twin import EOS, PAD, SOURCE, dense_decoder, inputs, random_bang, row
+from fairseq.models import ARCH_MODEL_REGISTRY
+from tiny import arguments, model
+
 from nar_plugins.generators.bang_verify import BangBlocks
 from nar_plugins.generators.registry import generation_options
 from nar_plugins.modules.cells import row_sizes
-from tiny import arguments, model
 
 LENGTHS = [7, 3, 5]
 EXACT = {"rtol": 1e-10, "atol": 1e-10}
@@ -62,10 +65,29 @@ def test_rows_stay_inside_their_spans():
         args = {"target_idx": spans, "positions": positions}
         features, where = all_cells(one, out, before, target.ne(PAD), **args)
         assert {(s, j) for b, s, j in where if b == 0} == {
-            (0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (2, 0),
-            (3, 0), (3, 1), (3, 2), (3, 3), (4, 0), (4, 1), (4, 2), (5, 0), (5, 1), (6, 0),
-        }  # fmt: skip
-        for b, s, count in ((0, 3, 4), (0, 4, 3), (2, 2, 3), (1, 4, 3)):  # earlier spans stay visible to the tokens after
+            (0, 0),
+            (0, 1),
+            (0, 2),
+            (1, 0),
+            (1, 1),
+            (2, 0),
+            (3, 0),
+            (3, 1),
+            (3, 2),
+            (3, 3),
+            (4, 0),
+            (4, 1),
+            (4, 2),
+            (5, 0),
+            (5, 1),
+            (6, 0),
+        }
+        for b, s, count in (
+            (0, 3, 4),
+            (0, 4, 3),
+            (2, 2, 3),
+            (1, 4, 3),
+        ):  # earlier spans stay visible to the tokens after
             tokens = F.pad(before[b : b + 1, : s + 1], (0, count), value=-1)
             place = torch.cat([positions[b, : s + 1], positions[b, s : s + count] + 1])
             seen = torch.ones(len(place), len(place), dtype=torch.bool).tril()
@@ -170,7 +192,8 @@ def test_fairseqs_search_decodes_it_and_never_says_mask(beam):
                 torch.testing.assert_close(found["positional_scores"], scores, rtol=0, atol=1e-4)
 
 
-# -- the cache -------------------------------------------------------------------------------------------------------------
+# -- the cache
+# -------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("flags", [(), ("--no-nar-sees-bos",)])
@@ -181,7 +204,9 @@ def test_blocks_on_the_cache_are_rows(flags):
     with torch.no_grad():
         out = encoded(one)
         cache, lengths, alive = one.decoder.start(out), torch.zeros(3, dtype=torch.long), torch.arange(3)
-        for step, (new, masks, kept) in enumerate([(1, 7, [1, 1, 1]), (4, 3, [1, 3, 4]), (9, 2, [9, 2, 5]), (25, 4, [1, 25])]):
+        for step, (new, masks, kept) in enumerate(
+            [(1, 7, [1, 1, 1]), (4, 3, [1, 3, 4]), (9, 2, [9, 2, 5]), (25, 4, [1, 25])]
+        ):
             if step == 3:  # the first sentence is finished
                 keep = torch.tensor([1, 2])
                 cache.select(keep)
@@ -259,7 +284,8 @@ def test_half_precision(kind):
         assert again.dtype == kind and (again.float() - exact).abs().max() < 0.4
 
 
-# -- building and loading --------------------------------------------------------------------------------------------------
+# -- building and loading
+# --------------------------------------------------------------------------------------------------
 
 
 def test_architectures():
@@ -267,15 +293,28 @@ def test_architectures():
     for name, (dim, ffn, heads, layers) in sizes.items():
         for arch in ("bang", "bang_ar", "bang_nar", "bang_ar_nar_mixed"):
             args = arguments(arch=f"{arch}_{name}", criterion="bang_loss")
-            assert (args.decoder_embed_dim, args.encoder_ffn_embed_dim, args.decoder_attention_heads) == (dim, ffn, heads)
+            assert (args.decoder_embed_dim, args.encoder_ffn_embed_dim, args.decoder_attention_heads) == (
+                dim,
+                ffn,
+                heads,
+            )
             assert args.encoder_layers == args.decoder_layers == layers and args.activation_dropout == 0.1
-            assert args.activation_fn == "gelu" and args.nar_sees_bos and ARCH_MODEL_REGISTRY[f"{arch}_{name}"].generators
+            assert (
+                args.activation_fn == "gelu" and args.nar_sees_bos and ARCH_MODEL_REGISTRY[f"{arch}_{name}"].generators
+            )
 
 
 def test_base_has_the_published_number_of_parameters():
     with torch.device("meta"):
-        one, _ = model("--max-source-positions", "512", "--max-target-positions", "512", arch="bang_base",
-                       criterion="bang_loss", words=30522 - 5)  # fmt: skip
+        one, _ = model(
+            "--max-source-positions",
+            "512",
+            "--max-target-positions",
+            "512",
+            arch="bang_base",
+            criterion="bang_loss",
+            words=30522 - 5,
+        )
     count = sum(p.numel() for p in one.parameters())
     assert round(count / 1e6, 1) == 125.2
 
@@ -283,31 +322,57 @@ def test_base_has_the_published_number_of_parameters():
 def test_it_starts_as_bert():
     one, _ = model(arch="bang_tiny", criterion="bang_loss", words=500)
     layer = one.decoder.layers[0]
-    for weight in (layer.fc1.weight, layer.encoder_attn.q_proj.weight, one.encoder.layers[0].self_attn.k_proj.weight,
-                   one.encoder.embed_tokens.weight, one.decoder.ngram_input_embed.weight):  # fmt: skip
+    for weight in (
+        layer.fc1.weight,
+        layer.encoder_attn.q_proj.weight,
+        one.encoder.layers[0].self_attn.k_proj.weight,
+        one.encoder.embed_tokens.weight,
+        one.decoder.ngram_input_embed.weight,
+    ):
         assert 0.015 < float(weight.std()) < 0.025
     assert float(layer.ngram_self_attn.in_proj_weight.abs().max()) > 0.13  # Xavier's: uniform up to sqrt(6 / (4 D))
     assert one.encoder.embed_tokens.weight is one.decoder.embed_tokens.weight is one.decoder.output_projection.weight
     assert one.decoder.embed_tokens.weight[PAD].eq(0).all() and layer.fc1.bias.eq(0).all()
 
 
-@pytest.mark.parametrize("flags, message", [
-    (("--ngram", "-1"), "--ngram -1: give the number of streams"),
-    (("--decoder-normalize-before",), "--decoder-normalize-before does not work with --arch bang_tiny: leave it out"),
-    (("--decoder-layerdrop", "0.1"), "--decoder-layerdrop does not work"),
-    (("--decoder-attention-heads", "5"), "--decoder-embed-dim 64 is no multiple of --decoder-attention-heads 5"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (("--ngram", "-1"), "--ngram -1: give the number of streams"),
+        (
+            ("--decoder-normalize-before",),
+            "--decoder-normalize-before does not work with --arch bang_tiny: leave it out",
+        ),
+        (("--decoder-layerdrop", "0.1"), "--decoder-layerdrop does not work"),
+        (("--decoder-attention-heads", "5"), "--decoder-embed-dim 64 is no multiple of --decoder-attention-heads 5"),
+    ],
+)
 def test_bad_flags(flags, message):
     with pytest.raises(ValueError, match=message):
         model(*flags, arch="bang_tiny", criterion="bang_loss")
 
 
-@pytest.mark.parametrize("words, flags, message", [
-    (30, (), "the vocabulary has 25 symbols in the checkpoint and 35 here"),
-    (20, ("--max-target-positions", "512"), "the decoder has 1024 positions in the checkpoint and 512 here: give --max-target-positions 1024"),
-    (20, ("--max-source-positions", "99"), "the encoder has 1024 positions in the checkpoint and 99 here: give --max-source-positions 1024"),
-    (20, ("--encoder-embed-dim", "32", "--decoder-embed-dim", "32"), "encoder.embed_tokens.weight is 64 wide in the checkpoint and 32 here"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "words, flags, message",
+    [
+        (30, (), "the vocabulary has 25 symbols in the checkpoint and 35 here"),
+        (
+            20,
+            ("--max-target-positions", "512"),
+            "the decoder has 1024 positions in the checkpoint and 512 here: give --max-target-positions 1024",
+        ),
+        (
+            20,
+            ("--max-source-positions", "99"),
+            "the encoder has 1024 positions in the checkpoint and 99 here: give --max-source-positions 1024",
+        ),
+        (
+            20,
+            ("--encoder-embed-dim", "32", "--decoder-embed-dim", "32"),
+            "encoder.embed_tokens.weight is 64 wide in the checkpoint and 32 here",
+        ),
+    ],
+)
 def test_a_checkpoint_of_another_shape(words, flags, message):
     state = model(arch="bang_tiny", criterion="bang_loss")[0].state_dict()
     other, _ = model(*flags, arch="bang_tiny", criterion="bang_loss", words=words)
@@ -344,7 +409,8 @@ def test_every_parameter_learns():
     assert all(p.grad is not None for p in one.parameters())
 
 
-# -- attention -----------------------------------------------------------------------------------------------------------
+# -- attention
+# -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("steps", [[1] * 7, [3, 1, 2, 1]])

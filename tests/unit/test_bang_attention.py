@@ -1,8 +1,11 @@
-"""BANG's rows of masks: who sees whom, and that the packed rows are the dense masked streams (spec E.3, groups 1, 2 and 8)."""
+"""BANG's rows of masks: who sees whom, and that the packed rows are the dense masked streams (spec E.3, groups 1, 2 and
+8).
+"""
+
 import pytest
 import torch
-
 from bang_twin import dense_attention, stream_positions, visible
+
 from nar_plugins.modules.cells import HIDDEN, lay_out, row_sizes
 from nar_plugins.modules.n_stream_attention import NStreamAttention
 from nar_plugins.modules.packing import collect, spread
@@ -90,7 +93,8 @@ def test_row_sizes():
     assert int(row_sizes(torch.ones(1, 72, dtype=torch.bool), nine, 9).sum()) == 8 * 45
 
 
-# -- the three ways to compute it ------------------------------------------------------------------------------------------
+# -- the three ways to compute it
+# ------------------------------------------------------------------------------------------
 
 
 def attention():

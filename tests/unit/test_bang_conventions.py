@@ -1,22 +1,26 @@
 """What the registered ``bang`` does besides its policies: empty sources, ``<s>``, the release's output."""
+
 import math
 import random
 from argparse import Namespace
 
 import pytest
 import torch
-
 from blockwise_twin import EOS, MASK, PAD, sample_of
+from test_bang_generator import LIMIT, SOURCE, random_bang, settings_of
+
 from nar_plugins.data.dictionary import BertDictionary
 from nar_plugins.generators import registry
 from nar_plugins.generators.bang import BangConfig, BangGenerator, ParallelBangGenerator, report
-from test_bang_generator import LIMIT, SOURCE, random_bang, settings_of
 
 BOS, EMPTY = 0, 4  # the row of SOURCE that is </s> only
 POLICIES = [
-    dict(bang_policy="nar"), dict(bang_policy="block", bang_block=3), dict(bang_policy="prefix", bang_prefix=2),
-    dict(bang_policy="adaptive", bang_tau=0.2), dict(bang_policy="cascade", bang_theta=-0.1, bang_tau=0.3),
-]  # fmt: skip
+    dict(bang_policy="nar"),
+    dict(bang_policy="block", bang_block=3),
+    dict(bang_policy="prefix", bang_prefix=2),
+    dict(bang_policy="adaptive", bang_tau=0.2),
+    dict(bang_policy="cascade", bang_theta=-0.1, bang_tau=0.3),
+]
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +45,9 @@ def test_it_is_what_the_task_builds(made):
 
 @pytest.mark.parametrize("settings", POLICIES)
 def test_the_start_symbol_is_never_said(made, settings):
-    """The model says it in every second place; without it, it is the model whose logits of it are as low as they can be."""
+    """The model says it in every second place; without it, it is the model whose logits of it are as low as they can
+    be.
+    """
     one, task = made
     assert any(BOS in hypo["tokens"] for hypo in decode(generator(*made, BangGenerator, **settings)))
     found = decode(generator(*made, **settings))
@@ -53,8 +59,14 @@ def test_the_start_symbol_is_never_said(made, settings):
     rule, tokens, scores = generator(*made, **settings).policy, [], []
     while not tokens or tokens[-1] != EOS:
         n = rule.masks(len(tokens), LIMIT + 1 - len(tokens))
-        x = one.decoder.block(torch.tensor([[EOS, *tokens]]), torch.tensor([0]), one.decoder.start(encoded), n,
-                              torch.tensor([[len(tokens)]]), sees_start=rule.sees_start)  # fmt: skip
+        x = one.decoder.block(
+            torch.tensor([[EOS, *tokens]]),
+            torch.tensor([0]),
+            one.decoder.start(encoded),
+            n,
+            torch.tensor([[len(tokens)]]),
+            sees_start=rule.sees_start,
+        )
         logits = one.decoder.output_layer(x[0, 0])
         logits[:, MASK] = -math.inf
         lprobs = logits.log_softmax(-1)  # of all words: the ban is in the choice only
@@ -95,7 +107,8 @@ def test_empty_sources_alone(made, caplog):
     assert "wasted" not in caplog.text
 
 
-# -- the release's output --------------------------------------------------------------------------------------------------
+# -- the release's output
+# --------------------------------------------------------------------------------------------------
 
 NAMES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "ab", "##b", "##bc", "c", "##c"]
 
@@ -118,8 +131,12 @@ def test_the_release_drops_words_that_read_alike_whatever_their_pieces(tmp_path,
     config = settings_of(BangConfig, {"bang_policy": "nar", "bang_release_output": True})
     gen = ParallelBangGenerator([made[0]], words, config, registry.generation_options(Namespace(beam=1)), 4)
     rng, differs = random.Random(3), 0
-    for text in ["a ##b ab [SEP]", "a [CLS] a [SEP]", "a [CLS] ##b ab ##c [SEP]",
-                 *(" ".join([*rng.choices(NAMES[5:] + ["[CLS]"], k=9), "[SEP]"]) for _ in range(3000))]:  # fmt: skip
+    for text in [
+        "a ##b ab [SEP]",
+        "a [CLS] a [SEP]",
+        "a [CLS] ##b ab ##c [SEP]",
+        *(" ".join([*rng.choices(NAMES[5:] + ["[CLS]"], k=9), "[SEP]"]) for _ in range(3000)),
+    ]:
         tokens = [words.index(piece) for piece in text.split()]
         found = words.string([tokens[i] for i in gen.kept(tokens)], "wordpiece")
         assert found == script(text.split()), text

@@ -1,4 +1,5 @@
 """The scripts of examples/squad_qg and examples/classification."""
+
 import importlib.util
 import sys
 
@@ -16,7 +17,9 @@ def script(path: str):
 def test_labelled_questions_are_the_same_every_time_and_hide_the_label(tmp_path):
     labelled = script("classification/labelled.py")
     for split in ("train", "valid", "test"):
-        (tmp_path / f"{split}.question").write_text("what is it ?\nin what year ?\nwho\nwho is she ?\n", encoding="utf-8")
+        (tmp_path / f"{split}.question").write_text(
+            "what is it ?\nin what year ?\nwho\nwho is she ?\n", encoding="utf-8"
+        )
     labelled.main(["questions", str(tmp_path), str(tmp_path / "out")])
     assert (tmp_path / "out" / "train.tsv").read_text() == "what\tis it ?\nwho\tis she ?\n"
     labelled.main(["split", str(tmp_path / "out" / "train.tsv"), str(tmp_path / "train")])
@@ -60,8 +63,12 @@ def test_questions_of_the_same_sentence_are_references_of_one_another(tmp_path, 
     pytest.importorskip("nltk")
     scores = script("squad_qg/score.py")
     (tmp_path / "sources").write_text("s\ns\nt\n")
-    (tmp_path / "references").write_text("what is the red thing here ?\nwho has come to the town ?\nwhere is it now , then ?\n")
-    (tmp_path / "same").write_text("who has come to the town ?\nwhat is the red thing here ?\nwhere is it now , then ?\n")
+    (tmp_path / "references").write_text(
+        "what is the red thing here ?\nwho has come to the town ?\nwhere is it now , then ?\n"
+    )
+    (tmp_path / "same").write_text(
+        "who has come to the town ?\nwhat is the red thing here ?\nwhere is it now , then ?\n"
+    )
     arguments = [str(tmp_path / "references"), str(tmp_path / "same")]
     scores.main([*arguments, "--sources", str(tmp_path / "sources")])
     assert [float(x) for x in capsys.readouterr().out.splitlines()[-1].split("|")[2:4]] == [100, 100]

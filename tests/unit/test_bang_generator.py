@@ -1,4 +1,5 @@
 """The policies of ``bang``: where they meet, what a pass costs, and that a batch is its sentences."""
+
 import math
 import zlib
 from argparse import Namespace
@@ -7,16 +8,16 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from fairseq.sequence_generator import SequenceGenerator
-
 from blockwise_twin import EOS, MASK, PAD, WORDS, sample_of
 from conftest import source_batch
+from fairseq.sequence_generator import SequenceGenerator
+from tiny import model
+
 from nar_plugins.generators.bang import BangConfig, BangGenerator, report, served_by
 from nar_plugins.generators.bang_verify import RowDrafter
 from nar_plugins.generators.beam import BeamGenerator
 from nar_plugins.generators.blockwise import BlockwiseConfig, BlockwiseGenerator
 from nar_plugins.generators.registry import generation_options, resolve
-from tiny import model
 
 SOURCE = source_batch([5, 9, 2, 7, 1, 12], WORDS)
 LIMIT = 14
@@ -82,14 +83,21 @@ def test_the_random_model_is_worth_testing_with(made):
     assert len(set(map(tuple, texts(wanted)))) == 6 and len({len(text) for text in texts(wanted)}) > 2
 
 
-# -- where policies meet ---------------------------------------------------------------------------------------------------
+# -- where policies meet
+# ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("flags", [(), ("--no-nar-sees-bos",)])
-@pytest.mark.parametrize("settings", [
-    dict(policy="block", bang_block=1), dict(policy="adaptive", bang_tau=1.5), dict(policy="adaptive", bang_block=1),
-    dict(policy="prefix", bang_prefix=LIMIT + 1), dict(policy="cascade", bang_theta=0.0, bang_tau=1.5),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "settings",
+    [
+        dict(policy="block", bang_block=1),
+        dict(policy="adaptive", bang_tau=1.5),
+        dict(policy="adaptive", bang_block=1),
+        dict(policy="prefix", bang_prefix=LIMIT + 1),
+        dict(policy="cascade", bang_theta=0.0, bang_tau=1.5),
+    ],
+)
 def test_one_token_a_pass_is_greedy_search(settings, flags):
     one, task = random_bang(*flags)
     found = decode([one], task, **settings)
@@ -103,8 +111,11 @@ def test_everything_at_once(flags):
     one, task = random_bang(*flags)
     wanted = decode([one], task, "nar")
     assert {hypo["steps"] for hypo in wanted} == {1}
-    for settings in (dict(policy="prefix", bang_prefix=0), dict(policy="block", bang_block=LIMIT + 1),
-                     dict(policy="cascade", bang_theta=-1e9)):  # fmt: skip
+    for settings in (
+        dict(policy="prefix", bang_prefix=0),
+        dict(policy="block", bang_block=LIMIT + 1),
+        dict(policy="cascade", bang_theta=-1e9),
+    ):
         found = decode([one], task, **settings)
         if settings["policy"] != "cascade":
             same(found, wanted)
@@ -123,7 +134,10 @@ def test_passes_are_those_of_the_formulas(made, block):
     for hypo in decode(*made, "prefix", bang_prefix=block):
         assert hypo["steps"] == min(len(hypo["tokens"]), block + 1)
     for hypo in decode(*made, "adaptive", bang_tau=0.3, bang_block=block):
-        assert sum(hypo["accepted"]) == len(hypo["tokens"]) and 1 <= min(hypo["accepted"]) <= max(hypo["accepted"]) <= block
+        assert (
+            sum(hypo["accepted"]) == len(hypo["tokens"])
+            and 1 <= min(hypo["accepted"]) <= max(hypo["accepted"]) <= block
+        )
 
 
 def test_passes_grow_with_the_threshold(made):
@@ -131,7 +145,8 @@ def test_passes_grow_with_the_threshold(made):
     assert passes[0] < passes[1]
 
 
-# -- against slow twins ----------------------------------------------------------------------------------------------------
+# -- against slow twins
+# ----------------------------------------------------------------------------------------------------
 
 
 def naive(one, task, source, policy, **settings):
@@ -142,8 +157,14 @@ def naive(one, task, source, policy, **settings):
     while not tokens or tokens[-1] != EOS:
         n = rule.masks(len(tokens), LIMIT + 1 - len(tokens))
         given = torch.tensor([[EOS, *tokens]])
-        x = one.decoder.block(given, torch.tensor([0]), one.decoder.start(encoded), n, torch.tensor([[len(tokens)]]),
-                              sees_start=rule.sees_start)  # fmt: skip
+        x = one.decoder.block(
+            given,
+            torch.tensor([0]),
+            one.decoder.start(encoded),
+            n,
+            torch.tensor([[len(tokens)]]),
+            sees_start=rule.sees_start,
+        )
         logits = one.decoder.output_layer(x[0, 0])
         logits[:, MASK] = -math.inf
         lprobs = logits.log_softmax(-1)
@@ -160,10 +181,16 @@ def naive(one, task, source, policy, **settings):
     return tokens, passes
 
 
-@pytest.mark.parametrize("settings", [
-    dict(policy="nar"), dict(policy="block", bang_block=3), dict(policy="prefix", bang_prefix=2),
-    dict(policy="adaptive", bang_tau=0.2), dict(policy="adaptive", bang_tau=0.5, bang_block=4),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "settings",
+    [
+        dict(policy="nar"),
+        dict(policy="block", bang_block=3),
+        dict(policy="prefix", bang_prefix=2),
+        dict(policy="adaptive", bang_tau=0.2),
+        dict(policy="adaptive", bang_tau=0.5, bang_block=4),
+    ],
+)
 def test_cache_and_batch_change_nothing(made, settings):
     (one,), task = made
     found = decode([one], task, **settings)
@@ -182,7 +209,8 @@ def test_an_ensemble_is_the_mean(made):
     assert texts(decode([one, one], task)) == texts(decode([one], task))
 
 
-# -- verify ------------------------------------------------------------------------------------------------------------------
+# -- verify
+# ------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("flags", [(), ("--no-nar-sees-bos",)])
@@ -198,14 +226,21 @@ def test_verify_says_what_greedy_search_says(block, flags):
         same(found, greedy([one], task, source))
         assert all(hypo["steps"] <= len(hypo["tokens"]) for hypo in found)
         tokens, masks = gen.statistics["tokens"], gen.statistics["masks"]
-        assert tokens == sum(len(hypo["tokens"]) for hypo in found) and (masks == tokens if block == 1 else masks > tokens)
+        assert tokens == sum(len(hypo["tokens"]) for hypo in found) and (
+            masks == tokens if block == 1 else masks > tokens
+        )
 
 
 def test_verify_drafts_what_the_masks_say(made):
     """The second call verifies what ``block`` would have said after the first token."""
     (one,), task = made
-    gen = BlockwiseGenerator([one], task.target_dictionary, settings_of(BlockwiseConfig, {"verify_block": 3}),
-                             generation_options(Namespace(beam=1, max_len_b=LIMIT)), MASK)  # fmt: skip
+    gen = BlockwiseGenerator(
+        [one],
+        task.target_dictionary,
+        settings_of(BlockwiseConfig, {"verify_block": 3}),
+        generation_options(Namespace(beam=1, max_len_b=LIMIT)),
+        MASK,
+    )
     batch = gen.start(SOURCE, [one.encoder.forward_torchscript(sample_of(SOURCE)["net_input"])], None, EOS)
     from nar_plugins.generators.block_size import BlockSize
 
@@ -215,7 +250,8 @@ def test_verify_drafts_what_the_masks_say(made):
     assert [row[1:3] for row in texts(wanted)][0] == batch.drafts[live.index(0)].tolist()
 
 
-# -- options and output -------------------------------------------------------------------------------------------------------
+# -- options and output
+# -------------------------------------------------------------------------------------------------------
 
 
 def test_auto_is_bang_and_others_are_served():
@@ -223,26 +259,44 @@ def test_auto_is_bang_and_others_are_served():
     assert [resolve(name, [one]) for name in ("auto", "beam", "blockwise")] == ["bang", "beam", "blockwise"]
 
 
-@pytest.mark.parametrize("settings, said", [
-    (dict(beam=4), "--beam 4: bang has no beam; use --bang-policy ar"), (dict(nbest=2), "--nbest cannot be honoured"),
-    (dict(bang_block=0), "--bang-block 0"), (dict(bang_prefix=-1), "--bang-prefix -1"), (dict(bang_tau=-0.1), "--bang-tau -0.1"),
-    (dict(bang_theta=0.5), "--bang-theta 0.5"), (dict(bang_release_output=True, dedup="token"), "--bang-release-output"),
-    (dict(sampling=True), "--sampling cannot be honoured by --generator bang"), (dict(temperature=0.0), "--temperature 0.0"),
-    (dict(prefix_size=2), "--prefix-size cannot be honoured"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "settings, said",
+    [
+        (dict(beam=4), "--beam 4: bang has no beam; use --bang-policy ar"),
+        (dict(nbest=2), "--nbest cannot be honoured"),
+        (dict(bang_block=0), "--bang-block 0"),
+        (dict(bang_prefix=-1), "--bang-prefix -1"),
+        (dict(bang_tau=-0.1), "--bang-tau -0.1"),
+        (dict(bang_theta=0.5), "--bang-theta 0.5"),
+        (dict(bang_release_output=True, dedup="token"), "--bang-release-output"),
+        (dict(sampling=True), "--sampling cannot be honoured by --generator bang"),
+        (dict(temperature=0.0), "--temperature 0.0"),
+        (dict(prefix_size=2), "--prefix-size cannot be honoured"),
+    ],
+)
 def test_what_makes_no_sense_is_refused(made, settings, said):
     with pytest.raises(ValueError, match=said) as error:
         bang(*made, **settings)
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("settings, said", [
-    (dict(bang_policy="ar", dedup="token"), "--dedup is not read by --bang-policy ar"),
-    (dict(bang_policy="verify", bang_release_output=True), "--bang-release-output is not read by --bang-policy verify"),
-    (dict(bang_policy="nar", bang_block=4), "--bang-block is not read"), (dict(bang_prefix=3), "--bang-prefix is not read"),
-    (dict(bang_policy="block", bang_tau=0.5), "--bang-tau is not read"),
-    (dict(bang_policy="verify", bang_block=32), "--bang-block 32: --bang-policy verify takes blocks of 1 to 16 tokens"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "settings, said",
+    [
+        (dict(bang_policy="ar", dedup="token"), "--dedup is not read by --bang-policy ar"),
+        (
+            dict(bang_policy="verify", bang_release_output=True),
+            "--bang-release-output is not read by --bang-policy verify",
+        ),
+        (dict(bang_policy="nar", bang_block=4), "--bang-block is not read"),
+        (dict(bang_prefix=3), "--bang-prefix is not read"),
+        (dict(bang_policy="block", bang_tau=0.5), "--bang-tau is not read"),
+        (
+            dict(bang_policy="verify", bang_block=32),
+            "--bang-block 32: --bang-policy verify takes blocks of 1 to 16 tokens",
+        ),
+    ],
+)
 def test_an_option_that_the_policy_does_not_read_is_refused(settings, said):
     with pytest.raises(ValueError, match=said):
         served_by(settings_of(BangConfig, settings))

@@ -1,15 +1,16 @@
 """The criterion ``bang_loss``: every cell by brute force, what is sampled is unbiased, nothing depends on the batch."""
+
 import math
 
 import pytest
 import torch
 import torch.nn.functional as F
-from fairseq import metrics
-
 from bang_twin import PAD, SOURCE, inputs, random_bang, row
-from nar_plugins.criterions.bang_loss import BangLoss
+from fairseq import metrics
 from test_bang import encoded, of_sentence
 from tiny import model
+
+from nar_plugins.criterions.bang_loss import BangLoss
 
 LENGTHS = [7, 3, 5]
 EXACT = {"rtol": 1e-10, "atol": 1e-10}
@@ -19,10 +20,16 @@ SPANS = torch.tensor([[0, 1, 2, 0, 1, 2, 3], [0, 1, 2, 0, 0, 0, 0], [0, 1, 0, 1,
 def batch(update=3, spans=None, lengths=LENGTHS):
     target, before = inputs(lengths)
     sample = {
-        "target": target, "ntokens": int(target.ne(PAD).sum()), "id": torch.arange(11, 11 + len(target)), "update": update,
-        "net_input": {"src_tokens": SOURCE[: len(target)], "src_lengths": SOURCE[: len(target)].ne(PAD).sum(1),
-                      "prev_output_tokens": before},
-    }  # fmt: skip
+        "target": target,
+        "ntokens": int(target.ne(PAD).sum()),
+        "id": torch.arange(11, 11 + len(target)),
+        "update": update,
+        "net_input": {
+            "src_tokens": SOURCE[: len(target)],
+            "src_lengths": SOURCE[: len(target)].ne(PAD).sum(1),
+            "prev_output_tokens": before,
+        },
+    }
     if spans is not None:
         sample["net_input"]["target_idx"] = spans
     return sample
@@ -67,13 +74,20 @@ def class_of(key, one, spans):
 @pytest.mark.parametrize("weights", [(1, 1, 1), (0, 0, 1), (1, 0, 0), (0, 1, 0), (2, 0.5, 1), (1, 0, 3)])
 @pytest.mark.parametrize("spans", [None, SPANS])
 def test_it_is_the_sum_over_cells(flags, weights, spans):
-    one, criterion = build(*flags, label_smoothing=0.1, **dict(zip(("ar_weight", "bridge_weight", "nar_weight"), weights)))
+    one, criterion = build(
+        *flags, label_smoothing=0.1, **dict(zip(("ar_weight", "bridge_weight", "nar_weight"), weights))
+    )
     sample = batch(spans=spans)
     loss, size, logs = criterion(one, sample)
     weight = dict(zip(("ar", "bridge", "nar"), weights), both=max(weights[0], weights[2]))
-    cells = {key: (class_of(key, one, spans), *value) for key, value in cell_by_cell(one, sample, 0.1, one.args.ngram).items()}
+    cells = {
+        key: (class_of(key, one, spans), *value)
+        for key, value in cell_by_cell(one, sample, 0.1, one.args.ngram).items()
+    }
     assert float(loss) == pytest.approx(sum(weight[kind] * loss for kind, loss, _ in cells.values()), abs=1e-8)
-    assert float(logs["nll_loss"]) == pytest.approx(sum(weight[kind] * nll for kind, _, nll in cells.values()), abs=1e-8)
+    assert float(logs["nll_loss"]) == pytest.approx(
+        sum(weight[kind] * nll for kind, _, nll in cells.values()), abs=1e-8
+    )
     assert float(size) == pytest.approx(sum(weight[kind] for kind, _, _ in cells.values()))
     for name in ("ar", "bridge", "nar"):
         its = [nll for kind, _, nll in cells.values() if kind == name or (kind == "both" and name != "bridge")]
@@ -107,7 +121,8 @@ def test_autoregressive_weights_are_the_plain_loss():
         torch.testing.assert_close(a, b, **EXACT)
 
 
-# -- sampled rows ----------------------------------------------------------------------------------------------------------
+# -- sampled rows
+# ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("spans", [None, SPANS])
@@ -121,7 +136,9 @@ def test_as_many_rows_as_there_are_is_all_of_them(spans):
 
 
 def test_sampled_rows_have_the_same_expectation():
-    """One row of a sentence: the mean over draws that are all equally likely is the loss of all rows, and its gradient."""
+    """One row of a sentence: the mean over draws that are all equally likely is the loss of all rows, and its
+    gradient.
+    """
     one, every = build()
     expected = every(one, batch())
     criterion = BangLoss(every.task, bang_rows="sample:1")
@@ -143,12 +160,20 @@ def test_sampled_rows_have_the_same_expectation():
     total = 0.0
     for b, length in enumerate(LENGTHS):
         single = {key: value[b : b + 1] for key, value in batch()["net_input"].items()}
-        alone = {"target": batch()["target"][b : b + 1], "ntokens": length, "id": torch.tensor([11 + b]), "net_input": single}
+        alone = {
+            "target": batch()["target"][b : b + 1],
+            "ntokens": length,
+            "id": torch.tensor([11 + b]),
+            "net_input": single,
+        }
         updates = [seen[b, s] for s in range(1, length - 1)]
         parts = [criterion(one, {**alone, "update": update}) for update in updates]
         total += sum(part[0] for part in parts) / len(parts)
-        torch.testing.assert_close(sum(p[2]["bridge_nll"] for p in parts) / len(parts),
-                                   every(one, {**alone, "update": 0})[2]["bridge_nll"], **EXACT)  # fmt: skip
+        torch.testing.assert_close(
+            sum(p[2]["bridge_nll"] for p in parts) / len(parts),
+            every(one, {**alone, "update": 0})[2]["bridge_nll"],
+            **EXACT,
+        )
     torch.testing.assert_close(total, expected[0], **EXACT)
     (a,) = torch.autograd.grad(total, one.decoder.ngram_input_embed.weight)
     (b,) = torch.autograd.grad(expected[0], one.decoder.ngram_input_embed.weight)
@@ -173,7 +198,8 @@ def test_rows_are_a_function_of_seed_update_and_sentence():
     assert not first.equal(rows(6, [8, 9], [0, 1])) and not first.equal(rows(5, [7, 6], [0, 1]))
 
 
-# -- the official mixture --------------------------------------------------------------------------------------------------
+# -- the official mixture
+# --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("flags", [(), ("--no-nar-sees-bos",)])
@@ -226,8 +252,11 @@ def test_two_workers_make_one_batch():
     torch.testing.assert_close(parts[0][0] + parts[1][0], whole[0], **EXACT)
     assert parts[0][1] + parts[1][1] == whole[1]
     for key in (key for key in whole[2] if key.endswith(("_nll", "_count"))):
-        torch.testing.assert_close(torch.as_tensor(parts[0][2][key] + parts[1][2][key]).double(),
-                                   torch.as_tensor(whole[2][key]).double(), **EXACT)  # fmt: skip
+        torch.testing.assert_close(
+            torch.as_tensor(parts[0][2][key] + parts[1][2][key]).double(),
+            torch.as_tensor(whole[2][key]).double(),
+            **EXACT,
+        )
 
 
 @pytest.mark.parametrize("settings", [{}, {"bang_rows": "sample:2"}, {"ar_weight": 0, "nar_weight": 0}])
@@ -243,18 +272,21 @@ def test_targets_of_one_token_and_none(settings):
     assert float(loss.detach()) == float(size) == 0
 
 
-@pytest.mark.parametrize("settings, message", [
-    ({"label_smoothing": 1}, "--label-smoothing 1"),
-    ({"ar_weight": -1}, "--ar-weight -1: choose a number from 0 up"),
-    ({"ar_weight": 0, "bridge_weight": 0, "nar_weight": 0}, "are all 0"),
-    ({"bang_rows": "some"}, "--bang-rows some: give all, or sample:R"),
-    ({"bang_rows": "sample:0"}, "--bang-rows sample:0"),
-    ({"bang_rows": "sample:x"}, "--bang-rows sample:x"),
-    ({"nar_ratio": 1.5}, "--nar-ratio 1.5: choose"),
-    ({"nar_ratio": 0.5, "bang_rows": "sample:1"}, "--bang-rows sample:1: no bridge is trained"),
-    ({"bridge_weight": 0, "bang_rows": "sample:1"}, "--bang-rows sample:1: no bridge is trained"),
-    ({"nar_ratio": 0.5, "ar_weight": 2}, "--nar-ratio decides what counts"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"label_smoothing": 1}, "--label-smoothing 1"),
+        ({"ar_weight": -1}, "--ar-weight -1: choose a number from 0 up"),
+        ({"ar_weight": 0, "bridge_weight": 0, "nar_weight": 0}, "are all 0"),
+        ({"bang_rows": "some"}, "--bang-rows some: give all, or sample:R"),
+        ({"bang_rows": "sample:0"}, "--bang-rows sample:0"),
+        ({"bang_rows": "sample:x"}, "--bang-rows sample:x"),
+        ({"nar_ratio": 1.5}, "--nar-ratio 1.5: choose"),
+        ({"nar_ratio": 0.5, "bang_rows": "sample:1"}, "--bang-rows sample:1: no bridge is trained"),
+        ({"bridge_weight": 0, "bang_rows": "sample:1"}, "--bang-rows sample:1: no bridge is trained"),
+        ({"nar_ratio": 0.5, "ar_weight": 2}, "--nar-ratio decides what counts"),
+    ],
+)
 def test_bad_settings(settings, message):
     with pytest.raises(ValueError, match=message):
         BangLoss(random_bang()[1], **settings)

@@ -1,4 +1,5 @@
 """The table and the plot of nar-bench, and what a decoding counts for them."""
+
 import logging
 import sys
 from types import SimpleNamespace
@@ -71,10 +72,15 @@ class StandIn(System):
         return "text"
 
 
-@pytest.mark.parametrize("counts, wasted", [
-    (dict(masks=0, tokens=0), 0.75), (dict(masks=1000, tokens=1000), 0.75),  # what it decoded before does not count
-    (dict(tokens=5), None), ({}, None),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "counts, wasted",
+    [
+        (dict(masks=0, tokens=0), 0.75),
+        (dict(masks=1000, tokens=1000), 0.75),  # what it decoded before does not count
+        (dict(tokens=5), None),
+        ({}, None),
+    ],
+)
 def test_wasted_masks_are_those_of_the_decoding(counts, wasted):
     assert StandIn(**counts).output() == Output(["text", "text"], 5, wasted)
 
@@ -84,11 +90,23 @@ def test_wasted_masks_are_those_of_the_decoding(counts, wasted):
 
 def test_systems_whose_names_differ_in_a_last_number_are_a_group():
     names = ["adaptive 0.9", "adaptive 0.5", "cascade -0.5", "CMLM, R = 4", "CMLM, R = 10", "AR greedy", "NAT"]
-    assert [bench.group(name) for name in names] == ["adaptive", "adaptive", "cascade", "CMLM, R", "CMLM, R", "AR greedy", "NAT"]
+    assert [bench.group(name) for name in names] == [
+        "adaptive",
+        "adaptive",
+        "cascade",
+        "CMLM, R",
+        "CMLM, R",
+        "AR greedy",
+        "NAT",
+    ]
 
 
-ROWS = [Row("ar, beam 5", 9, 30, "ar, beam"), Row("tau 0.9", 5, 29, "tau"), Row("tau 0.1", 1, 20, "tau"),
-        Row("tau 0.5", 3, 25, "tau")]  # fmt: skip
+ROWS = [
+    Row("ar, beam 5", 9, 30, "ar, beam"),
+    Row("tau 0.9", 5, 29, "tau"),
+    Row("tau 0.1", 1, 20, "tau"),
+    Row("tau 0.5", 3, 25, "tau"),
+]
 
 
 def test_a_group_goes_from_few_passes_to_many():

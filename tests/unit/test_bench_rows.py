@@ -1,4 +1,7 @@
-"""nar-bench on real checkpoints: flags of one word, rows that cannot be compared, everything said before the decoding."""
+"""nar-bench on real checkpoints: flags of one word, rows that cannot be compared, everything said before the
+decoding.
+"""
+
 import logging
 import re
 from types import SimpleNamespace
@@ -14,9 +17,25 @@ from nar_plugins.measure.speed import System
 from nar_plugins.tasks.nar_translation import NarTranslationTask
 
 TASK = ("--user-dir", ROOT / "nar_plugins", "--task", "nar_translation", "--cpu")
-TRAIN = (*TASK, "--optimizer", "adam", "--lr", "1e-3", "--max-tokens", "300", "--max-update", "1", "--num-workers", "0",
-         "--no-progress-bar", "--share-all-embeddings", "--max-source-positions", "30", "--max-target-positions",
-         "30")  # fmt: skip
+TRAIN = (
+    *TASK,
+    "--optimizer",
+    "adam",
+    "--lr",
+    "1e-3",
+    "--max-tokens",
+    "300",
+    "--max-update",
+    "1",
+    "--num-workers",
+    "0",
+    "--no-progress-bar",
+    "--share-all-embeddings",
+    "--max-source-positions",
+    "30",
+    "--max-target-positions",
+    "30",
+)
 
 
 @pytest.fixture(scope="module")
@@ -34,8 +53,12 @@ def made(tmp_path_factory):
     here("fairseq-train", root / "bin", *TRAIN, *ar)
     validation = ("--eval-bleu", "--eval-bleu-tokenize", "char", "--eval-bleu-args", '{"iterations": 1}')
     here("fairseq-train", root / "bin", *TRAIN, *cmlm, *validation)
-    return SimpleNamespace(data=str(root / "bin"), ar=str(root / "ar" / "checkpoint_last.pt"),
-                           cmlm=str(root / "cmlm" / "checkpoint_last.pt"), text=str(root / "test.tgt"))  # fmt: skip
+    return SimpleNamespace(
+        data=str(root / "bin"),
+        ar=str(root / "ar" / "checkpoint_last.pt"),
+        cmlm=str(root / "cmlm" / "checkpoint_last.pt"),
+        text=str(root / "test.tgt"),
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -76,13 +99,20 @@ def test_what_stands_where_flags_are_missing_is_no_flags():
     assert bench.values_shielded(["--system", "A"], parser) == ["--system", "A"]
 
 
-@pytest.mark.parametrize("flags, said", [
-    (("--repeats", "0"), "--repeats 0: at least 1"), (("--repeats", "1,2"), "--repeats 1,2: one number"),
-    (("--batch-sizes", "0"), "--batch-sizes 0: at least 1"), (("--batch-sizes", "1,x"), "--batch-sizes 1,x: whole numbers"),
-    (("--sentences", "-5"), "--sentences -5: at least 0"), (("--sentences=-5",), "--sentences -5: at least 0"),
-    (("--sentences", "1,2,3"), "--sentences 1,2,3: one number for all --batch-sizes, or one for each (2)"),
-    (("--sentences", ""), "--sentences : whole numbers"), (("--reference", "no.txt"), "no file no.txt"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "flags, said",
+    [
+        (("--repeats", "0"), "--repeats 0: at least 1"),
+        (("--repeats", "1,2"), "--repeats 1,2: one number"),
+        (("--batch-sizes", "0"), "--batch-sizes 0: at least 1"),
+        (("--batch-sizes", "1,x"), "--batch-sizes 1,x: whole numbers"),
+        (("--sentences", "-5"), "--sentences -5: at least 0"),
+        (("--sentences=-5",), "--sentences -5: at least 0"),
+        (("--sentences", "1,2,3"), "--sentences 1,2,3: one number for all --batch-sizes, or one for each (2)"),
+        (("--sentences", ""), "--sentences : whole numbers"),
+        (("--reference", "no.txt"), "no file no.txt"),
+    ],
+)
 def test_numbers_and_files_are_looked_at_before_any_checkpoint(flags, said):
     assert said in refused("no data", "--system", "A", "no.pt", "", *flags)
 
@@ -94,20 +124,30 @@ def test_as_many_sentences_as_ever_are_timed_by_default():
     assert bench.timings(args) == ([(8, 7), (1, 7), (32, 7)], 3)
 
 
-@pytest.mark.parametrize("flags, said", [
-    ("--gen-subset valid", "--system B has --gen-subset valid, A has test"),
-    ("--prefix-size 2", "--system B has --prefix-size 2, A has 0"),
-    ("-s tgt -t src", "--system B has --source-lang tgt, A has src"),
-    ("--remove-bpe", "--system B has --remove-bpe subword_nmt, A has None"),
-    ("--batch-size 3", "--system B: --batch-size: nar-bench makes its own batches: give it --batch-sizes"),
-    ("--max-tokens 50", "--system B: --max-tokens: nar-bench makes"),
-    ("--path x.pt", "--system B: --path x.pt: the checkpoint stands"),
-    ("--skip-invalid-size-inputs-valid-test", "--system B: --skip-invalid-size-inputs-valid-test: "),
-    ("--score-reference", "--system B: --score-reference: "), ("--results-path x", "--system B: --results-path: "),
-    ("--gold-lenght", "--system B: unrecognized arguments: --gold-lenght"), ("'", "--system B: No closing quotation"),
-    ("--truncate-source --max-source-positions 3", "--system B has --truncate-source to --max-source-positions 3, A has False"),
-    ("--num-shards 2", "--system B: --num-shards: "), ("--beam 2 --lm-path x", "--system B: --lm-path: "), ("--replace-unk", "--system B: --replace-unk: "),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "flags, said",
+    [
+        ("--gen-subset valid", "--system B has --gen-subset valid, A has test"),
+        ("--prefix-size 2", "--system B has --prefix-size 2, A has 0"),
+        ("-s tgt -t src", "--system B has --source-lang tgt, A has src"),
+        ("--remove-bpe", "--system B has --remove-bpe subword_nmt, A has None"),
+        ("--batch-size 3", "--system B: --batch-size: nar-bench makes its own batches: give it --batch-sizes"),
+        ("--max-tokens 50", "--system B: --max-tokens: nar-bench makes"),
+        ("--path x.pt", "--system B: --path x.pt: the checkpoint stands"),
+        ("--skip-invalid-size-inputs-valid-test", "--system B: --skip-invalid-size-inputs-valid-test: "),
+        ("--score-reference", "--system B: --score-reference: "),
+        ("--results-path x", "--system B: --results-path: "),
+        ("--gold-lenght", "--system B: unrecognized arguments: --gold-lenght"),
+        ("'", "--system B: No closing quotation"),
+        (
+            "--truncate-source --max-source-positions 3",
+            "--system B has --truncate-source to --max-source-positions 3, A has False",
+        ),
+        ("--num-shards 2", "--system B: --num-shards: "),
+        ("--beam 2 --lm-path x", "--system B: --lm-path: "),
+        ("--replace-unk", "--system B: --replace-unk: "),
+    ],
+)
 def test_a_row_that_cannot_be_compared_is_refused_by_name_before_the_decoding(made, undecoded, flags, said):
     assert said in refused(made.data, "--system", "A", made.ar, "--cpu", "--system", "B", made.ar, f"{flags} --cpu")
 
@@ -178,8 +218,9 @@ def test_text_is_what_fairseq_prints_through_bpe_and_tokenizer(made, monkeypatch
 
 def test_the_tokeniser_of_validation_is_kept_in_the_checkpoint(made, caplog):
     with caplog.at_level("INFO"):
-        said = here("fairseq-validate", made.data, *TASK, "--path", made.cmlm, "--valid-subset", "valid",
-                    "--max-tokens", "300")  # fmt: skip
+        said = here(
+            "fairseq-validate", made.data, *TASK, "--path", made.cmlm, "--valid-subset", "valid", "--max-tokens", "300"
+        )
     assert "--eval-bleu: sacreBLEU's tokeniser char" in caplog.text + said
 
 

@@ -1,13 +1,14 @@
 """The model ``blockwise``: its heads, its base, and checkpoints."""
+
 import re
 
 import pytest
 import torch
-
 from blockwise_twin import sequential_state
 from conftest import source_batch
-from nar_plugins.modules.proposal_heads import ProposalHeads
 from tiny import model
+
+from nar_plugins.modules.proposal_heads import ProposalHeads
 
 WORDS, PAD, EOS = 20, 1, 2
 
@@ -54,7 +55,9 @@ def test_diagonal_heads_see_their_own_units():
     x = torch.randn(6, 4)
     hidden = (x @ heads.hidden_layer.weight.t() + heads.hidden_layer.bias).relu()
     for i in range(3):
-        torch.testing.assert_close(heads(x)[:, i], x + hidden[:, 5 * i : 5 * i + 5] @ heads.weight[i].t() + heads.bias[i])
+        torch.testing.assert_close(
+            heads(x)[:, i], x + hidden[:, 5 * i : 5 * i + 5] @ heads.weight[i].t() + heads.bias[i]
+        )
 
 
 @pytest.mark.parametrize("kind, count", [("full", 3 * 4 * 5 * (1 + 3)), ("diag", 2 * 3 * 4 * 5)])
@@ -71,8 +74,16 @@ def test_some_heads_are_those_of_all_and_the_parameters_are_counted(kind, count)
     assert shared + 3 * each == count
 
 
-@pytest.mark.parametrize("flags", [(), ("--freeze-base",), ("--block-head", "diag"), ("--block-size", "1"),
-                                   ("--block-head", "sequential", "--block-size", "1")])  # fmt: skip
+@pytest.mark.parametrize(
+    "flags",
+    [
+        (),
+        ("--freeze-base",),
+        ("--block-head", "diag"),
+        ("--block-size", "1"),
+        ("--block-head", "sequential", "--block-size", "1"),
+    ],
+)
 def test_every_head_starts_as_the_base(flags):
     one, _ = blockwise(*flags)
     one.eval()
@@ -98,12 +109,16 @@ def test_head_numbers_with_and_without_an_identity():
     assert plain.decoder.proposal_heads is None  # an ordinary Transformer
 
 
-@pytest.mark.parametrize("flags, said", [
-    (("--block-size", "0"), "--block-size 0: at least one head"), (("--block-ffn-dim", "0"), "--block-ffn-dim 0"),
-    (("--freeze-base", "--block-size", "1"), "leaves nothing to train"),
-    (("--adaptive-softmax-cutoff", "5,10"), "--adaptive-softmax-cutoff does not work"),
-    (("--cross-self-attention",), "--cross-self-attention does not work"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "flags, said",
+    [
+        (("--block-size", "0"), "--block-size 0: at least one head"),
+        (("--block-ffn-dim", "0"), "--block-ffn-dim 0"),
+        (("--freeze-base", "--block-size", "1"), "leaves nothing to train"),
+        (("--adaptive-softmax-cutoff", "5,10"), "--adaptive-softmax-cutoff does not work"),
+        (("--cross-self-attention",), "--cross-self-attention does not work"),
+    ],
+)
 def test_what_has_no_meaning_is_refused(flags, said):
     with pytest.raises(ValueError, match=said) as error:
         blockwise(*flags)
@@ -131,7 +146,9 @@ def test_the_targets_of_a_head_lie_as_far_ahead():
     target = torch.tensor([[4, 5, 6, 7, EOS], [8, 9, EOS, PAD, PAD]])
     asked = {1: 1.0, 2: 0.5, 3: 0.25, 4: 2.0}
     loss, found = one(source, source.ne(PAD).sum(1), before, target=target, heads=asked)
-    features = one.decoder.extract_features(before, encoder_out=one.encoder(source, src_lengths=source.ne(PAD).sum(1)))[0]
+    features = one.decoder.extract_features(before, encoder_out=one.encoder(source, src_lengths=source.ne(PAD).sum(1)))[
+        0
+    ]
     wanted = {1: [[4, 5, 6, 7, 2], [8, 9, 2]], 2: [[5, 6, 7, 2], [9, 2]], 3: [[6, 7, 2], [2]], 4: [[7, 2], []]}
     total = 0
     for head, ahead in wanted.items():

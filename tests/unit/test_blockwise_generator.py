@@ -1,4 +1,7 @@
-"""The generator ``blockwise``: its calls, its cache, its heads, its options; that its words are greedy's is in parity/."""
+"""The generator ``blockwise``: its calls, its cache, its heads, its options; that its words are greedy's is in
+parity/.
+"""
+
 import logging
 import math
 from argparse import Namespace
@@ -6,16 +9,16 @@ from dataclasses import fields
 
 import pytest
 import torch
-from fairseq.dataclass.configs import GenerationConfig
-
 from blockwise_twin import EOS, PAD, WORDS, Oracle, blockwise, greedy, random_models, sample_of, slow_blockwise
 from conftest import source_batch
+from fairseq.dataclass.configs import GenerationConfig
+from tiny import model
+
 from nar_plugins.generators.block_size import BlockSize
 from nar_plugins.generators.blockwise import BlockwiseGenerator, report
 from nar_plugins.generators.drafters import CopyDrafter, Drafter, Drafts, JacobiDrafter, Verified
 from nar_plugins.generators.registry import resolve
 from nar_plugins.modules.block_decoder import BlockDecoder
-from tiny import model
 
 SOURCE = source_batch([5, 9, 2, 7, 1, 12], WORDS)
 
@@ -29,7 +32,9 @@ def texts(hypos):
 
 
 def with_heads(*flags, seed=3):
-    """A blockwise model of random weights whose heads are right now and then: they start as head 1, and are shaken a bit."""
+    """A blockwise model of random weights whose heads are right now and then: they start as head 1, and are shaken a
+    bit.
+    """
     (one,), task = random_models("--decoder-normalize-before", *flags, arch="blockwise_tiny", seed=seed)
     with torch.no_grad():
         torch.manual_seed(2)
@@ -37,7 +42,8 @@ def with_heads(*flags, seed=3):
     return one, task
 
 
-# -- calls ---------------------------------------------------------------------------------------------------------------
+# -- calls
+# ---------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("block", [1, 2, 4, 50])
@@ -93,7 +99,8 @@ def test_steps_history_and_statistics(caplog):
     assert f"6 sentences, {max(hypo['steps'] for hypo in found)} decoder calls" in caplog.text
 
 
-# -- the cache -----------------------------------------------------------------------------------------------------------
+# -- the cache
+# -----------------------------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
@@ -168,19 +175,32 @@ def test_autocast_casts_a_weight_once_a_batch(words):
     with torch.profiler.profile(record_shapes=True) as profile:
         found = decode(gen)
     rows = {len(one.decoder.output_projection.weight), words or 0}
-    casts = [event for event in profile.events() if event.name == "aten::_to_copy" and event.input_shapes[0][:1] in ([n] for n in rows)
-             and len(event.input_shapes[0]) == 2]  # fmt: skip
+    casts = [
+        event
+        for event in profile.events()
+        if event.name == "aten::_to_copy"
+        and event.input_shapes[0][:1] in ([n] for n in rows)
+        and len(event.input_shapes[0]) == 2
+    ]
     assert max(hypo["steps"] for hypo in found) > 3 and 2 <= len(casts) <= 3, len(casts)
 
 
-# -- heads ---------------------------------------------------------------------------------------------------------------
+# -- heads
+# ---------------------------------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("flags", [
-    (), ("--freeze-base",), ("--block-head", "diag"), ("--share-all-embeddings", "--block-size", "6"),
-    ("--block-head", "sequential", "--block-size", "6"), ("--block-head", "sequential", "--freeze-base"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "flags",
+    [
+        (),
+        ("--freeze-base",),
+        ("--block-head", "diag"),
+        ("--share-all-embeddings", "--block-size", "6"),
+        ("--block-head", "sequential", "--block-size", "6"),
+        ("--block-head", "sequential", "--freeze-base"),
+    ],
+)
 def test_heads_against_a_slow_loop(flags):
     one, task = with_heads(*flags)
     block = one.decoder.block_size
@@ -240,7 +260,8 @@ def test_an_ensemble_drafts_with_the_first_heads():
     assert texts(decode(gen)) == texts(greedy(both, task, SOURCE, max_len_b=16))
 
 
-# -- lossy ---------------------------------------------------------------------------------------------------------------
+# -- lossy
+# ---------------------------------------------------------------------------------------------------------------
 
 
 def first_calls(hypos):
@@ -276,7 +297,8 @@ def test_a_lossy_mode_never_takes_an_end_or_padding_that_greedy_search_does_not_
         assert texts(decode(blockwise(models, task, oracle, verify_block=4, max_len_b=16, **settings))) == texts(wanted)
 
 
-# -- drafters and the size of a block --------------------------------------------------------------------------------------
+# -- drafters and the size of a block
+# --------------------------------------------------------------------------------------
 
 
 def verified(tokens, greedy_=None, accepted=None):
@@ -306,9 +328,11 @@ def test_copy_needs_one_dictionary():
 
 
 NAR = {
-    "cmlm": (), "fertilities": ("--source-copy", "fertility"), "lengths": ("--source-copy", "uniform"),
+    "cmlm": (),
+    "fertilities": ("--source-copy", "fertility"),
+    "lengths": ("--source-copy", "uniform"),
     "ctc": ("--source-copy", "uniform", "--ctc", "--upsample", "2"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("form", NAR)
@@ -365,21 +389,56 @@ def test_the_block_grows_with_confidence_and_shrinks_with_the_batch():
     assert BlockSize(Drafter(), 4, "cpu").wanted(1, 20) == 3 and BlockSize(Drafter(), 1, "cpu").wanted(1, 20) == 0
 
 
-# -- options -------------------------------------------------------------------------------------------------------------
+# -- options
+# -------------------------------------------------------------------------------------------------------------
 
 SERVED = {
-    "max_len_a": 1.5, "max_len_b": 20, "min_len": 3, "unnormalized": True, "lenpen": 0.5, "unkpen": 1.0, "temperature": 0.5,
-    "prefix_size": 1, "print_alignment": "hard", "print_step": True, "retain_iter_history": True, "sacrebleu": True,
-    "no_early_stop": True, "no_beamable_mm": True, "no_seed_provided": True, "beam": 5, "retain_dropout_modules": ["x"],
-}  # fmt: skip
+    "max_len_a": 1.5,
+    "max_len_b": 20,
+    "min_len": 3,
+    "unnormalized": True,
+    "lenpen": 0.5,
+    "unkpen": 1.0,
+    "temperature": 0.5,
+    "prefix_size": 1,
+    "print_alignment": "hard",
+    "print_step": True,
+    "retain_iter_history": True,
+    "sacrebleu": True,
+    "no_early_stop": True,
+    "no_beamable_mm": True,
+    "no_seed_provided": True,
+    "beam": 5,
+    "retain_dropout_modules": ["x"],
+}
 REFUSED = {
-    "nbest": 2, "retain_dropout": True, "beam_mt": 2, "max_len_a_mt": 1.0, "max_len_b_mt": 9, "match_source_len": True,
-    "lenpen_mt": 2.0, "replace_unk": "@@ ", "score_reference": True, "no_repeat_ngram_size": 2, "sampling": True,
-    "sampling_topk": 5, "sampling_topp": 0.5, "constraints": "ordered", "diverse_beam_groups": 2,
-    "diverse_beam_strength": 0.1, "diversity_rate": 0.1, "lm_path": "lm.pt", "lm_weight": 0.5,
-    "iter_decode_eos_penalty": 1.0, "iter_decode_max_iter": 9, "iter_decode_force_max_iter": True,
-    "iter_decode_with_beam": 5, "iter_decode_with_external_reranker": True, "decoding_format": "vote", "eos_token": "x",
-}  # fmt: skip
+    "nbest": 2,
+    "retain_dropout": True,
+    "beam_mt": 2,
+    "max_len_a_mt": 1.0,
+    "max_len_b_mt": 9,
+    "match_source_len": True,
+    "lenpen_mt": 2.0,
+    "replace_unk": "@@ ",
+    "score_reference": True,
+    "no_repeat_ngram_size": 2,
+    "sampling": True,
+    "sampling_topk": 5,
+    "sampling_topp": 0.5,
+    "constraints": "ordered",
+    "diverse_beam_groups": 2,
+    "diverse_beam_strength": 0.1,
+    "diversity_rate": 0.1,
+    "lm_path": "lm.pt",
+    "lm_weight": 0.5,
+    "iter_decode_eos_penalty": 1.0,
+    "iter_decode_max_iter": 9,
+    "iter_decode_force_max_iter": True,
+    "iter_decode_with_beam": 5,
+    "iter_decode_with_external_reranker": True,
+    "decoding_format": "vote",
+    "eos_token": "x",
+}
 
 
 def test_every_option_of_fairseqs_is_kept_or_refused_by_name():
@@ -394,19 +453,26 @@ def test_every_option_of_fairseqs_is_kept_or_refused_by_name():
         assert str(error.value).startswith(f"{flag} cannot be honoured by --generator blockwise"), error.value
 
 
-@pytest.mark.parametrize("settings, said", [
-    (dict(beam=4), "--beam 4: blockwise has no beam; use --beam 1, or --generator beam"),
-    (dict(draft_words=0), "--draft-words 0: at least one"), (dict(draft_words=9), "--draft-words is for the proposal heads"),
-    (dict(verify_block=0), "--verify-block 0: at least one"), (dict(min_block=0), "--min-block 0"),
-    (dict(verify_block=17), "--verify-block 17: these proposals are for blocks of at most 16 tokens"),
-    (dict(accept="top", accept_top=0), "--accept-top 0"), (dict(accept="top", accept_gap=-1.0), "--accept-gap -1.0"),
-    (dict(accept_top=3), "need --accept top"), (dict(accept_gap=3.0), "need --accept top"),
-    (dict(min_block=3, verify_block=2), "--min-block 3: no more than --verify-block 2"),
-    (dict(drafter="heads"), "--drafter heads: the checkpoint has no proposal heads"),
-    (dict(drafter="model"), "--drafter model and --drafter-path CKPT go together"),
-    (dict(drafter_iterations=3), "--drafter-iterations needs --drafter-path"),
-    (dict(temperature=0.0), "--temperature 0.0"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "settings, said",
+    [
+        (dict(beam=4), "--beam 4: blockwise has no beam; use --beam 1, or --generator beam"),
+        (dict(draft_words=0), "--draft-words 0: at least one"),
+        (dict(draft_words=9), "--draft-words is for the proposal heads"),
+        (dict(verify_block=0), "--verify-block 0: at least one"),
+        (dict(min_block=0), "--min-block 0"),
+        (dict(verify_block=17), "--verify-block 17: these proposals are for blocks of at most 16 tokens"),
+        (dict(accept="top", accept_top=0), "--accept-top 0"),
+        (dict(accept="top", accept_gap=-1.0), "--accept-gap -1.0"),
+        (dict(accept_top=3), "need --accept top"),
+        (dict(accept_gap=3.0), "need --accept top"),
+        (dict(min_block=3, verify_block=2), "--min-block 3: no more than --verify-block 2"),
+        (dict(drafter="heads"), "--drafter heads: the checkpoint has no proposal heads"),
+        (dict(drafter="model"), "--drafter model and --drafter-path CKPT go together"),
+        (dict(drafter_iterations=3), "--drafter-iterations needs --drafter-path"),
+        (dict(temperature=0.0), "--temperature 0.0"),
+    ],
+)
 def test_what_makes_no_sense_is_refused(settings, said):
     models, task = random_models()
     with pytest.raises(ValueError, match=said) as error:
@@ -428,10 +494,14 @@ def test_limits_and_constraints():
         decode(blockwise(models, task), constraints=torch.tensor([[1]]))
 
 
-@pytest.mark.parametrize("flags, said", [
-    (("--adaptive-softmax-cutoff", "5,10"), "adaptive softmax"), (("--cross-self-attention",), "--cross-self-attention"),
-    (("--no-cross-attention",), "no cross-attention"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "flags, said",
+    [
+        (("--adaptive-softmax-cutoff", "5,10"), "adaptive softmax"),
+        (("--cross-self-attention",), "--cross-self-attention"),
+        (("--no-cross-attention",), "no cross-attention"),
+    ],
+)
 def test_a_stock_model_of_other_parts_is_refused(flags, said):
     one, task = model(*flags, arch="transformer_tiny", criterion="cross_entropy")
     with pytest.raises(ValueError, match=f"cannot decode a model with {said}.*use --generator beam"):
@@ -447,7 +517,10 @@ def test_another_decoder_is_refused():
 def test_auto_follows_the_beam(caplog):
     one, task = with_heads()
     plain = random_models()[0][0]
-    assert resolve("auto", [one], 1) == "blockwise" and resolve("auto", [plain], 1) == resolve("auto", [plain], 5) == "beam"
+    assert (
+        resolve("auto", [one], 1) == "blockwise"
+        and resolve("auto", [plain], 1) == resolve("auto", [plain], 5) == "beam"
+    )
     with caplog.at_level(logging.INFO):
         assert resolve("auto", [one], 5) == "beam"
     assert caplog.text.count("--beam 1 or --generator blockwise decodes blockwise") == 1

@@ -1,13 +1,14 @@
 """The criterion ``blockwise_loss``: its three forms, what it logs, and that validation is deterministic."""
+
 import math
 
 import pytest
 import torch
-from fairseq import metrics
-
 from conftest import source_batch
-from nar_plugins.criterions.blockwise_loss import BlockwiseLoss
+from fairseq import metrics
 from tiny import model
+
+from nar_plugins.criterions.blockwise_loss import BlockwiseLoss
 
 SOURCE = source_batch([5, 9, 4], 20)
 TARGET = source_batch([6, 3, 8], 20, seed=8)
@@ -17,9 +18,12 @@ def batch(update=3):
     before = TARGET.roll(1, 1)
     before[:, 0] = 2
     return {
-        "target": TARGET, "ntokens": int(TARGET.ne(1).sum()), "id": torch.arange(3), "update": update,
+        "target": TARGET,
+        "ntokens": int(TARGET.ne(1).sum()),
+        "id": torch.arange(3),
+        "update": update,
         "net_input": {"src_tokens": SOURCE, "src_lengths": SOURCE.ne(1).sum(1), "prev_output_tokens": before},
-    }  # fmt: skip
+    }
 
 
 def build(*flags, **settings):
@@ -87,7 +91,9 @@ def test_a_head_is_trained_at_the_positions_taken_and_nowhere_else():
             torch.testing.assert_close(b + c, a)
     loss, count, logs = criterion(one, batch())
     torch.testing.assert_close(loss, part.loss)
-    assert count == sum(sums.count for sums in part.heads.values()) == sum(logs[f"count_h{head}"] for head in part.heads)
+    assert (
+        count == sum(sums.count for sums in part.heads.values()) == sum(logs[f"count_h{head}"] for head in part.heads)
+    )
 
 
 def test_weights_fall_with_the_distance():

@@ -1,4 +1,5 @@
 """Canvases, schedules and candidate lengths, against exact arithmetic and examples worked by hand."""
+
 import decimal
 from decimal import Decimal
 from fractions import Fraction

@@ -1,4 +1,5 @@
 """Data that make no sense are refused by name; data of the other direction are not."""
+
 import pytest
 import torch
 from fairseq.data import ConcatDataset, Dictionary, indexed_dataset
@@ -80,8 +81,21 @@ def test_the_sources_that_fairseq_cuts_are_counted(tmp_path, longest, cut):
     words = Dictionary()
     for i in range(20):
         words.add_symbol(f"w{i}")
-    data = load_langpair_dataset(folder, "train", "en", words, "de", words, combine=False, dataset_impl=None, upsample_primary=1,
-                                 left_pad_source=False, left_pad_target=False, max_source_positions=longest,
-                                 max_target_positions=9, truncate_source=True)  # fmt: skip
+    data = load_langpair_dataset(
+        folder,
+        "train",
+        "en",
+        words,
+        "de",
+        words,
+        combine=False,
+        dataset_impl=None,
+        upsample_primary=1,
+        left_pad_source=False,
+        left_pad_target=False,
+        max_source_positions=longest,
+        max_target_positions=9,
+        truncate_source=True,
+    )
     assert checks.cut_sources(data.src) == cut == sum(len(data[i]["source"]) < len(sentences[i]) for i in range(4))
     assert checks.cut_sources(ConcatDataset([data.src, data.src])) == 2 * cut

@@ -1,4 +1,5 @@
 """The model ``cmlm``: its presets, its initialisation, its length head, and starting from an AR checkpoint."""
+
 import math
 from argparse import Namespace
 
@@ -6,9 +7,9 @@ import pytest
 import torch
 from fairseq.models.transformer import TransformerModel
 from fairseq.modules import LearnedPositionalEmbedding, SinusoidalPositionalEmbedding
+from tiny import arguments, dictionary, model
 
 from nar_plugins.modules.length_head import LengthHead
-from tiny import arguments, dictionary, model
 
 MASK = 24  # the last of tiny's 25 symbols
 
@@ -29,8 +30,17 @@ def transformer_checkpoint(path, *flags: str, words: int = 20):
     torch.manual_seed(5)
     ar = TransformerModel.build_model(args, Namespace(source_dictionary=d, target_dictionary=d))
     history = [{"criterion_name": "", "optimizer_name": "", "lr_scheduler_state": {}, "num_updates": 1}]
-    torch.save({"args": args, "cfg": None, "model": ar.state_dict(), "optimizer_history": history, "task_state": {},
-                "extra_state": {"train_iterator": {"epoch": 1, "iterations_in_epoch": 0}}}, path)  # fmt: skip
+    torch.save(
+        {
+            "args": args,
+            "cfg": None,
+            "model": ar.state_dict(),
+            "optimizer_history": history,
+            "task_state": {},
+            "extra_state": {"train_iterator": {"epoch": 1, "iterations_in_epoch": 0}},
+        },
+        path,
+    )
     return ar
 
 
@@ -72,10 +82,12 @@ def test_the_plain_architecture_is_in_fairseqs_form():
 
 
 def test_the_official_form_can_be_put_together_from_flags():
-    flags = ("--encoder-learned-pos --decoder-learned-pos --no-scale-embedding --bert-init --length-head token "
-             "--activation-fn gelu --layer-norm-eps 1e-12 --encoder-embed-dim 64 --encoder-ffn-embed-dim 128 "
-             "--encoder-attention-heads 4 --encoder-layers 2 --decoder-embed-dim 64 --decoder-ffn-embed-dim 128 "
-             "--decoder-attention-heads 4 --decoder-layers 2 --dropout 0").split()  # fmt: skip
+    flags = (
+        "--encoder-learned-pos --decoder-learned-pos --no-scale-embedding --bert-init --length-head token "
+        "--activation-fn gelu --layer-norm-eps 1e-12 --encoder-embed-dim 64 --encoder-ffn-embed-dim 128 "
+        "--encoder-attention-heads 4 --encoder-layers 2 --decoder-embed-dim 64 --decoder-ffn-embed-dim 128 "
+        "--decoder-attention-heads 4 --decoder-layers 2 --dropout 0"
+    ).split()
     plain, _ = model(*flags, arch="cmlm")
     tiny, _ = model()
     assert {k: v.shape for k, v in plain.state_dict().items()} == {k: v.shape for k, v in tiny.state_dict().items()}
@@ -201,7 +213,11 @@ def test_the_length_loss_trains_the_encoder_unless_stopped(flags, reaches):
 def test_a_blank_canvas_is_masked_up_to_each_length():
     cmlm, _ = model()
     assert cmlm.initial_canvas({}, torch.tensor([[2, 3], [1, 2]])).tolist() == [
-        [MASK, MASK, 1], [MASK, MASK, MASK], [MASK, 1, 1], [MASK, MASK, 1]]  # fmt: skip
+        [MASK, MASK, 1],
+        [MASK, MASK, MASK],
+        [MASK, 1, 1],
+        [MASK, MASK, 1],
+    ]
 
 
 # -- starting from an AR checkpoint ------------------------------------------------------------------------------------
@@ -248,10 +264,13 @@ def test_an_encoder_started_from_an_ar_model_in_the_same_form_gives_its_states(t
     torch.testing.assert_close(got[real], expected[real], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("flags, key", [
-    (["--encoder-ffn-embed-dim=128"], r"encoder.layers.0.fc1.weight is \(64, 64\), this model has \(128, 64\)"),
-    ([*AS_TRANSFORMER_TINY, "--encoder-layers=3"], r"encoder.layers.2.\S+ is absent"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "flags, key",
+    [
+        (["--encoder-ffn-embed-dim=128"], r"encoder.layers.0.fc1.weight is \(64, 64\), this model has \(128, 64\)"),
+        ([*AS_TRANSFORMER_TINY, "--encoder-layers=3"], r"encoder.layers.2.\S+ is absent"),
+    ],
+)
 def test_a_checkpoint_of_other_sizes_is_refused_naming_the_first_that_differs(tmp_path, flags, key):
     transformer_checkpoint(tmp_path / "ar.pt")
     with pytest.raises(ValueError, match=f"--init-encoder-from {tmp_path}/ar.pt: {key}"):

@@ -1,4 +1,5 @@
 """Teachers and drafters: what is loaded, and what is refused by name."""
+
 import functools
 from pathlib import Path
 
@@ -42,8 +43,17 @@ def save(path: Path, words=20, name="w", task="nar_translation", **task_cfg):
     stored = OmegaConf.to_container(cfg, resolve=True, enum_to_str=True)
     stored["task"].update(task_cfg)
     history = {"optimizer_name": "", "lr_scheduler_state": {}, "num_updates": 1}
-    torch.save({"args": None, "cfg": stored, "model": model.state_dict(), "task_state": made.state_dict(),
-                "optimizer_history": [history], "extra_state": {"train_iterator": {"epoch": 1}}}, path)  # fmt: skip
+    torch.save(
+        {
+            "args": None,
+            "cfg": stored,
+            "model": model.state_dict(),
+            "task_state": made.state_dict(),
+            "optimizer_history": [history],
+            "extra_state": {"train_iterator": {"epoch": 1}},
+        },
+        path,
+    )
     return model.eval()
 
 
@@ -107,14 +117,23 @@ def test_a_teacher_of_fairseqs_translation_gets_a_row_for_mask(path, task):
     torch.testing.assert_close(logits[..., :24], model(**batch())[0])
 
 
-@pytest.mark.parametrize("change, said", [
-    (lambda s: setattr(s["cfg"]["model"], "_name", "cmlm_tiny"), "holds a CmlmModel: a teacher is an autoregressive"),
-    (lambda s: setattr(s["cfg"]["model"], "_name", "cmlm_transformer"), "holds a CMLMNATransformerModel"),
-    (lambda s: setattr(s["cfg"]["model"], "_name", "transformer_lm"), "holds a TransformerLanguageModel"),
-    (lambda s: setattr(s["cfg"]["model"], "_name", "their_model"), "holds a model 'their_model', which is not registered"),
-    (lambda s: s["cfg"]["task"].update(_name="translation_lev"), "was trained under --task translation_lev"),
-    (lambda s: s["cfg"]["task"].update(_name="language_modeling"), "was trained under --task language_modeling"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        (
+            lambda s: setattr(s["cfg"]["model"], "_name", "cmlm_tiny"),
+            "holds a CmlmModel: a teacher is an autoregressive",
+        ),
+        (lambda s: setattr(s["cfg"]["model"], "_name", "cmlm_transformer"), "holds a CMLMNATransformerModel"),
+        (lambda s: setattr(s["cfg"]["model"], "_name", "transformer_lm"), "holds a TransformerLanguageModel"),
+        (
+            lambda s: setattr(s["cfg"]["model"], "_name", "their_model"),
+            "holds a model 'their_model', which is not registered",
+        ),
+        (lambda s: s["cfg"]["task"].update(_name="translation_lev"), "was trained under --task translation_lev"),
+        (lambda s: s["cfg"]["task"].update(_name="language_modeling"), "was trained under --task language_modeling"),
+    ],
+)
 def test_another_kind_of_model_is_refused_by_name(path, change, said, task):
     save(path)
     message = refusal(edited(path, change), task)
@@ -154,7 +173,9 @@ def test_a_checkpoint_that_is_missing_or_truncated_is_named(path, task):
 def test_a_teacher_of_this_task_with_other_symbols_is_refused_with_the_first(path, task):
     save(path, name="v")
     said = refusal(path, task)
-    assert said.startswith("the source dictionary of data is not the checkpoint's: symbol 4 is 'w0', the checkpoint has 'v0'")
+    assert said.startswith(
+        "the source dictionary of data is not the checkpoint's: symbol 4 is 'w0', the checkpoint has 'v0'"
+    )
 
 
 @pytest.fixture
@@ -176,7 +197,9 @@ def test_a_stock_teacher_is_compared_with_the_dictionaries_of_its_data(path, dat
     load_teacher(str(stock(path, data)), task)
     tiny.dictionary(20, "v").save(str(data / "dict.yy.txt"))
     said = refusal(path, task)
-    assert said.startswith("the target dictionary of data is not the checkpoint's: symbol 4 is 'w0', the checkpoint has 'v0'")
+    assert said.startswith(
+        "the target dictionary of data is not the checkpoint's: symbol 4 is 'w0', the checkpoint has 'v0'"
+    )
 
 
 def test_a_stock_teachers_folder_that_holds_other_data_by_now_says_nothing(path, data, task):

@@ -1,4 +1,5 @@
 """Checkpoints load without running code from them, and a bad one is told from a good one in one line."""
+
 import os
 import re
 import zipfile
@@ -13,7 +14,12 @@ import nar_plugins  # noqa: F401
 from nar_plugins import compat
 
 ZIP, LEGACY = True, False  # the two formats of torch.save, PyTorch 1.6 and later, and before
-IN_CHECKPOINTS = ("collections.OrderedDict", "argparse.Namespace", "torch._utils._rebuild_tensor_v2", "torch.FloatStorage")
+IN_CHECKPOINTS = (
+    "collections.OrderedDict",
+    "argparse.Namespace",
+    "torch._utils._rebuild_tensor_v2",
+    "torch.FloatStorage",
+)
 
 
 class WritesMarker:
@@ -31,8 +37,14 @@ def content(**extra) -> dict:
     history = [{"criterion_name": "CrossEntropyCriterion", "num_updates": 1, "optimizer_name": "FairseqAdam"}]
     history[0]["lr_scheduler_state"] = {}
     args = Namespace(arch="transformer", task="translation")
-    return {"args": args, "cfg": None, "model": {"w": torch.arange(3.0)}, "optimizer_history": history,
-            "extra_state": {"train_iterator": {"epoch": 1}}, **extra}  # fmt: skip
+    return {
+        "args": args,
+        "cfg": None,
+        "model": {"w": torch.arange(3.0)},
+        "optimizer_history": history,
+        "extra_state": {"train_iterator": {"epoch": 1}},
+        **extra,
+    }
 
 
 def save(path: Path, state, form=ZIP) -> Path:
@@ -86,7 +98,10 @@ def test_a_checkpoint_cut_anywhere_is_called_truncated(tmp_path, form):
         said = refusal(path)
         # the one other way: cut in the middle of a class's name, "collection" for "collections.OrderedDict"
         cut = re.search(r"GLOBAL (\S*?)[ )]", said)
-        assert "truncated" in said or form == LEGACY and any(name.startswith(cut[1]) for name in IN_CHECKPOINTS), (length, said)
+        assert "truncated" in said or form == LEGACY and any(name.startswith(cut[1]) for name in IN_CHECKPOINTS), (
+            length,
+            said,
+        )
 
 
 def test_the_message_names_the_newest_whole_checkpoint_beside(tmp_path):

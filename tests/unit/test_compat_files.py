@@ -1,4 +1,5 @@
 """What fairseq writes and cuts: results of a run before, checkpoints beside a broken one, lengths in buckets."""
+
 import os
 import signal
 from pathlib import Path
@@ -9,7 +10,6 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from fairseq import checkpoint_utils
 from fairseq.data import LanguagePairDataset, data_utils
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from test_compat import content, refusal, save
@@ -25,7 +25,9 @@ COMPLETE, PART = "S-0\tx\nH-0\t-1\ty\nH-1\t-1\ty\n", "S-0\tx\nH-0\t-1\tnew\n"
 def generate(monkeypatch, tmp_path):
     """A function (what the run writes, how it ends) -> the files afterwards; it ends by "return", "raise" or "kill"."""
     folder = tmp_path / "results"
-    config = SimpleNamespace(common_eval=SimpleNamespace(results_path=str(folder)), dataset=SimpleNamespace(gen_subset="test"))
+    config = SimpleNamespace(
+        common_eval=SimpleNamespace(results_path=str(folder)), dataset=SimpleNamespace(gen_subset="test")
+    )
 
     def run(text, end):
         def main(cfg):
@@ -82,7 +84,8 @@ def test_a_run_that_fails_before_it_writes_changes_nothing(generate):
     assert generate(None, "raise") == {".txt": PART, ".before": COMPLETE}
 
 
-# -- the advice for a broken checkpoint --------------------------------------------------------------------------------------
+# -- the advice for a broken checkpoint
+# --------------------------------------------------------------------------------------
 
 
 def beside(folder: Path, **states) -> Path:
@@ -101,7 +104,9 @@ class Evil:
 
 
 def test_only_a_checkpoint_that_loads_is_advised(tmp_path):
-    last = beside(tmp_path, checkpoint1=content(), checkpoint2={"model": {}}, checkpoint3=content(more=Evil()), other=content())
+    last = beside(
+        tmp_path, checkpoint1=content(), checkpoint2={"model": {}}, checkpoint3=content(more=Evil()), other=content()
+    )
     assert f"the newest whole checkpoint is {tmp_path / 'checkpoint1.pt'}: " in refusal(last)
     (tmp_path / "checkpoint1.pt").unlink()
     assert refusal(last).endswith("no whole checkpoint stands beside it")
@@ -120,10 +125,15 @@ def test_a_file_that_no_training_wrote_gets_no_advice_to_copy(tmp_path):
     last = beside(tmp_path, checkpoint1=content())
     foreign = last.rename(tmp_path / "raw.pt")
     said = refusal(foreign)
-    assert "newest whole" not in said and "copy" not in said and "nothing tells which of them are of the same model" in said
+    assert (
+        "newest whole" not in said
+        and "copy" not in said
+        and "nothing tells which of them are of the same model" in said
+    )
 
 
-# -- buckets ---------------------------------------------------------------------------------------------------------------
+# -- buckets
+# ---------------------------------------------------------------------------------------------------------------
 
 
 def pairs(count=12):
@@ -136,9 +146,17 @@ def data_set(buckets: int, lines, dictionary) -> LanguagePairDataset:
     sides = [[line[side] for line in lines] for side in (0, 1)]
     sizes = [np.array([len(line) for line in side]) for side in sides]
     return LanguagePairDataset(
-        sides[0], sizes[0], dictionary, sides[1], sizes[1], dictionary, left_pad_source=False, left_pad_target=False,
-        num_buckets=buckets, shuffle=False,
-    )  # fmt: skip
+        sides[0],
+        sizes[0],
+        dictionary,
+        sides[1],
+        sizes[1],
+        dictionary,
+        left_pad_source=False,
+        left_pad_target=False,
+        num_buckets=buckets,
+        shuffle=False,
+    )
 
 
 def test_buckets_are_those_of_fairseqs_definition():
@@ -150,10 +168,10 @@ def test_every_line_is_padded_to_its_bucket_and_in_a_batch():
     lines, task = pairs(), tiny.task()
     made = data_set(2, lines, task.target_dictionary)
     assert len(set(made.src_sizes)) == len(set(made.tgt_sizes)) == 2
-    for number, (source, target) in enumerate(lines):
+    for number, (source, _) in enumerate(lines):
         item = made[number]
         assert len(item["source"]) == made.src_sizes[number] >= len(source)
-        assert item["source"][: len(source)].tolist() == source.tolist() and item["source"][len(source):].eq(1).all()
+        assert item["source"][: len(source)].tolist() == source.tolist() and item["source"][len(source) :].eq(1).all()
     for multiple in (1, 8):
         batches = made.batch_by_size(made.ordered_indices(), max_tokens=40, required_batch_size_multiple=multiple)
         assert sorted(np.concatenate(batches)) == list(range(len(lines)))
@@ -163,11 +181,13 @@ def test_every_line_is_padded_to_its_bucket_and_in_a_batch():
 
 
 MODELS = {
-    "ar": ("transformer_tiny", "cross_entropy", ()), "cmlm": ("cmlm_tiny", "nar_loss", ()),
+    "ar": ("transformer_tiny", "cross_entropy", ()),
+    "cmlm": ("cmlm_tiny", "nar_loss", ()),
     "ctc": ("nat_tiny", "nar_loss", ("--source-copy", "uniform", "--ctc")),
     "glancing": ("nat_tiny", "nar_loss", ("--source-copy", "soft", "--glancing", "0.5")),
-    "blockwise": ("blockwise_tiny", "blockwise_loss", ()), "bang": ("bang_tiny", "bang_loss", ("--share-all-embeddings",)),
-}  # fmt: skip
+    "blockwise": ("blockwise_tiny", "blockwise_loss", ()),
+    "bang": ("bang_tiny", "bang_loss", ("--share-all-embeddings",)),
+}
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -175,7 +195,9 @@ def test_losses_and_translations_are_those_without_buckets(name):
     arch, criterion, flags = MODELS[name]
     flags = (*flags, "--dropout", "0", "--max-source-positions", "30", "--max-target-positions", "30")
     model, task = tiny.model(*flags, arch=arch, criterion=criterion)
-    loss = task.build_criterion(convert_namespace_to_omegaconf(tiny.arguments(*flags, arch=arch, criterion=criterion)).criterion)
+    loss = task.build_criterion(
+        convert_namespace_to_omegaconf(tiny.arguments(*flags, arch=arch, criterion=criterion)).criterion
+    )
     lines, found = pairs(), {}
     for buckets in (0, 2):
         made = data_set(buckets, lines, task.target_dictionary)

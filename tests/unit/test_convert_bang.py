@@ -1,4 +1,5 @@
 """nar-convert bang: official checkpoints and ProphetNet's, from the fixture of tiny random weights."""
+
 from argparse import Namespace
 
 import numpy as np
@@ -22,7 +23,7 @@ def release():
 
 @pytest.fixture(scope="module")
 def weights(release):
-    return {key[len("model."):]: torch.tensor(release[key]) for key in release.files if key.startswith("model.")}
+    return {key[len("model.") :]: torch.tensor(release[key]) for key in release.files if key.startswith("model.")}
 
 
 @pytest.fixture
@@ -34,7 +35,14 @@ def official(tmp_path, weights):
         torch.save({"args": args or Namespace(arch="bang_ar_nar_mixed_base"), "model": model}, tmp_path / "official.pt")
         names = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{i}" for i in range(symbols - 5))]
         (tmp_path / "dict.bert.txt").write_text("".join(f"{s} 1\n" for s in names))
-        return ["bang", str(tmp_path / "official.pt"), "--dict", str(tmp_path / "dict.bert.txt"), "--out", str(tmp_path / "new")]
+        return [
+            "bang",
+            str(tmp_path / "official.pt"),
+            "--dict",
+            str(tmp_path / "dict.bert.txt"),
+            "--out",
+            str(tmp_path / "new"),
+        ]
 
     return make
 
@@ -54,10 +62,17 @@ def test_the_fixture_has_exactly_the_releases_names(weights):
 def test_the_sizes_are_read_from_the_weights(weights):
     flags = shape_flags(weights, Namespace(), 0, "official.pt")
     assert flags == [
-        "--max-source-positions=64", "--encoder-layers=2", "--encoder-embed-dim=32", "--encoder-ffn-embed-dim=64",
-        "--encoder-attention-heads=4", "--max-target-positions=64", "--decoder-layers=2", "--decoder-embed-dim=32",
-        "--decoder-ffn-embed-dim=64", "--decoder-attention-heads=4",
-    ]  # fmt: skip
+        "--max-source-positions=64",
+        "--encoder-layers=2",
+        "--encoder-embed-dim=32",
+        "--encoder-ffn-embed-dim=64",
+        "--encoder-attention-heads=4",
+        "--max-target-positions=64",
+        "--decoder-layers=2",
+        "--decoder-embed-dim=32",
+        "--decoder-ffn-embed-dim=64",
+        "--decoder-attention-heads=4",
+    ]
 
 
 def test_of_prophetnets_two_rows_the_first_streams_is_kept(weights):
@@ -78,16 +93,22 @@ def test_fused_projections_of_an_older_fairseq_are_taken_apart(weights):
     assert "decoder.layers.0.ngram_self_attn.in_proj_weight" in renamed  # that one is fused in the release
 
 
-@pytest.mark.parametrize("changes, said", [
-    ({"drop": [MASK_ROW]}, f"is no BANG checkpoint: it has no {MASK_ROW}"),
-    ({MASK_ROW: torch.zeros(9, 32)}, f"{MASK_ROW} has 9 rows"),
-    ({"drop": ["decoder.layers.1.fc1.bias"]}, "has no decoder.layers.1.fc1.bias"),
-    ({"decoder.output_projection.weight": torch.zeros(40, 32)}, "has decoder.output_projection.weight, which a bang has not"),
-    ({"symbols": 41}, "has 41 symbols, the checkpoint 40"),
-    ({"args": Namespace(max_source_positions=512)}, "has 65 rows, so 64 positions, but its arguments say 512"),
-    ({"args": Namespace(max_target_positions=65)}, "decoder.embed_positions has 66 rows"),
-    ({"args": Namespace(num_buckets=16)}, "was trained with num_buckets 16: a bang has 32"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "changes, said",
+    [
+        ({"drop": [MASK_ROW]}, f"is no BANG checkpoint: it has no {MASK_ROW}"),
+        ({MASK_ROW: torch.zeros(9, 32)}, f"{MASK_ROW} has 9 rows"),
+        ({"drop": ["decoder.layers.1.fc1.bias"]}, "has no decoder.layers.1.fc1.bias"),
+        (
+            {"decoder.output_projection.weight": torch.zeros(40, 32)},
+            "has decoder.output_projection.weight, which a bang has not",
+        ),
+        ({"symbols": 41}, "has 41 symbols, the checkpoint 40"),
+        ({"args": Namespace(max_source_positions=512)}, "has 65 rows, so 64 positions, but its arguments say 512"),
+        ({"args": Namespace(max_target_positions=65)}, "decoder.embed_positions has 66 rows"),
+        ({"args": Namespace(num_buckets=16)}, "was trained with num_buckets 16: a bang has 32"),
+    ],
+)
 def test_what_is_no_official_checkpoint_is_refused(official, changes, said):
     assert said in refusal(official(**changes))
 
@@ -144,13 +165,49 @@ def test_a_converted_checkpoint_through_the_stock_commands(official, tmp_path):
             (tmp_path / f"{split}.{side}").write_text("".join(f"w{i % 7} w{i % 5 + 9} w3\n" for i in range(lines)))
     new, data = tmp_path / "new", tmp_path / "bin"
     ours = ("--user-dir", ROOT / "nar_plugins", "--task", "nar_translation")
-    here("fairseq-preprocess", *ours, "-s", "src", "-t", "tgt", "--srcdict", new / "dict.txt", "--joined-dictionary",
-         "--destdir", data, *(f"--{split}pref={tmp_path / split}" for split in ("train", "valid", "test")))  # fmt: skip
-    sizes = [f"--{side}-{name}={value}" for side in ("encoder", "decoder") for name, value in
-             (("embed-dim", 32), ("ffn-embed-dim", 64), ("layers", 2), ("attention-heads", 4))]  # fmt: skip
+    here(
+        "fairseq-preprocess",
+        *ours,
+        "-s",
+        "src",
+        "-t",
+        "tgt",
+        "--srcdict",
+        new / "dict.txt",
+        "--joined-dictionary",
+        "--destdir",
+        data,
+        *(f"--{split}pref={tmp_path / split}" for split in ("train", "valid", "test")),
+    )
+    sizes = [
+        f"--{side}-{name}={value}"
+        for side in ("encoder", "decoder")
+        for name, value in (("embed-dim", 32), ("ffn-embed-dim", 64), ("layers", 2), ("attention-heads", 4))
+    ]
     positions = ("--max-source-positions", "64", "--max-target-positions", "64")
-    here("fairseq-train", data, *ours, "--arch", "bang", "--criterion", "bang_loss", *sizes, *positions, "--cpu", "--lr", "1e-4",
-         "--optimizer", "adam", "--max-tokens", "200", "--max-update", "2", "--finetune-from-model", new / "checkpoint.pt",
-         "--save-dir", tmp_path / "tuned")  # fmt: skip
+    here(
+        "fairseq-train",
+        data,
+        *ours,
+        "--arch",
+        "bang",
+        "--criterion",
+        "bang_loss",
+        *sizes,
+        *positions,
+        "--cpu",
+        "--lr",
+        "1e-4",
+        "--optimizer",
+        "adam",
+        "--max-tokens",
+        "200",
+        "--max-update",
+        "2",
+        "--finetune-from-model",
+        new / "checkpoint.pt",
+        "--save-dir",
+        tmp_path / "tuned",
+    )
     for path in (new / "checkpoint.pt", tmp_path / "tuned" / "checkpoint_last.pt"):
         assert sorted(hypotheses(here("fairseq-generate", data, *ours, "--path", path, "--cpu"))) == [0, 1, 2, 3]

@@ -1,4 +1,5 @@
 """CTC against all paths, counted one by one."""
+
 import itertools
 import math
 
@@ -58,7 +59,11 @@ def test_too_long_a_target_is_skipped_counted_and_never_nan():
     assert int(skipped) == 2 and int(part.count) == 2
     assert float(part.loss) == pytest.approx(float(alone.loss))
     part.loss.backward()
-    assert logits.grad.isfinite().all() and float(logits.grad[1:].abs().sum()) == 0 and float(logits.grad[0].abs().sum()) > 0
+    assert (
+        logits.grad.isfinite().all()
+        and float(logits.grad[1:].abs().sum()) == 0
+        and float(logits.grad[0].abs().sum()) > 0
+    )
 
 
 @pytest.mark.parametrize("seed", range(6))

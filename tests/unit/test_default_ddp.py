@@ -1,15 +1,17 @@
-"""Every model trains under PyTorch's DistributedDataParallel, fairseq's default: it refuses a parameter without a gradient.
+"""Every model trains under PyTorch's DistributedDataParallel, fairseq's default: it refuses a parameter without a
+gradient.
 
-fairseq cannot wrap so on CPUs (it names a device), so the wrapping is done here as it does it, in a group of one process.
+fairseq cannot wrap so on CPUs (it names a device), so the wrapping is done here as it does it, in a group of one
+process.
 """
+
 import pytest
 import torch
+from conftest import source_batch
 from fairseq.distributed import ModuleProxyWrapper
 from fairseq.registry import REGISTRIES
-from torch.nn.parallel import DistributedDataParallel
-
-from conftest import source_batch
 from tiny import arguments, model
+from torch.nn.parallel import DistributedDataParallel
 
 PAD, EOS = 1, 2
 SOURCE, TARGET = source_batch([5, 9, 4], 20), source_batch([6, 3, 8], 20, seed=8)
@@ -28,9 +30,11 @@ def sample():
     before = TARGET.roll(1, 1)
     before[:, 0] = EOS
     return {
-        "target": TARGET, "ntokens": int(TARGET.ne(PAD).sum()), "id": torch.arange(3),
+        "target": TARGET,
+        "ntokens": int(TARGET.ne(PAD).sum()),
+        "id": torch.arange(3),
         "net_input": {"src_tokens": SOURCE, "src_lengths": SOURCE.ne(PAD).sum(1), "prev_output_tokens": before},
-    }  # fmt: skip
+    }
 
 
 TRAININGS = {
@@ -42,7 +46,8 @@ TRAININGS = {
     "blockwise, one head an update": ("blockwise_loss", "blockwise_tiny", ("--block-loss", "sample")),
     "blockwise, all heads, frozen": ("blockwise_loss", "blockwise_tiny", ("--block-loss", "mean", "--freeze-base")),
     "blockwise, sequential": (
-        "blockwise_loss", "blockwise_tiny",
+        "blockwise_loss",
+        "blockwise_tiny",
         ("--block-head", "sequential", "--block-loss", "weighted", "--block-positions", "0.3"),
     ),
     "bang": ("bang_loss", "bang_tiny", ("--bang-rows", "sample:1")),
@@ -56,7 +61,9 @@ def test_every_update_has_the_gradients_of_the_unwrapped_model(name, group):
     found = []
     for wrap in (lambda one: one, lambda one: ModuleProxyWrapper(DistributedDataParallel(one))):
         one, task = model(*flags, arch=arch, criterion=criterion)
-        made = REGISTRIES["criterion"]["registry"][criterion].build_criterion(arguments(*flags, arch=arch, criterion=criterion), task)
+        made = REGISTRIES["criterion"]["registry"][criterion].build_criterion(
+            arguments(*flags, arch=arch, criterion=criterion), task
+        )
         trained, batch = wrap(one.train()), sample()
         if getattr(one, "needs_fertilities", False):
             batch["net_input"]["fertilities"] = FERTILITIES

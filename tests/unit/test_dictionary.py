@@ -1,9 +1,10 @@
 """Dictionaries with a real <mask>."""
+
 import pytest
+from tiny import dictionary
 
 from nar_plugins.data import checks
 from nar_plugins.data.dictionary import MASK, BertDictionary, add_mask, check_same_symbols, load_dictionary
-from tiny import dictionary
 
 BERT = ["[PAD]", "[unused0]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "##s"]
 
@@ -49,19 +50,22 @@ def test_a_dictionary_that_is_not_there_is_named(tmp_path):
         load_dictionary(str(tmp_path / "dict.de.txt"))
 
 
-@pytest.mark.parametrize("theirs, ours", [
-    (["a", "b"], ["a", "b"]), (["a", "b"], ["a", "b", MASK]), (["a", "b", MASK], ["a", "b"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "theirs, ours", [(["a", "b"], ["a", "b"]), (["a", "b"], ["a", "b", MASK]), (["a", "b", MASK], ["a", "b"])]
+)
 def test_dictionaries_that_differ_by_the_appended_mask_are_the_same(theirs, ours):
     check_same_symbols(theirs, ours, "the dictionary")
 
 
-@pytest.mark.parametrize("theirs, ours, said", [
-    (["a", "b", "c"], ["a", "x", "c"], "symbol 1 is 'x', the checkpoint has 'b'"),
-    (["a", "b", "c", MASK], ["a", "b", MASK], "symbol 2 is 'nothing', the checkpoint has 'c'"),
-    (["a", "b"], ["a", "b", "c", MASK], "symbol 2 is 'c', the checkpoint has 'nothing'"),
-    ([MASK, "a"], ["a", MASK], f"symbol 0 is 'a', the checkpoint has '{MASK}'"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "theirs, ours, said",
+    [
+        (["a", "b", "c"], ["a", "x", "c"], "symbol 1 is 'x', the checkpoint has 'b'"),
+        (["a", "b", "c", MASK], ["a", "b", MASK], "symbol 2 is 'nothing', the checkpoint has 'c'"),
+        (["a", "b"], ["a", "b", "c", MASK], "symbol 2 is 'c', the checkpoint has 'nothing'"),
+        ([MASK, "a"], ["a", MASK], f"symbol 0 is 'a', the checkpoint has '{MASK}'"),
+    ],
+)
 def test_other_dictionaries_are_refused_by_the_first_symbol_that_differs(theirs, ours, said):
     with pytest.raises(ValueError) as error:
         check_same_symbols(theirs, ours, "the source dictionary of data-bin")

@@ -1,4 +1,5 @@
 """Distillation without a teacher: what is broken, what a killed run leaves, and what is written."""
+
 import json
 import os
 import signal
@@ -31,27 +32,49 @@ def words(count: int) -> np.ndarray:
 # -- what is broken ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("tokens, repeats", [
-    ([], 0), ([5], 1), ([5, 6, 7], 1), ([5, 5], 2), ([4, 5, 5, 5, 6], 3), ([5, 6, 5, 6], 2), ([5, 6, 5, 6, 5], 2),
-    ([1, 5, 6, 7, 5, 6, 7, 5, 6, 7, 2], 3), ([5, 5, 6, 5, 5, 6], 2), (list(range(8)) * 4, 4), (list(range(9)) * 4, 1),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "tokens, repeats",
+    [
+        ([], 0),
+        ([5], 1),
+        ([5, 6, 7], 1),
+        ([5, 5], 2),
+        ([4, 5, 5, 5, 6], 3),
+        ([5, 6, 5, 6], 2),
+        ([5, 6, 5, 6, 5], 2),
+        ([1, 5, 6, 7, 5, 6, 7, 5, 6, 7, 2], 3),
+        ([5, 5, 6, 5, 5, 6], 2),
+        (list(range(8)) * 4, 4),
+        (list(range(9)) * 4, 1),
+    ],
+)
 def test_repeats_are_those_of_the_ngram_that_stands_most_often_in_a_row(tokens, repeats):
     assert most_repeats(np.array(tokens, dtype=np.int64)) == repeats
 
 
-@pytest.mark.parametrize("source, target, why", [
-    (words(5), words(5), None),
-    (words(5), line(), "empty"),
-    (line(), line(), "empty"),
-    (words(40), words(49), None), (words(40), words(50), "unfinished"),
-    (words(10), words(30 + GRACE), None), (words(10), words(31 + GRACE), "length ratio"),
-    (words(30 + GRACE), words(10), None), (words(31 + GRACE), words(10), "length ratio"),
-    (line(), words(GRACE), None), (line(), words(GRACE + 1), "length ratio"),
-    (words(5), line(7, 7, 7), None), (words(5), line(7, 7, 7, 7), "repetition"),
-    (line(9, 9, 9, 9), line(7, 7, 7, 7), None), (line(9, 9, 9, 9), line(7, 7, 7, 7, 7), "repetition"),
-    (words(8), line(*[7, 8] * 4), "repetition"),
-    (words(4), line(7, UNK, 8, UNK), None), (words(3), line(UNK, 8, UNK), "<unk>"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "source, target, why",
+    [
+        (words(5), words(5), None),
+        (words(5), line(), "empty"),
+        (line(), line(), "empty"),
+        (words(40), words(49), None),
+        (words(40), words(50), "unfinished"),
+        (words(10), words(30 + GRACE), None),
+        (words(10), words(31 + GRACE), "length ratio"),
+        (words(30 + GRACE), words(10), None),
+        (words(31 + GRACE), words(10), "length ratio"),
+        (line(), words(GRACE), None),
+        (line(), words(GRACE + 1), "length ratio"),
+        (words(5), line(7, 7, 7), None),
+        (words(5), line(7, 7, 7, 7), "repetition"),
+        (line(9, 9, 9, 9), line(7, 7, 7, 7), None),
+        (line(9, 9, 9, 9), line(7, 7, 7, 7, 7), "repetition"),
+        (words(8), line(*[7, 8] * 4), "repetition"),
+        (words(4), line(7, UNK, 8, UNK), None),
+        (words(3), line(UNK, 8, UNK), "<unk>"),
+    ],
+)
 def test_a_line_has_the_first_reason_that_holds(source, target, why):
     assert reason(source, target, 50, Limits(), UNK) == why
 
@@ -115,10 +138,16 @@ def test_a_run_never_writes_into_the_part_of_another(folder):
     assert len(list(folder.own.glob("part-*"))) == 2
 
 
-@pytest.mark.parametrize("spoilt", [
-    b"nonsense\n", b"{}\n", content(0).replace(b"[3, 0]", b"[3, 1]"), content(0).replace(b'"batch": 0', b'"batch": 7'),
-    content(0).replace(b"[[13, 14, 2], ", b"["),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "spoilt",
+    [
+        b"nonsense\n",
+        b"{}\n",
+        content(0).replace(b"[3, 0]", b"[3, 1]"),
+        content(0).replace(b'"batch": 0', b'"batch": 7'),
+        content(0).replace(b"[[13, 14, 2], ", b"["),
+    ],
+)
 def test_a_whole_record_that_does_not_fit_is_an_error_that_names_the_file(folder, spoilt):
     part(folder, 1, spoilt)
     with pytest.raises(ValueError, match="part-1-of-2-.* is damaged: delete it"):
@@ -132,12 +161,15 @@ def test_a_folder_is_taken_by_the_first_and_shared_with_the_same_settings(folder
     assert [p.name for p in folder.own.iterdir()] == ["settings.json"]
 
 
-@pytest.mark.parametrize("settings, said", [
-    ({"beam": 4, "teacher": "abc"}, "beam is 5 there and 4 here: give"),
-    ({"beam": 5, "teacher": "xyz"}, "teacher is abc there and xyz here: give"),
-    ({"beam": 5}, "teacher is abc there and None here: give"),
-    ({"beam": 4, "teacher": "x", "a": 1, "b": 2}, "there and x here; a is None there and 1 here; and 1 more: give"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "settings, said",
+    [
+        ({"beam": 4, "teacher": "abc"}, "beam is 5 there and 4 here: give"),
+        ({"beam": 5, "teacher": "xyz"}, "teacher is abc there and xyz here: give"),
+        ({"beam": 5}, "teacher is abc there and None here: give"),
+        ({"beam": 4, "teacher": "x", "a": 1, "b": 2}, "there and x here; a is None there and 1 here; and 1 more: give"),
+    ],
+)
 def test_other_settings_are_an_error_that_says_what_differs(folder, settings, said):
     for call in (Folder(folder.out, settings).check, Folder(folder.out, settings).claim):
         with pytest.raises(ValueError) as error:
@@ -290,7 +322,8 @@ def test_writing_twice_gives_the_same_bytes(folder, data):
     assert {p: p.read_bytes() for p in folder.out.iterdir() if p.is_file()} == before
 
 
-# -- what killed runs leave ------------------------------------------------------------------------------------------------
+# -- what killed runs leave
+# ------------------------------------------------------------------------------------------------
 
 
 def in_child(folder) -> tuple:

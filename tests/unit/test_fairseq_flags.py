@@ -1,8 +1,10 @@
 """Every flag of fairseq's that stands before our models: it works, or it is refused by one line that names it.
 
 Each is tried with another value than its default on every kind of model, for three updates and one decoding; the stock
-Transformer beside them is the control. A flag that fairseq adds fails ``test_every_flag_is_classified`` until it has a row.
+Transformer beside them is the control. A flag that fairseq adds fails ``test_every_flag_is_classified`` until it has a
+row.
 """
+
 import argparse
 import copy
 import functools
@@ -10,7 +12,9 @@ from types import SimpleNamespace
 from typing import Dict, List, NamedTuple, Tuple
 
 import pytest
+import tiny
 import torch
+from conftest import preprocess, random_sentences, write_pairs
 from fairseq import options
 from fairseq.data import LanguagePairDataset, ListDataset
 from fairseq.dataclass.configs import CommonConfig, DatasetConfig, EMAConfig, OptimizationConfig
@@ -18,10 +22,8 @@ from fairseq.dataclass.utils import convert_namespace_to_omegaconf, gen_parser_f
 from fairseq.models.transformer import TransformerModel
 from fairseq.tasks.translation import TranslationConfig
 from fairseq.trainer import Trainer
-
-import tiny
-from conftest import preprocess, random_sentences, write_pairs
 from in_process import here, refusal
+
 from nar_plugins.models import nar_base
 from nar_plugins.tasks.nar_translation import NarTranslationTask
 
@@ -35,13 +37,21 @@ FORMS = {
     "soft": ("--arch=nat", "--criterion=nar_loss", "--source-copy=soft"),
     "ctc": ("--arch=nat_tiny", "--criterion=nar_loss", "--ctc", "--glancing=0.5"),
     "blockwise": ("--arch=blockwise_tiny", "--criterion=blockwise_loss", "--block-loss=mean"),
-    "sequential": ("--arch=blockwise_tiny", "--criterion=blockwise_loss", "--block-loss=mean", "--block-head=sequential"),
+    "sequential": (
+        "--arch=blockwise_tiny",
+        "--criterion=blockwise_loss",
+        "--block-loss=mean",
+        "--block-head=sequential",
+    ),
     "bang": ("--arch=bang_tiny", "--criterion=bang_loss"),
 }
 OURS = tuple(form for form in FORMS if form != "transformer")
 NAT, BLOCKWISE, STOCK = ("nat", "soft", "ctc"), ("blockwise", "sequential"), ("transformer",)
-SIZES = [f"--{side}-{size}" for side in ("encoder", "decoder")
-         for size in ("embed-dim=16", "ffn-embed-dim=32", "attention-heads=2", "layers=2")]  # fmt: skip
+SIZES = [
+    f"--{side}-{size}"
+    for side in ("encoder", "decoder")
+    for size in ("embed-dim=16", "ffn-embed-dim=32", "attention-heads=2", "layers=2")
+]
 
 
 class Row(NamedTuple):
@@ -69,7 +79,9 @@ MODEL_FLAGS = {
     "--activation-dropout": Row("0.3"),
     "--relu-dropout": Row("0.3"),
     "--encoder-embed-path": Row("EMBEDDINGS", CHANGES, BANG_REFUSES),
-    "--decoder-embed-path": Row("EMBEDDINGS", CHANGES, {("bang", "nat", "soft"): REFUSED}),  # no token is read without glancing
+    "--decoder-embed-path": Row(
+        "EMBEDDINGS", CHANGES, {("bang", "nat", "soft"): REFUSED}
+    ),  # no token is read without glancing
     "--encoder-embed-dim": Row("24", CHANGES, {(*NAT, "bang"): REFUSED}),
     "--decoder-embed-dim": Row("24", CHANGES, {(*NAT, "bang"): REFUSED}),
     "--encoder-ffn-embed-dim": Row("24"),
@@ -133,7 +145,8 @@ TRAINER_FLAGS = {
 FLAGS = {**MODEL_FLAGS, **TASK_FLAGS, **TRAINER_FLAGS}
 
 # what no model sees: files, batches, precision, the optimizer, logs; each is fairseq's own, or has tests elsewhere
-ELSEWHERE = set("""
+ELSEWHERE = set(
+    """
     --source-lang --target-lang --upsample-primary --truncate-source --num-batch-buckets
     --eval-bleu --eval-bleu-args --eval-bleu-detok --eval-bleu-detok-args --eval-tokenized-bleu --eval-bleu-remove-bpe
     --eval-bleu-print-samples
@@ -148,12 +161,15 @@ ELSEWHERE = set("""
     --fixed-validation-seed --disable-validation --max-tokens-valid --batch-size-valid --max-valid-steps --curriculum
     --gen-subset --num-shards --shard-id --grouped-shuffling --update-epoch-batch-itr --update-ordered-indices-seed
 
-    --no-progress-bar --log-interval --log-format --log-file --aim-repo --aim-run-hash --tensorboard-logdir --wandb-project
-    --azureml-logging --seed --cpu --tpu --bf16 --memory-efficient-bf16 --fp16 --memory-efficient-fp16 --fp16-no-flatten-grads
+    --no-progress-bar --log-interval --log-format --log-file --aim-repo --aim-run-hash --tensorboard-logdir
+    --wandb-project --azureml-logging --seed --cpu --tpu --bf16 --memory-efficient-bf16 --fp16 --memory-efficient-fp16
+    --fp16-no-flatten-grads
     --fp16-init-scale --fp16-scale-window --fp16-scale-tolerance --on-cpu-convert-precision --min-loss-scale
     --threshold-loss-scale --amp --amp-batch-retries --amp-init-scale --amp-scale-window --user-dir --empty-cache-freq
-    --all-gather-list-size --model-parallel-size --profile --reset-logging --suppress-crashes --use-plasma-view --plasma-path
-""".split())
+    --all-gather-list-size --model-parallel-size --profile --reset-logging --suppress-crashes --use-plasma-view
+    --plasma-path
+""".split()
+)
 
 
 @functools.lru_cache(maxsize=None)
@@ -172,7 +188,8 @@ def test_every_flag_is_classified():
     assert not FLAGS.keys() & ELSEWHERE
 
 
-# -- three updates and a decoding ----------------------------------------------------------------------------------------
+# -- three updates and a decoding
+# ----------------------------------------------------------------------------------------
 
 
 class Outcome(NamedTuple):
@@ -186,7 +203,16 @@ class Outcome(NamedTuple):
 
 def arguments(form: str, flags) -> argparse.Namespace:
     """What fairseq-train's parser makes of them."""
-    given = ["data", "--task=nar_translation", "--optimizer=adam", "--lr=0.01", "--cpu", "--dropout=0", *SIZES, *FORMS[form]]
+    given = [
+        "data",
+        "--task=nar_translation",
+        "--optimizer=adam",
+        "--lr=0.01",
+        "--cpu",
+        "--dropout=0",
+        *SIZES,
+        *FORMS[form],
+    ]
     return options.parse_args_and_arch(options.get_training_parser("nar_translation"), [*given, *flags])
 
 
@@ -219,7 +245,10 @@ def batch(task, model, seed: int) -> dict:
     """Four sentences and their reverses, as the task collates them."""
     rng, eos = torch.Generator().manual_seed(seed), torch.tensor([2])
     words = [torch.randint(4, 24, (n,), generator=rng) for n in (3, 5, 2, 6)]
-    sides = [torch.cat([sentence, eos]) for sentence in words], [torch.cat([sentence.flip(0), eos]) for sentence in words]
+    sides = (
+        [torch.cat([sentence, eos]) for sentence in words],
+        [torch.cat([sentence.flip(0), eos]) for sentence in words],
+    )
     (source, target), sizes = map(ListDataset, sides), [len(sentence) for sentence in sides[0]]
     pairs = LanguagePairDataset(
         source, sizes, task.source_dictionary, target, sizes, task.target_dictionary, left_pad_source=False
@@ -256,7 +285,9 @@ def tried(configured):
             weights.append(snapshot(model))
             trained |= {name for name, p in model.named_parameters() if p.grad is not None}
         idle = [name for name, p in model.named_parameters() if p.requires_grad and name not in trained]
-        outcome = Outcome(losses, weights, idle, decode(task, model, config, samples[0]), model.max_positions(), trainer)
+        outcome = Outcome(
+            losses, weights, idle, decode(task, model, config, samples[0]), model.max_positions(), trainer
+        )
         if remember:
             remembered[(form, *flags)] = outcome
         return outcome
@@ -286,7 +317,9 @@ def embeddings(tmp_path_factory):
     return path
 
 
-@pytest.mark.parametrize("flag, form", [(flag, form) for flag in FLAGS for form in FORMS if FLAGS[flag].of(form) != UNTRIED])
+@pytest.mark.parametrize(
+    "flag, form", [(flag, form) for flag in FLAGS for form in FORMS if FLAGS[flag].of(form) != UNTRIED]
+)
 def test_a_flag_works_or_is_refused(flag, form, tried, embeddings, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # where fairseq may leave a crash.pt
     if flag not in flags_of_fairseq():
@@ -308,7 +341,8 @@ def test_a_flag_works_or_is_refused(flag, form, tried, embeddings, tmp_path, mon
         assert equal(outcome, plain) == (expected == SAME)
 
 
-# -- the right values ------------------------------------------------------------------------------------------------------
+# -- the right values
+# ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("form", OURS)
@@ -332,7 +366,8 @@ def test_a_checkpointed_layer_is_computed_twice(form, configured):
     def count(side):
         def hook(*_):
             asked[side] += 1
-        return hook  # fmt: skip
+
+        return hook
 
     for side in asked:
         getattr(model, side).layers[0].fc1.register_forward_hook(count(side))
@@ -366,10 +401,12 @@ def test_offloading_moves_the_arguments_of_the_layers_alone(form, configured, mo
 
 def noting(forward, given: list):
     """``forward`` that keeps its tensors in ``given``."""
+
     def call(*args, **kwargs):
         given.extend(x for x in (*args, *kwargs.values()) if isinstance(x, torch.Tensor))
         return forward(*args, **kwargs)
-    return call  # fmt: skip
+
+    return call
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -410,7 +447,9 @@ def test_the_embedding_projection_of_quantization_noise_is_fairseqs():
     torch.testing.assert_close(mine[real], theirs[real], rtol=1e-5, atol=1e-5)
     with torch.no_grad():
         ours.decoder.quant_noise.weight.zero_()
-        assert not torch.allclose(ours.decoder(canvas, ours.decoder.memory(ours.encode(source)), ~real)[real], mine[real])
+        assert not torch.allclose(
+            ours.decoder(canvas, ours.decoder.memory(ours.encode(source)), ~real)[real], mine[real]
+        )
 
 
 @pytest.mark.parametrize("form", ["nat", "cmlm"])
@@ -428,7 +467,10 @@ def test_the_state_of_a_dropped_encoder_layer_is_what_it_was_given(form):
         first = encoder.forward_embedding(source)[0].masked_fill(source.eq(1).unsqueeze(-1), 0)
         padding = source.eq(1)
         if form == "cmlm":
-            first, padding = torch.cat([encoder.length_head.token(4), first], 1), torch.nn.functional.pad(padding, (1, 0))
+            first, padding = (
+                torch.cat([encoder.length_head.token(4), first], 1),
+                torch.nn.functional.pad(padding, (1, 0)),
+            )
         expected = [first.transpose(0, 1)]
         for layer, there in zip(encoder.layers.children(), kept):
             expected.append(layer(expected[-1], encoder_padding_mask=padding) if there else expected[-1])
@@ -442,7 +484,9 @@ def test_the_state_of_a_dropped_encoder_layer_is_what_it_was_given(form):
 
 @pytest.mark.parametrize("form", OURS)
 def test_a_pruned_model_has_the_layers_that_are_kept(form, configured, tried):
-    """--model-overrides "{'encoder_layers_to_keep': '1', 'decoder_layers_to_keep': '1'}", as fairseq loads a checkpoint."""
+    """--model-overrides "{'encoder_layers_to_keep': '1', 'decoder_layers_to_keep': '1'}", as fairseq loads a
+    checkpoint.
+    """
     config = configured(form, [])
     whole = tried(form, remember=True).trainer.get_model()
     task = NarTranslationTask(config.task, tiny.dictionary(), tiny.dictionary())
@@ -505,7 +549,8 @@ def test_what_was_trained_with_a_flag_that_nothing_reads_still_decodes(configure
     assert len(decode(task, model, config, batch(task, model, 0))) == 4
 
 
-# -- through the real commands ---------------------------------------------------------------------------------------------
+# -- through the real commands
+# ---------------------------------------------------------------------------------------------
 
 
 def test_the_real_commands(tmp_path):
@@ -514,11 +559,30 @@ def test_the_real_commands(tmp_path):
     for split in ("train", "valid", "test"):
         write_pairs(tmp_path / "raw", pairs[:40], split)
     data = preprocess(tmp_path / "raw", tmp_path / "bin")
-    train = ["fairseq-train", data, "--task=nar_translation", "--arch=nat_tiny", "--criterion=nar_loss",
-             "--source-copy=uniform", "--optimizer=adam",
-             "--lr=0.001", "--max-tokens=100", "--max-update=3", "--cpu", "--no-progress-bar", *SIZES,
-             "--update-freq=2", "--clip-norm=1", "--required-seq-len-multiple=8", "--grouped-shuffling", "--curriculum=1",
-             "--dropout=0.1", "--encoder-layerdrop=0.3", "--store-ema", "--find-unused-parameters"]  # fmt: skip
+    train = [
+        "fairseq-train",
+        data,
+        "--task=nar_translation",
+        "--arch=nat_tiny",
+        "--criterion=nar_loss",
+        "--source-copy=uniform",
+        "--optimizer=adam",
+        "--lr=0.001",
+        "--max-tokens=100",
+        "--max-update=3",
+        "--cpu",
+        "--no-progress-bar",
+        *SIZES,
+        "--update-freq=2",
+        "--clip-norm=1",
+        "--required-seq-len-multiple=8",
+        "--grouped-shuffling",
+        "--curriculum=1",
+        "--dropout=0.1",
+        "--encoder-layerdrop=0.3",
+        "--store-ema",
+        "--find-unused-parameters",
+    ]
     weights = []
     for flags in ((), ("--checkpoint-activations",)):
         folder = tmp_path / f"with{len(flags)}"
@@ -526,7 +590,13 @@ def test_the_real_commands(tmp_path):
         weights.append(torch.load(folder / "checkpoint_last.pt", weights_only=True)["model"])
     assert weights[0].keys() == weights[1].keys()
     assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
-    said = here("fairseq-generate", data, "--task=nar_translation", f"--path={folder / 'checkpoint_last.pt'}", "--cpu",
-                "--required-seq-len-multiple=8")  # fmt: skip
+    said = here(
+        "fairseq-generate",
+        data,
+        "--task=nar_translation",
+        f"--path={folder / 'checkpoint_last.pt'}",
+        "--cpu",
+        "--required-seq-len-multiple=8",
+    )
     assert said.count("\nH-") == 40
     assert refusal(*train, "--sentence-avg") == "--sentence-avg does not work with --arch nat_tiny: leave it out"

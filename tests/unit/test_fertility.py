@@ -1,4 +1,5 @@
 """Fertilities are written whole, read back, checked against the pairs, and follow them into every batch."""
+
 import os
 
 import numpy as np
@@ -64,7 +65,8 @@ def test_a_failure_leaves_the_old_file_and_no_other(path, monkeypatch):
     assert path.read_bytes() == before and os.listdir(path.parent) == [path.name]
 
 
-# -- checked against the pairs -------------------------------------------------------------------------------------------
+# -- checked against the pairs
+# -------------------------------------------------------------------------------------------
 
 
 def test_an_absent_file_names_the_command(tmp_path):
@@ -72,16 +74,19 @@ def test_an_absent_file_names_the_command(tmp_path):
         FertilityDataset(pairs(dictionary()), fertility_path(tmp_path, "valid", "de", "en"))
 
 
-@pytest.mark.parametrize("old, new, says", [
-    ("\n0 1\n", "\n0 1\n0 1\n", "has 7 lines, the data set 6 pairs"),
-    ("5\n", "", "has 5 lines, the data set 6 pairs"),
-    ("0 12 100 1", "0 12 101", "line 3 has 3 numbers, the source 4 tokens"),
-    ("5\n", "\n", "line 2 has 0 numbers, the source 1 tokens"),
-    ("0 12 100 1", "0 12 100 2", "line 3 has numbers that add up to 114, the target 113 tokens"),
-    ("\n0 1\n", "\n-1 2\n", "line 4 has other things than numbers from 0"),
-    ("\n0 1\n", "\n0 one\n", "line 4 has other things than numbers from 0"),
-    ("\n0 1\n", "\n0 1.0\n", "line 4 has other things than numbers from 0"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "old, new, says",
+    [
+        ("\n0 1\n", "\n0 1\n0 1\n", "has 7 lines, the data set 6 pairs"),
+        ("5\n", "", "has 5 lines, the data set 6 pairs"),
+        ("0 12 100 1", "0 12 101", "line 3 has 3 numbers, the source 4 tokens"),
+        ("5\n", "\n", "line 2 has 0 numbers, the source 1 tokens"),
+        ("0 12 100 1", "0 12 100 2", "line 3 has numbers that add up to 114, the target 113 tokens"),
+        ("\n0 1\n", "\n-1 2\n", "line 4 has other things than numbers from 0"),
+        ("\n0 1\n", "\n0 one\n", "line 4 has other things than numbers from 0"),
+        ("\n0 1\n", "\n0 1.0\n", "line 4 has other things than numbers from 0"),
+    ],
+)
 @pytest.mark.parametrize("block", [4, 1 << 20])
 def test_a_file_that_does_not_fit_is_refused(path, monkeypatch, block, old, new, says):
     monkeypatch.setattr(fertility, "BLOCK", block)
@@ -127,8 +132,9 @@ def test_the_task_makes_the_batches_of_the_pairs(path, workers):
     dataset = FertilityDataset(plain, path)
 
     def batches(of):
-        iterator = task.get_batch_iterator(of, max_tokens=150, max_positions=(5, 200), ignore_invalid_inputs=True,
-                                           num_workers=workers, seed=1)  # fmt: skip
+        iterator = task.get_batch_iterator(
+            of, max_tokens=150, max_positions=(5, 200), ignore_invalid_inputs=True, num_workers=workers, seed=1
+        )
         return list(iterator.next_epoch_itr(shuffle=False))
 
     found, expected = batches(dataset), batches(plain)
@@ -142,10 +148,25 @@ def test_the_wrapped_pairs_answer(path):
     plain = pairs(dictionary(), shuffle=False)
     dataset = FertilityDataset(plain, path)
     everything = np.arange(len(plain))
-    for name in ("src", "tgt", "src_sizes", "tgt_sizes", "sizes", "supports_prefetch", "supports_fetch_outside_dataloader",
-                 "can_reuse_epoch_itr_across_epochs"):  # fmt: skip
+    for name in (
+        "src",
+        "tgt",
+        "src_sizes",
+        "tgt_sizes",
+        "sizes",
+        "supports_prefetch",
+        "supports_fetch_outside_dataloader",
+        "can_reuse_epoch_itr_across_epochs",
+    ):
         assert np.all(getattr(dataset, name) == getattr(plain, name)), name
-    for call in (len, lambda d: d.ordered_indices(), lambda d: d.num_tokens_vec(everything), lambda d: d.get_batch_shapes(),
-                 lambda d: d.size(2), lambda d: d.num_tokens(2), lambda d: d.filter_indices_by_size(everything, (3, 9))[1]):
-        assert np.all(call(dataset) == call(plain))  # fmt: skip
+    for call in (
+        len,
+        lambda d: d.ordered_indices(),
+        lambda d: d.num_tokens_vec(everything),
+        lambda d: d.get_batch_shapes(),
+        lambda d: d.size(2),
+        lambda d: d.num_tokens(2),
+        lambda d: d.filter_indices_by_size(everything, (3, 9))[1],
+    ):
+        assert np.all(call(dataset) == call(plain))
     dataset.set_epoch(2)

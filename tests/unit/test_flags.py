@@ -1,4 +1,7 @@
-"""nar-flags, docs/flags.md and --help of fairseq's commands: every flag of this package, from the parsers themselves."""
+"""nar-flags, docs/flags.md and --help of fairseq's commands: every flag of this package, from the parsers
+themselves.
+"""
+
 import sys
 from unittest import mock
 
@@ -23,12 +26,18 @@ def printed(capsys, main, *arguments) -> str:
 def flags_in(page: str) -> set:
     """The flags that a page of help explains, one a line and before the text about it."""
     lines = [line.strip() for line in page.splitlines()]
-    return {word.rstrip(",") for line in lines if line.startswith("-") for word in line.split()[:3] if word.startswith("--")}
+    return {
+        word.rstrip(",") for line in lines if line.startswith("-") for word in line.split()[:3] if word.startswith("--")
+    }
 
 
 def names(kind: str, *owners: str, **of) -> set:
     """The flags of every section that one of the owners has a part in."""
-    found = [section for section in flags.sections(**of) if section.kind == kind and (not owners or set(owners) & set(section.owners))]
+    found = [
+        section
+        for section in flags.sections(**of)
+        if section.kind == kind and (not owners or set(owners) & set(section.owners))
+    ]
     return {name for section in found for flag in section.flags for name in flag.names.split(", ")}
 
 
@@ -54,7 +63,10 @@ def test_values_and_defaults_are_those_of_the_parsers():
     assert (found["--ctc"].value, found["--ctc"].default) == ("", "off")
     assert found["--rescorer"].default == ""
     assert "mask_predict" in found["--generator"].value and "beam" in found["--generator"].value
-    assert found["--positional-attention, --no-positional-attention"].default == "off; on in nat_iwslt_de_en, nat_tiny, nat_wmt_en_de"
+    assert (
+        found["--positional-attention, --no-positional-attention"].default
+        == "off; on in nat_iwslt_de_en, nat_tiny, nat_wmt_en_de"
+    )
     tiny = {flag.names: flag.default for section in flags.sections("train", "nat_tiny") for flag in section.flags}
     assert tiny["--positional-attention, --no-positional-attention"] == "on" and tiny["--source-copy"] == "fertility"
 
@@ -74,12 +86,15 @@ def test_an_architecture_has_its_own_flags_only():
     assert "--bang-rows" in names("criterion", command="validate")
 
 
-@pytest.mark.parametrize("arguments, says", [
-    (["generat"], "no command 'generat': choose train, generate, interactive, validate"),
-    (["train", "nat_tinny"], "no architecture 'nat_tinny' in this package: choose bang, "),
-    (["nat_tinny"], "no command 'nat_tinny'"),
-    (["transformer"], "no architecture 'transformer' in this package"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "arguments, says",
+    [
+        (["generat"], "no command 'generat': choose train, generate, interactive, validate"),
+        (["train", "nat_tinny"], "no architecture 'nat_tinny' in this package: choose bang, "),
+        (["nat_tinny"], "no command 'nat_tinny'"),
+        (["transformer"], "no architecture 'transformer' in this package"),
+    ],
+)
 def test_what_there_is_not_is_named(arguments, says):
     with pytest.raises(SystemExit) as error:
         flags.main(arguments)
@@ -90,7 +105,9 @@ def test_what_there_is_not_is_named(arguments, says):
 def test_the_command_prints_them(capsys, arguments):
     flags.main(arguments)
     page = capsys.readouterr().out
-    assert "generator mask_predict" in page and "--iterations N  (default: 10)" in page and "passes of the decoder" in page
+    assert (
+        "generator mask_predict" in page and "--iterations N  (default: 10)" in page and "passes of the decoder" in page
+    )
     assert "--glancing" not in page
     flags.main(["cmlm_tiny"])
     assert "criterion nar_loss" in capsys.readouterr().out
@@ -103,13 +120,18 @@ def test_the_command_prints_them(capsys, arguments):
 @pytest.mark.parametrize("task", [(), ("--task", "nar_translation")])
 def test_help_shows_the_flags_of_the_task(capsys, command, task):
     page = printed(capsys, MAINS[command].cli_main, *USER_DIR, *task, "--help")
-    assert flags_in(page) >= names("task", "nar_translation") | names("generator") | {"--eval-bleu", "--source-lang", "--seed"}
+    assert flags_in(page) >= names("task", "nar_translation") | names("generator") | {
+        "--eval-bleu",
+        "--source-lang",
+        "--seed",
+    }
     assert "nar-flags" in page
 
 
-@pytest.mark.parametrize("arch, criterion", [
-    ("nat_tiny", "nar_loss"), ("cmlm", "nar_loss"), ("blockwise_tiny", "blockwise_loss"), ("bang", "bang_loss"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "arch, criterion",
+    [("nat_tiny", "nar_loss"), ("cmlm", "nar_loss"), ("blockwise_tiny", "blockwise_loss"), ("bang", "bang_loss")],
+)
 def test_help_shows_those_of_the_architecture_and_the_criterion(capsys, arch, criterion):
     chosen = ("--arch", arch, "--task", "nar_translation", "--criterion", criterion, "--optimizer", "adam")
     page = printed(capsys, MAINS["fairseq-train"].cli_main, "data", *USER_DIR, *chosen, "-h")

@@ -1,4 +1,5 @@
 """What cannot score, teach or be decoded is refused by name, whatever it is asked for."""
+
 from argparse import Namespace
 
 import pytest
@@ -30,7 +31,9 @@ def adaptive():
 @pytest.fixture(scope="module")
 def few():
     """A model of 6 source and 5 target positions."""
-    return model("--max-source-positions", "6", "--max-target-positions", "5", "--encoder-learned-pos", "--decoder-learned-pos")
+    return model(
+        "--max-source-positions", "6", "--max-target-positions", "5", "--encoder-learned-pos", "--decoder-learned-pos"
+    )
 
 
 def options(**more):
@@ -42,9 +45,13 @@ def options(**more):
 
 def test_an_adaptive_softmax_is_refused_by_name(adaptive):
     for role in ("teacher", "rescorer"):
-        with pytest.raises(ValueError, match=f"^it cannot be a {role}: models of --adaptive-softmax-cutoff are decoded by"):
+        with pytest.raises(
+            ValueError, match=f"^it cannot be a {role}: models of --adaptive-softmax-cutoff are decoded by"
+        ):
             check_teacher(adaptive, "it", role)
-    with pytest.raises(ValueError, match="^--generator beam cannot decode this TransformerModel: models of --adaptive-softmax-cut"):
+    with pytest.raises(
+        ValueError, match="^--generator beam cannot decode this TransformerModel: models of --adaptive-softmax-cut"
+    ):
         BeamGenerator(None, [model(), adaptive], 24)
 
 
@@ -63,14 +70,23 @@ def test_a_stock_checkpoint_of_an_adaptive_softmax_is_told_from_another_dictiona
     stored = adaptive.state_dict()
     name = max(key for key in stored if "adaptive_softmax.tail" in key and key.endswith("2.weight"))
     stored[name] = stored[name][:-1]
-    built, task = tiny.model("--encoder-layers", "1", "--decoder-layers", "1", "--adaptive-softmax-cutoff", "5,10",
-                             arch="transformer_tiny", criterion="cross_entropy")  # fmt: skip
+    built, task = tiny.model(
+        "--encoder-layers",
+        "1",
+        "--decoder-layers",
+        "1",
+        "--adaptive-softmax-cutoff",
+        "5,10",
+        arch="transformer_tiny",
+        criterion="cross_entropy",
+    )
     with pytest.raises(ValueError, match=r"adaptive_softmax.tail.* here: models of --adaptive-softmax-cutoff"):
         built.load_state_dict(stored)
     built.load_state_dict(adaptive.state_dict())  # a training that goes on
 
 
-# -- roles -----------------------------------------------------------------------------------------------------------------
+# -- roles
+# -----------------------------------------------------------------------------------------------------------------
 
 
 def test_the_message_calls_a_rescorer_a_rescorer(tmp_path):
@@ -80,7 +96,9 @@ def test_the_message_calls_a_rescorer_a_rescorer(tmp_path):
     for role in ("rescorer", "teacher"):
         with pytest.raises(ValueError) as error:
             load_teacher(str(path), tiny.task(), role)
-        assert str(error.value) == f"{path} holds a NatModel: a {role} is an autoregressive model, such as a transformer"
+        assert (
+            str(error.value) == f"{path} holds a NatModel: a {role} is an autoregressive model, such as a transformer"
+        )
     save(path, task="translation")
     edited(path, lambda s: s["cfg"]["task"].update(_name="language_modeling"))
     with pytest.raises(ValueError, match="a rescorer comes from nar_translation or translation"):
@@ -90,7 +108,9 @@ def test_the_message_calls_a_rescorer_a_rescorer(tmp_path):
 def test_the_last_of_several_paths_is_called_a_rescorer():
     cmlm, task = tiny.model()
     generation = Namespace(iter_decode_with_external_reranker=True, beam=5)
-    with pytest.raises(ValueError, match="the last checkpoint of --path holds a CmlmModel: a rescorer is an autoregressive"):
+    with pytest.raises(
+        ValueError, match="the last checkpoint of --path holds a CmlmModel: a rescorer is an autoregressive"
+    ):
         task.build_generator([cmlm, cmlm], generation)
 
 
@@ -104,7 +124,8 @@ def test_a_recurrent_model_cannot_score_given_targets():
     check_forced(tiny.model("--share-all-embeddings", arch="bang_tiny", criterion="bang_loss")[0], "it")
 
 
-# -- positions ----------------------------------------------------------------------------------------------------------------
+# -- positions
+# ----------------------------------------------------------------------------------------------------------------
 
 
 def sources(*lengths, width=0):
@@ -120,11 +141,15 @@ def test_sources_and_targets_beyond_the_positions_are_one_line(few):
     encoded = encode_source(few, wide, PAD)
     plain = few.encoder(sources(6, 3), src_lengths=torch.tensor([6, 3]))
     torch.testing.assert_close(encoded["encoder_out"][0][:6], plain["encoder_out"][0])
-    with pytest.raises(ValueError, match="^a source of 7 tokens is longer than the teacher's 6 positions: give one with more --max-so"):
+    with pytest.raises(
+        ValueError, match="^a source of 7 tokens is longer than the teacher's 6 positions: give one with more --max-so"
+    ):
         encode_source(few, sources(7, 3), PAD)
     targets = sources(5, 2, width=8)
     assert forced_features(few, encoded, targets, PAD, EOS).shape[:2] == (2, 8)
-    with pytest.raises(ValueError, match="^a target of 6 tokens is longer than the teacher's 5 positions: give one with more --max-ta"):
+    with pytest.raises(
+        ValueError, match="^a target of 6 tokens is longer than the teacher's 5 positions: give one with more --max-ta"
+    ):
         forced_features(few, encoded, sources(6, 2), PAD, EOS)
 
 
@@ -132,7 +157,9 @@ def test_a_rescorer_with_few_source_positions_is_one_line(few):
     rescorer = Rescorer(few, PAD, EOS, 24, options())
     candidates, sizes, which = sources(4, 4, 3), torch.tensor([4, 4, 3]), torch.tensor([0, 0, 1])
     assert rescorer(sources(6, 5, width=8), candidates, sizes, which).shape == (3,)
-    with pytest.raises(ValueError, match="^a source of 8 tokens is longer than the rescorer's 6 positions: .*--max-source-positions"):
+    with pytest.raises(
+        ValueError, match="^a source of 8 tokens is longer than the rescorer's 6 positions: .*--max-source-positions"
+    ):
         rescorer(sources(8, 5), candidates, sizes, which)
 
 
@@ -142,8 +169,13 @@ def test_word_level_distillation_from_a_teacher_with_few_positions_is_one_line(f
     monkeypatch.setattr("nar_plugins.criterions.nar_loss.load_teacher", lambda path, task: few)
 
     def loss(source, target):
-        sample = {"id": torch.tensor([0]), "target": target, "ntokens": target.size(1), "nsentences": 1,
-                  "net_input": {"src_tokens": source, "src_lengths": source.ne(PAD).sum(1)}}  # fmt: skip
+        sample = {
+            "id": torch.tensor([0]),
+            "target": target,
+            "ntokens": target.size(1),
+            "nsentences": 1,
+            "net_input": {"src_tokens": source, "src_lengths": source.ne(PAD).sum(1)},
+        }
         return criterion(student.train(), task.corrupt(sample, 1))
 
     assert loss(sources(6), sources(5))[0].isfinite()
@@ -160,7 +192,8 @@ def test_nats_fine_tuning_from_a_teacher_with_few_positions_is_one_line(few, mon
         reverse_kl(few, encoded, torch.randn(1, 6, 25), torch.ones(1, 6, dtype=torch.bool), 24)
 
 
-# -- sinusoidal positions as fairseq 0.12.2 has them --------------------------------------------------------------------------
+# -- sinusoidal positions as fairseq 0.12.2 has them
+# --------------------------------------------------------------------------
 
 
 def plain_tables(parent: torch.nn.Module) -> None:

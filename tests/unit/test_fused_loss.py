@@ -1,4 +1,5 @@
 """The fused loss against the plain one: values, gradients, types."""
+
 import math
 from types import SimpleNamespace
 
@@ -44,8 +45,10 @@ def test_weights():
     projection, features, words = made()
     weights = torch.rand(150, dtype=torch.float64)
     found = fused_word_loss(projection, features, words, 0.1, weights)
-    single = [weight * plain_word_loss(projection(features[i : i + 1]), words[i : i + 1], 0.1).loss
-              for i, weight in enumerate(weights)]  # fmt: skip
+    single = [
+        weight * plain_word_loss(projection(features[i : i + 1]), words[i : i + 1], 0.1).loss
+        for i, weight in enumerate(weights)
+    ]
     torch.testing.assert_close(found.loss, torch.stack(single).sum())
     wanted = torch.autograd.grad(torch.stack(single).sum(), (features, projection.weight))
     for one, other in zip(torch.autograd.grad(found.loss, (features, projection.weight)), wanted):

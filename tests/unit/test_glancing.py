@@ -1,20 +1,46 @@
 """The schedule's text, and what is revealed."""
+
 import pytest
 import torch
 
 from nar_plugins.modules.glancing import Schedule, reveal, same_dropout
 
 
-@pytest.mark.parametrize("text, update, ratio", [
-    ("0.5:0.3@300k", 0, 0.5), ("0.5:0.3@300k", 150_000, 0.4), ("0.5:0.3@300k", 300_000, 0.3), ("0.5:0.3@300k", 10**7, 0.3),
-    ("0.5", 0, 0.5), ("0.5", 10**6, 0.5), ("1:0@2M", 10**6, 0.5), (".2:.4@100", 50, 0.3), (" 0.5:0.3@1.5k ", 750, 0.4),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "text, update, ratio",
+    [
+        ("0.5:0.3@300k", 0, 0.5),
+        ("0.5:0.3@300k", 150_000, 0.4),
+        ("0.5:0.3@300k", 300_000, 0.3),
+        ("0.5:0.3@300k", 10**7, 0.3),
+        ("0.5", 0, 0.5),
+        ("0.5", 10**6, 0.5),
+        ("1:0@2M", 10**6, 0.5),
+        (".2:.4@100", 50, 0.3),
+        (" 0.5:0.3@1.5k ", 750, 0.4),
+    ],
+)
 def test_schedule(text, update, ratio):
     assert Schedule.parse(text).at(update) == pytest.approx(ratio)
 
 
-@pytest.mark.parametrize("text", ["", "half", "0.5:0.3", "0.5@300k", "0.5:0.3@", "0.5-0.3@300k", "0.5:0.3@300g", "-0.5",
-                                  "1.5", "0.5:2@10", "0.5:0.3@0", "0.5:0.3@300k@1"])  # fmt: skip
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "half",
+        "0.5:0.3",
+        "0.5@300k",
+        "0.5:0.3@",
+        "0.5-0.3@300k",
+        "0.5:0.3@300g",
+        "-0.5",
+        "1.5",
+        "0.5:2@10",
+        "0.5:0.3@0",
+        "0.5:0.3@300k@1",
+    ],
+)
 def test_a_text_that_is_no_schedule_is_refused(text):
     with pytest.raises(ValueError, match="--glancing"):
         Schedule.parse(text)
@@ -31,7 +57,9 @@ def test_reveals_by_the_number_of_wrong_tokens():
     draws = torch.rand(4, 10, generator=torch.Generator().manual_seed(1)).double()
     shown = reveal(predicted, gold, real, draws, 0.5)
     assert shown.sum(1).tolist() == [0, 2, 5, 0]
-    assert (shown[2].nonzero().flatten() == draws[2].argsort()[:5].sort().values).all()  # the least draws, right or wrong
+    assert (
+        shown[2].nonzero().flatten() == draws[2].argsort()[:5].sort().values
+    ).all()  # the least draws, right or wrong
     assert reveal(predicted, gold, real, draws, 0.3).sum(1).tolist() == [0, 1, 3, 0]  # 0.3 x 10 is 3
     assert reveal(predicted, gold, real, draws, 1.0).sum(1).tolist() == [0, 4, 10, 0]
 

@@ -1,4 +1,5 @@
 """fairseq's hypotheses, and the removal of repetitions from them."""
+
 import pytest
 import torch
 from fairseq.data import Dictionary
@@ -29,17 +30,23 @@ PIECES = ("▁ha", "ha", "▁the", "s", "▁")
 BPE = ("ha@@", "ha", "the", "s")
 
 
-@pytest.mark.parametrize("symbols, text", [
-    (PLAIN, "a a b b </s>"), (PIECES, "▁ha ha ▁ha ha </s>"), (BPE, "the the </s>"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "symbols, text", [(PLAIN, "a a b b </s>"), (PIECES, "▁ha ha ▁ha ha </s>"), (BPE, "the the </s>")]
+)
 def test_none_keeps_everything(symbols, text):
     assert dedup("none", *symbols)(text) == text
 
 
-@pytest.mark.parametrize("text, left", [
-    ("a a b b b c </s>", "a b c </s>"), ("a b a b </s>", "a b a b </s>"), ("a b </s> </s> </s>", "a b </s>"), ("", ""),
-    ("a </s> a </s>", "a </s> a </s>"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "text, left",
+    [
+        ("a a b b b c </s>", "a b c </s>"),
+        ("a b a b </s>", "a b a b </s>"),
+        ("a b </s> </s> </s>", "a b </s>"),
+        ("", ""),
+        ("a </s> a </s>", "a </s> a </s>"),
+    ],
+)
 def test_token_drops_every_repetition_of_the_token_before(text, left):
     assert dedup("token", *PLAIN)(text) == left
 
@@ -52,28 +59,34 @@ def test_word_without_subwords_is_token():
     assert dedup("word", *PLAIN)("a a b b b c a </s>") == "a b c a </s>"
 
 
-@pytest.mark.parametrize("text, left", [
-    ("▁ha ha ▁ha ha </s>", "▁ha ha </s>"),  # "haha haha"
-    ("▁ha ha ha </s>", "▁ha ha ha </s>"),  # one word, "hahaha"
-    ("▁ha ▁ha ha </s>", "▁ha ▁ha ha </s>"),  # "ha haha"
-    ("▁the ▁the s ▁the s </s>", "▁the ▁the s </s>"),  # "the thes thes"
-    ("ha ha ▁the </s>", "ha ha ▁the </s>"),  # a word that starts without its mark
-    ("▁ ha ▁ ha </s>", "▁ ha </s>"),
-    ("▁ha </s> </s> </s>", "▁ha </s>"),
-    ("▁ha </s> ha ha </s>", "▁ha </s> ha ha </s>"),  # what follows an inner </s> is a word of its own
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "text, left",
+    [
+        ("▁ha ha ▁ha ha </s>", "▁ha ha </s>"),  # "haha haha"
+        ("▁ha ha ha </s>", "▁ha ha ha </s>"),  # one word, "hahaha"
+        ("▁ha ▁ha ha </s>", "▁ha ▁ha ha </s>"),  # "ha haha"
+        ("▁the ▁the s ▁the s </s>", "▁the ▁the s </s>"),  # "the thes thes"
+        ("ha ha ▁the </s>", "ha ha ▁the </s>"),  # a word that starts without its mark
+        ("▁ ha ▁ ha </s>", "▁ ha </s>"),
+        ("▁ha </s> </s> </s>", "▁ha </s>"),
+        ("▁ha </s> ha ha </s>", "▁ha </s> ha ha </s>"),  # what follows an inner </s> is a word of its own
+    ],
+)
 def test_word_drops_repeated_words_of_sentencepiece(text, left):
     assert dedup("word", *PIECES)(text) == left
 
 
-@pytest.mark.parametrize("text, left", [
-    ("ha@@ ha ha@@ ha </s>", "ha@@ ha </s>"),  # "haha haha"
-    ("ha@@ ha ha </s>", "ha@@ ha ha </s>"),  # "haha ha"
-    ("ha ha the </s>", "ha the </s>"),
-    ("ha@@ ha@@ ha </s>", "ha@@ ha@@ ha </s>"),  # one word, "hahaha"
-    ("ha ha@@ s ha@@ s ha@@ </s>", "ha ha@@ s ha@@ </s>"),  # an unfinished word ends at </s>
-    ("ha@@ </s> ha@@ </s>", "ha@@ </s> ha@@ </s>"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "text, left",
+    [
+        ("ha@@ ha ha@@ ha </s>", "ha@@ ha </s>"),  # "haha haha"
+        ("ha@@ ha ha </s>", "ha@@ ha ha </s>"),  # "haha ha"
+        ("ha ha the </s>", "ha the </s>"),
+        ("ha@@ ha@@ ha </s>", "ha@@ ha@@ ha </s>"),  # one word, "hahaha"
+        ("ha ha@@ s ha@@ s ha@@ </s>", "ha ha@@ s ha@@ </s>"),  # an unfinished word ends at </s>
+        ("ha@@ </s> ha@@ </s>", "ha@@ </s> ha@@ </s>"),
+    ],
+)
 def test_word_drops_repeated_words_of_bpe(text, left):
     assert dedup("word", *BPE)(text) == left
 
@@ -104,21 +117,33 @@ def test_word_knows_berts_pieces(tmp_path):
     assert [names[tokens[i]] for i in drop.keep(tokens)] == ["em", "##bed", "it", "[SEP]"]
 
 
-# -- dictionaries whose text holds symbols that look like another kind's marks ---------------------------------------------
+# -- dictionaries whose text holds symbols that look like another kind's marks
+# ---------------------------------------------
 
 WORDS = [f"word{i}" for i in range(40)]
 
 
-@pytest.mark.parametrize("symbols, text, left", [
-    (("ca@@", "t", "the", "sat", "▁"), "ca@@ t ca@@ t the the sat </s>", "ca@@ t the sat </s>"),
-    (("ca@@", "t", "the", "sat", "▁the"), "ca@@ t ca@@ t the ▁the ▁the </s>", "ca@@ t the ▁the </s>"),
-    ((*WORDS, "▁", "▁▁▁"), "word1 word1 ▁ ▁ word2 word2 </s>", "word1 ▁ word2 </s>"),
-    ((*WORDS, "▁word"), "word1 word1 ▁word word2 word2 </s>", "word1 ▁word word2 </s>"),
-    ((*WORDS, "##"), "word1 word1 ## ## word2 word2 </s>", "word1 ## word2 </s>"),
-    (("▁", *"abcdefghijklmnopqrstuvwxyz"), "▁ h a a ▁ h a a ▁ b </s>", "▁ h a a ▁ b </s>"),  # characters, by frequency
-    (("▁ha", "ha", "▁the", "s", "▁", "a@@"), "▁ha ha ▁ha ha a@@ </s>", "▁ha ha ▁ha ha a@@ </s>"),  # "haha hahaa@@"
-    (("ha", "##ha", "##s", "the", "▁the"), "ha ##ha ha ##ha the the </s>", "ha ##ha the </s>"),  # WordPiece, not BERT's file
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "symbols, text, left",
+    [
+        (("ca@@", "t", "the", "sat", "▁"), "ca@@ t ca@@ t the the sat </s>", "ca@@ t the sat </s>"),
+        (("ca@@", "t", "the", "sat", "▁the"), "ca@@ t ca@@ t the ▁the ▁the </s>", "ca@@ t the ▁the </s>"),
+        ((*WORDS, "▁", "▁▁▁"), "word1 word1 ▁ ▁ word2 word2 </s>", "word1 ▁ word2 </s>"),
+        ((*WORDS, "▁word"), "word1 word1 ▁word word2 word2 </s>", "word1 ▁word word2 </s>"),
+        ((*WORDS, "##"), "word1 word1 ## ## word2 word2 </s>", "word1 ## word2 </s>"),
+        (
+            ("▁", *"abcdefghijklmnopqrstuvwxyz"),
+            "▁ h a a ▁ h a a ▁ b </s>",
+            "▁ h a a ▁ b </s>",
+        ),  # characters, by frequency
+        (("▁ha", "ha", "▁the", "s", "▁", "a@@"), "▁ha ha ▁ha ha a@@ </s>", "▁ha ha ▁ha ha a@@ </s>"),  # "haha hahaa@@"
+        (
+            ("ha", "##ha", "##s", "the", "▁the"),
+            "ha ##ha ha ##ha the the </s>",
+            "ha ##ha the </s>",
+        ),  # WordPiece, not BERT's file
+    ],
+)
 def test_a_few_symbols_do_not_decide_what_a_word_is(symbols, text, left):
     assert dedup("word", *symbols)(text) == left
 

@@ -1,37 +1,54 @@
 """Lines that are too long: each gets an answer from fairseq-interactive and from the hub, and so do those around it."""
+
 import copy
 import logging
 from argparse import Namespace
 
 import pytest
 import torch
+from conftest import hypotheses
 from fairseq import checkpoint_utils, tasks
 from fairseq.hub_utils import GeneratorHubInterface
-
-from conftest import hypotheses
-from nar_plugins.data.inference import InferenceDataset
 from saved import corpus, parsed, run, save, translations
 from tiny import dictionary
 
+from nar_plugins.data.inference import InferenceDataset
+
 PLACES = 12  # of the models' sources, </s> counted
-LINES = ["w1 w2 w3", " ".join(f"w{i % 7}" for i in range(20)), "", "w4 w5", " ".join(["w8"] * 12), " ".join(["w9"] * 11)]
+LINES = [
+    "w1 w2 w3",
+    " ".join(f"w{i % 7}" for i in range(20)),
+    "",
+    "w4 w5",
+    " ".join(["w8"] * 12),
+    " ".join(["w9"] * 11),
+]
 LONG = {1: 21, 4: 13}  # number of the line -> its tokens
 FEW = ("--max-source-positions", str(PLACES), "--max-target-positions", "40")
 MODELS = {
-    "ar": ("transformer_tiny", *FEW), "heads": ("blockwise_tiny", *FEW), "bang": ("bang_tiny", *FEW),
+    "ar": ("transformer_tiny", *FEW),
+    "heads": ("blockwise_tiny", *FEW),
+    "bang": ("bang_tiny", *FEW),
     "cmlm": ("cmlm_tiny", *FEW),
-    "nat": ("nat_tiny", *FEW), "uniform": ("nat_tiny", "--source-copy", "uniform", *FEW), "ctc": ("nat_tiny", "--ctc", *FEW),
+    "nat": ("nat_tiny", *FEW),
+    "uniform": ("nat_tiny", "--source-copy", "uniform", *FEW),
+    "ctc": ("nat_tiny", "--ctc", *FEW),
     # a canvas of twice the source has no more than 24 places
     "ctc of learned positions": ("nat_tiny", "--ctc", "--decoder-learned-pos", "--max-target-positions", "24"),
     "more": ("nat_tiny", "--max-target-positions", "40"),
-}  # fmt: skip
+}
 SYSTEMS = {
-    "beam": ("ar", {"print_alignment": "hard"}), "blockwise": ("heads", {"beam": 1, "print_alignment": "hard"}),
+    "beam": ("ar", {"print_alignment": "hard"}),
+    "blockwise": ("heads", {"beam": 1, "print_alignment": "hard"}),
     "drafted": ("ar", {"generator": "blockwise", "drafter_path": "cmlm"}),
     **{policy: ("bang", {"bang_policy": policy}) for policy in ("ar", "adaptive", "verify")},
-    "mask_predict": ("cmlm", {"iterations": 2}), "fertilities": ("nat", {}),
-    "lengths": ("uniform", {"nbest": 2, "length_beam": 2}), "ctc": ("ctc", {}), "ctc of learned positions": ("ctc of learned positions", {}), "rescored": ("more", {"rescorer": "ar"}),
-}  # fmt: skip
+    "mask_predict": ("cmlm", {"iterations": 2}),
+    "fertilities": ("nat", {}),
+    "lengths": ("uniform", {"nbest": 2, "length_beam": 2}),
+    "ctc": ("ctc", {}),
+    "ctc of learned positions": ("ctc of learned positions", {}),
+    "rescored": ("more", {"rescorer": "ar"}),
+}
 POSITIONS = "more than the 12 source positions: its translation is empty; cut it with --truncate-source"
 
 
@@ -39,13 +56,21 @@ POSITIONS = "more than the 12 source positions: its translation is empty; cut it
 def made(tmp_path_factory) -> Namespace:
     root = tmp_path_factory.mktemp("inference")
     data = corpus(root / "text", [("w1 w2 w3", "w1"), (LINES[1], "w2 w3"), ("w4", "w5 " * 12)])
-    return Namespace(root=root, data=data, models={name: save(root / f"{name}.pt", *flags) for name, flags in MODELS.items()})
+    return Namespace(
+        root=root, data=data, models={name: save(root / f"{name}.pt", *flags) for name, flags in MODELS.items()}
+    )
 
 
 def typed(made, system: str, lines=LINES, **more) -> dict:
     """What fairseq-interactive answers: number of the line -> its hypotheses' texts."""
     model, settings = SYSTEMS[system]
-    settings = {"buffer_size": 100, "batch_size": 4, **({} if "ctc" in model else {"max_len_b": 15}), **settings, **more}
+    settings = {
+        "buffer_size": 100,
+        "batch_size": 4,
+        **({} if "ctc" in model else {"max_len_b": 15}),
+        **settings,
+        **more,
+    }
     for name in ("drafter_path", "rescorer"):
         if name in settings:
             settings[name] = str(made.models[settings[name]])
@@ -55,7 +80,11 @@ def typed(made, system: str, lines=LINES, **more) -> dict:
 
 
 def warnings(caplog) -> list:
-    return [r.getMessage() for r in caplog.records if r.name == "nar_plugins.data.inference" and r.levelno == logging.WARNING]
+    return [
+        r.getMessage()
+        for r in caplog.records
+        if r.name == "nar_plugins.data.inference" and r.levelno == logging.WARNING
+    ]
 
 
 @pytest.mark.parametrize("system", SYSTEMS)

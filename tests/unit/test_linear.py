@@ -1,4 +1,5 @@
 """Linear layers by oneDNN: the same numbers, whichever library a product goes to, and nothing left behind."""
+
 import pytest
 import torch
 import torch.nn as nn

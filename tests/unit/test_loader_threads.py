@@ -1,4 +1,7 @@
-"""A command that fails ends with its message: the threads that make batches end before Python does, and ranks are asked for."""
+"""A command that fails ends with its message: the threads that make batches end before Python does, and ranks are asked
+for.
+"""
+
 import os
 import subprocess
 import sys
@@ -96,13 +99,18 @@ def test_the_error_of_a_real_process_is_its_last_line():
 
 # -- several workers where there is no GPU -----------------------------------------------------------------------------
 
+
 def config(size=2, method=None, no_spawn=False, tpu=False):
-    workers = SimpleNamespace(distributed_world_size=size, distributed_init_method=method, distributed_no_spawn=no_spawn)
+    workers = SimpleNamespace(
+        distributed_world_size=size, distributed_init_method=method, distributed_no_spawn=no_spawn
+    )
     return SimpleNamespace(distributed_training=workers, common=SimpleNamespace(tpu=tpu))
 
 
-@pytest.mark.parametrize("given", [dict(), dict(method="tcp://localhost:23456"), dict(size=1, method="tcp://localhost:23456"),
-                                   dict(no_spawn=True)])  # fmt: skip
+@pytest.mark.parametrize(
+    "given",
+    [dict(), dict(method="tcp://localhost:23456"), dict(size=1, method="tcp://localhost:23456"), dict(no_spawn=True)],
+)
 def test_workers_that_nobody_would_start_are_refused(given, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     ran = []
@@ -110,8 +118,15 @@ def test_workers_that_nobody_would_start_are_refused(given, monkeypatch):
         distributed_utils.call_main(config(**given), ran.append)
     said = str(error.value)
     assert "\n" not in said and not ran
-    for part in ("--distributed-world-size 2", "--distributed-rank R", "--distributed-no-spawn", "tcp://HOST:PORT",
-                 "--distributed-backend gloo", "--ddp-backend legacy_ddp", "--device-id 0"):  # fmt: skip
+    for part in (
+        "--distributed-world-size 2",
+        "--distributed-rank R",
+        "--distributed-no-spawn",
+        "tcp://HOST:PORT",
+        "--distributed-backend gloo",
+        "--ddp-backend legacy_ddp",
+        "--device-id 0",
+    ):
         assert part in said
 
 
@@ -123,8 +138,10 @@ def test_torchruns_workers_are_told_its_names(monkeypatch):
         distributed_utils.call_main(config(), None)
 
 
-@pytest.mark.parametrize("gpus, given", [(0, dict(size=1)), (0, dict(method="tcp://localhost:1", no_spawn=True)),
-                                         (2, dict()), (0, dict(tpu=True))])  # fmt: skip
+@pytest.mark.parametrize(
+    "gpus, given",
+    [(0, dict(size=1)), (0, dict(method="tcp://localhost:1", no_spawn=True)), (2, dict()), (0, dict(tpu=True))],
+)
 def test_what_fairseq_can_start_is_left_to_it(gpus, given, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     compat.commands.check_workers(config(**given))

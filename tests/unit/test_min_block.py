@@ -1,12 +1,15 @@
-"""``--min-block`` is kept, whatever decides the size of a block, and ``--accept-top`` has a dictionary to choose from."""
+"""``--min-block`` is kept, whatever decides the size of a block, and ``--accept-top`` has a dictionary to choose
+from.
+"""
+
 import pytest
 import torch
-
 from blockwise_twin import WORDS, Oracle, blockwise, greedy, random_models
-from nar_plugins.generators.block_size import BlockSize
-from nar_plugins.generators.drafters import Drafts
 from test_blockwise_generator import SOURCE, decode, with_heads
 from tiny import model
+
+from nar_plugins.generators.block_size import BlockSize
+from nar_plugins.generators.drafters import Drafts
 
 
 class Unsure(Oracle):

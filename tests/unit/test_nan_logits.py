@@ -1,36 +1,60 @@
 """A model whose output is NaN: every generator ends with one line that says so."""
+
 import copy
 from argparse import Namespace
 
 import pytest
 import torch
-
 from blockwise_twin import sample_of
 from conftest import source_batch
-from nar_plugins.generators import registry
 from tiny import model
+
+from nar_plugins.generators import registry
 
 SOURCE = source_batch([5, 9, 1, 3], 20)
 NAT = ("nat_tiny", "--source-copy")
 CASES = {
-    "mask_predict": ("cmlm_tiny",), "mask_predict confidence": ("cmlm_tiny",), "one_pass uniform": (*NAT, "uniform"),
-    "one_pass fertile": ("nat_tiny",), "one_pass average": ("nat_tiny",), "ctc": ("nat_tiny", "--ctc"),
-    "ctc beam": ("nat_tiny", "--ctc"), "noisy_parallel": ("nat_tiny",),
-    "blockwise": ("blockwise_tiny",), "jacobi": ("transformer_tiny",), "nar": ("bang_tiny",), "adaptive": ("bang_tiny",),
-    "block": ("bang_tiny",), "prefix": ("bang_tiny",), "cascade": ("bang_tiny",), "verify": ("bang_tiny",),
-}  # fmt: skip
+    "mask_predict": ("cmlm_tiny",),
+    "mask_predict confidence": ("cmlm_tiny",),
+    "one_pass uniform": (*NAT, "uniform"),
+    "one_pass fertile": ("nat_tiny",),
+    "one_pass average": ("nat_tiny",),
+    "ctc": ("nat_tiny", "--ctc"),
+    "ctc beam": ("nat_tiny", "--ctc"),
+    "noisy_parallel": ("nat_tiny",),
+    "blockwise": ("blockwise_tiny",),
+    "jacobi": ("transformer_tiny",),
+    "nar": ("bang_tiny",),
+    "adaptive": ("bang_tiny",),
+    "block": ("bang_tiny",),
+    "prefix": ("bang_tiny",),
+    "cascade": ("bang_tiny",),
+    "verify": ("bang_tiny",),
+}
 FLAGS = {
-    "mask_predict confidence": dict(schedule="confidence"), "one_pass average": dict(fertility="average"),
-    "ctc beam": dict(ctc_beam=3), "blockwise": dict(generator="blockwise"), "jacobi": dict(generator="blockwise"),
+    "mask_predict confidence": dict(schedule="confidence"),
+    "one_pass average": dict(fertility="average"),
+    "ctc beam": dict(ctc_beam=3),
+    "blockwise": dict(generator="blockwise"),
+    "jacobi": dict(generator="blockwise"),
     **{name: dict(bang_policy=name) for name in ("nar", "adaptive", "block", "prefix", "cascade", "verify")},
-}  # fmt: skip
+}
 
 
 def built(name: str, rescorer=None):
     arch, *flags = CASES[name]
-    one, task = model(*flags, arch=arch, criterion="cross_entropy" if arch in ("transformer_tiny", "bang_tiny") else
-                      "blockwise_loss" if arch == "blockwise_tiny" else "nar_loss")  # fmt: skip
-    given = Namespace(beam=1, **{} if arch == "nat_tiny" and "--ctc" in flags else {"max_len_b": 9}, **FLAGS.get(name, {}))
+    one, task = model(
+        *flags,
+        arch=arch,
+        criterion="cross_entropy"
+        if arch in ("transformer_tiny", "bang_tiny")
+        else "blockwise_loss"
+        if arch == "blockwise_tiny"
+        else "nar_loss",
+    )
+    given = Namespace(
+        beam=1, **{} if arch == "nat_tiny" and "--ctc" in flags else {"max_len_b": 9}, **FLAGS.get(name, {})
+    )
     if name == "noisy_parallel":
         config = task.generator_config(given)
         options = registry.generation_options(given)
@@ -39,11 +63,17 @@ def built(name: str, rescorer=None):
     return one, task.build_generator([one], given)
 
 
-PARTS = {"words": ("decoder.output_projection",), "canvas": ("encoder.length_head", "encoder.fertility_head"), "all": ("",)}
+PARTS = {
+    "words": ("decoder.output_projection",),
+    "canvas": ("encoder.length_head", "encoder.fertility_head"),
+    "all": ("",),
+}
 
 
 def spoil(one, where: str) -> bool:
-    """NaN in a part of the model: in the words only, in the head that decides the canvas, everywhere; whether there is one."""
+    """NaN in a part of the model: in the words only, in the head that decides the canvas, everywhere; whether there is
+    one.
+    """
     weights = [weight for name, weight in one.named_parameters() if name.startswith(PARTS[where])]
     with torch.no_grad():
         for weight in weights:

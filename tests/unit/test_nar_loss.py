@@ -1,14 +1,15 @@
 """The loss: exact values, normalisation over the global batch, and a perplexity of the words alone."""
+
 import math
 from argparse import Namespace
 
 import pytest
 import torch
 from fairseq import metrics
+from tiny import model
 
 from nar_plugins.criterions.nar_loss import NarLoss
 from nar_plugins.modules.losses import length_loss
-from tiny import model
 
 LOG_HALF = math.log(0.5)
 
@@ -27,10 +28,15 @@ def sample(source, target, seed=0):
     masked = (torch.rand(target.shape) < 0.5) & target.ne(1)
     masked[:, 0] = True
     return {
-        "target": target, "ntokens": int(target.ne(1).sum()), "id": torch.arange(len(target)),
-        "net_input": {"src_tokens": source, "src_lengths": source.ne(1).sum(1),
-                      "prev_output_tokens": target.masked_fill(masked, 24)},
-    }  # fmt: skip
+        "target": target,
+        "ntokens": int(target.ne(1).sum()),
+        "id": torch.arange(len(target)),
+        "net_input": {
+            "src_tokens": source,
+            "src_lengths": source.ne(1).sum(1),
+            "prev_output_tokens": target.masked_fill(masked, 24),
+        },
+    }
 
 
 A = sample([[5, 6, 7, 2]], [[8, 9, 2]])
@@ -39,19 +45,21 @@ B = sample([[9, 2, 1, 1, 1], [4, 5, 6, 7, 2]], [[11, 12, 13, 14, 15, 2], [10, 2,
 
 def joined(one, two):
     """The two batches in one, padded to the longer's widths."""
+
     def rows(x, y):
         width = max(x.size(1), y.size(1))
         return torch.cat([torch.nn.functional.pad(z, (0, width - z.size(1)), value=1) for z in (x, y)])
 
     nets = [s["net_input"] for s in (one, two)]
     return {
-        "target": rows(one["target"], two["target"]), "ntokens": one["ntokens"] + two["ntokens"],
+        "target": rows(one["target"], two["target"]),
+        "ntokens": one["ntokens"] + two["ntokens"],
         "net_input": {
             "src_tokens": rows(*(n["src_tokens"] for n in nets)),
             "src_lengths": torch.cat([n["src_lengths"] for n in nets]),
             "prev_output_tokens": rows(*(n["prev_output_tokens"] for n in nets)),
         },
-    }  # fmt: skip
+    }
 
 
 def reduced(*logs):
@@ -126,10 +134,17 @@ def test_the_logs_of_two_workers_give_the_means_of_one_batch():
 def logs(words=3.0, length=50.0, count=4, sentences=2):
     """Numbers easy to check: in nats, loss with label smoothing 1 above the likelihood."""
     return {
-        "loss": words + 1 + length, "sample_size": count, "ntokens": 9, "nsentences": sentences,
-        "words_loss": words + 1, "words_nll": words, "words_count": count,
-        "length_loss": length, "length_nll": length, "length_count": sentences,
-    }  # fmt: skip
+        "loss": words + 1 + length,
+        "sample_size": count,
+        "ntokens": 9,
+        "nsentences": sentences,
+        "words_loss": words + 1,
+        "words_nll": words,
+        "words_count": count,
+        "length_loss": length,
+        "length_nll": length,
+        "length_count": sentences,
+    }
 
 
 def test_the_parts_are_logged_apart_each_by_its_own_count_in_bits():

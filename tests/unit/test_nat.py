@@ -1,11 +1,12 @@
 """The model ``nat``: its presets, its canvas and its decoder against a slow twin written from the paper's text."""
+
 import pytest
 import torch
+from tiny import arguments, model
 from torch.nn.functional import layer_norm, linear, relu
 
 from nar_plugins.data import source_copy
 from nar_plugins.modules.positional_attention import not_itself
-from tiny import arguments, model
 
 PAD, EOS, MASK = 1, 2, 24
 SOURCE = torch.tensor([[5, 6, 7, 8, 2], [9, 2, 1, 1, 1], [4, 4, 10, 2, 1]])
@@ -21,11 +22,19 @@ def batch(**extra):
     return dict(src_tokens=SOURCE, src_lengths=SOURCE.ne(PAD).sum(1), target=TARGET, **extra)
 
 
-# -- architectures -------------------------------------------------------------------------------------------------------
+# -- architectures
+# -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("arch, wanted", [("nat", (512, 2048, 8, 6, 0.1)), ("nat_wmt_en_de", (512, 2048, 8, 6, 0.1)),
-                                          ("nat_iwslt_de_en", (512, 1024, 4, 6, 0.3)), ("nat_tiny", (64, 128, 4, 2, 0.0))])  # fmt: skip
+@pytest.mark.parametrize(
+    "arch, wanted",
+    [
+        ("nat", (512, 2048, 8, 6, 0.1)),
+        ("nat_wmt_en_de", (512, 2048, 8, 6, 0.1)),
+        ("nat_iwslt_de_en", (512, 1024, 4, 6, 0.3)),
+        ("nat_tiny", (64, 128, 4, 2, 0.0)),
+    ],
+)
 def test_a_preset_has_its_sizes_and_its_parts(arch, wanted):
     args = arguments(arch=arch)
     for side in ("encoder", "decoder"):
@@ -37,7 +46,9 @@ def test_a_preset_has_its_sizes_and_its_parts(arch, wanted):
 
 
 def test_every_part_can_be_switched_off():
-    plain = nat("--no-positional-attention", "--no-mask-diagonal", "--no-layerwise-attention", "--source-copy", "uniform")
+    plain = nat(
+        "--no-positional-attention", "--no-mask-diagonal", "--no-layerwise-attention", "--source-copy", "uniform"
+    )
     names = set(dict(plain.named_parameters()))
     assert not [name for name in names if "positional_attn" in name or "fertility" in name]
     assert "encoder.length_head.weight" in names and plain.generators == ("one_pass",)
@@ -59,24 +70,28 @@ def test_the_attention_scale_of_the_paper_is_a_flag():
     assert scaled.decoder.layers[0].positional_attn.scaling == scaled.decoder.layers[0].encoder_attn.scaling == 64**-0.5
 
 
-@pytest.mark.parametrize("flags, message", [
-    (("--ctc", "--source-copy", "fertility"), "--ctc needs no fertilities"),
-    (("--ctc", "--upsample", "0"), "--upsample 0"),
-    (("--decoder-layers", "1"), "--no-layerwise-attention"),
-    (("--no-token-positional-embeddings",), "--positional-attention needs positions"),
-    (("--glancing", "often"), "--glancing 'often'"),
-    (("--upsample", "3"), "--upsample is for --ctc"),
-    (("--length-head", "token"), "--length-head token is for"),
-    (("--ctc", "--length-head", "pooled"), "--length-head pooled is for"),
-    (("--stop-length-gradient",), "--stop-length-gradient"),
-    (("--decoder-embed-dim", "32"), "must be equal"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (("--ctc", "--source-copy", "fertility"), "--ctc needs no fertilities"),
+        (("--ctc", "--upsample", "0"), "--upsample 0"),
+        (("--decoder-layers", "1"), "--no-layerwise-attention"),
+        (("--no-token-positional-embeddings",), "--positional-attention needs positions"),
+        (("--glancing", "often"), "--glancing 'often'"),
+        (("--upsample", "3"), "--upsample is for --ctc"),
+        (("--length-head", "token"), "--length-head token is for"),
+        (("--ctc", "--length-head", "pooled"), "--length-head pooled is for"),
+        (("--stop-length-gradient",), "--stop-length-gradient"),
+        (("--decoder-embed-dim", "32"), "must be equal"),
+    ],
+)
 def test_flags_that_do_not_go_together_are_refused(flags, message):
     with pytest.raises(ValueError, match=message):
         nat(*flags)
 
 
-# -- the decoder ---------------------------------------------------------------------------------------------------------
+# -- the decoder
+# ---------------------------------------------------------------------------------------------------------
 
 
 def twin_attention(attention, queries, keys, values, scale, diagonal):
@@ -165,7 +180,8 @@ def test_ctc_copies_every_token_twice():
     assert torch.equal(canvas.copied[0, :6], embedded[1, [0, 0, 0, 1, 1, 1]])
 
 
-# -- training ------------------------------------------------------------------------------------------------------------
+# -- training
+# ------------------------------------------------------------------------------------------------------------
 
 
 def test_words_and_fertilities_are_the_cross_entropies():
@@ -173,10 +189,14 @@ def test_words_and_fertilities_are_the_cross_entropies():
     out = m(**batch(fertilities=FERTILITIES))
     parts = m.losses(out, 0.0)
     assert int(parts["words"].count) == 4 + 6 + 1 and int(out["skipped"]) == 0
-    logits = m.predict(m.initial_canvas(m.encode(SOURCE), torch.arange(3), FERTILITIES), m.decoder.memory(m.encode(SOURCE)))
+    logits = m.predict(
+        m.initial_canvas(m.encode(SOURCE), torch.arange(3), FERTILITIES), m.decoder.memory(m.encode(SOURCE))
+    )
     lprobs = logits.log_softmax(-1)
     real = [(b, t) for b in range(3) for t in range(6) if TARGET[b, t] != PAD]
-    assert float(parts["words"].loss) == pytest.approx(-sum(float(lprobs[b, t, TARGET[b, t]]) for b, t in real), rel=1e-4)
+    assert float(parts["words"].loss) == pytest.approx(
+        -sum(float(lprobs[b, t, TARGET[b, t]]) for b, t in real), rel=1e-4
+    )
     states = m.encode(SOURCE)["encoder_out"][0].transpose(0, 1)
     scores = linear(states, m.encoder.fertility_head.weight, m.encoder.fertility_head.bias).log_softmax(-1)
     words = [(b, j) for b, n in enumerate((4, 1, 3)) for j in range(n)]  # </s> makes </s>: nothing to predict
@@ -206,10 +226,19 @@ def test_without_fertilities_the_message_names_the_command():
         nat()(**batch())
 
 
-@pytest.mark.parametrize("flags", [
-    (), ("--source-copy", "uniform"), ("--source-copy", "soft"), ("--ctc",), ("--ctc", "--encoder-normalize-before"),
-    ("--ctc", "--glancing", "0.5"), ("--share-all-embeddings",), ("--no-layerwise-attention", "--no-positional-attention"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "flags",
+    [
+        (),
+        ("--source-copy", "uniform"),
+        ("--source-copy", "soft"),
+        ("--ctc",),
+        ("--ctc", "--encoder-normalize-before"),
+        ("--ctc", "--glancing", "0.5"),
+        ("--share-all-embeddings",),
+        ("--no-layerwise-attention", "--no-positional-attention"),
+    ],
+)
 def test_every_trained_parameter_has_a_finite_gradient(flags):
     m = nat(*flags)
     m.train()
@@ -234,7 +263,9 @@ def test_the_copies_of_the_source_are_dropped_out_once():
     m.train()
     out = m.encode(SOURCE)
     copied = m.initial_canvas(out, torch.arange(3), FERTILITIES).copied
-    assert float(copied[0, :4].eq(0).float().mean()) < 0.05  # only where a sinusoid is 0; the decoder drops half of them
+    assert (
+        float(copied[0, :4].eq(0).float().mean()) < 0.05
+    )  # only where a sinusoid is 0; the decoder drops half of them
 
 
 def test_both_passes_of_glancing_have_the_same_dropout():
@@ -266,7 +297,9 @@ def test_learned_positions_bound_the_source_of_ctc():
     assert nat("--ctc", "--max-target-positions", "30").max_positions()[0] == 1024
 
 
-@pytest.mark.parametrize("flags", [("--source-copy", "uniform"), ("--source-copy", "fertility"), ("--ctc", "--upsample", "3")])
+@pytest.mark.parametrize(
+    "flags", [("--source-copy", "uniform"), ("--source-copy", "fertility"), ("--ctc", "--upsample", "3")]
+)
 def test_glancing_reveals_by_what_the_first_pass_got_wrong(flags):
     m = nat(*flags, "--glancing", "0.5", "--dropout", "0.1")
     m.train()
@@ -333,7 +366,9 @@ def test_ctc_skips_and_counts_a_target_that_is_too_long():
     m = nat("--ctc")
     out = m(**batch())
     words = m.losses(out, 0.0)["words"]
-    assert int(out["skipped"]) == 1 and words.loss.isfinite()  # five equal words ask for nine places, two tokens give four
+    assert (
+        int(out["skipped"]) == 1 and words.loss.isfinite()
+    )  # five equal words ask for nine places, two tokens give four
     assert int(words.count) == 4 + 1
 
 

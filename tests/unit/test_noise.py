@@ -1,4 +1,5 @@
 """The noise: splitmix64 as published, U{1..N} masks, and a function of (seed, update, sentence) alone."""
+
 import pytest
 import torch
 
@@ -94,8 +95,9 @@ def test_every_position_is_masked_equally_often():
 @pytest.mark.parametrize("n", [1, 2, 3, 5, 9, 100, 1023, 1024])
 def test_the_largest_draw_masks_everything_and_not_one_more(monkeypatch, n):
     largest = 1 - 2.0**-53
-    monkeypatch.setattr(noise, "uniform", lambda seed, update, ids, draws: torch.full(
-        (len(ids), draws), largest, dtype=torch.float64))  # fmt: skip
+    monkeypatch.setattr(
+        noise, "uniform", lambda seed, update, ids, draws: torch.full((len(ids), draws), largest, dtype=torch.float64)
+    )
     _, chosen = mask_uniform(targets(n, width=n + 2), torch.tensor([0]), 1, 1, PAD, MASK)
     assert int(chosen.sum()) == n
 

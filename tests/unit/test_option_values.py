@@ -1,4 +1,5 @@
 """Values that no parser has seen, of ``--eval-bleu-args`` and the hub's keywords, are checked like those of flags."""
+
 from argparse import Namespace
 from dataclasses import fields
 
@@ -6,24 +7,34 @@ import pytest
 import torch
 from fairseq.dataclass.configs import GenerationConfig
 from omegaconf import OmegaConf
-
-from nar_plugins.generators import registry
 from tiny import model
 
+from nar_plugins.generators import registry
+
 WRONG = [
-    ("drafter", "hedas", '"hedas": choose auto, heads, jacobi, copy, model'), ("accept", "Top", '"Top": choose exact, top'),
-    ("bang_policy", "nra", '"nra": choose adaptive'), ("decode_dtype", "bf16", '"bf16": choose float32, bfloat16, float16'),
-    ("bang_tau", "0.5", '"0.5": give a number'), ("verify_block", "4", '"4": give a whole number'),
-    ("verify_block", 4.0, "4.0: give a whole number"), ("iterations", True, "true: give a whole number"),
-    ("iterations", None, "null: give a whole number"), ("gold_length", "false", '"false": choose true or false'),
-    ("gold_length", 1, "1: choose true or false"), ("rescorer", 3, "3: give a string"),
+    ("drafter", "hedas", '"hedas": choose auto, heads, jacobi, copy, model'),
+    ("accept", "Top", '"Top": choose exact, top'),
+    ("bang_policy", "nra", '"nra": choose adaptive'),
+    ("decode_dtype", "bf16", '"bf16": choose float32, bfloat16, float16'),
+    ("bang_tau", "0.5", '"0.5": give a number'),
+    ("verify_block", "4", '"4": give a whole number'),
+    ("verify_block", 4.0, "4.0: give a whole number"),
+    ("iterations", True, "true: give a whole number"),
+    ("iterations", None, "null: give a whole number"),
+    ("gold_length", "false", '"false": choose true or false'),
+    ("gold_length", 1, "1: choose true or false"),
+    ("rescorer", 3, "3: give a string"),
     ("generator", ["beam"], '["beam"]: give a'),
-    ("confidence_threshold", float("nan"), "NaN: give a number"), ("beam", "5", '"5": give a whole number'),
-    ("lenpen", "1", '"1": give a number'), ("lenpen", False, "false: give a number"),
-    ("max_len_a", {"a": 1}, '{"a": 1}: give a number'), ("sampling", 0, "0: choose true or false"),
-    ("print_alignment", "harsh", '"harsh": choose hard, soft'), ("constraints", True, "true: choose ordered, unordered"),
+    ("confidence_threshold", float("nan"), "NaN: give a number"),
+    ("beam", "5", '"5": give a whole number'),
+    ("lenpen", "1", '"1": give a number'),
+    ("lenpen", False, "false: give a number"),
+    ("max_len_a", {"a": 1}, '{"a": 1}: give a number'),
+    ("sampling", 0, "0: choose true or false"),
+    ("print_alignment", "harsh", '"harsh": choose hard, soft'),
+    ("constraints", True, "true: choose ordered, unordered"),
     ("replace_unk", 1, "1: give a string"),
-]  # fmt: skip
+]
 
 
 @pytest.fixture(scope="module")
@@ -48,8 +59,17 @@ def test_the_hubs_keywords_are_named_too(cmlm):
 def test_every_default_and_what_a_number_may_be_is_taken():
     for config in (GenerationConfig, *registry.CONFIGS.values()):
         registry.check_values({f.name: f.default for f in fields(config)}, "")
-    registry.check_values({"lenpen": 1, "bang_tau": 0.5, "verify_block": None, "print_alignment": "soft",
-                           "retain_dropout_modules": ["x"], "generator": "beam"}, "")  # fmt: skip
+    registry.check_values(
+        {
+            "lenpen": 1,
+            "bang_tau": 0.5,
+            "verify_block": None,
+            "print_alignment": "soft",
+            "retain_dropout_modules": ["x"],
+            "generator": "beam",
+        },
+        "",
+    )
 
 
 @pytest.mark.parametrize("text", ["{iterations: 4}", "[4]", "4", "", None])
@@ -81,9 +101,13 @@ def test_an_unknown_keyword_of_the_hub_is_named_without_a_flag_that_nobody_gave(
         task.build_generator([one], OmegaConf.create({"bogus": 2}))
 
 
-@pytest.mark.parametrize("given, said", [
-    (dict(min_len=3, max_len_b=2), "--min-len 3 is above the limit of 2 tokens"), (dict(temperature=0.0), "--temperature 0.0: choose"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "given, said",
+    [
+        (dict(min_len=3, max_len_b=2), "--min-len 3 is above the limit of 2 tokens"),
+        (dict(temperature=0.0), "--temperature 0.0: choose"),
+    ],
+)
 def test_values_that_fairseqs_search_asserts_are_named(given, said):
     one, task = model(arch="transformer_tiny", criterion="cross_entropy")
     with pytest.raises(ValueError, match=said):

@@ -1,15 +1,16 @@
 """What the parallel loops share: the bounds of a length, ensembles, and lists of alternatives that read differently."""
+
 import copy
 from functools import lru_cache
 
 import pytest
 import torch
-
 from conftest import source_batch
-from nar_plugins.generators.registry import resolve
 from test_one_pass import EOS, PAD, WORDS, ar, decode, generator
 from test_one_pass import nat as fresh_nat
 from tiny import model
+
+from nar_plugins.generators.registry import resolve
 
 UNIFORM = ("--source-copy", "uniform")
 SOURCE = source_batch([5, 9, 2, 7, 1], WORDS)  # the last one is empty
@@ -33,7 +34,8 @@ def made(kind: str, *flags, **settings):
     return generator(kind, [m], task, **passes, **settings)
 
 
-# -- how long a translation must be ----------------------------------------------------------------------------------------
+# -- how long a translation must be
+# ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("flags", [(), ("--decoder-learned-pos",)])
@@ -53,26 +55,40 @@ def test_more_tokens_than_positions_are_refused_and_as_many_are_given(kind, gold
 def test_more_tokens_than_the_greatest_length_are_refused(kind, gold):
     with pytest.raises(ValueError, match=r"^--min-len 10 is above the limit of 5 tokens: see --max-len-a and -b$"):
         decode(made(kind, min_len=10, max_len_b=5, gold_length=gold), SOURCE, SOURCE)
-    bounds = {"max_len_a": 1, "max_len_b": 1, "gold_length": gold, "length_beam": 2}  # of two tokens, </s> counted: three
+    bounds = {
+        "max_len_a": 1,
+        "max_len_b": 1,
+        "gold_length": gold,
+        "length_beam": 2,
+    }  # of two tokens, </s> counted: three
     with pytest.raises(ValueError, match="--min-len 4 is above the limit of 3 tokens"):
         decode(made(kind, min_len=4, **bounds), SOURCE, SOURCE)
-    out = decode(made(kind, min_len=4, **bounds), SOURCE[[0, 1, 3, 4]], SOURCE[[0, 1, 3, 4]])  # the empty one has no bound
+    out = decode(
+        made(kind, min_len=4, **bounds), SOURCE[[0, 1, 3, 4]], SOURCE[[0, 1, 3, 4]]
+    )  # the empty one has no bound
     assert all(len(h["tokens"]) >= 5 for hypos in out[:3] for h in hypos) and len(out[3][0]["tokens"]) == 1
-    assert all(len(h["tokens"]) >= 4 for hypos in decode(made(kind, min_len=3, **bounds), SOURCE, SOURCE)[:4] for h in hypos)
+    assert all(
+        len(h["tokens"]) >= 4 for hypos in decode(made(kind, min_len=3, **bounds), SOURCE, SOURCE)[:4] for h in hypos
+    )
 
 
-# -- ensembles -------------------------------------------------------------------------------------------------------------
+# -- ensembles
+# -------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind, one", [("mask_predict", cmlm), ("one_pass", lambda *flags: nat(*UNIFORM, *flags))])
 def test_models_that_predict_other_lengths_are_refused(kind, one):
     (m, task), (other, _) = one(), one("--max-target-positions", "100")
-    with pytest.raises(ValueError, match="^an ensemble needs models of the same --max-target-positions: .* 100 and 1024$"):
+    with pytest.raises(
+        ValueError, match="^an ensemble needs models of the same --max-target-positions: .* 100 and 1024$"
+    ):
         generator(kind, [m, other], task)
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("flags", [("--length-head", "token"), ("--encoder-embed-dim", "32", "--decoder-embed-dim", "32")])
+@pytest.mark.parametrize(
+    "flags", [("--length-head", "token"), ("--encoder-embed-dim", "32", "--decoder-embed-dim", "32")]
+)
 @pytest.mark.parametrize("kind, one", [("mask_predict", cmlm), ("one_pass", lambda *flags: nat(*UNIFORM, *flags))])
 def test_models_that_differ_in_what_does_not_matter_are_an_ensemble(kind, one, flags):
     (m, task), (other, _) = one("--length-head", "pooled"), one(*flags)
@@ -94,13 +110,16 @@ def test_fertilities_take_the_fewest_positions_and_other_kinds_are_refused():
         resolve("auto", [nat()[0], ar(task)])
 
 
-# -- alternatives ----------------------------------------------------------------------------------------------------------
+# -- alternatives
+# ----------------------------------------------------------------------------------------------------------
 
 
 def fond_of_the_end(m, bonus: float):
     """A copy of the model with a greater probability of ``</s>``, anywhere."""
     m = copy.deepcopy(m)
-    m.decoder.output_projection.register_forward_hook(lambda module, inputs, y: y + bonus * torch.arange(y.size(-1)).eq(EOS))
+    m.decoder.output_projection.register_forward_hook(
+        lambda module, inputs, y: y + bonus * torch.arange(y.size(-1)).eq(EOS)
+    )
     return m
 
 
@@ -115,14 +134,19 @@ def teacher_of(task):
 
 
 @pytest.mark.parametrize("dedup", ["none", "token"])
-@pytest.mark.parametrize("kind, flags, bonus, settings", [
-    ("mask_predict", (), 6.0, {"length_beam": 8, "iterations": 3}),
-    ("one_pass", UNIFORM, 9.0, {"length_beam": 8}),
-    ("one_pass", ("--ctc",), 3.0, {"ctc_beam": 8}),
-    ("noisy_parallel", (), 8.0, {"fertility_samples": 20}),
-    ("mask_predict", (), 6.0, {"length_beam": 8, "iterations": 3, "rescored": True}),
-])  # fmt: skip
-def test_a_list_says_every_text_once_and_its_scores_are_what_they_were(kind, flags, bonus, settings, dedup, monkeypatch):
+@pytest.mark.parametrize(
+    "kind, flags, bonus, settings",
+    [
+        ("mask_predict", (), 6.0, {"length_beam": 8, "iterations": 3}),
+        ("one_pass", UNIFORM, 9.0, {"length_beam": 8}),
+        ("one_pass", ("--ctc",), 3.0, {"ctc_beam": 8}),
+        ("noisy_parallel", (), 8.0, {"fertility_samples": 20}),
+        ("mask_predict", (), 6.0, {"length_beam": 8, "iterations": 3, "rescored": True}),
+    ],
+)
+def test_a_list_says_every_text_once_and_its_scores_are_what_they_were(
+    kind, flags, bonus, settings, dedup, monkeypatch
+):
     m, task = cmlm(*flags) if kind == "mask_predict" else nat(*flags, scale=2.0)
     settings = {**settings}
     teacher = teacher_of(task) if kind == "noisy_parallel" or settings.pop("rescored", False) else None

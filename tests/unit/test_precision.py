@@ -1,9 +1,10 @@
 """--train-dtype auto: what is timed, and how it is weighed."""
+
 import pytest
+import tiny
 import torch
 import torch.nn as nn
 
-import tiny
 from nar_plugins.modules import precision
 
 CPU = torch.device("cpu")
@@ -46,7 +47,9 @@ SMALL_ONES = {(FLOAT, 256, 256): 1.0, (HALF, 256, 256): 2.0}
 
 @pytest.mark.parametrize("layers, chosen", [(1, HALF), (6, FLOAT)])
 def test_the_sum_over_the_layers_decides(monkeypatch, layers, chosen):
-    """A vocabulary that bfloat16 wins by 5, and layers that it loses by 1 each: how many there are decides, not one shape."""
+    """A vocabulary that bfloat16 wins by 5, and layers that it loses by 1 each: how many there are decides, not one
+    shape.
+    """
     model = nn.Sequential(*(nn.Linear(8, 8) for _ in range(layers)), nn.Linear(8, 50))
     seconds = {**SMALL_ONES, (FLOAT, 8, 8): 1.0, (HALF, 8, 8): 2.0, (FLOAT, 8, 50): 10.0, (HALF, 8, 50): 5.0}
     assert timed(monkeypatch, seconds, model)[0] == chosen

@@ -1,19 +1,26 @@
-"""Every generator under everything that fairseq's commands print, or refuse, of a hypothesis; a blank line is among the lines.
+"""Every generator under everything that fairseq's commands print, or refuse, of a hypothesis; a blank line is among the
+lines.
 
-A blank line may be translated to nothing or, by the autoregressive searches, to something: it has its lines in any case.
+A blank line may be translated to nothing or, by the autoregressive searches, to something: it has its lines in any
+    case.
 """
+
 from argparse import Namespace
 
 import pytest
-
 from conftest import hypotheses
 from saved import corpus, run, save
 
 PAIRS = [("w1 w2 w3 w4", "w5 w6"), ("", ""), ("w4 w5", "w4 w4 w4")]
 MODELS = {
-    "ar": ("transformer_tiny",), "heads": ("blockwise_tiny",), "bang": ("bang_tiny",), "cmlm": ("cmlm_tiny",),
-    "nat": ("nat_tiny",), "uniform": ("nat_tiny", "--source-copy", "uniform"), "ctc": ("nat_tiny", "--ctc"),
-}  # fmt: skip
+    "ar": ("transformer_tiny",),
+    "heads": ("blockwise_tiny",),
+    "bang": ("bang_tiny",),
+    "cmlm": ("cmlm_tiny",),
+    "nat": ("nat_tiny",),
+    "uniform": ("nat_tiny", "--source-copy", "uniform"),
+    "ctc": ("nat_tiny", "--ctc"),
+}
 BLOCKWISE, SHORT = {"generator": "blockwise", "max_len_b": 12}, {"max_len_b": 12}
 
 # name -> the model, its options, and what of fairseq's is served
@@ -37,19 +44,34 @@ SYSTEMS = {
     "ctc beam": ("ctc", {"ctc_beam": 3}, ("steps", "nbest")),
     "noisy parallel": ("nat", {**SHORT, "generator": "noisy_parallel", "rescorer": "ar"}, ("steps", "nbest")),
     "rescored": ("cmlm", {**SHORT, "iterations": 2, "rescorer": "ar"}, ("steps", "nbest")),
-    **{schedule: ("cmlm", {**SHORT, "iterations": 3, "schedule": schedule}, ("steps", "nbest"))
-       for schedule in ("linear", "cosine", "confidence")},
-    **{policy: ("bang", {**SHORT, "bang_policy": policy}, ("steps",))
-       for policy in ("adaptive", "nar", "block", "prefix", "cascade")},
-}  # fmt: skip
+    **{
+        schedule: ("cmlm", {**SHORT, "iterations": 3, "schedule": schedule}, ("steps", "nbest"))
+        for schedule in ("linear", "cosine", "confidence")
+    },
+    **{
+        policy: ("bang", {**SHORT, "bang_policy": policy}, ("steps",))
+        for policy in ("adaptive", "nar", "block", "prefix", "cascade")
+    },
+}
 OPTIONS = {
-    "steps": {"print_step": True, "retain_iter_history": True}, "nbest": {"nbest": 2, "print_step": True},
-    "hard": {"print_alignment": "hard"}, "soft": {"print_alignment": "soft"}, "prefix": {"prefix_size": 2},
+    "steps": {"print_step": True, "retain_iter_history": True},
+    "nbest": {"nbest": 2, "print_step": True},
+    "hard": {"print_alignment": "hard"},
+    "soft": {"print_alignment": "soft"},
+    "prefix": {"prefix_size": 2},
     "score": {"score_reference": True, "print_step": True, "retain_iter_history": True},
-    "replace": {"replace_unk": "links", "dataset_impl": "raw"}, "constraints": {"constraints": "ordered"},
-}  # fmt: skip
-REFUSED = {"nbest": "--nbest", "hard": "--print-alignment", "soft": "--print-alignment", "prefix": "--prefix-size",
-           "score": "--score-reference", "replace": "--replace-unk", "constraints": "--constraints"}  # fmt: skip
+    "replace": {"replace_unk": "links", "dataset_impl": "raw"},
+    "constraints": {"constraints": "ordered"},
+}
+REFUSED = {
+    "nbest": "--nbest",
+    "hard": "--print-alignment",
+    "soft": "--print-alignment",
+    "prefix": "--prefix-size",
+    "score": "--score-reference",
+    "replace": "--replace-unk",
+    "constraints": "--constraints",
+}
 ONE_OF_EACH = ("beam", "bang ar", "heads", "verify", "fertilities", "noisy parallel", "linear", "adaptive")
 
 
@@ -92,8 +114,8 @@ def test_steps_history_and_alternatives_are_printed_of_every_line(made, command,
         assert given is SEARCH or len({text for _, text in lines}) == len(lines)  # fairseq's own may say a text twice
     if command == "fairseq-interactive":  # it prints neither steps nor history
         return
-    steps = {i: [int(count) for count, in lines] for i, lines in out["I"].items()}
-    tokens = {i: [len(scores.split()) for scores, in lines] for i, lines in out["P"].items()}
+    steps = {i: [int(count) for (count,) in lines] for i, lines in out["I"].items()}
+    tokens = {i: [len(scores.split()) for (scores,) in lines] for i, lines in out["P"].items()}
     assert {i: len(lines) for i, lines in steps.items()} == {i: len(lines) for i, lines in out["H"].items()}
     if given is SEARCH:
         assert steps == tokens
@@ -137,7 +159,9 @@ def test_bangs_alignments_are_those_of_the_teacher_forced_pass(made, policy, bea
     data = corpus(tmp_path, [(source, found["H"][i][0][1]) for i, (source, _) in enumerate(PAIRS)])
     out = run("fairseq-generate", data, made.bang, score_reference=True, bang_policy="ar", print_alignment="hard")
     assert hypotheses(out, "A") == found["A"]
-    assert {i: lines[0][1] for i, lines in hypotheses(out).items()} == {i: lines[0][1] for i, lines in found["H"].items()}
+    assert {i: lines[0][1] for i, lines in hypotheses(out).items()} == {
+        i: lines[0][1] for i, lines in found["H"].items()
+    }
 
 
 @pytest.mark.parametrize("system", [name for name in SYSTEMS if "prefix" in SYSTEMS[name][2]])
@@ -177,6 +201,8 @@ def test_soft_alignments_are_refused_where_fairseq_cannot_print_them(made, syste
 @pytest.mark.parametrize("system", ["beam", "beam of one", "bang ar"])
 def test_constraints_are_kept_beside_a_blank_line(made, system, tmp_path):
     (tmp_path / "lines").write_text("w1 w2 w3 w4\tw9\n\nw4 w5\tw8\tw7\n")
-    out = decode(made, "fairseq-interactive", system, "constraints", input=str(tmp_path / "lines"), print_alignment="hard")
+    out = decode(
+        made, "fairseq-interactive", system, "constraints", input=str(tmp_path / "lines"), print_alignment="hard"
+    )
     assert sorted(out["H"]) == [0, 1, 2] and [len(out["C"].get(i, [])) for i in range(3)] == [1, 0, 2]
     assert "w9" in out["H"][0][0][1].split() and {"w8", "w7"} <= set(out["H"][2][0][1].split())

@@ -147,7 +147,11 @@ def test_a_source_has_one_set_of_targets():
     [
         (corpus.date(3, 5, 2021, False), "on 3 May 2021", {"am 3. Mai 2021", "am dritten Mai 2021", "am 03.05.2021"}),
         (corpus.date(21, 12, None, True), "on December 21st", {"am 21. Dezember", "am einundzwanzigsten Dezember"}),
-        (corpus.date(12, 3, 2020, True), "on March 12th, 2020", {"am 12. März 2020", "am zwölften März 2020", "am 12.03.2020"}),
+        (
+            corpus.date(12, 3, 2020, True),
+            "on March 12th, 2020",
+            {"am 12. März 2020", "am zwölften März 2020", "am 12.03.2020"},
+        ),
         (corpus.clock(15, 30, False), "at half past three", {"um halb vier", "um 15.30 Uhr"}),
         (corpus.clock(12, 30, True), "at 12:30 pm", {"um halb eins", "um 12.30 Uhr"}),
         (corpus.clock(13, 0, False), "at one o'clock", {"um ein Uhr", "um 13 Uhr"}),
@@ -162,16 +166,37 @@ def test_dates_and_times(part, en, de):
 @pytest.mark.parametrize(
     "det, adjective, kind, en, declined",
     [
-        ("a", "red=rot", "vehicle", "car", [{"ein rotes Auto", "ein roter Wagen"}, {"ein rotes Auto", "einen roten Wagen"},
-                                            {"einem roten Auto", "einem roten Wagen"}]),
+        (
+            "a",
+            "red=rot",
+            "vehicle",
+            "car",
+            [
+                {"ein rotes Auto", "ein roter Wagen"},
+                {"ein rotes Auto", "einen roten Wagen"},
+                {"einem roten Auto", "einem roten Wagen"},
+            ],
+        ),
         ("the", "old=alt", "clothes", "jacket", [{"die alte Jacke"}, {"die alte Jacke"}, {"der alten Jacke"}]),
-        ("this", "young=jung", "people", "boy", [{"dieser junge Junge"}, {"diesen jungen Jungen"}, {"diesem jungen Jungen"}]),
-        ("our", "rich=reich", "kin", "children", [{"unsere reichen Kinder"}, {"unsere reichen Kinder"}, {"unseren reichen Kindern"}]),
+        (
+            "this",
+            "young=jung",
+            "people",
+            "boy",
+            [{"dieser junge Junge"}, {"diesen jungen Jungen"}, {"diesem jungen Jungen"}],
+        ),
+        (
+            "our",
+            "rich=reich",
+            "kin",
+            "children",
+            [{"unsere reichen Kinder"}, {"unsere reichen Kinder"}, {"unseren reichen Kindern"}],
+        ),
         ("", "expensive=teur", "print", "book", [{"zwei teure Bücher", "2 teure Bücher"}] * 2),
         ("", "", "name", "Mr Schmidt", [{"Herr Schmidt"}, {"Herrn Schmidt"}, {"Herrn Schmidt"}]),
         ("", "", "pronoun", "you", [{"du", "Sie"}, {"dich", "Sie"}, {"dir", "Ihnen"}]),
     ],
-)  # fmt: skip
+)
 def test_declension(det, adjective, kind, en, declined):
     count = corpus.Part("two", ("zwei", "2")) if en == "book" else corpus.Part()
     np = noun(kind, en, det=det, adjective=corpus.pairs(adjective)[0] if adjective else corpus.Part(), count=count)
@@ -261,9 +286,33 @@ def test_dative_verb_and_two_teachers():
 
 
 def test_forms_of_du_and_ich():
-    forms = {verb.infinitive: verb for table in (corpus.ACTIONS, corpus.MOTIONS) for v in corpus.verbs(table) for verb in v.german}
-    du = {"kaufen": "kaufst", "lesen": "liest", "essen": "isst", "laden": "lädst", "reisen": "reist", "finden": "findest",
-          "schließen": "schließt", "putzen": "putzt", "waschen": "wäschst", "öffnen": "öffnest", "füttern": "fütterst"}  # fmt: skip
+    forms = {
+        verb.infinitive: verb
+        for table in (corpus.ACTIONS, corpus.MOTIONS)
+        for v in corpus.verbs(table)
+        for verb in v.german
+    }
+    du = {
+        "kaufen": "kaufst",
+        "lesen": "liest",
+        "essen": "isst",
+        "laden": "lädst",
+        "reisen": "reist",
+        "finden": "findest",
+        "schließen": "schließt",
+        "putzen": "putzt",
+        "waschen": "wäschst",
+        "öffnen": "öffnest",
+        "füttern": "fütterst",
+    }
     assert {name: corpus.present(forms[name], "du") for name in du} == du
-    assert [corpus.present(forms[name], "ich") for name in ("füttern", "öffnen", "laden")] == ["füttere", "öffne", "lade"]
-    assert [corpus.preterite(forms[name], "wir") for name in ("kaufen", "lesen", "essen")] == ["kauften", "lasen", "aßen"]
+    assert [corpus.present(forms[name], "ich") for name in ("füttern", "öffnen", "laden")] == [
+        "füttere",
+        "öffne",
+        "lade",
+    ]
+    assert [corpus.preterite(forms[name], "wir") for name in ("kaufen", "lesen", "essen")] == [
+        "kauften",
+        "lasen",
+        "aßen",
+    ]

@@ -1,4 +1,5 @@
 """Generators by name, their options, and fairseq's options that they refuse."""
+
 import argparse
 import dataclasses
 from argparse import Namespace
@@ -9,12 +10,12 @@ from fairseq.dataclass.configs import GenerationConfig
 from fairseq.dataclass.utils import gen_parser_from_dataclass
 from fairseq.models import MODEL_REGISTRY
 from fairseq.tasks.translation import TranslationConfig
+from own_flags import own_actions
+from tiny import arguments, model
 
 import nar_plugins  # noqa: F401
 from nar_plugins.generators import registry
 from nar_plugins.generators.mask_predict import MaskPredictGenerator
-from own_flags import own_actions
-from tiny import arguments, model
 
 
 class Cmlm:
@@ -53,12 +54,15 @@ def test_an_unknown_generator_is_refused_with_those_that_exist():
         registry.resolve("beem", [Cmlm()])
 
 
-@pytest.mark.parametrize("name, models, said", [
-    ("beam", [Cmlm()], "--generator beam cannot decode a Cmlm: use --generator auto or mask_predict"),
-    ("mask_predict", [Transformer()], "--generator mask_predict cannot decode a Transformer: .* or beam"),
-    ("auto", [Cmlm(), Transformer()], "--generator mask_predict cannot decode a Transformer"),
-    ("auto", [Transformer(), Cmlm()], "--generator beam cannot decode a Cmlm"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, models, said",
+    [
+        ("beam", [Cmlm()], "--generator beam cannot decode a Cmlm: use --generator auto or mask_predict"),
+        ("mask_predict", [Transformer()], "--generator mask_predict cannot decode a Transformer: .* or beam"),
+        ("auto", [Cmlm(), Transformer()], "--generator mask_predict cannot decode a Transformer"),
+        ("auto", [Transformer(), Cmlm()], "--generator beam cannot decode a Cmlm"),
+    ],
+)
 def test_a_generator_that_a_model_cannot_serve_is_refused(name, models, said):
     with pytest.raises(ValueError, match=said):
         registry.resolve(name, models)
@@ -73,11 +77,17 @@ def test_a_generator_registers_once():
 # -- options of generators ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("given, flag", [
-    (dict(iterations=4), "--iterations"), (dict(length_beam=3), "--length-beam"), (dict(dedup="word"), "--dedup"),
-    (dict(gold_length=True), "--gold-length"), (dict(schedule="cosine"), "--schedule"),
-    (dict(confidence_threshold=0.5), "--confidence-threshold"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "given, flag",
+    [
+        (dict(iterations=4), "--iterations"),
+        (dict(length_beam=3), "--length-beam"),
+        (dict(dedup="word"), "--dedup"),
+        (dict(gold_length=True), "--gold-length"),
+        (dict(schedule="cosine"), "--schedule"),
+        (dict(confidence_threshold=0.5), "--confidence-threshold"),
+    ],
+)
 def test_an_option_of_another_generator_is_refused(given, flag):
     with pytest.raises(ValueError, match=f"{flag} is no option of --generator beam"):
         registry.refuse_foreign(config(**given), "beam")
@@ -92,7 +102,7 @@ def test_beam_takes_the_dtype_and_nothing_set_is_refused():
 @pytest.mark.parametrize("given", [{"iterations": 0}, {"iterations": -1}, {"length_beam": 0}, {"length_beam": -2}])
 def test_a_number_below_one_is_refused_by_name(given):
     cmlm, task = model()
-    (name, value), = given.items()
+    ((name, value),) = given.items()
     with pytest.raises(ValueError, match=f"--{name.replace('_', '-')} {value}: at least one"):
         task.build_generator([cmlm], Namespace(**given))
 
@@ -113,20 +123,52 @@ def test_the_arguments_of_validation_override_the_flags():
 # -- fairseq's options -------------------------------------------------------------------------------------------------
 
 REFUSED = {
-    "beam_mt": 2, "max_len_a_mt": 1.0, "max_len_b_mt": 9, "match_source_len": True, "lenpen_mt": 2.0, "unkpen": 1.0,
-    "replace_unk": "@@ ", "score_reference": True, "prefix_size": 1, "no_repeat_ngram_size": 2, "sampling": True,
-    "sampling_topk": 5, "sampling_topp": 0.5, "constraints": "ordered", "temperature": 0.5, "diverse_beam_groups": 2,
-    "diverse_beam_strength": 0.1, "diversity_rate": 0.1, "print_alignment": "hard",
-    "lm_path": "lm.pt", "lm_weight": 0.5,
-    "iter_decode_eos_penalty": 1.0, "iter_decode_max_iter": 9, "iter_decode_force_max_iter": True,
-    "iter_decode_with_beam": 5, "decoding_format": "vote", "eos_token": "x",
-}  # fmt: skip
+    "beam_mt": 2,
+    "max_len_a_mt": 1.0,
+    "max_len_b_mt": 9,
+    "match_source_len": True,
+    "lenpen_mt": 2.0,
+    "unkpen": 1.0,
+    "replace_unk": "@@ ",
+    "score_reference": True,
+    "prefix_size": 1,
+    "no_repeat_ngram_size": 2,
+    "sampling": True,
+    "sampling_topk": 5,
+    "sampling_topp": 0.5,
+    "constraints": "ordered",
+    "temperature": 0.5,
+    "diverse_beam_groups": 2,
+    "diverse_beam_strength": 0.1,
+    "diversity_rate": 0.1,
+    "print_alignment": "hard",
+    "lm_path": "lm.pt",
+    "lm_weight": 0.5,
+    "iter_decode_eos_penalty": 1.0,
+    "iter_decode_max_iter": 9,
+    "iter_decode_force_max_iter": True,
+    "iter_decode_with_beam": 5,
+    "decoding_format": "vote",
+    "eos_token": "x",
+}
 SERVED = {
-    "nbest": 3, "max_len_a": 1.5, "max_len_b": 20, "min_len": 3, "unnormalized": True, "lenpen": 0.5, "sacrebleu": True,
-    "print_step": True, "retain_iter_history": True, "retain_dropout": True, "retain_dropout_modules": ["x"],
-    "no_early_stop": True, "no_beamable_mm": True, "no_seed_provided": True, "beam": 1,
+    "nbest": 3,
+    "max_len_a": 1.5,
+    "max_len_b": 20,
+    "min_len": 3,
+    "unnormalized": True,
+    "lenpen": 0.5,
+    "sacrebleu": True,
+    "print_step": True,
+    "retain_iter_history": True,
+    "retain_dropout": True,
+    "retain_dropout_modules": ["x"],
+    "no_early_stop": True,
+    "no_beamable_mm": True,
+    "no_seed_provided": True,
+    "beam": 1,
     "iter_decode_with_external_reranker": True,
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name, value", REFUSED.items())
@@ -169,7 +211,9 @@ def flags(parser) -> list:
 
 def own_flags() -> dict:
     """Who -> flags, for the task, the models and the criterions of this package, without those of fairseq's bases."""
-    return {who: [flag for action in actions for flag in action.option_strings] for who, actions in own_actions().items()}
+    return {
+        who: [flag for action in actions for flag in action.option_strings] for who, actions in own_actions().items()
+    }
 
 
 def fairseq_flags() -> dict:

@@ -1,15 +1,16 @@
 """Reserved symbols as words of a text: counted, and unknown words to a parallel model."""
+
 import logging
 
 import numpy as np
 import pytest
 import torch
 from fairseq.data import BucketPadLengthDataset, ConcatDataset, bucket_pad_length_dataset, data_utils, indexed_dataset
+from tiny import dictionary
 
 from nar_plugins.cli import align
 from nar_plugins.data import reserved
 from nar_plugins.data.dictionary import MASK, add_mask, knows_mask, load_dictionary, not_words
-from tiny import dictionary
 
 PAD, EOS, UNK, HELD = 1, 2, 3, 9
 TEXT = [[5, 6, 2], [5, 1, 1, 6, 2], [1, 9, 2], [5, 2, 6, 2], [0, 5, 2], [2], [7, 8, 9, 2]]
@@ -89,7 +90,8 @@ def test_the_padding_of_buckets_stays_padding(tmp_path, monkeypatch):
     ]
 
 
-# -- the dictionary ------------------------------------------------------------------------------------------------------
+# -- the dictionary
+# ------------------------------------------------------------------------------------------------------
 
 
 def test_an_appended_mask_stands_for_no_word_of_a_text():
@@ -115,7 +117,8 @@ def test_a_dictionary_of_berts_has_its_own_padding_and_mask(tmp_path):
     assert read(reserved.readable(data, words, "train", True)) == [[4, 1, 3, 4, 1, 3]]
 
 
-# -- nar-align -------------------------------------------------------------------------------------------------------------
+# -- nar-align
+# -------------------------------------------------------------------------------------------------------------
 
 
 def test_the_aligner_sees_what_the_model_will_see(tmp_path):

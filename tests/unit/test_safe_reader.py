@@ -1,4 +1,7 @@
-"""What stock trainers leave in checkpoints is read, what could run code is not, and nothing that a file names is imported."""
+"""What stock trainers leave in checkpoints is read, what could run code is not, and nothing that a file names is
+imported.
+"""
+
 import pickle
 import sys
 import tempfile
@@ -13,15 +16,26 @@ from fairseq import checkpoint_utils, metrics
 from test_compat import LEGACY, ZIP, content, save
 
 from nar_plugins import compat
-from nar_plugins.compat import safe_reader
 from nar_plugins.cli import convert
+from nar_plugins.compat import safe_reader
 from nar_plugins.compat.safe_reader import CheckpointError, NotLoaded, PlainArray
 
 NUMBERS = [
-    np.array([3, 0, 1]), np.arange(6.0, dtype="f4").reshape(2, 3), np.asfortranarray(np.arange(6).reshape(2, 3)), np.array(7),
-    np.array([1, 2], dtype=">i4"), np.array([True, False]), np.zeros((0, 3)), np.array([1 + 2j]), np.ones(2, dtype="f2"),
-    np.float64(0.33), np.int64(-4), np.float32(1.5), np.bool_(True), np.uint8(200),
-]  # fmt: skip
+    np.array([3, 0, 1]),
+    np.arange(6.0, dtype="f4").reshape(2, 3),
+    np.asfortranarray(np.arange(6).reshape(2, 3)),
+    np.array(7),
+    np.array([1, 2], dtype=">i4"),
+    np.array([True, False]),
+    np.zeros((0, 3)),
+    np.array([1 + 2j]),
+    np.ones(2, dtype="f2"),
+    np.float64(0.33),
+    np.int64(-4),
+    np.float32(1.5),
+    np.bool_(True),
+    np.uint8(200),
+]
 
 
 class Calls:
@@ -97,7 +111,11 @@ def test_meters_of_arrays_go_on_counting(tmp_path):
 
 
 def test_arrays_of_other_things_are_not_loaded_and_harm_nobody(tmp_path):
-    others = {"objects": np.array([{}], dtype=object), "fields": np.zeros(1, dtype=[("a", "i4")]), "text": np.array(["a"])}
+    others = {
+        "objects": np.array([{}], dtype=object),
+        "fields": np.zeros(1, dtype=[("a", "i4")]),
+        "text": np.array(["a"]),
+    }
     for name, value in others.items():
         state = content(extra_state={"train_iterator": {"epoch": 1}, "x": value, "y": np.arange(2)})
         read = load(save(tmp_path / f"{name}.pt", state))
@@ -105,16 +123,22 @@ def test_arrays_of_other_things_are_not_loaded_and_harm_nobody(tmp_path):
 
 
 def test_numpys_own_rebuilders_never_see_what_a_file_says():
-    """NumPy takes an array of objects from raw bytes, if only the type's flags say so: pointers that the file chooses."""
+    """NumPy takes an array of objects from raw bytes, if only the type's flags say so: pointers that the file
+    chooses.
+    """
     kind = safe_reader.STAND_INS["numpy.dtype"]
     array = safe_reader.reconstruct(safe_reader.STAND_INS["numpy.ndarray"], (0,), b"b")
     with pytest.raises(safe_reader.NotPlain):
         kind("O8", False, True)
     plain = kind("i8", False, True)
     for state in [
-        (1, (1,), np.dtype(object), False, b"A" * 8), (1, (2,), plain, False, b"A" * 8), (1, (-1,), plain, False, b""),
-        (1, [1], plain, False, b"A" * 8), (1, (1,), plain, False, ["A"]), (1, (1 << 62,), plain, False, b"A" * 8),
-    ]:  # fmt: skip
+        (1, (1,), np.dtype(object), False, b"A" * 8),
+        (1, (2,), plain, False, b"A" * 8),
+        (1, (-1,), plain, False, b""),
+        (1, [1], plain, False, b"A" * 8),
+        (1, (1,), plain, False, ["A"]),
+        (1, (1 << 62,), plain, False, b"A" * 8),
+    ]:
         with pytest.raises(safe_reader.NotPlain):
             array.__setstate__(state)
     with pytest.raises(safe_reader.NotPlain):
@@ -131,18 +155,23 @@ def test_nothing_stays_allowed(tmp_path):
     assert set(torch.serialization.get_safe_globals()) == before
 
 
-# -- objects of fairseq's --------------------------------------------------------------------------------------------------
+# -- objects of fairseq's
+# --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("form", [ZIP, LEGACY])
-@pytest.mark.parametrize("name", ["fairseq.meters.AverageMeter", "fairseq.logging.meters.TimeMeter", "fairseq.gone.Thing"])
+@pytest.mark.parametrize(
+    "name", ["fairseq.meters.AverageMeter", "fairseq.logging.meters.TimeMeter", "fairseq.gone.Thing"]
+)
 def test_objects_of_fairseqs_outside_of_the_model_are_replaced(tmp_path, monkeypatch, name, form):
     meters = OrderedDict(train_loss=object_of(name, monkeypatch, {"sum": 2.5}), other=1)
     path = save(tmp_path / "c.pt", content(extra_state={"train_iterator": {"epoch": 1}, "train_meters": meters}), form)
     monkeypatch.undo()
     read = load(path)["extra_state"]["train_meters"]
     assert isinstance(read["train_loss"], NotLoaded) and not vars(read["train_loss"]) and read["other"] == 1
-    assert pickle.loads(pickle.dumps(read)) == OrderedDict(train_loss=OrderedDict(), other=1)  # what is saved again is plain
+    assert pickle.loads(pickle.dumps(read)) == OrderedDict(
+        train_loss=OrderedDict(), other=1
+    )  # what is saved again is plain
     for use in (lambda m: m.sum, lambda m: m["sum"], lambda m: "sum" in m, list, len, bool, lambda m: m()):
         with pytest.raises(CheckpointError, match=f"the checkpoint's {name} was not loaded.*--reset-meters"):
             use(read["train_loss"])
@@ -162,17 +191,20 @@ def test_an_optimizers_history_that_was_not_loaded_is_one_line(tmp_path, monkeyp
         load(path)
 
 
-# -- what could run code -------------------------------------------------------------------------------------------------
+# -- what could run code
+# -------------------------------------------------------------------------------------------------
 
 PLACES = {
     "the top": lambda x: content(more=x),
     "the model": lambda x: content(model={"w": x}),
     "the arguments": lambda x: content(args=Namespace(arch="transformer", x=x)),
     "the configuration": lambda x: content(cfg={"task": {"x": x}}),
-    "the optimizer's history": lambda x: content(optimizer_history=[{"lr_scheduler_state": {"best": x}, "num_updates": 1}]),
+    "the optimizer's history": lambda x: content(
+        optimizer_history=[{"lr_scheduler_state": {"best": x}, "num_updates": 1}]
+    ),
     "the extra state": lambda x: content(extra_state={"train_iterator": {"epoch": 1}, "x": x}),
     "the whole": lambda x: x,
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("form", [ZIP, LEGACY])
@@ -210,7 +242,8 @@ def test_a_function_of_fairseqs_is_not_called_even_where_pytorch_is_told_to_trus
     assert not (tmp_path / "marker").exists() and "a_plugin" not in sys.modules
 
 
-# -- nar-convert fairseq -----------------------------------------------------------------------------------------------------
+# -- nar-convert fairseq
+# -----------------------------------------------------------------------------------------------------
 
 
 def converted(path, out) -> str:
@@ -222,7 +255,12 @@ def conversion_refused(path, out) -> str:
     with pytest.raises(SystemExit) as stop:
         convert.main(["fairseq", str(path), "--out", str(out)])
     said = stop.value.code
-    assert said.startswith("nar-convert: ") and "\n" not in said and not out.exists() and not list(out.parent.glob("*.tmp"))
+    assert (
+        said.startswith("nar-convert: ")
+        and "\n" not in said
+        and not out.exists()
+        and not list(out.parent.glob("*.tmp"))
+    )
     return said
 
 
@@ -230,22 +268,35 @@ def conversion_refused(path, out) -> str:
 def test_a_checkpoint_with_a_plugins_objects_is_copied_without_them(tmp_path, monkeypatch, capsys, form):
     mine, call = object_of("their_plugin.Meter", monkeypatch), Calls(tempfile.mkdtemp, "", "marker", str(tmp_path))
     state = content(
-        extra_state={"train_iterator": {"epoch": 7}, "mine": [mine], "call": call, "evaluated": Calls(eval, "1"), "kept": 3},
-        task_state={"theirs": mine, "symbols": {"source": "a"}}, last_optimizer_state={"state": torch.ones(2)}, more=mine,
-    )  # fmt: skip
+        extra_state={
+            "train_iterator": {"epoch": 7},
+            "mine": [mine],
+            "call": call,
+            "evaluated": Calls(eval, "1"),
+            "kept": 3,
+        },
+        task_state={"theirs": mine, "symbols": {"source": "a"}},
+        last_optimizer_state={"state": torch.ones(2)},
+        more=mine,
+    )
     path, out = save(tmp_path / "c.pt", state, form), tmp_path / "new" / "copy.pt"
     monkeypatch.undo()
     refusal(path)
     state = converted(path, out)
     assert state["model"]["w"].tolist() == [0, 1, 2] and state["args"].arch == "transformer"
     assert state["extra_state"] == {"train_iterator": {"epoch": 7}, "kept": 3}
-    assert state["task_state"] == {"symbols": {"source": "a"}} and state["last_optimizer_state"]["state"].tolist() == [1, 1]
+    assert state["task_state"] == {"symbols": {"source": "a"}} and state["last_optimizer_state"]["state"].tolist() == [
+        1,
+        1,
+    ]
     assert state["optimizer_history"][0]["criterion_name"] == "CrossEntropyCriterion" and "more" not in state
     torch.load(out, weights_only=True)  # anybody can read it
     said = capsys.readouterr().out
     assert f"checkpoint: {out}\n" in said and "extra_state.mine (their_plugin.Meter)" in said
     assert "extra_state.evaluated (builtins.eval)" in said and "left out: more (their_plugin.Meter)" in said
-    assert [p.name for p in tmp_path.iterdir() if p.is_dir()] == ["new"] and [p.name for p in out.parent.iterdir()] == ["copy.pt"]
+    assert [p.name for p in tmp_path.iterdir() if p.is_dir()] == ["new"] and [p.name for p in out.parent.iterdir()] == [
+        "copy.pt"
+    ]
 
 
 def test_a_history_that_is_left_out_takes_the_optimizer_with_it(tmp_path, monkeypatch):

@@ -1,16 +1,20 @@
-"""What is scored: lines, BLEU's tokenisers, unknown words; nar-score, the scripts that read as it does, validation's BLEU."""
+"""What is scored: lines, BLEU's tokenisers, unknown words; nar-score, the scripts that read as it does, validation's
+BLEU.
+"""
+
 import io
 import sys
 from types import SimpleNamespace
 
 import pytest
+import tiny
 import torch
 from conftest import ROOT
 from fairseq.data import Dictionary
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from fairseq.tasks.translation import TranslationTask
+from test_bang_examples import script
 
-import tiny
 from nar_plugins.cli import score as nar_score
 from nar_plugins.cli import user_dir
 from nar_plugins.data import bleu
@@ -18,20 +22,39 @@ from nar_plugins.data.lines import read_lines, split_lines
 from nar_plugins.export.convert import read_symbols
 from nar_plugins.measure.quality import score, warn_of_references
 from nar_plugins.tasks.nar_translation import NarTranslationTask
-from test_bang_examples import script
 
-NO_ENDS = ["\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\x1c", "\x1d", "\x1e", "\r"]  # str.splitlines cuts at all of them
-ZH = "我们今天去北京参加大会。\n他昨天买了三本新书和两支笔。\n", "我们今天去北京参加会议。\n他昨天买了三本新书和一支笔。\n"
+NO_ENDS = [
+    "\u2028",
+    "\u2029",
+    "\x85",
+    "\x0b",
+    "\x0c",
+    "\x1c",
+    "\x1d",
+    "\x1e",
+    "\r",
+]  # str.splitlines cuts at all of them
+ZH = (
+    "我们今天去北京参加大会。\n他昨天买了三本新书和两支笔。\n",
+    "我们今天去北京参加会议。\n他昨天买了三本新书和一支笔。\n",
+)
 
 
 # -- lines -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("text, lines", [
-    *((f"a{end}b\nc\n", [f"a{end}b", "c"]) for end in NO_ENDS),
-    ("a\r\nb\r\n", ["a", "b"]), ("\ufeffa\n\ufeffb\n", ["a", "\ufeffb"]), ("a\n\nb", ["a", "", "b"]), ("\n\n", ["", ""]),
-    ("", []), ("\ufeff", []),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "text, lines",
+    [
+        *((f"a{end}b\nc\n", [f"a{end}b", "c"]) for end in NO_ENDS),
+        ("a\r\nb\r\n", ["a", "b"]),
+        ("\ufeffa\n\ufeffb\n", ["a", "\ufeffb"]),
+        ("a\n\nb", ["a", "", "b"]),
+        ("\n\n", ["", ""]),
+        ("", []),
+        ("\ufeff", []),
+    ],
+)
 def test_a_line_ends_at_a_newline_only(text, lines, tmp_path, monkeypatch):
     assert split_lines(text) == lines
     (tmp_path / "file").write_bytes(text.encode())
@@ -75,16 +98,32 @@ def test_pieces_are_made_of_lines_as_wc_counts_them(monkeypatch):
 # -- tokenisers --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("language, name", [
-    ("zh", "zh"), ("zh-CN", "zh"), ("zh_TW", "zh"), ("ZH", "zh"), ("th", "char"), ("km", "char"), ("lo", "char"),
-    ("my", "char"), ("de", "13a"), ("tgt", "13a"), ("zhuang", "13a"), (None, "13a"), ("", "13a"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "language, name",
+    [
+        ("zh", "zh"),
+        ("zh-CN", "zh"),
+        ("zh_TW", "zh"),
+        ("ZH", "zh"),
+        ("th", "char"),
+        ("km", "char"),
+        ("lo", "char"),
+        ("my", "char"),
+        ("de", "13a"),
+        ("tgt", "13a"),
+        ("zhuang", "13a"),
+        (None, "13a"),
+        ("", "13a"),
+    ],
+)
 def test_the_tokeniser_follows_the_language(language, name):
     assert bleu.tokenizer_of(language) == name
     assert bleu.tokenizer_name(bleu.bleu_metric(None, language)) == name
 
 
-@pytest.mark.parametrize("language, name, extra", [("ja", "ja-mecab", "sacrebleu[ja]"), ("ko", "ko-mecab", "sacrebleu[ko]")])
+@pytest.mark.parametrize(
+    "language, name, extra", [("ja", "ja-mecab", "sacrebleu[ja]"), ("ko", "ko-mecab", "sacrebleu[ko]")]
+)
 def test_a_language_whose_extra_is_missing_is_counted_in_characters(language, name, extra, monkeypatch, caplog):
     monkeypatch.setattr(bleu, "find_spec", lambda module: None)
     assert bleu.tokenizer_of(language) == "char"
@@ -176,8 +215,11 @@ def test_chinese_is_scored_by_its_tokeniser_and_chrf_stays(scored):
     assert "|tok:char|" in scored("hyp", "ref", "--target-lang", "zh", "--tokenize", "char", **texts)
 
 
-OUTPUT = "".join(f"{kind}-{n}\t{text}\n" for n, text in enumerate(["one two\u2028three four\tfive", "six seven eight nine"])
-                 for kind, text in (("S", "x"), ("T", text), ("H", f"-0.1\t{text}"), ("D", f"-0.1\t{text}")))  # fmt: skip
+OUTPUT = "".join(
+    f"{kind}-{n}\t{text}\n"
+    for n, text in enumerate(["one two\u2028three four\tfive", "six seven eight nine"])
+    for kind, text in (("S", "x"), ("T", text), ("H", f"-0.1\t{text}"), ("D", f"-0.1\t{text}"))
+)
 
 
 def test_lines_of_fairseqs_output_are_read_whole(scored):
@@ -239,7 +281,10 @@ def batch(task, said, references):
     """What a generator would say, put into the task, and the batch with the targets; lists of lists of pieces."""
     eos, unk = task.tgt_dict.eos(), task.tgt_dict.unk()
     said, references = (
-        [torch.tensor([unk if piece == "<unk>" else task.tgt_dict.indices[piece] for piece in line] + [eos]) for line in lines]
+        [
+            torch.tensor([unk if piece == "<unk>" else task.tgt_dict.indices[piece] for piece in line] + [eos])
+            for line in lines
+        ]
         for lines in (said, references)
     )
     task.inference_step = lambda *args, **kwargs: [[{"tokens": tokens}] for tokens in said]
@@ -251,11 +296,17 @@ def zh_batch(task):
     return batch(task, said, references)
 
 
-@pytest.mark.parametrize("flags, target, name, points", [
-    ((), "zh", "zh", 76.67), ((), "zh_CN", "zh", 76.67), ((), "tgt", "13a", 0),
-    (("--eval-bleu-tokenize", "zh"), "tgt", "zh", 76.67),
-    (("--eval-bleu-tokenize", "13a"), "zh", "13a", 0), (("--eval-tokenized-bleu",), "zh", "none", 0),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "flags, target, name, points",
+    [
+        ((), "zh", "zh", 76.67),
+        ((), "zh_CN", "zh", 76.67),
+        ((), "tgt", "13a", 0),
+        (("--eval-bleu-tokenize", "zh"), "tgt", "zh", 76.67),
+        (("--eval-bleu-tokenize", "13a"), "zh", "13a", 0),
+        (("--eval-tokenized-bleu",), "zh", "none", 0),
+    ],
+)
 def test_validation_scores_by_the_tokeniser_of_the_language_or_the_flag(flags, target, name, points, caplog):
     with caplog.at_level("INFO"):
         task = validating(*flags, target=target)
@@ -270,8 +321,10 @@ def test_validation_counts_as_fairseq_does_by_its_tokenisers(flags):
     references = ["a c <unk> , c d", "<unk> , a b c d", "a b c d", "c d a b , a"]
     pieces = [[[w if w == "<unk>" else f"▁{w}" for w in line.split()] for line in side] for side in (said, references)]
     sample = batch(task, *pieces)
-    ours, theirs = (way(task, None, sample, None) for way in (NarTranslationTask._inference_with_bleu,
-                                                              TranslationTask._inference_with_bleu))  # fmt: skip
+    ours, theirs = (
+        way(task, None, sample, None)
+        for way in (NarTranslationTask._inference_with_bleu, TranslationTask._inference_with_bleu)
+    )
     assert vars(ours) == vars(theirs) and ours.score > 0
 
 

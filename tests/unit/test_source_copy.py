@@ -1,11 +1,20 @@
 """Source copies against the definition, written out in Python."""
+
 import math
 
 import pytest
 import torch
 
 from nar_plugins.data import source_copy
-from nar_plugins.data.source_copy import average, bounded, candidate_draws, distinct, from_fertilities, sample, soft_weights
+from nar_plugins.data.source_copy import (
+    average,
+    bounded,
+    candidate_draws,
+    distinct,
+    from_fertilities,
+    sample,
+    soft_weights,
+)
 
 
 def rows(copy):
@@ -13,7 +22,9 @@ def rows(copy):
     return [index[~padding].tolist() for index, padding in zip(copy.index, copy.padding)]
 
 
-@pytest.mark.parametrize("fertilities", [[[2, 0, 1], [0, 0, 1]], [[1, 1, 1]], [[0, 3, 1]], [[60, 0, 1]], [[1]], [[2, 1, 0], [1, 2, 4]]])
+@pytest.mark.parametrize(
+    "fertilities", [[[2, 0, 1], [0, 0, 1]], [[1, 1, 1]], [[0, 3, 1]], [[60, 0, 1]], [[1]], [[2, 1, 0], [1, 2, 4]]]
+)
 def test_every_token_as_often_as_its_fertility(fertilities):
     wanted = [[j for j, f in enumerate(row) for _ in range(f)] for row in fertilities]
     copy = from_fertilities(torch.tensor(fertilities))
@@ -91,7 +102,9 @@ def test_draws_depend_on_the_tokens_and_nothing_else():
     assert torch.equal(together[0, :, :3], candidate_draws(short, 1, 3, 4)[0])
     assert torch.equal(together[1], candidate_draws(long, 1, 3, 4)[0])
     assert not torch.equal(candidate_draws(short, 1, 4, 4), candidate_draws(short, 1, 3, 4))  # the seed counts
-    assert not torch.equal(candidate_draws(torch.tensor([[6, 5, 2]]), 1, 3, 4), candidate_draws(short, 1, 3, 4))  # and the order
+    assert not torch.equal(
+        candidate_draws(torch.tensor([[6, 5, 2]]), 1, 3, 4), candidate_draws(short, 1, 3, 4)
+    )  # and the order
     assert len(together.flatten().unique()) == together.numel()
 
 

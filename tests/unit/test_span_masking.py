@@ -1,4 +1,7 @@
-"""Spans for BANG's pre-training: where they are, what becomes of their tokens, what the decoder gets, and what it depends on."""
+"""Spans for BANG's pre-training: where they are, what becomes of their tokens, what the decoder gets, and what it
+depends on.
+"""
+
 from fractions import Fraction
 from types import SimpleNamespace
 
@@ -141,7 +144,9 @@ def test_samples_too_short_to_mask_are_skipped_and_counted(caplog):
 def test_no_sample_long_enough_is_an_error_that_says_how_long():
     with pytest.raises(ValueError) as error:
         dataset([7, 5, 1], name="valid")
-    assert str(error.value).startswith("valid: no sample is long enough to mask (the longest has 7 tokens, a span needs 8)")
+    assert str(error.value).startswith(
+        "valid: no sample is long enough to mask (the longest has 7 tokens, a span needs 8)"
+    )
 
 
 def test_the_batch():
@@ -149,11 +154,18 @@ def test_the_batch():
     batch = data.collater([data[i] for i in (1, 2, 0)])
     pad = data.pad
     assert batch["id"].tolist() == [1, 2, 0] and batch["nsentences"] == 3
-    assert batch["ntokens"] == int(batch["target"].ne(pad).sum()) == 72 + 1 + sum(s[2] for s in span_sizes(200, 64, RATIO))
+    assert (
+        batch["ntokens"] == int(batch["target"].ne(pad).sum()) == 72 + 1 + sum(s[2] for s in span_sizes(200, 64, RATIO))
+    )
     assert batch["net_input"]["src_lengths"].tolist() == [512, 8, 200]
     widths = {key: tuple(value.shape) for key, value in batch["net_input"].items()}
-    assert widths == {"src_tokens": (3, 512), "src_lengths": (3,), "prev_output_tokens": (3, 72), "positions": (3, 72),
-                      "target_idx": (3, 72)}  # fmt: skip
+    assert widths == {
+        "src_tokens": (3, 512),
+        "src_lengths": (3,),
+        "prev_output_tokens": (3, 72),
+        "positions": (3, 72),
+        "target_idx": (3, 72),
+    }
     for row, i in enumerate((1, 2, 0)):
         spans, own = data[i]["spans"], {k: v[row] for k, v in batch["net_input"].items()}
         n = len(spans.target)
@@ -162,7 +174,7 @@ def test_the_batch():
         # the position id of the previous token in the source, which has pad + 1 + its index
         assert own["positions"][:n].equal(pad + 1 + (spans.place - 1)) and own["positions"][n:].eq(pad).all()
         assert own["target_idx"][:n].equal(spans.offset) and own["target_idx"][n:].eq(0).all()
-        assert own["src_tokens"][len(spans.source):].eq(pad).all()
+        assert own["src_tokens"][len(spans.source) :].eq(pad).all()
     assert all(v.dtype == torch.int64 for v in batch["net_input"].values())
 
 

@@ -1,10 +1,11 @@
 """What the tasks do alike: the precision of the training step."""
+
 from types import SimpleNamespace
 
 import pytest
+import tiny
 import torch
 
-import tiny
 from nar_plugins.modules import precision
 
 
@@ -54,7 +55,9 @@ def test_auto_is_the_faster_type_and_is_said_once(slower, faster, monkeypatch, c
 
 def test_a_gpu_without_bfloat16_in_hardware_trains_in_float32(monkeypatch):
     for hardware, dtype in ((False, torch.float32), (True, torch.bfloat16)):
-        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: hardware and not including_emulation)
+        monkeypatch.setattr(
+            torch.cuda, "is_bf16_supported", lambda including_emulation: hardware and not including_emulation
+        )
         assert precision.faster_dtype(torch.device("cuda")) == dtype
 
 

@@ -1,15 +1,16 @@
 """Word-level distillation and NAT's fine-tuning, worked out slowly from their definitions."""
+
 import math
 
 import pytest
 import torch
+from test_cmlm import transformer_checkpoint
+from tiny import model
 
 from nar_plugins.criterions.finetune import REWARD_SCALE
 from nar_plugins.criterions.nar_loss import NarLoss
 from nar_plugins.data import source_copy
 from nar_plugins.data.noise import FERTILITY_STREAM, uniform
-from test_cmlm import transformer_checkpoint
-from tiny import model
 
 PAD, EOS, MASK = 1, 2, 24
 SOURCE = torch.tensor([[5, 6, 7, 2], [9, 2, 1, 1]])
@@ -42,7 +43,9 @@ def judge(ar, source, before):
     return logits
 
 
-@pytest.mark.parametrize("arch, flags", [("cmlm_tiny", ()), ("nat_tiny", ("--source-copy", "uniform")), ("nat_tiny", ())])
+@pytest.mark.parametrize(
+    "arch, flags", [("cmlm_tiny", ()), ("nat_tiny", ("--source-copy", "uniform")), ("nat_tiny", ())]
+)
 @pytest.mark.parametrize("weight, temperature", [(1.0, 1.0), (0.5, 2.0)])
 def test_soft_targets_are_the_teachers_distributions(teacher, arch, flags, weight, temperature):
     m, task = model(*flags, arch=arch)
@@ -62,7 +65,9 @@ def test_soft_targets_are_the_teachers_distributions(teacher, arch, flags, weigh
     wanted = weight * soft + (1 - weight) * float(plain["words_loss"])
     assert float(logs["words_loss"]) == pytest.approx(wanted, rel=1e-4)
     assert float(loss) == pytest.approx(float(plain["loss"]) - float(plain["words_loss"]) + wanted, rel=1e-4)
-    assert float(logs["words_nll"]) == pytest.approx(float(plain["words_nll"]))  # the perplexity stays that of the words
+    assert float(logs["words_nll"]) == pytest.approx(
+        float(plain["words_nll"])
+    )  # the perplexity stays that of the words
 
 
 def test_a_teacher_is_loaded_in_peace_while_bleu_is_measured(teacher):
@@ -92,7 +97,9 @@ def reverse_kl(m, ar, row, plan):
     """-sum_t sum_y p(y) log p_AR(y | own argmax before t) of one sentence alone."""
     source = SOURCE[row][SOURCE[row].ne(PAD)]
     out = m.encode(source.unsqueeze(0))
-    logits = m.predict(m.initial_canvas(out, torch.tensor([0]), torch.tensor([plan])), m.decoder.memory(out))[0].double()
+    logits = m.predict(m.initial_canvas(out, torch.tensor([0]), torch.tensor([plan])), m.decoder.memory(out))[
+        0
+    ].double()
     logits[:, MASK] = -math.inf
     best, total = logits[:, 2:].argmax(-1).add(2).tolist(), 0.0  # no <s> and no <pad>
     for t in range(len(best)):
@@ -121,7 +128,9 @@ def test_fine_tuning_is_the_papers_three_terms(teacher):
     for row, words in enumerate((3, 1)):
         plans = []
         for fertilities in (drawn, source_copy.average(lprobs.exp())):
-            plan = source_copy.bounded(fertilities[row, : words + 1], torch.tensor(words + 1), torch.tensor(2 * words + 2))
+            plan = source_copy.bounded(
+                fertilities[row, : words + 1], torch.tensor(words + 1), torch.tensor(2 * words + 2)
+            )
             plans.append(plan.tolist())
         sampled, expected = (reverse_kl(m, ar, row, plan) for plan in plans)
         rewards.append(expected - sampled)
@@ -142,34 +151,53 @@ def test_fine_tuning_is_the_papers_three_terms(teacher):
 def test_the_teacher_is_frozen_and_in_no_checkpoint(teacher):
     m, task = model(arch="nat_tiny")
     criterion = NarLoss(task, 0.0, 1.0, teacher=teacher)
-    assert criterion.teacher("cpu") and not list(criterion.parameters()) and not criterion.state_dict() and not list(criterion.children())
+    assert (
+        criterion.teacher("cpu")
+        and not list(criterion.parameters())
+        and not criterion.state_dict()
+        and not list(criterion.children())
+    )
     criterion.train()
-    assert not criterion.teacher("cpu").training and not any(p.requires_grad for p in criterion.teacher("cpu").parameters())
+    assert not criterion.teacher("cpu").training and not any(
+        p.requires_grad for p in criterion.teacher("cpu").parameters()
+    )
 
 
-@pytest.mark.parametrize("settings, message", [
-    ({"finetune_weight": 0.25}, "need --teacher CKPT"), ({"soft_target_weight": 0.5}, "need --teacher CKPT"),
-    ({"teacher_temperature": 2.0}, "need --teacher CKPT"), ({"finetune_weight": 1.5}, "--finetune-weight 1.5"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"finetune_weight": 0.25}, "need --teacher CKPT"),
+        ({"soft_target_weight": 0.5}, "need --teacher CKPT"),
+        ({"teacher_temperature": 2.0}, "need --teacher CKPT"),
+        ({"finetune_weight": 1.5}, "--finetune-weight 1.5"),
+    ],
+)
 def test_options_without_a_teacher_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         NarLoss(model()[1], 0.0, 1.0, **settings)
 
 
-@pytest.mark.parametrize("settings, message", [
-    ({"soft_target_weight": 0.0}, "--teacher has nothing to do"), ({"soft_target_weight": 2.0}, "--soft-target-weight 2.0"),
-    ({"teacher_temperature": 0.0}, "--teacher-temperature 0.0"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"soft_target_weight": 0.0}, "--teacher has nothing to do"),
+        ({"soft_target_weight": 2.0}, "--soft-target-weight 2.0"),
+        ({"teacher_temperature": 0.0}, "--teacher-temperature 0.0"),
+    ],
+)
 def test_options_of_a_teacher_without_a_sense_are_refused(teacher, settings, message):
     with pytest.raises(ValueError, match=message):
         NarLoss(model()[1], 0.0, 1.0, teacher=teacher, **settings)
 
 
-@pytest.mark.parametrize("arch, flags, settings, message", [
-    ("cmlm_tiny", (), {"finetune_weight": 0.25}, "--finetune-weight is for nat"),
-    ("nat_tiny", ("--source-copy", "soft"), {"finetune_weight": 0.25}, "--finetune-weight is for nat"),
-    ("nat_tiny", ("--ctc",), {}, "--ctc has none"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "arch, flags, settings, message",
+    [
+        ("cmlm_tiny", (), {"finetune_weight": 0.25}, "--finetune-weight is for nat"),
+        ("nat_tiny", ("--source-copy", "soft"), {"finetune_weight": 0.25}, "--finetune-weight is for nat"),
+        ("nat_tiny", ("--ctc",), {}, "--ctc has none"),
+    ],
+)
 def test_models_that_cannot_be_taught_so_are_refused(teacher, arch, flags, settings, message):
     m, task = model(*flags, arch=arch)
     m.train()

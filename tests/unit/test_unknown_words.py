@@ -1,11 +1,12 @@
 """Many ``<unk>``: a wrong segmentation where much is known of it, and else a warning."""
+
 import math
 
 import pytest
 import torch
+from tiny import dictionary
 
 from nar_plugins.data import checks
-from tiny import dictionary
 
 FEW, MANY = [torch.tensor([3, 5, 2])], [torch.tensor([3, 5, 2])] * 100  # half of 2, or of 200, words are unknown
 
@@ -16,9 +17,10 @@ def test_only_training_is_judged_by_every_word():
     assert checks.judged(train=True, training=False) == checks.judged(train=False, training=False) == math.inf
 
 
-@pytest.mark.parametrize("text, enough, refused", [
-    (FEW, 0, True), (FEW, 200, False), (MANY, 200, True), (MANY[:99], 200, False), (MANY, math.inf, False),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "text, enough, refused",
+    [(FEW, 0, True), (FEW, 200, False), (MANY, 200, True), (MANY[:99], 200, False), (MANY, math.inf, False)],
+)
 def test_a_small_split_and_one_that_is_only_decoded_are_warned_of(text, enough, refused, caplog):
     said = "test (src): 50% of the tokens are <unk>: was the text segmented as for its dictionary?"
     if refused:

@@ -1,4 +1,5 @@
 """What validation decodes with, what it says meanwhile, and half precision that is for GPUs only."""
+
 import logging
 from types import SimpleNamespace
 
@@ -22,7 +23,9 @@ def positions(one, task, generator) -> tuple:
     """Decoder passes, and the most positions of one, for three sentences of 3 to 6 tokens."""
     widths = []
     forward = one.decoder.forward
-    one.decoder.forward = lambda tokens, *args, **kwargs: widths.append(tokens.size(1)) or forward(tokens, *args, **kwargs)
+    one.decoder.forward = lambda tokens, *args, **kwargs: widths.append(tokens.size(1)) or forward(
+        tokens, *args, **kwargs
+    )
     source = source_batch([3, 4, 6], 20)
     sample = {"id": torch.arange(3), "net_input": {"src_tokens": source, "src_lengths": source.ne(1).sum(1)}}
     task.inference_step(generator, [one], sample)
@@ -53,12 +56,16 @@ def test_generation_itself_keeps_its_defaults():
     assert (generator.options.max_len_a, generator.options.max_len_b) == (0, 200)
 
 
-@pytest.mark.parametrize("flags, kwargs", [
-    ((), {"arch": "transformer_tiny", "criterion": "cross_entropy"}),
-    (("--eval-bleu-args", '{"beam": 1}'), {"arch": "blockwise_tiny", "criterion": "blockwise_loss"}),
-    ((), {"arch": "bang_tiny", "criterion": "bang_loss"}), (("--source-copy", "uniform"), {"arch": "nat_tiny"}),
-    ((), {"arch": "nat_tiny"}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "flags, kwargs",
+    [
+        ((), {"arch": "transformer_tiny", "criterion": "cross_entropy"}),
+        (("--eval-bleu-args", '{"beam": 1}'), {"arch": "blockwise_tiny", "criterion": "blockwise_loss"}),
+        ((), {"arch": "bang_tiny", "criterion": "bang_loss"}),
+        (("--source-copy", "uniform"), {"arch": "nat_tiny"}),
+        ((), {"arch": "nat_tiny"}),
+    ],
+)
 def test_outputs_of_every_generator_are_bounded_by_the_source(flags, kwargs):
     _, _, generator = built(*flags, **kwargs)
     options = getattr(generator, "options", generator)
@@ -76,8 +83,10 @@ def test_what_validation_decodes_with_is_said(caplog):
     with caplog.at_level(logging.INFO):
         built()
     said = [r.getMessage() for r in caplog.records if r.getMessage().startswith("--eval-bleu decodes")]
-    assert said == ['--eval-bleu decodes by mask_predict with {"iterations": 4, "length_beam": 1, "max_len_a": 2, "max_len_b": 20}: '
-                    "--eval-bleu-args changes it, fairseq-generate does without"]  # fmt: skip
+    assert said == [
+        '--eval-bleu decodes by mask_predict with {"iterations": 4, "length_beam": 1, "max_len_a": 2, "max_len_b": 20}'
+        ": --eval-bleu-args changes it, fairseq-generate does without"
+    ]
 
 
 def test_progress_is_logged_now_and_then(caplog, monkeypatch):
@@ -87,14 +96,24 @@ def test_progress_is_logged_now_and_then(caplog, monkeypatch):
     with caplog.at_level(logging.INFO):
         for _ in range(4):
             progress.add(8)
-    assert [r.getMessage() for r in caplog.records] == ["validation: 16 of 40 sentences in 11 s", "validation: 32 of 40 sentences in 24 s"]
+    assert [r.getMessage() for r in caplog.records] == [
+        "validation: 16 of 40 sentences in 11 s",
+        "validation: 32 of 40 sentences in 24 s",
+    ]
 
 
-@pytest.mark.parametrize("flags, said", [
-    (("--bf16",), "TPUs"), (("--memory-efficient-bf16",), "TPUs"), (("--fp16",), "GPUs only"),
-    (("--memory-efficient-fp16",), "GPUs only"), (("--fp16", "--fp16-no-flatten-grads"), "GPUs only"), (("--amp",), None),
-    (("--train-dtype", "bfloat16"), None),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "flags, said",
+    [
+        (("--bf16",), "TPUs"),
+        (("--memory-efficient-bf16",), "TPUs"),
+        (("--fp16",), "GPUs only"),
+        (("--memory-efficient-fp16",), "GPUs only"),
+        (("--fp16", "--fp16-no-flatten-grads"), "GPUs only"),
+        (("--amp",), None),
+        (("--train-dtype", "bfloat16"), None),
+    ],
+)
 @pytest.mark.parametrize("arch", ["cmlm_tiny", "transformer_tiny"])
 def test_half_precision_that_cannot_train_here_is_named(flags, said, arch, monkeypatch):
     given = {"arch": arch, "criterion": "nar_loss" if arch == "cmlm_tiny" else "cross_entropy"}

@@ -1,4 +1,5 @@
 """BERT's tokeniser, its vocabulary's bad lines, and the two commands around them."""
+
 import subprocess
 import sys
 from argparse import Namespace
@@ -13,7 +14,26 @@ from nar_plugins.data.dictionary import BertDictionary, join_pieces, load_dictio
 from nar_plugins.data.wordpiece import WordPiece, basic_tokens, read_vocabulary
 
 SPECIAL = ["[PAD]", "[unused0]", "[unused1]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-WORDS = ["em", "##bed", "##ding", "##s", "the", "a", "un", "##aff", "##able", ".", ",", "'", "caf", "##e", "北", "[", "]", "sep"]
+WORDS = [
+    "em",
+    "##bed",
+    "##ding",
+    "##s",
+    "the",
+    "a",
+    "un",
+    "##aff",
+    "##able",
+    ".",
+    ",",
+    "'",
+    "caf",
+    "##e",
+    "北",
+    "[",
+    "]",
+    "sep",
+]
 
 
 @pytest.fixture
@@ -31,20 +51,30 @@ def bpe(vocabulary):
     return WordPiece(Namespace(wordpiece_vocab=str(vocabulary()), wordpiece_cased=False))
 
 
-@pytest.mark.parametrize("text, expected", [
-    ("Hello, World!", ["hello", ",", "world", "!"]),
-    ("it's 3.5$ (US)", ["it", "'", "s", "3", ".", "5", "$", "(", "us", ")"]),
-    ("café NAÏVE", ["cafe", "naive"]),
-    ("a\tb\u00a0c\u2028d\n", ["a", "b", "c", "d"]),
-    ("ab\u200dc\ufffdd\x00e", ["abcde"]),  # joiners and control characters vanish
-    ("a\x0bb\x0cc\x1cd\x1de\x1ef\x1fg\x85h", ["abcdefgh"]),  # which Python calls white space, and BERT control characters
-    ("a\r\nb\u2029c\u3000d\u1680e", ["a", "b", "c", "d", "e"]),
-    ("\u039f\u0394\u039f\u03a3 \u03c2", ["\u03bf\u03b4\u03bf\u03c3", "\u03c2"]),  # letter by letter: no final sigma is made
-    ("\u0130", ["i"]),  # of two characters in lower case
-    ("x北京y", ["x", "北", "京", "y"]),
-    ("a\u2014b \u201cq\u201d", ["a", "\u2014", "b", "\u201c", "q", "\u201d"]),
-    ("", []), ("  ", []),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("Hello, World!", ["hello", ",", "world", "!"]),
+        ("it's 3.5$ (US)", ["it", "'", "s", "3", ".", "5", "$", "(", "us", ")"]),
+        ("café NAÏVE", ["cafe", "naive"]),
+        ("a\tb\u00a0c\u2028d\n", ["a", "b", "c", "d"]),
+        ("ab\u200dc\ufffdd\x00e", ["abcde"]),  # joiners and control characters vanish
+        (
+            "a\x0bb\x0cc\x1cd\x1de\x1ef\x1fg\x85h",
+            ["abcdefgh"],
+        ),  # which Python calls white space, and BERT control characters
+        ("a\r\nb\u2029c\u3000d\u1680e", ["a", "b", "c", "d", "e"]),
+        (
+            "\u039f\u0394\u039f\u03a3 \u03c2",
+            ["\u03bf\u03b4\u03bf\u03c3", "\u03c2"],
+        ),  # letter by letter: no final sigma is made
+        ("\u0130", ["i"]),  # of two characters in lower case
+        ("x北京y", ["x", "北", "京", "y"]),
+        ("a\u2014b \u201cq\u201d", ["a", "\u2014", "b", "\u201c", "q", "\u201d"]),
+        ("", []),
+        ("  ", []),
+    ],
+)
 def test_basic_tokens(text, expected):
     assert basic_tokens(text) == expected
 
@@ -53,13 +83,18 @@ def test_cased_keeps_case_and_accents():
     assert basic_tokens("Café!", cased=True) == ["Café", "!"]
 
 
-@pytest.mark.parametrize("text, pieces", [
-    ("The embeddings.", "the em ##bed ##ding ##s ."),
-    ("unaffable", "un ##aff ##able"),
-    ("unaffablex", "[UNK]"),  # a rest that no piece fits makes the whole word unknown
-    ("a" * 101, "[UNK]"), ("Café, xyz", "caf ##e , [UNK]"), ("", ""),
-    ("the [SEP] a [MASK] [sep] [x]", "the [SEP] a [MASK] [ sep ] [ [UNK] ]"),  # GLGE's "answer [SEP] passage"
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "text, pieces",
+    [
+        ("The embeddings.", "the em ##bed ##ding ##s ."),
+        ("unaffable", "un ##aff ##able"),
+        ("unaffablex", "[UNK]"),  # a rest that no piece fits makes the whole word unknown
+        ("a" * 101, "[UNK]"),
+        ("Café, xyz", "caf ##e , [UNK]"),
+        ("", ""),
+        ("the [SEP] a [MASK] [sep] [x]", "the [SEP] a [MASK] [ sep ] [ [UNK] ]"),  # GLGE's "answer [SEP] passage"
+    ],
+)
 def test_encode(bpe, text, pieces):
     assert bpe.encode(text) == pieces
     assert bpe.encode(pieces.replace(" ##", "")) == pieces  # pieces joined are encoded alike
@@ -80,12 +115,19 @@ def test_registered_as_a_fairseq_bpe(vocabulary):
         build_bpe(Namespace(bpe="wordpiece", wordpiece_vocab=None, wordpiece_cased=False))
 
 
-@pytest.mark.parametrize("symbols, said", [
-    ([], "is empty"), ([s for s in SPECIAL if s != "[MASK]"], "has no [MASK]"),
-    ([s for s in SPECIAL if s != "[SEP]"], "has no [SEP]"), ([*SPECIAL, "a", "b", "a"], "line 10: 'a' is in line 8 already"),
-    ([*SPECIAL, "", "b"], "line 8 is empty"), ([*SPECIAL, "a b"], "line 8: 'a b' is more than one symbol"),
-    (["a", *SPECIAL], "begins with 'a'"), ([*SPECIAL, "a", "a\tb"], "line 9: 'a\tb' is more than one symbol"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "symbols, said",
+    [
+        ([], "is empty"),
+        ([s for s in SPECIAL if s != "[MASK]"], "has no [MASK]"),
+        ([s for s in SPECIAL if s != "[SEP]"], "has no [SEP]"),
+        ([*SPECIAL, "a", "b", "a"], "line 10: 'a' is in line 8 already"),
+        ([*SPECIAL, "", "b"], "line 8 is empty"),
+        ([*SPECIAL, "a b"], "line 8: 'a b' is more than one symbol"),
+        (["a", *SPECIAL], "begins with 'a'"),
+        ([*SPECIAL, "a", "a\tb"], "line 9: 'a\tb' is more than one symbol"),
+    ],
+)
 def test_a_broken_vocabulary_is_refused(vocabulary, tmp_path, symbols, said):
     path = vocabulary(symbols)
     with pytest.raises(SystemExit) as stop:
@@ -171,6 +213,9 @@ def test_the_command_keeps_every_line(vocabulary):
     assert done.stdout.decode() == "the em ##bed ##ding ##s .\n\n[UNK]\n\nun ##aff ##able\n", done.stderr
     back = run("decode", given=done.stdout.decode())
     assert back.stdout.decode() == "the embeddings .\n\n[UNK]\n\nunaffable\n"
-    for arguments, said in ((["encode"], "encode needs --vocab"), (["encode", "--vocab", "nothing"], "no vocabulary nothing")):
+    for arguments, said in (
+        (["encode"], "encode needs --vocab"),
+        (["encode", "--vocab", "nothing"], "no vocabulary nothing"),
+    ):
         with pytest.raises(SystemExit, match=said):
             wordpiece.main(arguments)

@@ -1,4 +1,5 @@
 """Tiny tasks and models for the unit tests, built from the flags that a user types."""
+
 from argparse import Namespace
 
 import torch
