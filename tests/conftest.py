@@ -16,7 +16,7 @@ from fairseq.models import ARCH_MODEL_REGISTRY
 from in_process import here
 
 from nar_plugins.data.dictionary import add_mask
-from nar_plugins.generators.mask_predict import MaskPredictConfig, MaskPredictGenerator
+from nar_plugins.generators.canvas.mask_predict import MaskPredictConfig, MaskPredictGenerator
 from nar_plugins.generators.registry import generation_options
 
 ROOT = Path(__file__).resolve().parent.parent

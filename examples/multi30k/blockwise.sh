@@ -15,7 +15,7 @@ for checkpoint in "$ar" "$frozen" "$tuned"; do
 done
 
 check() {  # data
-    "$bin/python" "$root/scripts/check_blockwise.py" "$1" $device --ar "$ar" --system "frozen heads" "$frozen" "" \
+    "$bin/python" "$root/benchmarks/check_blockwise.py" "$1" $device --ar "$ar" --system "frozen heads" "$frozen" "" \
         --system "frozen heads, 8 a call" "$frozen" "--verify-block 8" --system "jacobi, untouched" "$ar" "--drafter jacobi" \
         --system "copy, untouched" "$ar" "--drafter copy" "${drafted[@]}"
 }

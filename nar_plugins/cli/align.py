@@ -16,10 +16,7 @@ import numpy as np
 from fairseq.data import Dictionary
 from fairseq.utils import split_paths
 
-from nar_plugins.data.checks import check_files, check_languages, infer_languages
-from nar_plugins.data.dictionary import load_dictionary, not_words
-from nar_plugins.data.fertility import fertility_path, write_fertilities
-from nar_plugins.distill.align import (
+from nar_plugins.corpora.align import (
     MOST_LINKS,
     WARN_UNLINKED,
     Aligner,
@@ -31,6 +28,9 @@ from nar_plugins.distill.align import (
     parse_links,
     unlinked,
 )
+from nar_plugins.data.checks import check_files, check_languages, infer_languages
+from nar_plugins.data.dictionary import load_dictionary, not_words
+from nar_plugins.data.fertility import fertility_path, write_fertilities
 
 SPLIT = re.compile(r"(train|valid|test)(\d*)")
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from nar_plugins.criterions.sums import Sums
 from nar_plugins.criterions.unwrap import unwrapped
 from nar_plugins.data.noise import MODE_STREAM, ROW_STREAM, uniform
-from nar_plugins.modules.cells import Cells, span_starts
+from nar_plugins.models.bang.stream_layout import Cells, span_starts
 
 CLASSES = ("ar", "bridge", "nar")
 

@@ -10,10 +10,10 @@ from fairseq import metrics
 from fairseq.criterions import FairseqCriterion, register_criterion
 from fairseq.dataclass import FairseqDataclass
 
-from nar_plugins.criterions.finetune import finetune_parts
+from nar_plugins.checkpoint_io.teachers import load_teacher
+from nar_plugins.criterions.nat_finetuning import finetune_parts
 from nar_plugins.criterions.sums import Sums
 from nar_plugins.data.noise import FERTILITY_STREAM, uniform
-from nar_plugins.models.companions import load_teacher
 from nar_plugins.modules.losses import LossPart, soft_word_loss
 from nar_plugins.modules.teacher_forcing import check_forced, encode_source, forced_features, forced_lprobs
 

@@ -7,12 +7,12 @@ from typing import Dict, List, Optional
 import torch
 from fairseq.sequence_generator import SequenceGenerator, SequenceGeneratorWithAlignment
 
+from nar_plugins.checkpoint_io.mask_row import refuse_adaptive_softmax
 from nar_plugins.data.inference import part_of
 from nar_plugins.generators.hypothesis import prefixes
+from nar_plugins.generators.left_to_right.greedy_rules import check_min_len
 from nar_plugins.generators.registry import generation_options
-from nar_plugins.generators.rules import check_min_len
 from nar_plugins.modules.linear import fast_linear
-from nar_plugins.modules.vocabulary import refuse_adaptive_softmax
 
 
 class BeamGenerator:

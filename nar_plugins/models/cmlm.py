@@ -8,8 +8,8 @@ from torch import Tensor
 
 from nar_plugins.data.canvas import blank_canvas
 from nar_plugins.data.noise import mask_uniform
-from nar_plugins.models.nar_base import NarModel
-from nar_plugins.models.presets import default, sizes, switch_on
+from nar_plugins.models.architectures import default, sizes, switch_on
+from nar_plugins.models.base import NarModel
 from nar_plugins.modules.losses import LossPart, length_loss
 
 

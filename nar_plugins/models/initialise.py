@@ -11,8 +11,8 @@ from fairseq.modules import MultiheadAttention
 from torch import Tensor
 
 from nar_plugins import compat
+from nar_plugins.checkpoint_io.teachers import check_symbols
 from nar_plugins.data.dictionary import check_same_symbols
-from nar_plugins.models.companions import check_symbols
 from nar_plugins.modules.length_head import LengthHead
 
 logger = logging.getLogger(__name__)

@@ -15,7 +15,7 @@ from fairseq.modules.transformer_layer import TransformerDecoderLayerBase
 from torch import Tensor
 
 from nar_plugins.modules.attention import allowed_sources, attend, split_heads
-from nar_plugins.modules.slots import Slots
+from nar_plugins.modules.kv_cache import Slots
 
 
 class BlockCache:

@@ -1,8 +1,8 @@
 """Linear layers by oneDNN while decoding in float32 on a CPU.
 
 PyTorch gives float32 products on CPUs to MKL, whose kernels use half of what an AMD processor with AVX-512 can do:
-oneDNN, which PyTorch carries too, was measured 2.3 times faster on one (``scripts/bench_against_stock.py``) and as fast
-on an Intel one. On an AMD processor that has AVX2 only MKL is as fast, and faster with few rows, because oneDNN
+oneDNN, which PyTorch carries too, was measured 2.3 times faster on one (``benchmarks/bench_against_stock.py``) and as
+fast on an Intel one. On an AMD processor that has AVX2 only MKL is as fast, and faster with few rows, because oneDNN
 reorders the weights in every call. A call of it costs some 15 us more besides, which is several times the product
 itself where a small model decodes one sentence. Processors of other kinds were not measured, and keep PyTorch's choice.
 """
@@ -77,7 +77,7 @@ def chosen_by_size(weight: Tensor, bias: Optional[Tensor]) -> Callable[[Tensor],
 
 
 def small(weight: Tensor) -> int:
-    """Multiplications below which a product with ``weight`` is left to MKL (``scripts/bench_linear.py``)."""
+    """Multiplications below which a product with ``weight`` is left to MKL (``benchmarks/bench_linear.py``)."""
     return SMALL if weight.numel() >= LARGE_WEIGHT else 4 * SMALL
 
 

@@ -16,6 +16,7 @@ from fairseq.tasks import FairseqTask
 from omegaconf import II
 from torch import Tensor
 
+from nar_plugins.checkpoint_io.mask_row import accept_missing_mask_row
 from nar_plugins.data.dictionary import check_same_symbols
 from nar_plugins.data.noise import VALIDATION_UPDATE
 from nar_plugins.models.flags import refuse_adaptive, refuse_merged, refuse_unread
@@ -23,7 +24,6 @@ from nar_plugins.models.initialise import check_finetuned
 from nar_plugins.models.pairing import check_criterion, check_foreign_model
 from nar_plugins.modules.attention import training_kernel
 from nar_plugins.modules.precision import faster_dtype
-from nar_plugins.modules.vocabulary import accept_missing_mask_row
 
 logger = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ import pytest
 from conftest import ROOT
 
 from nar_plugins import compat
-from nar_plugins.export.convert import read_symbols
+from nar_plugins.checkpoint_io.convert_mask_predict import read_symbols
 
 
 def run(*arguments, **kwargs) -> subprocess.CompletedProcess:

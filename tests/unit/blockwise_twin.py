@@ -12,8 +12,8 @@ from tiny import model
 
 from nar_plugins.data.noise import uniform
 from nar_plugins.generators.beam import BeamGenerator
-from nar_plugins.generators.blockwise import BlockwiseConfig, BlockwiseGenerator
-from nar_plugins.generators.drafters import Drafter, Drafts
+from nar_plugins.generators.left_to_right.blockwise import BlockwiseConfig, BlockwiseGenerator
+from nar_plugins.generators.left_to_right.drafters.base import Drafter, Drafts
 from nar_plugins.generators.registry import generation_options
 
 PAD, EOS, UNK, MASK, WORDS = 1, 2, 3, 24, 20

@@ -18,7 +18,7 @@ from in_process import MAINS
 from omegaconf import OmegaConf
 from tiny import arguments, dictionary
 
-from nar_plugins.tasks.nar_translation import NarTranslationTask
+from nar_plugins.tasks.translation import NarTranslationTask
 
 PARSERS = {
     "fairseq-generate": options.get_generation_parser,

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from nar_plugins.distill.align import Aligner, Text, fertilities, read_links
+from nar_plugins.corpora.align import Aligner, Text, fertilities, read_links
 
 
 def translations(pairs: int, seed: int, reach: float = 1.5, words: int = 300):

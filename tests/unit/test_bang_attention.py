@@ -6,11 +6,11 @@ import pytest
 import torch
 from bang_twin import dense_attention, stream_positions, visible
 
-from nar_plugins.modules.cells import HIDDEN, lay_out, row_sizes
-from nar_plugins.modules.n_stream_attention import NStreamAttention
+from nar_plugins.models.bang.attention import NStreamAttention
+from nar_plugins.models.bang.relative_positions import bucket, bucket_table, look_up
+from nar_plugins.models.bang.row_attention import row_attention
+from nar_plugins.models.bang.stream_layout import HIDDEN, lay_out, row_sizes
 from nar_plugins.modules.packing import collect, spread
-from nar_plugins.modules.relative_buckets import bucket, bucket_table, look_up
-from nar_plugins.modules.row_attention import row_attention
 
 TABLE = bucket_table()
 SPEC = """

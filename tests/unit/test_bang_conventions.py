@@ -11,7 +11,7 @@ from test_bang_generator import LIMIT, SOURCE, random_bang, settings_of
 
 from nar_plugins.data.dictionary import BertDictionary
 from nar_plugins.generators import registry
-from nar_plugins.generators.bang import BangConfig, BangGenerator, ParallelBangGenerator, report
+from nar_plugins.generators.left_to_right.bang import BangConfig, BangGenerator, ParallelBangGenerator, report
 
 BOS, EMPTY = 0, 4  # the row of SOURCE that is </s> only
 POLICIES = [

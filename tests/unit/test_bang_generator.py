@@ -13,10 +13,10 @@ from conftest import source_batch
 from fairseq.sequence_generator import SequenceGenerator
 from tiny import model
 
-from nar_plugins.generators.bang import BangConfig, BangGenerator, report, served_by
-from nar_plugins.generators.bang_verify import RowDrafter
 from nar_plugins.generators.beam import BeamGenerator
-from nar_plugins.generators.blockwise import BlockwiseConfig, BlockwiseGenerator
+from nar_plugins.generators.left_to_right.bang import BangConfig, BangGenerator, report, served_by
+from nar_plugins.generators.left_to_right.blockwise import BlockwiseConfig, BlockwiseGenerator
+from nar_plugins.generators.left_to_right.drafters.masks import RowDrafter
 from nar_plugins.generators.registry import generation_options, resolve
 
 SOURCE = source_batch([5, 9, 2, 7, 1, 12], WORDS)
@@ -242,7 +242,7 @@ def test_verify_drafts_what_the_masks_say(made):
         MASK,
     )
     batch = gen.start(SOURCE, [one.encoder.forward_torchscript(sample_of(SOURCE)["net_input"])], None, EOS)
-    from nar_plugins.generators.block_size import BlockSize
+    from nar_plugins.generators.left_to_right.drafters.length_policy import BlockSize
 
     gen.step(batch, None, BlockSize(gen.drafter, 3, "cpu"))
     wanted = decode([one], task, "block", bang_block=3)

@@ -14,7 +14,7 @@ from nar_plugins.cli import bench
 from nar_plugins.data.bleu import UNKNOWN_IN_REFERENCE
 from nar_plugins.measure.quality import score
 from nar_plugins.measure.speed import System
-from nar_plugins.tasks.nar_translation import NarTranslationTask
+from nar_plugins.tasks.translation import NarTranslationTask
 
 TASK = ("--user-dir", ROOT / "nar_plugins", "--task", "nar_translation", "--cpu")
 TRAIN = (

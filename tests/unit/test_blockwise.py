@@ -8,7 +8,7 @@ from blockwise_twin import sequential_state
 from conftest import source_batch
 from tiny import model
 
-from nar_plugins.modules.proposal_heads import ProposalHeads
+from nar_plugins.models.blockwise.parallel_heads import ProposalHeads
 
 WORDS, PAD, EOS = 20, 1, 2
 

@@ -14,9 +14,9 @@ from conftest import source_batch
 from fairseq.dataclass.configs import GenerationConfig
 from tiny import model
 
-from nar_plugins.generators.block_size import BlockSize
-from nar_plugins.generators.blockwise import BlockwiseGenerator, report
-from nar_plugins.generators.drafters import CopyDrafter, Drafter, Drafts, JacobiDrafter, Verified
+from nar_plugins.generators.left_to_right.blockwise import BlockwiseGenerator, report
+from nar_plugins.generators.left_to_right.drafters.base import CopyDrafter, Drafter, Drafts, JacobiDrafter, Verified
+from nar_plugins.generators.left_to_right.drafters.length_policy import BlockSize
 from nar_plugins.generators.registry import resolve
 from nar_plugins.modules.block_decoder import BlockDecoder
 

@@ -11,8 +11,8 @@ from fairseq.models import ARCH_MODEL_REGISTRY
 from fairseq.tasks.translation import TranslationTask
 from omegaconf import OmegaConf
 
-from nar_plugins.models.companions import check_drafter, check_teacher, load_drafter, load_teacher
-from nar_plugins.tasks.nar_translation import NarTranslationTask
+from nar_plugins.checkpoint_io.teachers import check_drafter, check_teacher, load_drafter, load_teacher
+from nar_plugins.tasks.translation import NarTranslationTask
 
 
 def arguments(task: str):

@@ -9,8 +9,8 @@ from conftest import FIXTURES, ROOT, hypotheses
 from fairseq import checkpoint_utils, tasks
 from in_process import here
 
+from nar_plugins.checkpoint_io.convert_bang import check_names, expected_names, rename_bang, shape_flags
 from nar_plugins.cli import convert
-from nar_plugins.export.bang import check_names, expected_names, rename_bang, shape_flags
 
 MASK_ROW = "decoder.ngram_input_embed.weight"
 

@@ -13,9 +13,9 @@ import tiny
 import torch
 from fairseq.data import data_utils
 
-from nar_plugins.distill import corpus
-from nar_plugins.distill.broken import GRACE, REASONS, Limits, most_repeats, reason
-from nar_plugins.distill.corpus import Folder, Job, binarise, report_of, write
+from nar_plugins.corpora import distill as corpus
+from nar_plugins.corpora.distill import Folder, Job, binarise, report_of, write
+from nar_plugins.corpora.filters import GRACE, REASONS, Limits, most_repeats, reason
 
 EOS, UNK = 2, 3
 

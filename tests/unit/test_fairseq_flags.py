@@ -24,8 +24,8 @@ from fairseq.tasks.translation import TranslationConfig
 from fairseq.trainer import Trainer
 from in_process import here, refusal
 
-from nar_plugins.models import nar_base
-from nar_plugins.tasks.nar_translation import NarTranslationTask
+from nar_plugins.models import base as nar_base
+from nar_plugins.tasks.translation import NarTranslationTask
 
 # what a flag does to a model; what fairseq cannot do with its own, or not to the last bit, is not tried
 CHANGES, SAME, BOUNDS, REFUSED, UNTRIED = "changes", "same to the last bit", "other bounds", "refused", "untried"

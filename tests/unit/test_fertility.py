@@ -9,7 +9,7 @@ from fairseq.data import Dictionary, LanguagePairDataset, ListDataset
 
 from nar_plugins.data import fertility
 from nar_plugins.data.fertility import FertilityDataset, fertility_path, read_fertilities, write_fertilities
-from nar_plugins.tasks.nar_translation import NarTranslationConfig, NarTranslationTask
+from nar_plugins.tasks.translation import NarTranslationConfig, NarTranslationTask
 
 SIZES = np.array([3, 1, 4, 2, 6, 3])
 VALUES = np.array([2, 0, 1, 5, 0, 12, 100, 1, 0, 1, *(0, 0, 0, 0, 0, 1), 1, 1, 1])

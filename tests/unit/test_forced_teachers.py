@@ -8,10 +8,10 @@ import torch
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from test_companions import edited, save
 
-from nar_plugins.criterions.finetune import reverse_kl
+from nar_plugins.checkpoint_io.teachers import check_teacher, load_teacher
+from nar_plugins.criterions.nat_finetuning import reverse_kl
 from nar_plugins.generators.beam import BeamGenerator
-from nar_plugins.generators.rescore import Rescorer
-from nar_plugins.models.companions import check_teacher, load_teacher
+from nar_plugins.generators.canvas.rescore import Rescorer
 from nar_plugins.modules.block_decoder import BlockDecoder, positional
 from nar_plugins.modules.teacher_forcing import check_forced, encode_source, forced_features
 

@@ -8,8 +8,8 @@ from blockwise_twin import WORDS, Oracle, blockwise, greedy, random_models
 from test_blockwise_generator import SOURCE, decode, with_heads
 from tiny import model
 
-from nar_plugins.generators.block_size import BlockSize
-from nar_plugins.generators.drafters import Drafts
+from nar_plugins.generators.left_to_right.drafters.base import Drafts
+from nar_plugins.generators.left_to_right.drafters.length_policy import BlockSize
 
 
 class Unsure(Oracle):

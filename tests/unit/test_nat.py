@@ -5,8 +5,8 @@ import torch
 from tiny import arguments, model
 from torch.nn.functional import layer_norm, linear, relu
 
-from nar_plugins.data import source_copy
-from nar_plugins.modules.positional_attention import not_itself
+from nar_plugins.models.nat.positional_attention import not_itself
+from nar_plugins.modules import source_copy
 
 PAD, EOS, MASK = 1, 2, 24
 SOURCE = torch.tensor([[5, 6, 7, 8, 2], [9, 2, 1, 1, 1], [4, 4, 10, 2, 1]])

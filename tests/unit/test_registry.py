@@ -15,7 +15,7 @@ from tiny import arguments, model
 
 import nar_plugins  # noqa: F401
 from nar_plugins.generators import registry
-from nar_plugins.generators.mask_predict import MaskPredictGenerator
+from nar_plugins.generators.canvas.mask_predict import MaskPredictGenerator
 
 
 class Cmlm:

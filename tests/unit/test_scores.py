@@ -15,13 +15,13 @@ from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from fairseq.tasks.translation import TranslationTask
 from test_bang_examples import script
 
+from nar_plugins.checkpoint_io.convert_mask_predict import read_symbols
 from nar_plugins.cli import score as nar_score
 from nar_plugins.cli import user_dir
 from nar_plugins.data import bleu
 from nar_plugins.data.lines import read_lines, split_lines
-from nar_plugins.export.convert import read_symbols
 from nar_plugins.measure.quality import score, warn_of_references
-from nar_plugins.tasks.nar_translation import NarTranslationTask
+from nar_plugins.tasks.translation import NarTranslationTask
 
 NO_ENDS = [
     "\u2028",

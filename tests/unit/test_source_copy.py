@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from nar_plugins.data import source_copy
-from nar_plugins.data.source_copy import (
+from nar_plugins.modules import source_copy
+from nar_plugins.modules.source_copy import (
     average,
     bounded,
     candidate_draws,

@@ -15,7 +15,7 @@ def test_ruff_finds_nothing(arguments):
 
 def test_nothing_is_exempt_from_the_formatter():
     exempt = "fmt: "  # the next word is skip, off or on
-    for folder in ("nar_plugins", "tests", "examples", "scripts"):
+    for folder in ("nar_plugins", "tests", "examples", "scripts", "benchmarks"):
         for file in (ROOT / folder).rglob("*.py"):
             for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
                 assert f"# {exempt}" not in line, f"{file.relative_to(ROOT)}:{number}"

@@ -7,10 +7,10 @@ import torch
 from test_cmlm import transformer_checkpoint
 from tiny import model
 
-from nar_plugins.criterions.finetune import REWARD_SCALE
 from nar_plugins.criterions.nar_loss import NarLoss
-from nar_plugins.data import source_copy
+from nar_plugins.criterions.nat_finetuning import REWARD_SCALE
 from nar_plugins.data.noise import FERTILITY_STREAM, uniform
+from nar_plugins.modules import source_copy
 
 PAD, EOS, MASK = 1, 2, 24
 SOURCE = torch.tensor([[5, 6, 7, 2], [9, 2, 1, 1]])

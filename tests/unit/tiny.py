@@ -8,7 +8,7 @@ from fairseq.data import Dictionary
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 
 import nar_plugins  # noqa: F401  (registers everything)
-from nar_plugins.tasks.nar_translation import NarTranslationTask
+from nar_plugins.tasks.translation import NarTranslationTask
 
 
 def arguments(*flags: str, arch: str = "cmlm_tiny", criterion: str = "nar_loss") -> Namespace:

@@ -1,0 +1,103 @@
+"""What ``fast_linear`` costs or gains fairseq's own search, by which every ratio of ours is divided, in turns in one
+process.
+
+    python benchmarks/bench_linear.py [--small 20,22,24] [--repeats 9]
+
+Random weights, sources of 12 words, outputs of 12 tokens. Rows: fairseq's generator as it is, ours without fast_linear,
+and ours with products from 2^N multiplications on given to oneDNN; medians and quartiles of the seconds, and the ratio
+of medians to fairseq's.
+"""
+
+import argparse
+import logging
+import statistics
+import time
+from contextlib import nullcontext
+from unittest import mock
+
+import torch
+from bench_against_stock import task_of
+from fairseq import options
+from fairseq.models import ARCH_MODEL_REGISTRY
+from fairseq.sequence_generator import SequenceGenerator
+
+import nar_plugins  # noqa: F401
+from nar_plugins.generators import beam
+from nar_plugins.modules import linear
+
+SIZES = {"128, 3+3 layers, 2,000 words": (128, 512, 3, 2000), "512, 6+6 layers, 10,000 words": (512, 2048, 6, 10000)}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--small", default="20,22", help="thresholds, as powers of two")
+    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--sentences", type=int, default=12, help="decoded a timing, at batch size 1")
+    args = parser.parse_args()
+    logging.disable(logging.INFO)
+    print(
+        f"{torch.get_num_threads()} threads, torch {torch.__version__}, oneDNN "
+        f"{'used' if linear.faster() else 'not used'}"
+    )
+    for name, size in SIZES.items():
+        for width in (1, 5):
+            row(name, size, width, args)
+
+
+def row(name: str, size: tuple, width: int, args) -> None:
+    dim, ffn, layers, words = size
+    task = task_of(words)
+    given = ["data", "--task", "nar_translation", "--arch", "transformer", "--share-all-embeddings"]
+    for side in ("encoder", "decoder"):
+        given += [
+            f"--{side}-embed-dim={dim}",
+            f"--{side}-ffn-embed-dim={ffn}",
+            f"--{side}-attention-heads=4",
+            f"--{side}-layers={layers}",
+        ]
+    torch.manual_seed(1)
+    arguments = options.parse_args_and_arch(options.get_training_parser("nar_translation"), given)
+    model = ARCH_MODEL_REGISTRY["transformer"].build_model(arguments, task).eval()
+    search = SequenceGenerator([model], task.target_dictionary, beam_size=width, max_len_b=11, min_len=11)
+    ours = beam.BeamGenerator(search, [model], task.mask_index)
+    torch.manual_seed(2)
+    sources = torch.randint(4, words - 2, (args.sentences, 1, 13))
+    sources[..., -1] = 2
+    samples = [
+        {"id": torch.zeros(1), "net_input": {"src_tokens": s, "src_lengths": torch.tensor([13])}} for s in sources
+    ]
+
+    def with_threshold(power):
+        with mock.patch.object(linear, "SMALL", 1 << power):
+            decode(ours)
+
+    def without():
+        with mock.patch.object(beam, "fast_linear", lambda *args: nullcontext()):
+            decode(ours)
+
+    def decode(generator):
+        for sample in samples:
+            generator.generate([model], sample)
+
+    powers = [int(power) for power in args.small.split(",")]
+    loops = {"fairseq": lambda: torch.no_grad()(decode)(search), "ours, no fast_linear": without}
+    loops.update({f"ours, from 2^{power}": lambda power=power: with_threshold(power) for power in powers})
+    times = {loop: [] for loop in loops}
+    for turn in range(args.repeats + 1):
+        for loop, run in loops.items():
+            start = time.perf_counter()
+            run()
+            if turn:  # the first one prepares
+                times[loop].append(time.perf_counter() - start)
+    base = statistics.median(times["fairseq"])
+    print(f"\n{name}, beam {width}")
+    for loop, seconds in times.items():
+        low, middle, high = statistics.quantiles(seconds, n=4)
+        print(
+            f"  {loop:22}{middle * 1000 / args.sentences:8.2f} ms a sentence ({low * 1000 / args.sentences:.2f} to "
+            f"{high * 1000 / args.sentences:.2f}), {middle / base:.3f} x fairseq's time"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Corpora made by models: distilled targets and word alignments."""

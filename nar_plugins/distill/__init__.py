@@ -1,1 +1,0 @@
-"""What surrounds training with other data than the real text: teacher output, word alignments."""

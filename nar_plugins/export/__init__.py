@@ -1,1 +1,0 @@
-"""Checkpoints in and out."""

@@ -1,0 +1,1 @@
+"""Decoding of models that predict a whole canvas at once."""

@@ -1,0 +1,1 @@
+"""Decoding from left to right, one token or several a pass."""

@@ -1,0 +1,1 @@
+"""Where the proposals of blockwise decoding come from."""

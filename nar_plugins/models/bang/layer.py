@@ -1,0 +1,57 @@
+"""BANG's decoder layer: self-attention over rows, cross-attention, feed-forward; a norm after each."""
+
+from typing import Optional
+
+from torch import Tensor
+
+from nar_plugins.models.bang.attention import NStreamAttention
+from nar_plugins.models.bang.cache import BangCache, Block
+from nar_plugins.models.bang.stream_layout import Layout
+from nar_plugins.modules.attention import attend_packed
+from nar_plugins.modules.layers import NarDecoderLayer
+
+
+class BangDecoderLayer(NarDecoderLayer):
+    """fairseq's decoder layer with the release's self-attention under the release's name."""
+
+    def __init__(self, cfg, no_encoder_attn=False):
+        super().__init__(cfg, no_encoder_attn)
+        self.ngram_self_attn = self.self_attn
+        del self.self_attn
+
+    def build_self_attention(self, embed_dim, cfg, add_bias_kv=False, add_zero_attn=False):
+        return NStreamAttention(embed_dim, cfg.decoder.attention_heads, cfg.attention_dropout)
+
+    def forward(
+        self,
+        x: Tensor,
+        memory_keys: Tensor,
+        memory_values: Tensor,
+        memory_allowed: Optional[Tensor],
+        layout: Layout,
+        cells_only: bool = False,
+    ) -> Tensor:
+        """One layer over packed states.
+
+        Args:
+            x: (P, D), packed as ``layout`` says.
+            memory_keys, memory_values: (B, H, S, D/H), ``encoder_attn.keys_values`` of the encoder's states.
+            memory_allowed: (B, 1, 1, S) bool, or None where the source has no padding.
+            cells_only: leave the main tokens' results out (the last layer).
+
+        Returns:
+            (P or C, D).
+        """
+        y = self.ngram_self_attn(x, layout, cells_only)
+        drop = len(x) - len(y)
+        x = self.add(x[drop:], y, self.self_attn_layer_norm)
+        slots = layout.memory_slots[drop:]
+        y = attend_packed(self.encoder_attn, x, memory_keys, memory_values, memory_allowed, slots, layout.memory_width)
+        return self.feed_forward(self.add(x, y, self.encoder_attn_layer_norm))
+
+    def block(self, x: Tensor, block: Block, cache: BangCache, number: int, masks_only: bool = False) -> Tensor:
+        """One layer of a decoding pass: x (b, m + r*n, D) -> (b, m + r*n or r*n, D)."""
+        y = self.ngram_self_attn.block(x, block, cache, number, masks_only)
+        x = self.add(x[:, x.size(1) - y.size(1) :], y, self.self_attn_layer_norm)
+        memory = cache.memory
+        return self.feed_forward(self.attend_memory(x, memory.keys[number], memory.values[number], memory.allowed))

@@ -1,0 +1,256 @@
+"""BANG (Qi et al. 2021): one decoder that predicts with any number of masks between what it knows and what it says."""
+
+from argparse import BooleanOptionalAction
+from typing import Callable, Dict, NamedTuple, Optional
+
+import torch
+import torch.nn as nn
+from fairseq.models import register_model, register_model_architecture
+from fairseq.models.transformer import TransformerConfig, TransformerModel
+from fairseq.models.transformer.transformer_legacy import base_architecture as transformer_base
+from torch import Tensor
+
+from nar_plugins.models.architectures import default, sizes, switch_on
+from nar_plugins.models.bang.decoder import BangDecoder, BangEncoder
+from nar_plugins.models.bang.stream_layout import Cells, row_sizes
+from nar_plugins.models.flags import UNREAD_BY_BANG, UNSUPPORTED_BY_BANG, refuse_unsupported
+from nar_plugins.models.pairing import check_task
+from nar_plugins.modules.fused_loss import fused_word_loss
+
+
+class CellLosses(NamedTuple):
+    """The loss of the computed cells, summed with their weights; their negative log-likelihoods (C,) without smoothing
+    or weight; and which they are."""
+
+    loss: Tensor
+    nll: Tensor
+    cells: Cells
+
+
+@register_model("bang")
+class BangModel(TransformerModel):
+    """One set of weights for autoregressive, non-autoregressive and every decoding between.
+
+    Post-norm, GELU, learned positions, one table of embeddings without scale, and the release's parameter names, so
+    that its checkpoints load unchanged. What fairseq's ``--max-source-positions`` and ``--max-target-positions`` say is
+    the size of the tables of positions; the release's have 512.
+    """
+
+    generators = ("bang", "beam", "blockwise")
+    tasks, criterions = ("nar_translation", "bang_pretraining"), ("bang_loss",)
+    unread_flags = UNREAD_BY_BANG  # the task refuses them in training
+
+    @classmethod
+    def add_args(cls, parser):
+        """``TransformerModel``'s flags and those of the rows."""
+        TransformerModel.add_args(parser)
+        parser.add_argument(
+            "--ngram",
+            type=int,
+            metavar="N",
+            help="streams in training: the most masks that a row has (0: as many as the target has tokens)",
+        )
+        parser.add_argument(
+            "--nar-sees-bos",
+            action=BooleanOptionalAction,
+            help="masks from the start of the target see the start token (default), as in pre-training; "
+            "--no-nar-sees-bos for what was fine-tuned with the official code",
+        )
+
+    @classmethod
+    def build_model(cls, args, task):
+        """Build and initialise.
+
+        Raises:
+            ValueError: a flag of fairseq's that has no meaning here, a number of streams below 0, or two tables where
+                there is one.
+        """
+        check_task(cls, args, task)
+        refuse_unsupported(args, UNSUPPORTED_BY_BANG)
+        if args.ngram < 0:
+            raise ValueError(
+                f"--ngram {args.ngram}: give the number of streams, or 0 for as many as a target has tokens"
+            )
+        bang_parts(args)
+        if (
+            task.source_dictionary != task.target_dictionary
+        ):  # fairseq would name --share-all-embeddings, which nobody gave
+            raise ValueError(
+                f"--arch {args.arch} has one dictionary for both sides: give fairseq-preprocess --joined-dictionary"
+            )
+        if args.encoder_embed_dim != args.decoder_embed_dim:
+            raise ValueError(
+                f"--arch {args.arch} has one table of embeddings: --encoder-embed-dim {args.encoder_embed_dim} "
+                f"and --decoder-embed-dim {args.decoder_embed_dim} must be equal"
+            )
+        model = super().build_model(args, task)
+        initialise(model)
+        return model
+
+    @classmethod
+    def build_encoder(cls, args, src_dict, embed_tokens):
+        return BangEncoder(TransformerConfig.from_namespace(args), src_dict, embed_tokens)
+
+    @classmethod
+    def build_decoder(cls, args, tgt_dict, embed_tokens):
+        return BangDecoder(TransformerConfig.from_namespace(args), tgt_dict, embed_tokens)
+
+    def noise(self, sample: Dict, seed: int, update: int) -> Dict[str, Tensor]:
+        """None; that it exists makes the task tell the criterion the number of the update, which decides the sampled
+        rows.
+        """
+        return {}
+
+    def row_sizes(self, real: Tensor, target_idx: Optional[Tensor] = None) -> Tensor:
+        """The cells of every row with the model's streams; see ``cells.row_sizes``."""
+        return row_sizes(real, target_idx, self.args.ngram)
+
+    def forward(
+        self,
+        src_tokens: Tensor,
+        src_lengths: Optional[Tensor] = None,
+        prev_output_tokens: Optional[Tensor] = None,
+        target: Optional[Tensor] = None,
+        positions: Optional[Tensor] = None,
+        target_idx: Optional[Tensor] = None,
+        sizes: Optional[Tensor] = None,
+        lone: bool = True,
+        label_smoothing: float = 0.0,
+        weigh: Optional[Callable[[Cells], Tensor]] = None,
+        **kwargs,
+    ):
+        """fairseq's forward (autoregressive logits); with ``target``, the losses of the cells.
+
+        The losses are computed here because the gradients of data-parallel training are collected around this call; few
+        of the logits are in memory at a time.
+
+        Args:
+            src_tokens: (B, S) int64.
+            prev_output_tokens, target: (B, T) int64, padded on the right; the token before each target, and the target.
+            positions: (B, T) int64, every main token's row of the table of positions: pad + 1 + its index in the text;
+                None: pad + 1, pad + 2, ...
+            target_idx: (B, T) int64, every target's index inside its span, 0 on padding; None: a sentence is one span.
+            sizes: (B, T) int64, the cells that are wanted of every row, from its first; None: all of ``row_sizes``.
+            lone: also the first cell of every row.
+            weigh: the computed cells -> what each of them (C,) counts in the loss; None: 1.
+
+        Returns:
+            with ``target`` a ``CellLosses``.
+        """
+        if target is None:
+            return super().forward(src_tokens, src_lengths, prev_output_tokens, **kwargs)
+        real = target.ne(self.decoder.padding_idx)
+        sizes = self.row_sizes(real, target_idx) if sizes is None else sizes
+        layout = self.decoder.layout(real, sizes, lone, positions)
+        memory = self.decoder.memory(self.encoder(src_tokens, src_lengths=src_lengths))
+        features = self.decoder.cells(prev_output_tokens, memory, layout)
+        cells = layout.cells
+        words = target[cells.sentence, cells.start + cells.offset]
+        weights = None if weigh is None else weigh(cells)
+        found = fused_word_loss(self.decoder.output_projection, features, words, label_smoothing, weights)
+        return CellLosses(found.loss, found.nll, cells)
+
+    def upgrade_state_dict_named(self, state_dict, name):
+        """Raise, saying how they differ, for a checkpoint whose vocabulary or positions are not the model's.
+
+        A vocabulary that lacks only its last row, ``<mask>``, is accepted.
+        """
+        super().upgrade_state_dict_named(state_dict, name)
+        prefix = f"{name}." if name else ""
+        for side, flag in (("encoder", "source"), ("decoder", "target")):
+            for part in ("embed_tokens", "embed_positions"):
+                key = f"{side}.{part}.weight"
+                stored, own = state_dict.get(prefix + key), self.get_parameter(key)
+                if stored is None or stored.shape == own.shape:
+                    continue
+                there, here = len(stored), len(own)
+                if stored.size(1) != own.size(1):
+                    raise ValueError(
+                        f"{key} is {stored.size(1)} wide in the checkpoint and {own.size(1)} here: "
+                        "give the --arch or --encoder-embed-dim that it was trained with"
+                    )
+                if part == "embed_tokens" and there + 1 != here:
+                    raise ValueError(
+                        f"the vocabulary has {there} symbols in the checkpoint and {here} here ({key}): "
+                        "binarise the data with its dictionary (fairseq-preprocess --srcdict)"
+                    )
+                if part == "embed_positions":
+                    most = getattr(self.args, f"max_{flag}_positions")
+                    raise ValueError(
+                        f"the {side} has {most + there - here} positions in the checkpoint and {most} here: "
+                        f"give --max-{flag}-positions {most + there - here}"
+                    )
+
+
+@torch.no_grad()
+def initialise(model: nn.Module) -> None:
+    """BERT's start: N(0, 0.02) for tables and linear layers; the fused self-attention of the decoder keeps Xavier's."""
+    for module in model.modules():
+        if isinstance(module, (nn.Linear, nn.Embedding)):
+            module.weight.normal_(std=0.02)
+            if getattr(module, "bias", None) is not None:
+                module.bias.zero_()
+    for module in model.modules():  # afterwards, because the output projection is the table of embeddings
+        if isinstance(module, nn.Embedding) and module.padding_idx is not None:
+            module.weight[module.padding_idx].zero_()
+
+
+def bang_parts(args) -> None:
+    """What every ``bang`` is made of, whatever the flags say."""
+    switch_on(
+        args,
+        "share_all_embeddings",
+        "share_decoder_input_output_embed",
+        "encoder_learned_pos",
+        "decoder_learned_pos",
+        "layernorm_embedding",
+        "no_scale_embedding",
+    )
+    args.length_head = "none"
+
+
+@register_model_architecture("bang", "bang")
+def bang(args):
+    """The sizes of fairseq's ``transformer``."""
+    default(args, ngram=0, nar_sees_bos=True, activation_fn="gelu")
+    bang_parts(args)
+    transformer_base(args)
+
+
+@register_model_architecture("bang", "bang_tiny")
+def bang_tiny(args):
+    """For tests and tries: 2+2 layers, 64/128, 4 heads."""
+    sizes(args, dim=64, ffn=128, heads=4, layers=2)
+    default(args, dropout=0.0)
+    bang(args)
+
+
+def released(args, **size) -> None:
+    """A size of the release, with its dropout."""
+    sizes(args, **size)
+    default(args, dropout=0.1, attention_dropout=0.1, activation_dropout=0.1)
+    bang(args)
+
+
+@register_model_architecture("bang", "bang_base")
+def bang_base(args):
+    """The paper's: 6+6 layers, 768/3072, 12 heads."""
+    released(args, dim=768, ffn=3072, heads=12, layers=6)
+
+
+@register_model_architecture("bang", "bang_middle")
+def bang_middle(args):
+    """6+6 layers, 1024/4096, 16 heads."""
+    released(args, dim=1024, ffn=4096, heads=16, layers=6)
+
+
+@register_model_architecture("bang", "bang_large")
+def bang_large(args):
+    """12+12 layers, 1024/4096, 16 heads."""
+    released(args, dim=1024, ffn=4096, heads=16, layers=12)
+
+
+# the release has one model a mode; here all are ``bang``
+for _mode in ("bang_ar", "bang_nar", "bang_ar_nar_mixed"):
+    for _size, _arch in (("base", bang_base), ("middle", bang_middle), ("large", bang_large)):
+        register_model_architecture("bang", f"{_mode}_{_size}")(_arch)

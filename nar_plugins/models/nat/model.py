@@ -1,0 +1,461 @@
+"""The non-autoregressive Transformer (Gu et al. 2018), with the vanilla, glancing and CTC models that came of it."""
+
+from argparse import BooleanOptionalAction
+from typing import Dict, List, NamedTuple, Optional
+
+import torch
+from fairseq.models import register_model, register_model_architecture
+from fairseq.models.transformer import TransformerConfig
+from fairseq.models.transformer.transformer_legacy import base_architecture as transformer_base
+from torch import Tensor
+
+from nar_plugins.data.noise import GLANCING_STREAM, uniform
+from nar_plugins.models.architectures import default, sizes
+from nar_plugins.models.base import Memory, NarDecoder, NarEncoder, NarModel, wrap
+from nar_plugins.models.flags import UNREAD_WITHOUT_PQ, UNSUPPORTED_IN_PARALLEL, layers, refuse_unsupported
+from nar_plugins.models.nat import glancing
+from nar_plugins.models.nat.fertility_head import FertilityHead, fertility_loss
+from nar_plugins.models.nat.positional_attention import PositionalDecoderLayer, not_itself
+from nar_plugins.models.pairing import check_task
+from nar_plugins.modules import ctc, source_copy
+from nar_plugins.modules.attention import Attention
+from nar_plugins.modules.layers import NarDecoderLayer
+from nar_plugins.modules.losses import LossPart, length_loss
+from nar_plugins.modules.precision import full
+
+
+class Canvas(NamedTuple):
+    """The decoder's input before the target positions are added: R rows, one or several a sentence."""
+
+    copied: Tensor  # (R, T, D), of the embedded source
+    padding: Tensor  # (R, T) bool, True beyond the length
+
+    def lengths(self) -> Tensor:
+        """(R,) int64."""
+        return (~self.padding).sum(1)
+
+
+class NatEncoder(NarEncoder):
+    """The encoder, with a fertility head where fertilities decide the canvas."""
+
+    def __init__(self, cfg, dictionary, embed_tokens):
+        super().__init__(cfg, dictionary, embed_tokens)
+        self.fertility_head = FertilityHead(cfg.encoder.embed_dim) if cfg.source_copy == "fertility" else None
+
+    def copies(self, src_tokens: Tensor, embedding: Tensor) -> Tensor:
+        """What the canvas is made of, (B, S, D): the embedded source with its positions, before any dropout or norm."""
+        positions = 0 if self.embed_positions is None else self.embed_positions(src_tokens)
+        return (embedding + positions).masked_fill(src_tokens.eq(self.padding_idx).unsqueeze(-1), 0)
+
+
+class NatDecoder(NarDecoder):
+    """A decoder over a canvas of copied source embeddings."""
+
+    def build_decoder_layer(self, cfg, no_encoder_attn=False):
+        kind = PositionalDecoderLayer if cfg.positional_attention else NarDecoderLayer
+        return wrap(kind(cfg, no_encoder_attn), cfg)
+
+    def attended_states(self, encoder_out: Dict) -> List[Tensor]:
+        """With ``--layerwise-attention`` layer k attends to layer k of the encoder."""
+        if self.cfg.layerwise_attention:
+            return encoder_out["encoder_states"][1:]
+        return super().attended_states(encoder_out)
+
+    def allowed_positions(self, padding: Optional[Tensor], x: Tensor) -> Optional[Tensor]:
+        """With ``--mask-diagonal`` a position may not look at itself."""
+        return not_itself(padding, x) if self.cfg.mask_diagonal else super().allowed_positions(padding, x)
+
+    def forward(
+        self, canvas: Canvas, memory: Memory, revealed: Optional[Tensor] = None, gold: Optional[Tensor] = None
+    ) -> Tensor:
+        """One pass over the canvas: features (R, T, D), to be projected by ``output_layer``.
+
+        Args:
+            revealed: (R, T) bool, where the decoder sees ``gold`` (R, T) int64 and not the source (glancing).
+        """
+        x = canvas.copied
+        if revealed is not None:
+            seen = self.embed_scale * self.embed_tokens(gold)
+            seen = seen if self.project_in_dim is None else self.project_in_dim(seen)
+            x = torch.where(revealed.unsqueeze(-1), seen.to(x), x)
+        places = torch.where(
+            canvas.padding, self.padding_idx, self.padding_idx + 1
+        )  # tokens only by being padding or not
+        positions = 0 if self.embed_positions is None else self.embed_positions(places).to(x)
+        x = x + positions
+        if self.layernorm_embedding is not None:
+            x = self.layernorm_embedding(x)
+        padding = canvas.padding if canvas.padding.any() else None
+        extra = {"positions": positions} if self.cfg.positional_attention else {}
+        return self.through_layers(self.dropout_module(x), memory, padding, **extra)
+
+
+@register_model("nat")
+class NatModel(NarModel):
+    """Predicts a target in one pass from copies of the source's embeddings.
+
+    How often a source token is copied its predicted fertility says (``--source-copy fertility``, Gu et al. 2018), or a
+    predicted length by which the source is stretched (``uniform``, ``soft``), or, with ``--ctc``, nothing: every token
+    stands ``--upsample`` times, and repetitions and blanks are dropped from the result. ``<mask>`` is the blank.
+
+    The plain architecture ``nat`` has the parts of a stock Transformer only; the presets have the paper's positional
+    attention, diagonal mask and layer-wise attention. Each is a flag and has a ``--no-`` form.
+    """
+
+    generators = ("one_pass", "noisy_parallel")  # the second with fertilities only; a built model has its own
+
+    own_parts = (
+        *NarModel.own_parts,
+        r"encoder\.fertility_head\.",
+        r"decoder\.layers\.\d+\.positional_attn(_layer_norm)?\.",
+    )
+    unread_flags = UNREAD_WITHOUT_PQ  # fairseq's decoder projects the embeddings of its tokens, and here are none
+
+    @classmethod
+    def add_args(cls, parser):
+        NarModel.add_args(parser)
+        parser.add_argument(
+            "--source-copy",
+            choices=source_copy.SOURCE_COPIES,
+            help="what fills the canvas: the source by its fertilities, or stretched to a predicted length, "
+            "hard (uniform) or blurred (soft)",
+        )
+        parser.add_argument(
+            "--positional-attention",
+            action=BooleanOptionalAction,
+            help="an attention by position alone in every decoder layer (Gu et al. 2018)",
+        )
+        parser.add_argument(
+            "--mask-diagonal",
+            action=BooleanOptionalAction,
+            help="no decoder position attends to itself (Gu et al. 2018)",
+        )
+        parser.add_argument(
+            "--layerwise-attention",
+            action=BooleanOptionalAction,
+            help="decoder layer k attends to encoder layer k, not to the top (Gu et al. 2018)",
+        )
+        parser.add_argument(
+            "--width-scaled-attention",
+            action=BooleanOptionalAction,
+            help="divide attention logits by the root of the model's width, as Gu et al. 2018, not of the head's",
+        )
+        parser.add_argument(
+            "--glancing",
+            metavar="SCHEDULE",
+            help="reveal gold tokens in training (Qian et al. 2021): a ratio of the wrong ones, as in "
+            "0.5:0.3@300k, from 0.5 to 0.3 over 300,000 updates",
+        )
+        parser.add_argument(
+            "--ctc",
+            action="store_true",
+            help="latent alignments: train with CTC on a canvas --upsample times the source",
+        )
+        parser.add_argument("--upsample", type=int, metavar="N", help="copies of every source token with --ctc (2)")
+
+    @classmethod
+    def build_model(cls, args, task):
+        """Build; raise when flags do not go together."""
+        check_task(cls, args, task)  # a configuration without flags has none of what is asked next
+        if args.ctc and args.source_copy == "fertility":
+            raise ValueError("--ctc needs no fertilities: --source-copy uniform or soft")
+        if args.ctc and args.upsample < 1:
+            raise ValueError(f"--upsample {args.upsample}: every source token stands at least once")
+        if args.upsample and not args.ctc:
+            raise ValueError("--upsample is for --ctc: leave it out")
+        if (args.length_head == "none") != (args.ctc or args.source_copy == "fertility"):
+            raise ValueError(
+                f"--length-head {args.length_head} is for --source-copy uniform and soft without --ctc: leave it out"
+            )
+        if args.length_head == "none" and getattr(args, "stop_length_gradient", False):
+            raise ValueError("--stop-length-gradient: this model predicts no length; leave it out")
+        if args.encoder_embed_dim != args.decoder_embed_dim:
+            raise ValueError(
+                f"the canvas is made of the source's embeddings: --encoder-embed-dim {args.encoder_embed_dim} and "
+                f"--decoder-embed-dim {args.decoder_embed_dim} must be equal"
+            )
+        refuse_unsupported(args, UNSUPPORTED_IN_PARALLEL)
+        sides = {side: layers(args, side) for side in ("encoder", "decoder")}
+        if args.layerwise_attention and sides["encoder"] != sides["decoder"]:
+            raise ValueError(
+                f"--layerwise-attention needs as many --encoder-layers ({sides['encoder']}) as --decoder-layers "
+                f"({sides['decoder']}): give --no-layerwise-attention"
+            )
+        if args.positional_attention and getattr(args, "no_token_positional_embeddings", False):
+            raise ValueError("--positional-attention needs positions: leave out --no-token-positional-embeddings")
+        schedule = glancing.Schedule.parse(args.glancing) if args.glancing else None
+        model = super().build_model(args, task)
+        model.glancing, model.num_updates = schedule, 0
+        model.generators = ("one_pass", "noisy_parallel") if args.source_copy == "fertility" else ("one_pass",)
+        if schedule is None and not (args.share_all_embeddings or args.share_decoder_input_output_embed):
+            model.decoder.embed_tokens.weight.requires_grad_(False)  # nothing reads it: DDP would wait for its gradient
+            model.unread_flags = {**cls.unread_flags, "decoder_embed_path": None}
+        if args.width_scaled_attention:
+            for module in model.modules():
+                if isinstance(module, Attention):
+                    module.scaling = module.embed_dim**-0.5
+        return model
+
+    @classmethod
+    def build_encoder(cls, args, src_dict, embed_tokens):
+        return NatEncoder(TransformerConfig.from_namespace(args), src_dict, embed_tokens)
+
+    @classmethod
+    def build_decoder(cls, args, tgt_dict, embed_tokens):
+        return NatDecoder(TransformerConfig.from_namespace(args), tgt_dict, embed_tokens)
+
+    def max_positions(self) -> tuple:
+        """Longest source and target; with CTC and learned positions the canvas must have a row for each of its
+        places.
+        """
+        source, target = super().max_positions()
+        if self.args.ctc and self.args.decoder_learned_pos:
+            source = min(source, self.decoder.max_positions() // self.args.upsample)
+        return source, target
+
+    @property
+    def needs_fertilities(self) -> bool:
+        """Whether training reads the fertility files of ``nar-align``."""
+        return self.args.source_copy == "fertility"
+
+    def set_num_updates(self, num_updates: int) -> None:
+        """fairseq says it before every update; glancing follows it."""
+        super().set_num_updates(num_updates)
+        self.num_updates = num_updates
+
+    # -- the hooks
+    # -------------------------------------------------------------------------------------------------------
+
+    def noise(self, sample: Dict, seed: int, update: int) -> Dict[str, Tensor]:
+        """The random numbers that choose what glancing reveals."""
+        if self.glancing is None:
+            return {}
+        target, source = sample["target"], sample["net_input"]["src_tokens"]
+        width = self.args.upsample * source.size(1) if self.args.ctc else target.size(1)
+        return {"reveal_draws": uniform(seed, update ^ GLANCING_STREAM, sample["id"], width)}
+
+    def encode(self, src_tokens: Tensor, src_lengths: Optional[Tensor] = None) -> Dict:
+        """Source (B, S) int64 -> fairseq's encoder output, with the states of all layers and, in ``copies``, (B, S,
+        D).
+        """
+        out = self.encoder(src_tokens, src_lengths=src_lengths, return_all_hiddens=True)
+        norm = self.encoder.layer_norm
+        if norm is not None:  # a pre-norm encoder norms its top only, and every layer may be attended to
+            out["encoder_states"] = [out["encoder_states"][0], *(norm(state) for state in out["encoder_states"][1:])]
+        return {**out, "copies": [self.encoder.copies(src_tokens, out["encoder_embedding"][0])]}
+
+    def initial_canvas(self, encoder_out: Dict, rows: Tensor, plan: Optional[Tensor] = None, width: int = 0) -> Canvas:
+        """The canvas of the sentences ``rows`` (R,) int64, each of them as often as it is to be decoded.
+
+        Args:
+            plan: what decides the canvas: fertilities (R, S) for ``--source-copy fertility``, nothing for ``--ctc``,
+                lengths (R,) otherwise.
+            width: T, when it is not to be the longest row's length.
+        """
+        embedded = encoder_out["copies"][0]
+        sources = encoder_out["src_lengths"][0].squeeze(1)[rows]
+        if self.needs_fertilities:
+            copy = source_copy.from_fertilities(plan, width)
+        elif self.args.ctc:
+            copy = source_copy.upsampled(sources, self.args.upsample)
+        else:
+            copy = source_copy.uniformly(sources, plan, width)
+        if self.args.source_copy == "soft":
+            lengths = (~copy.padding).sum(1)
+            weights = source_copy.soft_weights(sources, lengths, embedded.size(1), copy.padding.size(1))
+            copied = weights.to(embedded) @ embedded[rows]
+        else:
+            copied = embedded[rows.unsqueeze(1), copy.index]
+        return Canvas(copied, copy.padding)
+
+    def predict(self, canvas: Canvas, memory: Memory, revealed=None, gold=None) -> Tensor:
+        """A pass of the decoder: logits (R, T, V)."""
+        return self.decoder.output_layer(self.decoder(canvas, memory, revealed, gold))
+
+    def fertility_lprobs(self, encoder_out: Dict) -> Tensor:
+        """Log-probabilities of the fertility of every source token: (B, S, 50)."""
+        return self.encoder.fertility_head(encoder_out["encoder_out"][0])
+
+    def forward(
+        self,
+        src_tokens: Tensor,
+        src_lengths: Tensor,
+        target: Tensor,
+        fertilities: Optional[Tensor] = None,
+        reveal_draws: Optional[Tensor] = None,
+        fertility_draws: Optional[Tensor] = None,
+        prev_output_tokens: Optional[Tensor] = None,
+    ) -> Dict:
+        """The training pass.
+
+        Args:
+            src_tokens: (B, S) int64. target: (B, T) int64.
+            fertilities: (B, S) int64, of the aligner; they add up to the targets' lengths.
+            reveal_draws: uniform numbers, one for every position of the canvas (glancing).
+            fertility_draws: uniform numbers (B, S), which ask for what fine-tuning needs.
+            prev_output_tokens: an autoregressive decoder's input; not read.
+
+        Returns:
+            dict; with ``--ctc`` lprobs (B, C, V), lengths (B,) of the canvases, target and real (B, T); otherwise
+            features (M, D) and words (M,) of the M predicted positions, ``picked`` (B, T) where they stand, and what
+            the fertility or length loss reads; ``skipped``, how many pairs cannot be used; and ``finetuning_passes``'
+            for ``fertility_draws``.
+        """
+        encoder_out = self.encode(src_tokens, src_lengths)
+        memory = self.decoder.memory(encoder_out)
+        real = target.ne(self.pad)
+        rows = torch.arange(target.size(0), device=target.device)
+        if self.args.ctc:
+            return self.forward_ctc(encoder_out, memory, rows, target, real, reveal_draws)
+
+        lengths = real.sum(1)
+        usable = torch.ones_like(lengths, dtype=torch.bool)
+        if self.needs_fertilities:
+            if fertilities is None:
+                raise ValueError("these data have no fertilities: run nar-align on the data folder")
+            usable = src_lengths.gt(1) | lengths.le(1)  # the fertilities of an empty source mean nothing
+        canvas = self.initial_canvas(
+            encoder_out, rows, fertilities if self.needs_fertilities else lengths, target.size(1)
+        )
+        revealed = self.reveal(canvas, memory, reveal_draws, lambda logits: target, real)
+        picked = real & usable.unsqueeze(1)
+        hidden = picked if revealed is None else picked & ~revealed
+        features = self.decoder(canvas, memory, revealed, target)
+        out = {"features": features[hidden], "words": target[hidden], "picked": hidden, "skipped": (~usable).sum()}
+        if self.needs_fertilities:
+            words = torch.arange(src_tokens.size(1), device=rows.device) < (src_lengths - 1).unsqueeze(1)
+            out.update(
+                fertility_lprobs=self.fertility_lprobs(encoder_out),
+                fertilities=fertilities,
+                fertile=words & usable.unsqueeze(1),
+            )
+            if fertility_draws is not None:
+                out["passes"] = {"gold": (self.decoder.output_layer(features), real)}
+                self.add_finetuning_passes(out, encoder_out, memory, rows, fertility_draws)
+                out["usable"] = usable
+        else:
+            out.update(length_lprobs=self.length_lprobs(encoder_out), lengths=lengths)
+            out["hidden_share"] = hidden.sum(1) / picked.sum(1)
+        return out
+
+    def add_finetuning_passes(self, out: Dict, encoder_out: Dict, memory: Memory, rows: Tensor, draws: Tensor) -> None:
+        """Decode, without gradient, at sampled and at expected fertilities, and add to ``out`` what fine-tuning reads.
+
+        That is ``passes``, logits (B, T, V) and real positions (B, T) by name, and ``sampled_lprobs`` (B,).
+        """
+        lprobs = out["fertility_lprobs"]
+        probabilities = lprobs.detach().exp()
+        sources = encoder_out["src_lengths"][0].squeeze(1)
+        sampled = source_copy.sample(probabilities, draws)
+        chosen = lprobs.gather(-1, sampled.unsqueeze(-1)).squeeze(-1)
+        out["sampled_lprobs"] = chosen.masked_fill(~out["fertile"], 0).sum(1)
+        with torch.no_grad():
+            for name, fertilities in (("sampled", sampled), ("expected", source_copy.average(probabilities))):
+                longest = (2 * sources).clamp(max=self.max_decoder_positions())  # the official code's bound
+                plan = source_copy.bounded(fertilities, sources, longest)
+                canvas = self.initial_canvas(encoder_out, rows, plan)
+                out["passes"][name] = (self.predict(canvas, memory), ~canvas.padding)
+
+    def forward_ctc(self, encoder_out: Dict, memory: Memory, rows: Tensor, target: Tensor, real: Tensor, draws) -> Dict:
+        """``forward`` with ``--ctc``; glancing compares with, and reveals, the best alignment of the target."""
+        canvas = self.initial_canvas(encoder_out, rows)
+        lengths = canvas.lengths()
+        found = []
+
+        def gold(logits: Tensor) -> Tensor:
+            found.append(ctc.best_alignment(full(logits), lengths, target, real, self.mask))
+            return found[0]
+
+        revealed = self.reveal(canvas, memory, draws, gold, ~canvas.padding)
+        logits = self.predict(canvas, memory, revealed, found[0] if found else None)
+        return {"lprobs": full(logits).log_softmax(-1), "lengths": lengths, "target": target, "real": real}
+
+    def reveal(self, canvas: Canvas, memory: Memory, draws: Optional[Tensor], gold, real: Tensor) -> Optional[Tensor]:
+        """What glancing shows: a first pass without gradient and with the dropout that the second will have.
+
+        Args:
+            draws: (R, T) uniform numbers, or None. gold: the first pass's logits -> the right tokens (R, T).
+
+        Returns:
+            (R, T) bool; None where there is no glancing (also in validation).
+        """
+        if self.glancing is None or not self.training or draws is None:
+            return None
+        with torch.no_grad(), glancing.same_dropout(real.device):
+            logits = self.predict(canvas, memory)
+        torch.clear_autocast_cache()  # before 2.9 PyTorch kept weights cast here, without gradient, for the second pass
+        draws = draws[:, : real.size(1)]  # the batch may be padded beyond its longest sentence
+        return glancing.reveal(logits.argmax(-1), gold(logits), real, draws, self.glancing.at(self.num_updates))
+
+    def losses(self, net_output: Dict, label_smoothing: float) -> Dict[str, LossPart]:
+        """Words, and the fertilities or the length (section 3.3; Qian et al.'s length loss shrinks with what is
+        revealed).
+        """
+        if "lprobs" in net_output:
+            if label_smoothing:
+                raise ValueError("--label-smoothing has no meaning with --ctc: leave it out")
+            words, net_output["skipped"] = ctc.ctc_loss(
+                net_output["lprobs"], net_output["lengths"], net_output["target"], net_output["real"], self.mask
+            )
+            return {"words": words}
+        parts = {"words": self.word_loss(net_output, label_smoothing)}
+        if "fertility_lprobs" in net_output:
+            parts["fertility"] = fertility_loss(
+                net_output["fertility_lprobs"], net_output["fertilities"], net_output["fertile"]
+            )
+        else:
+            parts["length"] = length_loss(
+                net_output["length_lprobs"], net_output["lengths"], net_output["hidden_share"]
+            )
+        return parts
+
+
+@register_model_architecture("nat", "nat")
+def nat(args):
+    """A stock Transformer's parts and sizes, with fertilities."""
+    default(
+        args,
+        ctc=False,
+        glancing="",
+        positional_attention=False,
+        mask_diagonal=False,
+        layerwise_attention=False,
+        width_scaled_attention=False,
+    )
+    default(args, upsample=2 if args.ctc else 0, source_copy="uniform" if args.ctc else "fertility")
+    default(args, length_head="none" if args.ctc or args.source_copy == "fertility" else "pooled")
+    transformer_base(args)
+
+
+def paper_form(args) -> None:
+    """The decoder of Gu et al. 2018 (section 3.2); the attention's scale stays fairseq's, so that a teacher's encoder
+    fits.
+    """
+    default(args, positional_attention=True, mask_diagonal=True, layerwise_attention=True)
+
+
+@register_model_architecture("nat", "nat_wmt_en_de")
+def nat_wmt_en_de(args):
+    """The paper's WMT model: 6+6 layers, 512/2048, dropout 0.1 (the official code has a feed-forward of 512)."""
+    paper_form(args)
+    sizes(args, dim=512, ffn=2048, heads=8, layers=6)
+    default(args, dropout=0.1)
+    nat(args)
+
+
+@register_model_architecture("nat", "nat_iwslt_de_en")
+def nat_iwslt_de_en(args):
+    """The sizes of fairseq's ``transformer_iwslt_de_en``: 6+6 layers, 512/1024, 4 heads, dropout 0.3."""
+    paper_form(args)
+    sizes(args, dim=512, ffn=1024, heads=4, layers=6)
+    default(args, dropout=0.3)
+    nat(args)
+
+
+@register_model_architecture("nat", "nat_tiny")
+def nat_tiny(args):
+    """For tests and tries: 2+2 layers, 64/128, 4 heads."""
+    paper_form(args)
+    sizes(args, dim=64, ffn=128, heads=4, layers=2)
+    default(args, dropout=0.0)
+    nat(args)

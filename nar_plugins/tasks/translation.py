@@ -1,0 +1,375 @@
+"""The task of parallel text, for every model of this package and for fairseq's own ``transformer`` beside them."""
+
+import glob
+import json
+import logging
+import os
+from argparse import Namespace
+from dataclasses import dataclass, field, make_dataclass
+from pathlib import Path
+from typing import List, Optional
+
+from fairseq import metrics, utils
+from fairseq.dataclass import ChoiceEnum
+from fairseq.dataclass.configs import GenerationConfig
+from fairseq.tasks import FairseqTask, register_task
+from fairseq.tasks.translation import EVAL_BLEU_ORDER, TranslationConfig, TranslationTask
+from sacrebleu.metrics import BLEU
+
+from nar_plugins.checkpoint_io.teachers import check_teacher, load_drafter, load_teacher
+from nar_plugins.data import bleu, checks, reserved
+from nar_plugins.data.dictionary import add_mask, knows_mask, load_dictionary, not_words
+from nar_plugins.data.fertility import FertilityDataset, fertility_path
+from nar_plugins.data.inference import InferenceDataset, part_of
+from nar_plugins.generators import registry
+from nar_plugins.generators.beam import BeamGenerator
+from nar_plugins.generators.hypothesis import empty_hypothesis
+from nar_plugins.generators.left_to_right.bang import served_by
+from nar_plugins.tasks.base import NarTask, NarTaskConfig
+
+logger = logging.getLogger(__name__)
+
+BOUNDS = {"max_len_a": 2, "max_len_b": 20}  # of outputs in validation, in source tokens and besides
+
+
+@dataclass
+class NarTranslationBase(NarTaskConfig, TranslationConfig):
+    generator: str = field(
+        default="auto", metadata={"help": "decoding loop; auto: the checkpoint's own (beam: fairseq's search)"}
+    )
+    eval_bleu_tokenize: Optional[ChoiceEnum(bleu.TOKENIZERS)] = field(
+        default=None,
+        metadata={
+            "help": "sacreBLEU's tokeniser for --eval-bleu; unset: zh, ja-mecab, ko-mecab or char where the target "
+            "language needs one, else 13a, which needs blanks between words"
+        },
+    )
+
+
+# every generator's options become flags of fairseq-train, -generate and -interactive
+NarTranslationConfig = make_dataclass(
+    "NarTranslationConfig", [], bases=(NarTranslationBase, *registry.config_classes())
+)
+
+
+@register_task("nar_translation", dataclass=NarTranslationConfig)
+class NarTranslationTask(NarTask, TranslationTask):
+    """Translation with fairseq's data and these conventions.
+
+    Both sides are ``w .. </s>``, padded on the right whatever the command line says; ``<mask>`` ends both dictionaries;
+    validation, generation and interactive translation keep every sentence; noise is a function of (seed, update,
+    sentence) and batches of (seed, epoch), so that a resumed run continues as if it had never stopped.
+    """
+
+    def __init__(self, cfg, src_dict, tgt_dict):
+        super().__init__(cfg, src_dict, tgt_dict)
+        checks.check_dictionaries(src_dict, tgt_dict)
+        add_mask(src_dict)
+        self.mask_index = add_mask(tgt_dict)
+        self.needs_fertilities = False  # the model's, set when it is built
+        self.bleu = validation_bleu(cfg)
+        self.first_references: Optional[List[str]] = []  # of the validation, until they were looked at
+        self.parallel = False  # whether a model is parallel, set when it is built
+        self.for_validation = False  # whether the generator that is being built is that of --eval-bleu
+        self.companions = []  # the models that a generator reads a source with besides those that decode it
+        self.lines_read = 0  # by fairseq-interactive
+
+    @classmethod
+    def setup_task(cls, cfg, **kwargs):
+        """Load the dictionaries; languages are found as fairseq finds them."""
+        cfg.left_pad_source = cfg.left_pad_target = False
+        folder = utils.split_paths(cfg.data)[0]
+        if not os.path.isdir(folder):
+            raise ValueError(f"no data folder '{folder}': binarise the text with fairseq-preprocess first")
+        if cfg.source_lang is None or cfg.target_lang is None:
+            cfg.source_lang, cfg.target_lang = checks.infer_languages(folder)
+        checks.check_languages(cfg.source_lang, cfg.target_lang)
+        return super().setup_task(cfg, **kwargs)
+
+    @classmethod
+    def load_dictionary(cls, filename):
+        """fairseq's dictionary, or BERT's when the file starts with ``[PAD]``."""
+        return load_dictionary(filename)
+
+    # -- data ----------------------------------------------------------------------------------------------------------
+
+    def load_dataset(self, split, epoch=1, combine=False, **kwargs):
+        """Load a split; raise, naming what is wrong, when its files or its tokens make no sense."""
+        source, target = self.cfg.source_lang, self.cfg.target_lang
+        paths = utils.split_paths(self.cfg.data)
+        folder = paths[(epoch - 1) % len(paths)] if split == self.cfg.train_subset else paths[0]
+        checks.check_files(folder, split, source, target, self.cfg.dataset_impl)
+        super().load_dataset(split, epoch=epoch, combine=combine, **kwargs)
+        dataset = self.datasets[split]
+        training = "task_cfg" not in kwargs  # fairseq-generate and -validate pass the checkpoint's
+        judged = checks.judged(split == self.cfg.train_subset, training)
+        sides = {"src": (self.src_dict, source), "tgt": (self.tgt_dict, target)}
+        for side, (dictionary, language) in sides.items():
+            checks.check_tokens(getattr(dataset, side), dictionary, f"{split} ({language})", judged)
+        blank = int(((dataset.src_sizes <= 1) | (dataset.tgt_sizes <= 1)).sum())
+        if blank:
+            logger.warning(f"{split}: {blank} of {len(dataset)} pairs have an empty side; they are kept")
+        if self.cfg.truncate_source:
+            longest = self.cfg.max_source_positions
+            logger.warning(
+                f"{split}: {checks.cut_sources(dataset.src)} of {len(dataset)} sources are cut to {longest} tokens"
+            )
+        for side, (dictionary, language) in sides.items():
+            text = reserved.readable(getattr(dataset, side), dictionary, f"{split} ({language})", self.parallel)
+            setattr(dataset, side, text)
+        files = self.fertility_files(folder, split, combine)
+        if self.needs_fertilities and (training or all(file.exists() for file in files)):
+            if self.cfg.truncate_source:
+                raise ValueError("--truncate-source cuts what the fertilities count: leave it out")
+            try:
+                self.datasets[split] = FertilityDataset(dataset, *files)
+            except ValueError as error:
+                if training:
+                    raise
+                logger.warning(f"{error}; only a loss needs them")  # generation does not
+
+    def fertility_files(self, folder: str, split: str, combine: bool) -> List[Path]:
+        """The fertilities of a split and, where fairseq combines it with split1, split2 ..., of those, in fairseq's
+        order.
+        """
+        source, target = self.cfg.source_lang, self.cfg.target_lang
+        more = [f"{split}{k}" for k in range(1, 100)] if combine else []
+        there = [name for name in more if list(Path(folder).glob(f"{glob.escape(name)}.*-*.{source}.*"))]
+        first = [split] * (self.cfg.upsample_primary if there else 1)
+        return [fertility_path(folder, name, source, target) for name in first + there]
+
+    def build_dataset_for_inference(self, src_tokens, src_lengths, constraints=None):
+        """The lines given to ``fairseq-interactive``, padded on the right and read as in training."""
+        if self.parallel:
+            symbols, unk = not_words(self.source_dictionary), self.source_dictionary.unk()
+            src_tokens = [reserved.as_unknown(tokens, symbols, unk) for tokens in src_tokens]
+        return InferenceDataset(
+            src_tokens,
+            src_lengths,
+            self.source_dictionary,
+            tgt_dict=self.target_dictionary,
+            left_pad_source=False,
+            constraints=constraints,
+        )
+
+    def get_batch_iterator(self, dataset, *args, **kwargs):
+        """fairseq's batches; of lines to translate, those that are too long are cut or marked (``InferenceDataset``).
+
+        Raises:
+            ValueError: a sentence of a data set is longer than ``--max-tokens``.
+        """
+        positions, most = kwargs.get("max_positions"), kwargs.get("max_tokens")
+        skip = kwargs.get("ignore_invalid_inputs", False)
+        if isinstance(dataset, InferenceDataset):
+            hub = kwargs.get(
+                "disable_iterator_cache", False
+            )  # fairseq's hub is given lists; interactive reads on in one input
+            sources = [model.max_positions()[0] for model in self.companions] + [positions[0]] * (positions is not None)
+            dataset.bound(
+                min(sources, default=None), most, self.cfg.truncate_source, skip, 0 if hub else self.lines_read
+            )
+            self.lines_read += len(dataset)
+        try:
+            return super().get_batch_iterator(dataset, *args, **kwargs)
+        except (AssertionError, IndexError) as error:
+            if (
+                most is not None
+            ):  # fairseq counts --max-tokens among the positions in training: of none left, an IndexError
+                checks.check_batch_size(
+                    dataset, most, positions if skip and isinstance(error, AssertionError) else None
+                )
+            raise
+
+    def inference_step(self, generator, models, sample, prefix_tokens=None, constraints=None):
+        """fairseq's hypotheses; empty ones where an ``InferenceDataset`` says that the source is too long."""
+        if "id" not in sample:  # only fairseq-interactive's batches have none
+            registry.refuse_interactive(generator.options)
+        wanted = sample["net_input"]["src_lengths"].gt(0)
+        if bool(wanted.all()):
+            return super().inference_step(generator, models, sample, prefix_tokens, constraints)
+        rows, found = wanted.nonzero().squeeze(1), iter(())
+        if len(rows):
+            given = (None if one is None else one[rows] for one in (prefix_tokens, constraints))
+            found = iter(super().inference_step(generator, models, part_of(sample, rows), *given))
+        eos = self.target_dictionary.eos()
+        return [next(found) if real else [empty_hypothesis(eos)] for real in wanted.tolist()]
+
+    # -- models and generators -----------------------------------------------------------------------------------------
+
+    def build_model(self, cfg, from_checkpoint=False):
+        """The model; it says whether its loss needs fertilities and how it reads a text."""
+        if self.cfg.eval_bleu:
+            for name in ("eval_bleu_args", "eval_bleu_detok_args"):
+                registry.check_json(name, getattr(self.cfg, name))
+        self.for_validation = True  # fairseq builds no other generator here
+        model = super().build_model(cfg, from_checkpoint)
+        self.for_validation = False
+        self.needs_fertilities = getattr(model, "needs_fertilities", False)
+        self.parallel = self.parallel or registry.is_parallel(model)
+        return model
+
+    def build_generator(self, models, args, seq_gen_cls=None, extra_gen_cls_kwargs=None, prefix_allowed_tokens_fn=None):
+        """The generator that ``--generator`` names, or ``auto``'s choice for these models.
+
+        Args:
+            models: one or an ensemble.
+            args: fairseq's generation options; for ``--eval-bleu-args`` also this package's, which then override the
+                flags.
+
+        Raises:
+            ValueError: an option is unknown or cannot be honoured, or the generator cannot decode these models.
+        """
+        config = self.generator_config(args)
+        models, rescorer = self.rescorer(list(models), config, args)
+        name = registry.resolve(config.generator, models, getattr(args, "beam", 5))
+        registry.refuse_foreign(config, name)
+        if self.for_validation:
+            config, args = self.validation_defaults(name, models, config, args)
+        if name == "bang":
+            name = served_by(config)
+        if name == "beam":
+            if getattr(args, "temperature", 1) <= 0:  # an assertion in fairseq
+                raise ValueError(f"--temperature {args.temperature}: choose a number above 0")
+            generator = super().build_generator(
+                models, args, seq_gen_cls, extra_gen_cls_kwargs, prefix_allowed_tokens_fn
+            )
+            known = knows_mask(self.target_dictionary) and not any(map(registry.is_parallel, models))
+            return BeamGenerator(generator, models, None if known else self.mask_index, config.decode_dtype, args)
+        if prefix_allowed_tokens_fn is not None:
+            raise ValueError(f"prefix_allowed_tokens_fn cannot be honoured by --generator {name}: leave it out")
+        options = registry.generation_options(args)
+        others = {"rescorer": rescorer}
+        if config.drafter_path:
+            others["drafter"] = load_drafter(config.drafter_path, self)
+        self.companions = [model for model in others.values() if model is not None]
+        return registry.GENERATORS[name](models, self.target_dictionary, config, options, self.mask_index, **others)
+
+    def rescorer(self, models: list, config: Namespace, args) -> tuple:
+        """The models that decode, and the AR model that chooses: ``--rescorer``'s, or the last of ``--path a.pt:ar.pt``
+        with fairseq's ``--iter-decode-with-external-reranker``; None without either."""
+        if getattr(args, "iter_decode_with_external_reranker", False):
+            if len(models) < 2 or config.rescorer:
+                raise ValueError(
+                    "--iter-decode-with-external-reranker takes the last of several --path checkpoints, "
+                    "and no --rescorer besides"
+                )
+            check_teacher(models[-1], "the last checkpoint of --path", "rescorer")
+            return models[:-1], models[-1]
+        return models, load_teacher(config.rescorer, self, "rescorer") if config.rescorer else None
+
+    def validation_defaults(self, name: str, models: list, config: Namespace, args: Namespace) -> tuple:
+        """The options of ``--eval-bleu``'s generator: of the config and of ``args``, with cheaper ones where the user
+        gave none.
+
+        An untrained length head takes any length, and what decodes left to right does not find its end, so outputs are
+        bounded by the source's length; and every validation costs what decoding costs. Options that have their default
+        are taken for not given.
+        """
+        given = vars(args)
+        quick = {
+            option: value
+            for option, value in getattr(registry.GENERATORS.get(name), "in_validation", {}).items()
+            if option not in given and getattr(config, option) == registry.default_of(option)
+        }
+        bounds = (
+            {}
+            if {"max_len_a", "max_len_b"} & given.keys() or any(getattr(m.args, "ctc", False) for m in models)
+            else BOUNDS
+        )
+        if quick or bounds:
+            said = json.dumps({**quick, **bounds})
+            logger.info(
+                f"--eval-bleu decodes by {name} with {said}: --eval-bleu-args changes it, fairseq-generate does without"
+            )
+        return Namespace(**{**vars(config), **quick}), Namespace(**{**bounds, **given})
+
+    def generator_config(self, args) -> Namespace:
+        """This package's generator options: the task's flags, overridden by those in ``args``.
+
+        Raises:
+            ValueError: no generator has an option of that name, or the option does not have that value.
+        """
+        given = dict(args.items()) if hasattr(args, "items") else vars(args)
+        ours = registry.option_names() | {"generator"}
+        unknown = given.keys() - ours - set(GenerationConfig.__dataclass_fields__)
+        if unknown:
+            where = "--eval-bleu-args: " if isinstance(args, Namespace) else ""
+            raise ValueError(f"{where}no generator has an option '{sorted(unknown)[0]}'")
+        registry.check_values(given, "--eval-bleu-args: " if isinstance(args, Namespace) else "")
+        config = Namespace(**{name: given.get(name, getattr(self.cfg, name)) for name in ours})
+        for name, value in vars(config).items():
+            if isinstance(value, float) and value != value:  # which is neither below nor above any bound
+                raise ValueError(f"--{name.replace('_', '-')} {value}: give a number")
+        return config
+
+    # -- validation ----------------------------------------------------------------------------------------------------
+
+    def _inference_with_bleu(self, generator, sample, model):
+        """BLEU's counts of a batch; fairseq's method of this name has the tokenisers 13a and none only."""
+        hypotheses = self.inference_step(generator, [model], sample, prefix_tokens=None)
+        said = [self.scored_text(best[0]["tokens"], bleu.UNKNOWN_IN_HYPOTHESIS) for best in hypotheses]
+        targets = (utils.strip_pad(row, self.tgt_dict.pad()) for row in sample["target"])
+        references = [self.scored_text(target, bleu.UNKNOWN_IN_REFERENCE) for target in targets]
+        if self.cfg.eval_bleu_print_samples:
+            logger.info(f"example hypothesis: {said[0].replace(bleu.UNKNOWN_IN_HYPOTHESIS, self.tgt_dict.unk_word)}")
+            logger.info(
+                f"example reference: {references[0].replace(bleu.UNKNOWN_IN_REFERENCE, self.tgt_dict.unk_word)}"
+            )
+        if self.first_references is not None:
+            self.first_references += references
+            if (
+                len(self.first_references) >= 100
+            ):  # the first batches hold the shortest sentences, which may be single words
+                bleu.warn_of_no_blanks(self.bleu, self.first_references, "--eval-bleu-tokenize")
+                self.first_references = None
+        return self.bleu.corpus_score(said, [references])
+
+    def scored_text(self, tokens, unknown: str) -> str:
+        """Tokens as text that is scored, by ``--eval-bleu-remove-bpe`` and ``--eval-bleu-detok``."""
+        text = self.tgt_dict.string(tokens.int().cpu(), self.cfg.eval_bleu_remove_bpe, unk_string=unknown)
+        return self.tokenizer.decode(text) if self.tokenizer else text
+
+    def reduce_metrics(self, logging_outputs, criterion):
+        """fairseq's metrics; BLEU's counts as numbers, because arrays in a checkpoint do not load safely."""
+        FairseqTask.reduce_metrics(self, logging_outputs, criterion)
+        if not self.cfg.eval_bleu or not any("_bleu_sys_len" in log for log in logging_outputs):
+            return
+        names = ["_bleu_sys_len", "_bleu_ref_len"]
+        names += [f"_bleu_{kind}_{n}" for kind in ("counts", "totals") for n in range(EVAL_BLEU_ORDER)]
+        for name in names:
+            metrics.log_scalar_sum(name, int(utils.item(sum(log.get(name, 0) for log in logging_outputs))))
+        metrics.log_derived("bleu", corpus_bleu)
+
+
+def validation_bleu(cfg) -> Optional[BLEU]:
+    """The metric of ``--eval-bleu``, None without; its tokeniser is said.
+
+    Raises:
+        ValueError: two flags choose the tokeniser, it is not there, or nothing would use it.
+    """
+    tokenizer, flag = cfg.eval_bleu_tokenize, "--eval-bleu-tokenize"
+    if tokenizer and not cfg.eval_bleu:
+        raise ValueError(f"{flag} {tokenizer} needs --eval-bleu")
+    if not cfg.eval_bleu:
+        return None
+    if cfg.eval_tokenized_bleu and tokenizer:
+        raise ValueError(
+            f"--eval-tokenized-bleu takes the text's own tokens, {flag} {tokenizer} makes others: leave one out"
+        )
+    metric = bleu.bleu_metric("none" if cfg.eval_tokenized_bleu else tokenizer, cfg.target_lang, flag)
+    logger.info(f"--eval-bleu: sacreBLEU's tokeniser {bleu.tokenizer_name(metric)}")
+    return metric
+
+
+def corpus_bleu(meters) -> float:
+    """BLEU of a validation set from the summed counts of its batches."""
+    return round(
+        BLEU.compute_bleu(
+            correct=[int(meters[f"_bleu_counts_{n}"].sum) for n in range(EVAL_BLEU_ORDER)],
+            total=[int(meters[f"_bleu_totals_{n}"].sum) for n in range(EVAL_BLEU_ORDER)],
+            sys_len=int(meters["_bleu_sys_len"].sum),
+            ref_len=int(meters["_bleu_ref_len"].sum),
+            smooth_method="exp",
+        ).score,
+        2,
+    )
