@@ -16,7 +16,8 @@ from fairseq.tasks import FairseqTask, register_task
 from fairseq.tasks.translation import EVAL_BLEU_ORDER, TranslationConfig, TranslationTask
 from sacrebleu.metrics import BLEU
 
-from nar_plugins.checkpoint_io.teachers import check_teacher, load_drafter, load_teacher
+from nar_plugins.checkpoint_io.roles import check_teacher
+from nar_plugins.checkpoint_io.teachers import load_drafter, load_teacher
 from nar_plugins.data import bleu, checks, reserved
 from nar_plugins.data.dictionary import add_mask, knows_mask, load_dictionary, not_words
 from nar_plugins.data.fertility import FertilityDataset, fertility_path
