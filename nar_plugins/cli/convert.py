@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 
 from nar_plugins.checkpoint_io.convert_bang import convert_bang, convert_bert_vocabulary
-from nar_plugins.checkpoint_io.convert_mask_predict import convert_fairseq, convert_mask_predict
+from nar_plugins.checkpoint_io.convert_fairseq import convert_fairseq
+from nar_plugins.checkpoint_io.convert_mask_predict import convert_mask_predict
 
 # where the releases' own pages say that their files are
 MASK_PREDICT = """A checkpoint of Mask-Predict's release as a cmlm. Its page links archives with dictionaries:

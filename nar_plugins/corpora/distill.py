@@ -27,7 +27,7 @@ from fairseq import tasks, utils
 from fairseq.data import data_utils, indexed_dataset
 from tqdm import tqdm
 
-from nar_plugins import compat
+from nar_plugins.checkpoint_io.read import place, read_mapped
 from nar_plugins.checkpoint_io.teachers import load_teacher
 from nar_plugins.corpora.filters import REASONS, Limits, reason
 
@@ -85,7 +85,7 @@ def distil(cfg, job: Job) -> str:
         ValueError: the data, the teacher or ``job.out`` cannot be used; the message says why.
     """
     for path in utils.split_paths(job.teacher):
-        compat.check_checkpoint(path)
+        read_mapped(path)
     if cfg.dataset.max_tokens is None and cfg.dataset.batch_size is None:
         cfg.dataset.max_tokens = 12000  # as fairseq-generate
     task = tasks.setup_task(cfg.task)
@@ -177,12 +177,7 @@ def fingerprint(path: Path) -> str:
 def load(cfg, task, teacher: str) -> Tuple[List[torch.nn.Module], object]:
     """The teachers where they will decode, and the generator, as ``fairseq-generate`` has them."""
     models = [load_teacher(path, task) for path in utils.split_paths(teacher)]
-    for model in models:
-        if cfg.common.fp16:
-            model.half()
-        if torch.cuda.is_available() and not cfg.common.cpu:
-            model.to("cuda")
-        model.prepare_for_inference_(cfg)
+    place(models, cfg)
     return models, task.build_generator(models, cfg.generation)
 
 

@@ -10,6 +10,7 @@ import torch
 from fairseq import checkpoint_utils, options, tasks, utils
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 
+from nar_plugins.checkpoint_io.read import place
 from nar_plugins.data.bleu import UNKNOWN_IN_REFERENCE
 
 REFUSED = {  # options of fairseq-generate that mean nothing here, and what to do
@@ -58,7 +59,6 @@ class System:
     def __init__(self, name: str, path: str, data: str, flags: Sequence[str] = ()):
         self.name, args = name, parsed(path, data, flags)
         self.cfg = cfg = convert_namespace_to_omegaconf(args)
-        self.cuda = torch.cuda.is_available() and not cfg.common.cpu
         self.task = tasks.setup_task(cfg.task)
         self.models, _ = checkpoint_utils.load_model_ensemble(
             utils.split_paths(path),
@@ -68,12 +68,7 @@ class System:
             strict=cfg.checkpoint.checkpoint_shard_count == 1,
             num_shards=cfg.checkpoint.checkpoint_shard_count,
         )
-        for model in self.models:
-            if cfg.common.fp16:
-                model.half()
-            if self.cuda:
-                model.to("cuda")
-            model.prepare_for_inference_(cfg)
+        self.cuda = place(self.models, cfg)
         self.task.load_dataset(cfg.dataset.gen_subset, task_cfg=cfg.task)  # as fairseq-generate does
         self.dataset = self.task.dataset(cfg.dataset.gen_subset)
         self.generator = self.task.build_generator(self.models, cfg.generation)
