@@ -15,6 +15,7 @@ from omegaconf import II, MISSING
 from nar_plugins.data import checks, reserved
 from nar_plugins.data.dictionary import add_mask, load_dictionary
 from nar_plugins.data.span_masking import SpanMaskedDataset
+from nar_plugins.data.splits import check_folder
 from nar_plugins.tasks.base import NarTask, NarTaskConfig
 
 logger = logging.getLogger(__name__)
@@ -74,10 +75,7 @@ class BangPretrainingTask(NarTask):
         """Load the dictionary; refuse what cannot be honoured before anything else is read."""
         check_options(cfg)
         folder = utils.split_paths(cfg.data)[0]
-        if not os.path.isdir(folder):
-            raise ValueError(
-                f"no data folder '{folder}': binarise the text with fairseq-preprocess --only-source first"
-            )
+        check_folder(folder, "fairseq-preprocess --only-source")
         return cls(cfg, cls.load_dictionary(os.path.join(folder, "dict.txt")))
 
     @classmethod

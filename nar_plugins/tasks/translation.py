@@ -1,9 +1,7 @@
 """The task of parallel text, for every model of this package and for fairseq's own ``transformer`` beside them."""
 
-import glob
 import json
 import logging
-import os
 from argparse import Namespace
 from dataclasses import dataclass, field, make_dataclass
 from pathlib import Path
@@ -18,7 +16,7 @@ from sacrebleu.metrics import BLEU
 
 from nar_plugins.checkpoint_io.roles import check_teacher
 from nar_plugins.checkpoint_io.teachers import load_drafter, load_teacher
-from nar_plugins.data import bleu, checks, reserved
+from nar_plugins.data import bleu, checks, reserved, splits
 from nar_plugins.data.dictionary import add_mask, knows_mask, load_dictionary, not_words
 from nar_plugins.data.fertility import FertilityDataset, fertility_path
 from nar_plugins.data.inference import InferenceDataset, part_of
@@ -80,11 +78,7 @@ class NarTranslationTask(NarTask, TranslationTask):
         """Load the dictionaries; languages are found as fairseq finds them."""
         cfg.left_pad_source = cfg.left_pad_target = False
         folder = utils.split_paths(cfg.data)[0]
-        if not os.path.isdir(folder):
-            raise ValueError(f"no data folder '{folder}': binarise the text with fairseq-preprocess first")
-        if cfg.source_lang is None or cfg.target_lang is None:
-            cfg.source_lang, cfg.target_lang = checks.infer_languages(folder)
-        checks.check_languages(cfg.source_lang, cfg.target_lang)
+        cfg.source_lang, cfg.target_lang = splits.find_languages(folder, cfg.source_lang, cfg.target_lang)
         return super().setup_task(cfg, **kwargs)
 
     @classmethod
@@ -134,10 +128,11 @@ class NarTranslationTask(NarTask, TranslationTask):
         order.
         """
         source, target = self.cfg.source_lang, self.cfg.target_lang
-        more = [f"{split}{k}" for k in range(1, 100)] if combine else []
-        there = [name for name in more if list(Path(folder).glob(f"{glob.escape(name)}.*-*.{source}.*"))]
-        first = [split] * (self.cfg.upsample_primary if there else 1)
-        return [fertility_path(folder, name, source, target) for name in first + there]
+        names = [split]
+        if combine:
+            names = splits.combined_splits(folder, split, source, target, self.cfg.dataset_impl)
+        upsampled = names[:1] * (self.cfg.upsample_primary if len(names) > 1 else 1)
+        return [fertility_path(folder, name, source, target) for name in upsampled + names[1:]]
 
     def build_dataset_for_inference(self, src_tokens, src_lengths, constraints=None):
         """The lines given to ``fairseq-interactive``, padded on the right and read as in training."""
