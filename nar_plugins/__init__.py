@@ -4,14 +4,17 @@ Importing the package registers its tasks, models, criterions and generators wit
 
 ==================  ==========================================================================================
 ``tasks/``          what a run is: dictionaries, data, noise, which generator, BLEU in validation
-``data/``           noise (target -> canvas), canvas (lengths -> blank canvas), source copies, fertilities, spans
-``models/``         one file a method, with its architectures
-``modules/``        the bricks of the models: attention, layers, heads, CTC, glancing, rows of masks, the fused loss
-``criterions/``     the losses; ``nar_loss`` sums the parts that a model's ``losses`` returns, and logs each by name
-``generators/``     one file a decoding loop, behind one registry
-``distill/``        distilled corpora and word alignments
+``criterions/``     the losses, each part logged by name
+``generators/``     the decoding loops, behind one registry: ``canvas/`` all positions at once, ``left_to_right/``
+``models/``         one folder or file a method, with its architectures
+``checkpoint_io/``  every checkpoint that is read besides fairseq's own: dictionaries compared, the ``<mask>`` row
+                    filled, parts copied, teachers loaded, releases converted
+``modules/``        what several methods use: attention, layers, caches, CTC, the length head, the fused loss
+``data/``           dictionaries, which file a split is, noise (target -> canvas), fertilities, spans, checks
+``corpora/``        corpora made by models: distilled targets, word alignments and fertilities
 ``measure/``        quality and speed, for the recipes and benchmarks
 ``cli/``            the ``nar-*`` commands
+``compat/``         what today's Python and PyTorch need from fairseq
 ==================  ==========================================================================================
 """
 

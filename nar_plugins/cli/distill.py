@@ -22,7 +22,8 @@ from fairseq.dataclass.configs import GenerationConfig
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 
 import nar_plugins  # noqa: F401  (registers the task before the flags are parsed)
-from nar_plugins.corpora.distill import SETTINGS, Job, distil
+from nar_plugins.corpora.distill import distil
+from nar_plugins.corpora.distill_job import SETTINGS, Job
 from nar_plugins.corpora.filters import Limits
 
 # fairseq's generation options that mean something here, or nothing anywhere; the others are refused
