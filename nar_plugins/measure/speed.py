@@ -1,9 +1,11 @@
 """Sentences a second of several systems, side by side in one process."""
 
 import ast
+import shlex
 import statistics
 import time
 from argparse import Namespace
+from contextlib import contextmanager
 from typing import Dict, List, NamedTuple, NoReturn, Optional, Sequence, Tuple
 
 import torch
@@ -179,6 +181,37 @@ def parsed(path: str, data: str, flags: Sequence[str]) -> Namespace:
     if args.path != path:
         raise ValueError(f"--path {args.path}: the checkpoint stands before the flags")
     return args
+
+
+def load_systems(data: str, systems: Sequence[Sequence[str]], flags: str) -> List[System]:
+    """The systems, ready to decode.
+
+    Args:
+        systems: of each the name, the checkpoint, and its flags of ``fairseq-generate`` in one string.
+        flags: those of all systems.
+
+    Raises:
+        ValueError: one cannot be loaded, and is named, or they would not decode the same text.
+    """
+    arguments, loaded = [], []
+    for name, path, more in systems:
+        with named(name):
+            arguments.append((name, path, data, [*shlex.split(flags), *shlex.split(more)]))
+            parsed(*arguments[-1][1:])  # all flags are looked at before the first checkpoint is loaded
+    for given in arguments:
+        with named(given[0]):
+            loaded.append(System(*given))
+    check_alike(loaded)
+    return loaded
+
+
+@contextmanager
+def named(system: str):
+    """Turn whatever goes wrong into a ValueError with the system's name: fairseq's loading has no error class."""
+    try:
+        yield
+    except Exception as error:
+        raise ValueError(f"--system {system}: {in_one_line(error)}") from error
 
 
 def check_alike(systems: Sequence[System]) -> None:
