@@ -1,7 +1,6 @@
 """Checkpoints: read without running anything, refused in one line that says what to do."""
 
 import argparse
-import functools
 import os
 import pickle
 import types
@@ -14,6 +13,7 @@ from fairseq import checkpoint_utils
 from fairseq.optim import FairseqOptimizer
 
 from nar_plugins.compat import safe_reader
+from nar_plugins.compat.replace import replaces
 from nar_plugins.compat.safe_reader import CheckpointError
 
 RUN = "checkpoint*.pt"  # what fairseq-train writes
@@ -73,16 +73,11 @@ def explain_unreadable_checkpoints() -> None:
     fairseq copies ``checkpoint_last.pt`` without an atomic rename, so a process killed in that moment leaves it short;
     the message then names the newest whole checkpoint beside it. (facebookresearch/fairseq#2684)
     """
-    load = checkpoint_utils.load_checkpoint_to_cpu
-    if hasattr(load, "__wrapped__"):
-        return
 
-    @functools.wraps(load)
-    def load_checkpoint_to_cpu(path, *args, **kwargs):
+    @replaces(checkpoint_utils, "load_checkpoint_to_cpu")
+    def load_checkpoint_to_cpu(load, path, *args, **kwargs):
         checked(path)
         return load(path, *args, **kwargs)
-
-    checkpoint_utils.load_checkpoint_to_cpu = load_checkpoint_to_cpu
 
 
 def explain_foreign_optimizer_states() -> None:
@@ -91,12 +86,9 @@ def explain_foreign_optimizer_states() -> None:
     The model gets the row that it lacks; the optimizer's state does not, and PyTorch looks at its shapes in the first
     update only. (No upstream issue.)
     """
-    load = FairseqOptimizer.load_state_dict
-    if hasattr(load, "__wrapped__"):
-        return
 
-    @functools.wraps(load)
-    def load_state_dict(self, *args, **kwargs):
+    @replaces(FairseqOptimizer, "load_state_dict")
+    def load_state_dict(load, self, *args, **kwargs):
         load(self, *args, **kwargs)
         for parameter, state in self.optimizer.state.items():
             for value in state.values():
@@ -106,8 +98,6 @@ def explain_foreign_optimizer_states() -> None:
                         f"the checkpoint's optimizer has a state of {there} for a parameter that is {here} here, as "
                         "of a model without <mask>: give --reset-optimizer"
                     )
-
-    FairseqOptimizer.load_state_dict = load_state_dict
 
 
 def checked(path, anything: bool = False, advise: bool = True) -> Dict:
