@@ -20,7 +20,7 @@ from nar_plugins.checkpoint_io.mask_row import accept_missing_mask_row
 from nar_plugins.checkpoint_io.start import check_finetuned
 from nar_plugins.checkpoint_io.symbols import check_stored_symbols, stored_symbols
 from nar_plugins.data.noise import VALIDATION_UPDATE
-from nar_plugins.models.flags import refuse_adaptive, refuse_merged, refuse_unread
+from nar_plugins.models.flags import refuse_unread, refuse_untrainable
 from nar_plugins.models.pairing import check_criterion, check_foreign_model
 from nar_plugins.modules.attention import training_kernel
 from nar_plugins.modules.precision import faster_dtype
@@ -149,7 +149,7 @@ class NarTask(FairseqTask):
         if not from_checkpoint:  # generators name what they cannot decode
             check_foreign_model(cfg, self)
             self.refuse_half()
-            refuse_merged(cfg)
+            refuse_untrainable(cfg, "merge_src_tgt_embed")
         model = super().build_model(cfg, from_checkpoint)
         accept_missing_mask_row(model)
         if not from_checkpoint:
@@ -180,7 +180,7 @@ class NarTask(FairseqTask):
 
         Heads and masks that another criterion does not know would stay as they are, in silence.
         """
-        refuse_adaptive(self.model_options)
+        refuse_untrainable(self.model_options, "adaptive_softmax_cutoff")
         name = getattr(cfg, "_name", None) or getattr(cfg, "criterion", None)
         if self.trained is not None and name is not None:
             check_criterion(*self.trained, name)
