@@ -11,14 +11,13 @@ import sys
 
 from fairseq.utils import split_paths
 
+from nar_plugins.cli.command import new_parser, one_line_errors
 from nar_plugins.corpora.align import Job, align
 from nar_plugins.corpora.aligner import MOST_LINKS
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="nar-align", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = new_parser("nar-align", __doc__)
     parser.add_argument(
         "data",
         metavar="DATA-BIN",
@@ -61,14 +60,12 @@ def job_of(args) -> Job:
 def main(argv=None) -> None:
     args = build_parser().parse_args(argv)
     logging.getLogger("fairseq.data.data_utils").setLevel(logging.WARNING)  # says every file twice
-    try:
+    with one_line_errors("nar-align"):
         for message in align(job_of(args)):
             if message.warning:
                 print(f"nar-align: warning: {message.text}", file=sys.stderr)
             else:
                 print(message.text)
-    except (ValueError, OSError) as error:
-        sys.exit(f"nar-align: {error}")
 
 
 if __name__ == "__main__":

@@ -10,14 +10,13 @@ All systems decode the same sentences: --gen-subset, --prefix-size, languages an
 """
 
 import argparse
-import logging
 import sys
-import warnings
 from pathlib import Path
 from typing import List
 
 import nar_plugins  # noqa: F401  (registers the task before the flags are parsed)
-from nar_plugins.data.bleu import TOKENIZERS, bleu_metric
+from nar_plugins.cli.command import add_tokenize, new_parser, one_line_errors, only_results
+from nar_plugins.data.bleu import bleu_metric
 from nar_plugins.data.lines import read_lines
 from nar_plugins.measure.plots import Row, check_plot, group, quality_against_passes
 from nar_plugins.measure.quality import check_references, score, warn_of_references
@@ -26,9 +25,7 @@ from nar_plugins.measure.table import comparison
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="nar-bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = new_parser("nar-bench", __doc__)
     parser.add_argument("data", help="binarised data")
     parser.add_argument(
         "--system",
@@ -47,14 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="reference texts, a line for every sentence "
         "of the split (default: the data's targets, in which unknown words count as missed)",
     )
-    parser.add_argument(
-        "--tokenize",
-        choices=TOKENIZERS,
-        metavar="NAME",
-        help="sacreBLEU's tokeniser for BLEU, one of "
-        f"{', '.join(TOKENIZERS)} (default: zh, ja-mecab, ko-mecab or char where the data's target language "
-        "needs one, else 13a)",
-    )
+    add_tokenize(parser, "zh, ja-mecab, ko-mecab or char where the data's target language needs one, else 13a")
     parser.add_argument("--batch-sizes", default="1,32", metavar="N[,N...]", help="batch sizes to time (default: 1,32)")
     parser.add_argument(
         "--sentences",
@@ -116,14 +106,8 @@ def timings(args) -> List[tuple]:
 def main(argv=None) -> None:
     parser = build_parser()
     args = parser.parse_args(values_shielded(sys.argv[1:] if argv is None else argv, parser))
-    logging.disable(logging.INFO)  # the table is the output; fairseq and hydra say a page for every system
-    warnings.simplefilter("ignore")
-    try:
+    with one_line_errors("nar-bench"), only_results():
         bench(args)
-    except ValueError as error:
-        sys.exit(f"nar-bench: {error}")
-    finally:
-        logging.disable(logging.NOTSET)
 
 
 def bench(args) -> None:

@@ -18,6 +18,7 @@ from typing import List
 
 from fairseq.models import ARCH_MODEL_REGISTRY
 
+from nar_plugins.cli.command import new_parser, one_line_errors
 from nar_plugins.cli.registered_flags import COMMANDS, Section, sections
 
 
@@ -63,9 +64,7 @@ def markdown(found: List[Section]) -> str:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="nar-flags", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = new_parser("nar-flags", __doc__)
     parser.add_argument("command", nargs="?", metavar="COMMAND", help=f"{', '.join(COMMANDS)} (default: all)")
     parser.add_argument("arch", nargs="?", metavar="ARCH", help="an architecture of this package (default: all)")
     parser.add_argument("--markdown", action="store_true", help="as the page docs/flags.md")
@@ -79,10 +78,8 @@ def main(argv=None) -> None:
         command = command[len("fairseq-") :] if command.startswith("fairseq-") else command
         if arch is None and command in ARCH_MODEL_REGISTRY:
             command, arch = None, command
-    try:
+    with one_line_errors("nar-flags"):
         found = sections(command, arch)
-    except ValueError as error:
-        sys.exit(f"nar-flags: {error}")
     sys.stdout.write(markdown(found) if args.markdown else text(found, min(120, shutil.get_terminal_size().columns)))
 
 
