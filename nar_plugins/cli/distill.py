@@ -23,6 +23,7 @@ from nar_plugins.cli.command import one_line_errors, only_results
 from nar_plugins.corpora.distill import distil
 from nar_plugins.corpora.distill_job import SETTINGS, Job
 from nar_plugins.corpora.filters import Limits
+from nar_plugins.models.flags import flag
 
 # fairseq's generation options that mean something here, or nothing anywhere; the others are refused
 HONOURED = {*SETTINGS["generation"], "no_seed_provided", "no_early_stop", "no_beamable_mm", "_name"}
@@ -90,7 +91,7 @@ def refuse(args, parser) -> None:
     """Raise for an option of fairseq-generate that cannot be honoured."""
     for name, hint in REFUSED.items():
         if getattr(args, name) != parser.get_default(name):
-            raise ValueError(f"--{name.replace('_', '-')} is no option of nar-distill: {hint}")
+            raise ValueError(f"{flag(name)} is no option of nar-distill: {hint}")
     if args.generator not in ("auto", "beam"):
         raise ValueError(
             f"--generator {args.generator} is no option of nar-distill: a teacher is decoded by fairseq's search"

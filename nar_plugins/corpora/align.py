@@ -11,6 +11,7 @@ from nar_plugins.corpora.links import WARN_UNLINKED, check_links, fertilities, o
 from nar_plugins.corpora.text import Text, load_dictionaries, load_pair
 from nar_plugins.data.fertility import fertility_path, write_fertilities
 from nar_plugins.data.splits import check_folder, find_languages, find_splits
+from nar_plugins.models.flags import flag
 
 
 class Job(NamedTuple):
@@ -86,9 +87,7 @@ def align(job: Job) -> Iterator[Message]:
 def check_files_fit(job: Job, splits: Sequence[Split]) -> None:
     """Raise unless there is one file of links for every split, and nothing is asked of the aligner."""
     if job.settings:
-        raise ValueError(
-            f"--{next(iter(job.settings)).replace('_', '-')} is the aligner's: leave it out with --alignments"
-        )
+        raise ValueError(f"{flag(next(iter(job.settings)))} is the aligner's: leave it out with --alignments")
     if len(job.files) != len(splits):
         names = [split.name if len(job.folders) == 1 else os.path.join(*split) for split in splits]
         raise ValueError(

@@ -5,8 +5,20 @@ import os
 import re
 from typing import List, Optional, Sequence, Tuple
 
+from fairseq import utils
+
 BINARISED, RAW = ".idx", ""  # the ending of one side of a split: as fairseq-preprocess writes it, and raw text
 SPLIT = re.compile(r"(train|valid|test)(\d*)")
+
+
+def folder_of(data: str, epoch: int = 1) -> str:
+    """The folder, of several joined by colons, that fairseq reads a split from: training takes turns, epoch by epoch.
+
+    Args:
+        epoch: of the training split, from 1.
+    """
+    folders = utils.split_paths(data)
+    return folders[(epoch - 1) % len(folders)]
 
 
 def check_folder(folder: str, how: str = "fairseq-preprocess") -> None:

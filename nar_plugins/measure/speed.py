@@ -14,6 +14,7 @@ from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 
 from nar_plugins.checkpoint_io.read import place
 from nar_plugins.data.bleu import UNKNOWN_IN_REFERENCE
+from nar_plugins.models.flags import flag
 
 REFUSED = {  # options of fairseq-generate that mean nothing here, and what to do
     "batch_size": "nar-bench makes its own batches: give it --batch-sizes",
@@ -177,7 +178,7 @@ def parsed(path: str, data: str, flags: Sequence[str]) -> Namespace:
     args = options.parse_args_and_arch(parser, input_args=[data, "--path", path, *flags])
     for name, why in REFUSED.items():
         if getattr(args, name) != parser.get_default(name):
-            raise ValueError(f"--{name.replace('_', '-')}: {why}")
+            raise ValueError(f"{flag(name)}: {why}")
     if args.path != path:
         raise ValueError(f"--path {args.path}: the checkpoint stands before the flags")
     return args
@@ -221,9 +222,9 @@ def check_alike(systems: Sequence[System]) -> None:
         for name in ALIKE:
             there, here = first.settings[name], system.settings[name]
             if there != here:
-                flag = "remove-bpe" if name == "post_process" else name.replace("_", "-")
+                given = flag("remove_bpe" if name == "post_process" else name)
                 raise ValueError(
-                    f"--system {system.name} has --{flag} {here}, {first.name} has {there}: all systems are "
+                    f"--system {system.name} has {given} {here}, {first.name} has {there}: all systems are "
                     "compared on the same text, so give it to all, in --flags"
                 )
 

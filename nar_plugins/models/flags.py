@@ -103,4 +103,5 @@ def layers(args, side: str) -> int:
 
 
 def flag(name: str) -> str:
+    """An option as it is typed."""
     return f"--{name.replace('_', '-')}"

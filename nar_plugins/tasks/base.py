@@ -19,6 +19,7 @@ from torch import Tensor
 from nar_plugins.checkpoint_io.mask_row import accept_missing_mask_row
 from nar_plugins.checkpoint_io.start import check_finetuned
 from nar_plugins.checkpoint_io.symbols import check_stored_symbols, stored_symbols
+from nar_plugins.data.dictionary import load_dictionary
 from nar_plugins.data.noise import VALIDATION_UPDATE
 from nar_plugins.models.flags import refuse_unread, refuse_untrainable
 from nar_plugins.models.pairing import check_criterion, check_foreign_model
@@ -95,6 +96,11 @@ class NarTask(FairseqTask):
     def sides(self) -> Dict[str, object]:
         """The dictionaries that a checkpoint keeps the symbols of, by name."""
         return {"source": self.source_dictionary, "target": self.target_dictionary}
+
+    @classmethod
+    def load_dictionary(cls, filename):
+        """fairseq's dictionary, or BERT's when the file starts with ``[PAD]``."""
+        return load_dictionary(filename)
 
     # -- batches -------------------------------------------------------------------------------------------------------
 

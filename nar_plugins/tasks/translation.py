@@ -17,13 +17,14 @@ from sacrebleu.metrics import BLEU
 from nar_plugins.checkpoint_io.roles import check_teacher
 from nar_plugins.checkpoint_io.teachers import load_drafter, load_teacher
 from nar_plugins.data import bleu, checks, reserved, splits
-from nar_plugins.data.dictionary import add_mask, knows_mask, load_dictionary, not_words
+from nar_plugins.data.dictionary import add_mask, knows_mask, not_words
 from nar_plugins.data.fertility import FertilityDataset, fertility_path
 from nar_plugins.data.inference import InferenceDataset, part_of
 from nar_plugins.generators import registry
 from nar_plugins.generators.beam import BeamGenerator
 from nar_plugins.generators.hypothesis import empty_hypothesis
 from nar_plugins.generators.left_to_right.bang import served_by
+from nar_plugins.models.flags import flag
 from nar_plugins.tasks.base import NarTask, NarTaskConfig
 
 logger = logging.getLogger(__name__)
@@ -77,22 +78,16 @@ class NarTranslationTask(NarTask, TranslationTask):
     def setup_task(cls, cfg, **kwargs):
         """Load the dictionaries; languages are found as fairseq finds them."""
         cfg.left_pad_source = cfg.left_pad_target = False
-        folder = utils.split_paths(cfg.data)[0]
+        folder = splits.folder_of(cfg.data)
         cfg.source_lang, cfg.target_lang = splits.find_languages(folder, cfg.source_lang, cfg.target_lang)
         return super().setup_task(cfg, **kwargs)
-
-    @classmethod
-    def load_dictionary(cls, filename):
-        """fairseq's dictionary, or BERT's when the file starts with ``[PAD]``."""
-        return load_dictionary(filename)
 
     # -- data ----------------------------------------------------------------------------------------------------------
 
     def load_dataset(self, split, epoch=1, combine=False, **kwargs):
         """Load a split; raise, naming what is wrong, when its files or its tokens make no sense."""
         source, target = self.cfg.source_lang, self.cfg.target_lang
-        paths = utils.split_paths(self.cfg.data)
-        folder = paths[(epoch - 1) % len(paths)] if split == self.cfg.train_subset else paths[0]
+        folder = splits.folder_of(self.cfg.data, epoch if split == self.cfg.train_subset else 1)
         checks.check_files(folder, split, source, target, self.cfg.dataset_impl)
         super().load_dataset(split, epoch=epoch, combine=combine, **kwargs)
         dataset = self.datasets[split]
@@ -295,7 +290,7 @@ class NarTranslationTask(NarTask, TranslationTask):
         config = Namespace(**{name: given.get(name, getattr(self.cfg, name)) for name in ours})
         for name, value in vars(config).items():
             if isinstance(value, float) and value != value:  # which is neither below nor above any bound
-                raise ValueError(f"--{name.replace('_', '-')} {value}: give a number")
+                raise ValueError(f"{flag(name)} {value}: give a number")
         return config
 
     # -- validation ----------------------------------------------------------------------------------------------------
