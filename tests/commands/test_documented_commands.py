@@ -1,4 +1,5 @@
-"""Every fairseq-* and nar-* command line in README, examples and scripts parses, and every flag of ours is read.
+"""Every fairseq-* and nar-* command line in README, docs, examples and scripts parses, every link of a page leads to a
+file, and every flag of ours is read.
 
 A shell script is not run. Its assignments are collected (arrays, ``case`` branches and ``for`` loops give
 alternatives), its variables are put in, and what is unknown becomes a placeholder that is a word and a number.
@@ -186,10 +187,16 @@ def commands_in(path: Path) -> List[Command]:
     return out
 
 
+RUN_ELSEWHERE = ROOT / "docs" / "add_a_method.md"  # its commands need the page's own --user-dir: its own test runs them
+
+
+def pages() -> List[Path]:
+    return sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "examples").rglob("*.md")])
+
+
 def documents() -> List[Path]:
-    examples, scripts = ROOT / "examples", ROOT / "scripts"
-    found = [ROOT / "README.md", *examples.rglob("*.md"), *examples.rglob("*.sh"), *scripts.glob("*.sh")]
-    return sorted(path for path in found if path.exists())
+    scripts = [*(ROOT / "examples").rglob("*.sh"), *(ROOT / "scripts").glob("*.sh")]
+    return sorted([*(page for page in pages() if page != RUN_ELSEWHERE), *scripts])
 
 
 def complete(command: Command) -> List[str]:
@@ -307,6 +314,47 @@ def test_a_wrong_flag_or_value_would_be_found(line):
     (command,) = shell_commands(line, "page.md")
     with pytest.raises(SystemExit):
         parse(command)
+
+
+# -- links -------------------------------------------------------------------------------------------------------------
+
+
+def links(text: str) -> List[str]:
+    """The targets of a page's links, ``[text](target)`` and ``[name]: target``, without those into the web."""
+    prose = re.sub(r"^```.*?^```|`[^`\n]*`", "", text, flags=re.M | re.S)
+    targets = re.findall(r"\]\(([^)\s]+)\)", prose) + re.findall(r"^\[[^\]\n]+\]: (\S+)", prose, re.M)
+    return [target for target in targets if "://" not in target]
+
+
+def anchors(text: str) -> List[str]:
+    """The headings of a page as GitHub names them in links."""
+    headings = re.findall(r"^#+ (.+)$", re.sub(r"^```.*?^```", "", text, flags=re.M | re.S), re.M)
+    return [re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings]
+
+
+def broken_links(page: Path) -> List[str]:
+    broken = []
+    for target in links(page.read_text(encoding="utf-8")):
+        name, _, anchor = target.partition("#")
+        file = (page.parent / name) if name else page
+        if not file.exists() or (anchor and anchor not in anchors(file.read_text(encoding="utf-8"))):
+            broken.append(target)
+    return broken
+
+
+@pytest.mark.parametrize("page", pages(), ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_link_of_a_page_leads_to_a_file_or_heading(page):
+    assert not broken_links(page)
+
+
+def test_a_broken_link_would_be_found(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text(
+        "# A head, here\n[a](page.md) [b](none.md) [c](#a-head-here) [d](#no) [e](https://x.y/z) [f][1] `[g](x)`\n\n"
+        "[1]: nowhere.md\n",
+        encoding="utf-8",
+    )
+    assert broken_links(page) == ["none.md", "#no", "nowhere.md"]
 
 
 # -- every flag is read ------------------------------------------------------------------------------------------------
