@@ -357,6 +357,34 @@ def test_a_broken_link_would_be_found(tmp_path):
     assert broken_links(page) == ["none.md", "#no", "nowhere.md"]
 
 
+# -- names -------------------------------------------------------------------------------------------------------------
+
+
+def missing_names(page: Path) -> List[str]:
+    """The names that a row of a table tells the reader to look for, and that no file that the row links to holds."""
+    missing = []
+    for row in re.findall(r"^\|.*\|$", page.read_text(encoding="utf-8"), re.M):
+        linked = [page.parent / target for target in re.findall(r"\]\(([^)#\s]+)\)", row) if "://" not in target]
+        files = [file for path in linked for file in ([path] if path.is_file() else path.rglob("*.py"))]
+        code = "".join(file.read_text(encoding="utf-8") for file in files)
+        names = (
+            re.findall(r"`([A-Za-z_]\w*)`", re.sub(r"\[[^\]]*\]\([^)]*\)", "", row.split("|", 2)[2])) if files else []
+        )
+        missing += [name for name in names if not re.search(rf"\b{name}\b", code)]
+    return missing
+
+
+def test_start_here_names_what_is_in_the_files():
+    assert not missing_names(ROOT / "docs" / "start_here.md")
+
+
+def test_a_name_that_is_not_in_its_file_would_be_found(tmp_path):
+    (tmp_path / "code.py").write_text("def there(): pass\n", encoding="utf-8")
+    page = tmp_path / "page.md"
+    page.write_text("| question | [code](code.py) | `there`, `gone` |\n| `none` | [x](code.py) | |\n", encoding="utf-8")
+    assert missing_names(page) == ["gone"]
+
+
 # -- every flag is read ------------------------------------------------------------------------------------------------
 
 
