@@ -385,6 +385,30 @@ def test_a_name_that_is_not_in_its_file_would_be_found(tmp_path):
     assert missing_names(page) == ["gone"]
 
 
+def quoted_messages(page: Path) -> List[str]:
+    """The messages in the first column of a page's tables whose head is ``message``; not those of argparse."""
+    tables = re.findall(r"^\| message \|.*\n(?:\|.*\n)+", page.read_text(encoding="utf-8"), re.M)
+    cells = [row.split(" | ")[0] for table in tables for row in table.splitlines()[2:]]
+    return [match.group(1) for match in (re.match(r"\| `([^`]+)`", cell) for cell in cells) if match]
+
+
+def longest_run(message: str, code: str) -> int:
+    """How many consecutive words of a message stand in the code as they are."""
+    words = message.split()
+    spans = itertools.combinations(range(len(words) + 1), 2)
+    return max(end - start for start, end in spans if " ".join(words[start:end]) in code)
+
+
+def test_troubleshooting_quotes_messages_that_there_are():
+    files = sorted((ROOT / "nar_plugins").rglob("*.py"))
+    code = re.sub(r'"\s*\n\s*f?"', "", "".join(path.read_text(encoding="utf-8") for path in files))
+    messages = quoted_messages(ROOT / "docs" / "troubleshooting.md")
+    assert len(messages) > 20
+    theirs = [message for message in messages if not message.startswith("invalid choice")]  # argparse's
+    assert not [message for message in theirs if longest_run(message, code) < 3]
+    assert longest_run("the colour differs: paint the checkpoint", code) < 3
+
+
 # -- every flag is read ------------------------------------------------------------------------------------------------
 
 
