@@ -11,7 +11,7 @@ checkout, docs/start_here.md says which file answers which question):
 ``models/``         the methods and their architectures: ``cmlm.py``, ``nat/``, ``blockwise/``, ``bang/``;
                     ``base.py`` is what the parallel ones share
 ``modules/``        what several methods use: attention, layers, caches, length head, CTC, the fused loss
-``checkpoint_io/``  teachers and drafters, the ``<mask>`` row, conversion of published checkpoints
+``checkpoint_io/``  checkpoints beside fairseq's own resume: the ``<mask>`` row, teachers, drafters, published formats
 ``data/``           dictionaries, checks, noise, fertilities, span masking, BLEU's tokenisers
 ``corpora/``        distilled corpora and word alignments
 ``measure/``        quality and speed, for the recipes and benchmarks
