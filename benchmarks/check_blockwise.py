@@ -6,7 +6,7 @@
 
 Every output is compared with ``fairseq-generate --generator beam --beam 1`` of the AR checkpoint: the words byte for
 byte, the scores to 1e-4. A sentence that differs is audited: how far apart both runs say the two tokens are at the
-first difference. Ends with status 1 where that is more than rounding (specs/blockwise.md, A.9).
+first difference. Ends with status 1 where that is more than rounding.
 """
 
 import argparse

@@ -82,27 +82,30 @@ parallel() {  # FILE FILE: sentences and their translations, line by line
 # -- downloads ----------------------------------------------------------------------------------------------------------
 
 fetch() {  # URL SHA256 FILE: download FILE, once; goes on where an interrupted download stopped. SHA256 of the text, or "-"
-    local url=$1 sum=$2 file=$3 part status=0 got why
-    local curl=(curl -fsSL --retry 2 --connect-timeout 20)
+    local url=$1 sum=$2 file=$3 part resumed status got why
+    local folder="name a folder that has ${file##*/} with RAW=FOLDER"
     if [ -e "$file" ]; then return; fi
-    command -v curl > /dev/null || fail "no curl, which downloads $url: install it, or name a folder that has ${file##*/} with RAW=FOLDER"
+    command -v curl > /dev/null || fail "no curl, which downloads $url: install it, or $folder"
     mkdir -p "$(dirname "$file")"
     part=$(dirname "$file")/part.$(basename "$file")
-    why=$("${curl[@]}" -C - -o "$part" "$url" 2>&1) || status=$?
-    case $status in 22 | 33 | 36)  # the server cannot go on in the middle, or has no more of it
+    while true; do
+        resumed= status=0 got=-
+        if [ -e "$part" ]; then resumed=yes; fi
+        why=$(curl -fsSL --retry 2 --connect-timeout 20 -C - -o "$part" "$url" 2>&1) || status=$?
+        case $status in
+            0)
+                if [ "$sum" != - ]; then got=$(text "$part" 2> /dev/null | sha256) || got="none, for it is truncated"; fi
+                if [ "$got" = "$sum" ]; then mv "$part" "$file"; return; fi ;;
+            22 | 33 | 36) ;;  # no such file, or the server cannot go on in the middle
+            *) break ;;  # the part stays, for the next try
+        esac
         rm -f "$part"
-        status=0
-        why=$("${curl[@]}" -o "$part" "$url" 2>&1) || status=$? ;;
-    esac
-    [ "$status" = 0 ] || fail "no download of $url (${why##*$'\n'}): try again, or name a folder that has ${file##*/} with RAW=FOLDER"
-    if [ "$sum" != - ]; then
-        got=$(text "$part" 2> /dev/null | sha256) || got="none, for it is truncated"
-        if [ "$got" != "$sum" ]; then
-            rm -f "$part"
-            fail "$url is not what it was: SHA256 of its text is $got, not $sum; removed: try again, or name a folder with RAW=FOLDER"
-        fi
+        [ -n "$resumed" ] || break  # what an earlier try had left was at fault: once more, from the start
+    done
+    if [ "$status" = 0 ]; then
+        fail "$url is not what it was: SHA256 of its text is $got, not $sum; it was not kept: try again, or $folder"
     fi
-    mv "$part" "$file"
+    fail "no download of $url (${why##*$'\n'}): try again, or $folder"
 }
 
 fetch_list() {  # URL END FOLDER LIST: every text of LIST from URL/NAME END, NAME being its last name

@@ -1,4 +1,4 @@
-"""A task with two right answers, which tells the ways of decoding apart (specs/bang.md, D).
+"""A task with two right answers, which tells the ways of decoding apart.
 
     python examples/bang_toy/toy.py make FOLDER
     python examples/bang_toy/toy.py table FOLDER NAME=OUTPUT [NAME=OUTPUT ...]
