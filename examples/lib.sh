@@ -52,7 +52,7 @@ check() {  # FILE LINES SHA256 LIST [ORIGIN]: is this the text? LIST tells which
     local file=$1 wanted=$2 sum=$3 list=$4 origin=${5:-$1} has other
     has=$(lines "$file")
     if [ "$sum" != - ]; then sum=$(sha256 < "$file"); fi
-    if [ "$sum" = "$3" ] && [ "$has" = "$wanted" ]; then return; fi
+    if [ "$sum" = "$3" ] && { [ "$sum" != - ] || [ "$has" = "$wanted" ]; }; then return; fi
     other=$(awk -v sum="$sum" '$2 == sum && sum != "-" { print $3; exit }' <<< "$list")
     if [ -n "$other" ]; then fail "$origin holds the text of $other: swapped or renamed"; fi
     if [ "$has" -lt "$wanted" ]; then fail "$origin has $has lines, not $wanted: truncated, or another text (ANY_TEXT=1 takes it)"; fi

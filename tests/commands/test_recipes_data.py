@@ -16,7 +16,19 @@ from conftest import ROOT
 pytestmark = pytest.mark.skipif(shutil.which("curl") is None, reason="no curl, which the downloads need")
 
 TEXT = "".join(f"line {i} of the text\n" for i in range(2000))
-VARIABLES = ("RAW", "MULTI30K", "SQUAD_QG", "NEWS", "ANY_TEXT", "MORE_TEXT", "MULTI30K_URL", "SQUAD_QG_URL", "VENV")
+VARIABLES = (
+    "RAW",
+    "MULTI30K",
+    "SQUAD_QG",
+    "NEWS",
+    "ANY_TEXT",
+    "MORE_TEXT",
+    "MULTI30K_URL",
+    "SQUAD_QG_URL",
+    "BERT_URL",
+    "WORKERS",
+    "VENV",
+)
 
 
 def bash(*arguments, expect: int = 0, **variables) -> str:
@@ -332,6 +344,55 @@ def test_squad_is_cut_from_the_published_parts(tmp_path, shared_data, serve):
     write(tmp_path / "www" / "src-dev.txt", "short\n")
     output = bash("examples/squad_qg/data.sh", out, tmp_path / "www", expect=2)
     assert "src-dev.txt has 1 lines, not 10570: truncated" in output and output.count("\n") == 1
+
+
+@pytest.fixture
+def trained(tmp_path):
+    """A work folder of Multi30k with empty checkpoints, and an environment whose commands do nothing: Python copies its
+    input, and has no network for sacreBLEU.
+    """
+    for model in ("ar", "kd-frozen", "kd-block"):
+        write(tmp_path / "work" / model / "checkpoint_last.pt", "")
+    python = '#!/bin/sh\ncase "$*" in *sacrebleu*) echo "no network" >&2; exit 1;; *spm.py*) cat;; esac\n'
+    for name, script in (("python", python), ("fairseq-preprocess", "#!/bin/sh\n"), ("nar-bench", "#!/bin/sh\n")):
+        command = write(tmp_path / "venv" / "bin" / name, script)
+        command.chmod(0o755)
+    return tmp_path
+
+
+def test_newstest2014_comes_from_a_folder_or_is_left_out_aloud(trained):
+    def recipe(expect: int = 0, **given) -> str:
+        return bash("examples/multi30k/blockwise.sh", trained / "work", VENV=trained / "venv", expect=expect, **given)
+
+    assert "newstest2014 is left out" in recipe() and "(no network): name a folder with NEWS=FOLDER" in recipe()
+    news = trained / "news"
+    write(news / "test.en.gz", "a\n" * 3003), write(news / "test.de", "b\n" * 3002)
+    assert f"{news}/test.de has 3002 lines, not 3003: truncated" in recipe(NEWS=news, expect=2)
+    write(news / "test.de", "b\n" * 3003)
+    assert "left out" not in recipe(NEWS=news)
+    assert (trained / "work" / "news" / "test.sp.de").read_text() == "b\n" * 3003
+
+
+def test_raw_text_is_tokenised_in_parts_and_put_together_in_order(tmp_path):
+    """With commands that do little: those of the environment have tests of their own."""
+    commands = {
+        "nar-convert": "exit 0",
+        "nar-wordpiece": "tr a-z A-Z",
+        "fairseq-preprocess": 'while [ "$1" != --destdir ]; do shift; done; mkdir "$2"; touch "$2/valid.idx"',
+    }
+    for name, script in commands.items():
+        write(tmp_path / "venv" / "bin" / name, f"#!/bin/sh\n{script}\n").chmod(0o755)
+    train = "".join(f"a{i} b\n\n" for i in range(500))
+    texts = [write(tmp_path / "train.txt.gz", train), write(tmp_path / "valid.txt", "a b\n" * 9)]
+    folder, work = write(tmp_path / "in" / "vocab.txt", "[PAD]\n[UNK]\n").parent, tmp_path / "work"
+    recipe, given = "examples/bang_pretraining/prepare.sh", {"VENV": tmp_path / "venv", "WORKERS": 3}
+    output = bash(recipe, *texts, work, RAW=folder, expect=2, **given)
+    assert output.count("\n") == 1 and "vocab.txt has 2 lines, not 30522" in output
+    assert "RAW=FOLDER" in bash(recipe, *texts, work, BERT_URL="http://127.0.0.1:1", expect=2, **given)
+    bash(recipe, *texts, work, RAW=folder, ANY_TEXT=1, **given)
+    assert (work / "train.wp").read_text() == train.upper()
+    assert (work / "raw" / "valid.idx").exists() and not (work / "parts").exists()
+    assert "no text '/nowhere'" in bash(recipe, "/nowhere", texts[1], work, expect=2, **given)
 
 
 # -- the benchmark's lengths -------------------------------------------------------------------------------------------

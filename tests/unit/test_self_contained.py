@@ -59,6 +59,15 @@ def test_every_recipe_uses_the_shared_functions():
         assert '. "$(dirname "${BASH_SOURCE[0]}")/../lib.sh"\n' in path.read_text(encoding="utf-8"), path
 
 
+@pytest.mark.parametrize("kind", [r"^(\w+)\(\) ", r"^(\w+)="], ids=["functions", "variables"])
+def test_no_recipe_takes_a_name_of_the_shared_ones(kind):
+    shared = set(re.findall(kind, (ROOT / "examples" / "lib.sh").read_text(encoding="utf-8"), re.M))
+    assert {"fail", "check"} <= shared or {"root", "device"} <= shared
+    for path in SCRIPTS:
+        if "examples" in path.parts and path.name != "lib.sh":
+            assert not shared & set(re.findall(kind, path.read_text(encoding="utf-8"), re.M)), path
+
+
 def test_the_gpu_script_names_its_commands():
     done = subprocess.run(["bash", "scripts/gpu.sh", "--help"], cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (2, "gpu.sh: pack, install or measure, not '--help'\n")
