@@ -5,7 +5,7 @@ one process.
 
 Random weights, the same sizes (512/1024, 6+6 layers, a vocabulary of 10,000), real lengths: those of newstest2014's
 English side, or of ``--lengths FILE``, in words, punctuation marks and ``</s>``. The target is forced to be as long as
-the source. For every batch size some sentences from the whole range of lengths, batches of neighbours in length. The
+the source. For every batch size some sentences from the whole range of lengths, batched by length. The
 systems take turns, and the median of the repeats counts.
 """
 
@@ -63,7 +63,7 @@ def main():
     )
     for size in map(int, args.batches.split(",")):
         batches = make_batches(lengths, size, SENTENCES.get(size, 4 * size), args)
-        seconds = in_turn([lambda s=system: [s(one) for one in batches] for system in systems.values()], args)
+        seconds = in_turn([lambda s=system: [s(batch) for batch in batches] for system in systems.values()], args)
         count = size * len(batches)
         print(f"\n{f'batch {size}':20}{'ms a batch':>12}{'sentences/s':>14}{'x greedy':>10}{'x beam 5':>10}")
         for name, taken in zip(systems, seconds):
@@ -90,7 +90,7 @@ def lengths_of(path: Path) -> list:
 
 
 def make_batches(lengths: list, size: int, count: int, args) -> list:
-    """Batches of neighbours in length, from all over the range: random words, padded on the right."""
+    """Batches of sentences of similar length, from the whole range: random tokens, padded on the right."""
     torch.manual_seed(2)
     starts = torch.linspace(0, len(lengths) - size, count // size).long().tolist()
     batches = []
@@ -107,7 +107,7 @@ def make_batches(lengths: list, size: int, count: int, args) -> list:
 
 
 def autoregressive(model, dictionary, beam: int):
-    """fairseq's own search, made to stop at the source's length and not before."""
+    """fairseq's own search, forced to the source's length."""
 
     def decode(sample):
         length = sample["net_input"]["src_tokens"].size(1) - 1  # its lengths do not count </s>
@@ -119,8 +119,8 @@ def autoregressive(model, dictionary, beam: int):
 
 
 def one_pass(task, device: str, *flags: str):
-    """Ours; a fertility head that always says 1 makes the target as long as the source, a length head takes the gold
-    length.
+    """Our one-pass generator, forced to the source's length: the fertility head always predicts 1, the length head is
+    given the gold length.
     """
     model = build("nat", task, *flags).to(device).eval()
     if model.needs_fertilities:
@@ -132,10 +132,10 @@ def one_pass(task, device: str, *flags: str):
     )
 
     def decode(sample):
-        found = loop.generate([model], sample)
+        hypotheses = loop.generate([model], sample)
         wanted = sample["net_input"]["src_lengths"].tolist()
-        assert model.args.ctc or [len(h[0]["tokens"]) for h in found] == wanted
-        return found
+        assert model.args.ctc or [len(h[0]["tokens"]) for h in hypotheses] == wanted
+        return hypotheses
 
     return decode
 

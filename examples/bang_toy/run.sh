@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# One checkpoint, every policy, on a task that tells them apart: bash examples/bang_toy/run.sh [WORK] [UPDATES]
+# Train one BANG model on a task with two right answers and decode it with every policy: bash examples/bang_toy/run.sh [WORK] [UPDATES]
 # Some minutes on a CPU core.
 . "$(dirname "${BASH_SOURCE[0]}")/../lib.sh"
 work=${1:-$root/work/bang_toy}

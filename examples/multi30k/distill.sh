@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Distil Multi30k with the trained ar model, and align what comes of it: bash examples/multi30k/distill.sh [WORK]
+# Distil Multi30k with the trained ar model (Kim and Rush 2016) and align the result for fertilities: bash examples/multi30k/distill.sh [WORK]
 # Makes WORK/kd, which train.sh's kd-* models are trained on. Killed and started again, it continues.
 . "$(dirname "${BASH_SOURCE[0]}")/../lib.sh"
 work=${1:-$root/work/multi30k}

@@ -20,7 +20,7 @@ for model in ${models//,/ }; do
                      --system "CMLM, confidence" "$checkpoint" "--schedule confidence") ;;
         nat) systems+=(--system "NAT, fertilities" "$checkpoint" ""
                     --system "NAT, NPD 10" "$checkpoint" "--generator noisy_parallel --rescorer $work/ar/checkpoint_last.pt") ;;
-        bang) length="--max-len-a 1.5 --max-len-b 10"  # one pass computes a mask for every token that there may be
+        bang) length="--max-len-a 1.5 --max-len-b 10"  # a one-pass policy computes a mask for every position up to the limit
               systems+=(--system "BANG, adaptive" "$checkpoint" "--bang-policy adaptive $length"
                      --system "BANG, one pass" "$checkpoint" "--bang-policy nar $length"
                      --system "BANG, verify" "$checkpoint" "--bang-policy verify $length"

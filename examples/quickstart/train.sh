@@ -2,13 +2,13 @@
 # Train one of the quickstart's models: bash examples/quickstart/train.sh MODEL [WORK], MODEL one of
 #   ar    fairseq's transformer, the teacher
 # and, on the data of distill.sh and from the teacher's weights (minutes instead of an hour),
-#   cmlm  Mask-Predict, in fairseq's form, which is the teacher's own
+#   cmlm  Mask-Predict, with fairseq's layers, as the teacher has
 #   nat   NAT with fertilities, positional attention and diagonal mask
 #   ctc   vanilla NAT with latent alignments and glancing
-#   bang  BANG, from nothing: one checkpoint for one token a pass, all at once and what is between. First it learns one token
-#         a pass (bang-ar), because what it shall say without seeing its last words hides for long what the source is good for
-#   blockwise  the teacher itself with four proposal heads, which alone are trained: its own words, faster
-# Small batches and a rate that falls to nothing: with so few updates they gain ten BLEU over the papers' way.
+#   bang  BANG, from random weights: one checkpoint for autoregressive, parallel and mixed decoding. It is first trained
+#         autoregressively (bang-ar): trained from scratch, the full objective ignores the source for a long time
+#   blockwise  the frozen teacher with four proposal heads; only the heads are trained, the greedy output is the teacher's
+# Small batches and a learning rate that decays to zero: with so few updates they gain ten BLEU over the papers' settings.
 # A second run continues where the first one stopped, and does nothing when it was done.
 . "$(dirname "${BASH_SOURCE[0]}")/../lib.sh"
 names="ar, cmlm, nat, ctc, bang or blockwise"

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Decode SQuAD's test sentences with every policy, from one checkpoint: bash examples/squad_qg/generate.sh [MODELS] [WORK]
-# Prints passes, masks wasted and speed (nar-bench), then quality (score.py; needs pip install -e ".[qg]"), for every policy and
-# for adaptive as tau moves; where matplotlib is (".[plots]"), WORK/tau.png shows BLEU against passes.
+# Prints passes, wasted masks and speed (nar-bench), then quality (score.py; needs pip install -e ".[qg]"), for every policy and
+# for several thresholds tau of adaptive; where matplotlib is (".[plots]"), WORK/tau.png shows BLEU against passes.
 . "$(dirname "${BASH_SOURCE[0]}")/../lib.sh"
 models=${1:-bang,bang-pt}
 work=${2:-$root/work/squad_qg}

@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
 # Train on SQuAD question generation: bash examples/squad_qg/train.sh MODEL [UPDATES] [WORK] [FLAG ...],
 # FLAGs more of fairseq-train's, MODEL one of
-#   bang-ar     BANG on the pairs, from nothing, one token at a time
-#   bang        bang-ar, going on with all cells, on the questions that it asks itself
-#   pretrain-ar    BANG on the running text: spans hidden from the encoder, said by the decoder, one token at a time
-#   pretrain       pretrain-ar, going on with all cells
-#   bang-pt-ar     pretrain, going on one token at a time, on the questions of bang-ar
-#   bang-pt        bang-pt-ar, going on with all cells, on the same
-# All cells from nothing learn very slowly: what cannot see its last words hides for long what the source is good for. And the
-# questions of people differ too much for several words at once; a model's are surer (sequence-level distillation).
+#   bang-ar        BANG on the pairs, from random weights, the autoregressive objective only (--ngram 1)
+#   bang           bang-ar, fine-tuned with the full objective on questions that bang-ar has generated
+#   pretrain-ar    BANG on the running text: spans masked in the encoder and predicted by the decoder, autoregressively
+#   pretrain       pretrain-ar, trained on with the full objective
+#   bang-pt-ar     pretrain, fine-tuned autoregressively on the questions of bang-ar
+#   bang-pt        bang-pt-ar, fine-tuned with the full objective on the same
+# Trained from scratch, the full objective ignores the source for a long time; hence the autoregressive stages. Several tokens
+# at once need targets with less variety than people's questions have; hence sequence-level distillation.
 # One checkpoint of bang or bang-pt decodes with every policy. With an empty DEVICE on the GPU.
 # A second run continues where the first one stopped.
 . "$(dirname "${BASH_SOURCE[0]}")/../lib.sh"
@@ -20,7 +20,7 @@ sizes=(--arch bang "${small[@]}" --encoder-layers 3 --decoder-layers 3 --dropout
        --max-source-positions 512 --max-target-positions 512)
 text=("$work/raw" --task bang_pretraining --tokens-per-sample 512 --max-tokens 4096)
 pairs=(--task nar_translation --max-tokens 2048)
-case $model in  # what it learns, from where, and in how many updates
+case $model in  # data and objective, the model to start from, the number of updates
     bang-ar) what=("$work/bin" "${pairs[@]}" --ngram 1); before=; default=3000 ;;
     bang) what=("$work/kd" "${pairs[@]}" --bang-rows sample:2); before=bang-ar; default=1000 ;;
     pretrain-ar) what=("${text[@]}" --ngram 1); before=; default=1500 ;;
