@@ -138,7 +138,8 @@ def expand(word: str, known: Dict[str, List[List[str]]], depth: int = 0) -> List
 
 def shell_commands(text: str, where: str, first: int = 1) -> List[Command]:
     """The commands of this project in a piece of shell, once for every alternative of their variables."""
-    out, known = [], assignments(plain(text))
+    library = (ROOT / "examples" / "lib.sh").read_text(encoding="utf-8") if "/lib.sh" in text else ""
+    out, known = [], assignments(plain(library + text))
     for name in re.findall(r"\$\((nar-[a-z-]+)\)", text):
         out.append(Command(f"{where}:{first + text[: text.index('$(' + name)].count(chr(10))}", name, []))
     line = first
