@@ -89,7 +89,8 @@ class Drafter:
 
 
 class HeadsDrafter(Drafter):
-    """The proposal heads 2 to K of a model, at the last accepted position only (spec A.6).
+    """The proposal heads 2 to K of a model, at the last accepted position only
+    (Stern et al. 2018, section 4).
 
     Args:
         decoder: the model's. which: the model's number in the ensemble.
