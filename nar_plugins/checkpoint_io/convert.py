@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from nar_plugins.checkpoint_io.symbols import stored_symbols
+from nar_plugins.data.whole_file import written_whole
 
 
 def count_layers(model: Dict, side: str) -> int:
@@ -84,16 +85,15 @@ def save(
         "lr_scheduler_state": {},
         "num_updates": 0,
     }
-    torch.save(
-        {
-            "args": None,
-            "cfg": OmegaConf.to_container(cfg, resolve=True, enum_to_str=True),
-            "model": model,
-            "criterion": None,
-            "optimizer_history": [history],
-            "task_state": stored_symbols({"source": dictionary, "target": dictionary}),
-            "extra_state": {"train_iterator": {"epoch": 1, "iterations_in_epoch": 0}, "val_loss": None},
-            "last_optimizer_state": None,
-        },
-        path,
-    )
+    state = {
+        "args": None,
+        "cfg": OmegaConf.to_container(cfg, resolve=True, enum_to_str=True),
+        "model": model,
+        "criterion": None,
+        "optimizer_history": [history],
+        "task_state": stored_symbols({"source": dictionary, "target": dictionary}),
+        "extra_state": {"train_iterator": {"epoch": 1, "iterations_in_epoch": 0}, "val_loss": None},
+        "last_optimizer_state": None,
+    }
+    with written_whole(path) as temporary:  # what it was made of may lie there, mapped into memory
+        torch.save(state, temporary)

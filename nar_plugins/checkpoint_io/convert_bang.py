@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from nar_plugins.checkpoint_io.convert import count_layers, save, side_flags, unfused
-from nar_plugins.checkpoint_io.read import read_copied
+from nar_plugins.checkpoint_io.read import read_mapped
 from nar_plugins.data.dictionary import BertDictionary, load_dictionary
 from nar_plugins.data.wordpiece import read_vocabulary
 from nar_plugins.modules.relative_positions import BUCKETS, MAX_DISTANCE
@@ -61,7 +61,7 @@ def convert_bang(checkpoint: Path, dictionary: Path, folder: Path, sees_bos: boo
     Raises:
         ValueError: the checkpoint is of another kind or has other shapes, or the dictionary does not fit it.
     """
-    state = read_copied(checkpoint)
+    state = read_mapped(checkpoint)
     old = state.get("args") or Namespace()
     model = rename_bang({key: value.float() for key, value in state["model"].items()}, checkpoint)
     check_names(model, checkpoint)

@@ -1,6 +1,5 @@
 """A checkpoint of any of fairseq's trainers, into one that loads safely."""
 
-import os
 from pathlib import Path
 from typing import Dict, List, Tuple
 
@@ -8,6 +7,7 @@ import torch
 
 from nar_plugins.checkpoint_io.read import read_mapped
 from nar_plugins.compat import safe_reader
+from nar_plugins.data.whole_file import written_whole
 
 
 def convert_fairseq(checkpoint: Path, out: Path) -> List[str]:
@@ -42,9 +42,8 @@ def convert_fairseq(checkpoint: Path, out: Path) -> List[str]:
     if "extra_state" in known or "extra_state" in left_out:
         known.setdefault("extra_state", {}).setdefault("train_iterator", {"epoch": 1, "iterations_in_epoch": 0})
     out.parent.mkdir(parents=True, exist_ok=True)
-    part = out.with_name(f"{out.name}.tmp")
-    torch.save(known, part)
-    os.replace(part, out)
+    with written_whole(out) as temporary:
+        torch.save(known, temporary)
     return [f"{name} ({', '.join(objects)})" for name, objects in left_out.items()]
 
 

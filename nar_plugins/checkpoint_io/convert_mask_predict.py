@@ -10,7 +10,7 @@ from fairseq.data import Dictionary
 from torch import Tensor
 
 from nar_plugins.checkpoint_io.convert import save, side_flags, unfused
-from nar_plugins.checkpoint_io.read import read_copied
+from nar_plugins.checkpoint_io.read import read_mapped
 from nar_plugins.data.dictionary import MASK
 from nar_plugins.data.lines import read_lines
 
@@ -33,7 +33,7 @@ def convert_mask_predict(checkpoint: Path, dictionary: Path, folder: Path, heads
     Raises:
         ValueError: the checkpoint is not of that release, or the dictionary does not fit it.
     """
-    state = read_copied(checkpoint)
+    state = read_mapped(checkpoint)
     model, old = state["model"], state.get("args") or Namespace()
     if "encoder.embed_lengths.weight" not in model:
         raise ValueError(f"{checkpoint} is no Mask-Predict checkpoint: it has no encoder.embed_lengths.weight")

@@ -12,7 +12,7 @@ import torch
 import torch.nn as nn
 from fairseq import checkpoint_utils
 
-from nar_plugins.compat import checked, safe_reader
+from nar_plugins.compat import checked
 
 
 def read_mapped(path: Union[Path, str], anything: bool = False) -> Dict:
@@ -25,12 +25,6 @@ def read_mapped(path: Union[Path, str], anything: bool = False) -> Dict:
         CheckpointError: the file is absent, cut short, foreign or unsafe; the message says what to do.
     """
     return checked(path, anything)
-
-
-def read_copied(path: Union[Path, str]) -> Dict:
-    """``read_mapped`` with the tensors in memory, so that the file may be written over."""
-    checked(path)
-    return safe_reader.read(path)
 
 
 def read_upgraded(path: Union[Path, str]) -> Dict:
