@@ -1,4 +1,4 @@
-"""How many masks a pass of a ``bang`` decoder asks, and how many of their tokens it keeps (specs/bang.md, D)."""
+"""How many masks a pass of a ``bang`` decoder asks, and how many of their tokens it keeps."""
 
 import torch
 from torch import Tensor
@@ -79,5 +79,9 @@ READS = {
     "prefix": ("bang_prefix", *OUTPUT),
     "adaptive": ("bang_block", "bang_tau", *OUTPUT),
     "cascade": ("bang_block", "bang_tau", "bang_theta", *OUTPUT),
+}
+ALIASES = {  # policies that are other generators: their names, and what bang's options are called there
+    "ar": ("beam", {}),
+    "verify": ("blockwise", {"bang_block": "verify_block"}),
 }
 POLICIES = {"nar": Parallel, "block": Block, "prefix": Prefix, "adaptive": Adaptive, "cascade": Parallel}

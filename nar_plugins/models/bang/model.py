@@ -11,6 +11,7 @@ from fairseq.models.transformer.transformer_legacy import base_architecture as t
 from torch import Tensor
 
 from nar_plugins.models.architectures import default, sizes, switch_on
+from nar_plugins.models.bang.block_decoder import BangBlocks
 from nar_plugins.models.bang.decoder import BangDecoder, BangEncoder
 from nar_plugins.models.bang.stream_layout import Cells, row_sizes
 from nar_plugins.models.flags import UNREAD_BY_BANG, UNSUPPORTED_BY_BANG, refuse_unsupported
@@ -104,6 +105,10 @@ class BangModel(TransformerModel):
     def row_sizes(self, real: Tensor, target_idx: Optional[Tensor] = None) -> Tensor:
         """The cells of every row with the model's streams; see ``cells.row_sizes``."""
         return row_sizes(real, target_idx, self.args.ngram)
+
+    def block_decoder(self) -> BangBlocks:
+        """What decodes blocks of tokens with it, and drafts them by its masks."""
+        return BangBlocks(self.decoder)
 
     def forward(
         self,
