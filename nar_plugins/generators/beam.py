@@ -11,7 +11,7 @@ from nar_plugins.checkpoint_io.mask_row import refuse_adaptive_softmax
 from nar_plugins.data.inference import part_of
 from nar_plugins.generators.base import Generator, ban, banned_symbols, check_min_len
 from nar_plugins.generators.hypothesis import prefixes
-from nar_plugins.generators.options import BATCHES, refuse, refuse_options
+from nar_plugins.generators.options import refuse_in_batch, refuse_options
 from nar_plugins.generators.registry import DecodingConfig, register_generator
 
 
@@ -51,8 +51,8 @@ class BeamGenerator(Generator):
         Raises:
             ValueError: the batch lacks what an option reads.
         """
-        given = {"targets": sample.get("target") is not None, "constrained": kwargs.get("constraints") is not None}
-        refuse(BATCHES, "beam", self.options, **given)
+        given = kwargs.get("prefix_tokens"), kwargs.get("constraints")
+        refuse_in_batch("beam", self.options, *given, sample.get("target"))
         self.check_shortest(sample["net_input"]["src_tokens"].size(1))
         device = sample["net_input"]["src_tokens"].device
         with self.decoding(device), self.without_mask(), self.with_attention():

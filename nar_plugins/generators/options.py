@@ -2,7 +2,7 @@
 
 import json
 from argparse import Namespace
-from dataclasses import fields
+from dataclasses import field, fields
 from enum import Enum
 from typing import (
     Any,
@@ -21,6 +21,11 @@ from typing import (
 from fairseq.dataclass.configs import GenerationConfig
 
 from nar_plugins.generators import registry
+
+
+def option(default, text: str):
+    """A field of a generator's dataclass: its default, and what ``--help`` says of the flag."""
+    return field(default=default, metadata={"help": text})
 
 
 def check_json(name: str, text: Optional[str]) -> None:
@@ -301,6 +306,12 @@ def refuse_options(generator: str, options: Namespace, config: Namespace, rescor
     if row in SERVED:
         refuse_unserved(options, generator, SERVED[row], INSTEAD_OF_BEAM[row])
     refuse(OPTIONS, generator, options, config, rescorer=rescorer)
+
+
+def refuse_in_batch(generator: str, options: Namespace, prefix, constraints, target=None) -> None:
+    """Raise for what a generator cannot do with a batch of fairseq's; None: the batch has none."""
+    given = dict(prefixed=prefix is not None, constrained=constraints is not None, targets=target is not None)
+    refuse(BATCHES, generator, options, **given)
 
 
 def refuse_unserved(options: Namespace, generator: str, honoured: set, instead: str = "use --length-beam {}") -> None:

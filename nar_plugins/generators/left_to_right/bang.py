@@ -7,8 +7,8 @@ of their tokens are kept. All of them take one pass a step.
 
 import logging
 from argparse import Namespace
-from dataclasses import dataclass, field, fields
-from typing import Dict, List, NamedTuple, Optional, Tuple
+from dataclasses import dataclass, fields
+from typing import Dict, List, Optional, Tuple
 
 import torch
 from fairseq.dataclass import ChoiceEnum
@@ -18,7 +18,7 @@ from nar_plugins.generators.hypothesis import Dedup, empty_hypothesis, greedy_hy
 from nar_plugins.generators.left_to_right.bang_policies import ALIASES, BLOCK, POLICIES, READS, Adaptive
 from nar_plugins.generators.left_to_right.base import Batch, Decision, LeftToRightGenerator, LeftToRightStatistics
 from nar_plugins.generators.left_to_right.drafters.base import MOST
-from nar_plugins.generators.options import refuse_options
+from nar_plugins.generators.options import option, refuse_options
 from nar_plugins.generators.registry import DEDUP, DecodingConfig, register_generator
 from nar_plugins.modules.linear import CPU_ROWS
 
@@ -27,49 +27,25 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class BangConfig(DecodingConfig):
-    bang_policy: ChoiceEnum(["adaptive", "ar", "nar", "block", "prefix", "verify", "cascade"]) = field(
-        default="adaptive",
-        metadata={
-            "help": "how many tokens a pass decides: one (ar, fairseq's search with --beam), all (nar), --bang-block "
-            "of "
-            "them (block), one for --bang-prefix passes and then all (prefix), the first ones that are surer than "
-            "--bang-tau (adaptive); verify: several, the words of greedy search; cascade: all, and adaptive again "
-            "where "
-            "the result is doubtful"
-        },
+    bang_policy: ChoiceEnum(["adaptive", "ar", "nar", "block", "prefix", "verify", "cascade"]) = option(
+        "adaptive",
+        "how many tokens a pass decides: one (ar, fairseq's search with --beam), all (nar), --bang-block "
+        "of them (block), one for --bang-prefix passes and then all (prefix), the first ones that are surer than "
+        "--bang-tau (adaptive); verify: several, the words of greedy search; cascade: all, and adaptive again "
+        "where the result is doubtful",
     )
-    bang_block: Optional[int] = field(
-        default=None,
-        metadata={
-            "help": f"masks a pass (block, adaptive, cascade: {BLOCK}), tokens verified a pass (verify: unset "
-            "follows from their confidence and the batch)"
-        },
+    bang_block: Optional[int] = option(
+        None,
+        f"masks a pass (block, adaptive, cascade: {BLOCK}), tokens verified a pass (verify: unset "
+        "follows from their confidence and the batch)",
     )
-    bang_tau: float = field(
-        default=0.9,
-        metadata={"help": "adaptive, cascade: tokens after the first are kept while at least this probable"},
+    bang_tau: float = option(0.9, "adaptive, cascade: tokens after the first are kept while at least this probable")
+    bang_prefix: int = option(1, "prefix: this many tokens one by one, the rest at once")
+    bang_theta: float = option(-0.5, "cascade: the least mean log-probability with which the one-pass output is kept")
+    bang_release_output: bool = option(
+        False, "drop tokens equal to the one before, then such words, as the release's script does"
     )
-    bang_prefix: int = field(default=1, metadata={"help": "prefix: this many tokens one by one, the rest at once"})
-    bang_theta: float = field(
-        default=-0.5,
-        metadata={"help": "cascade: the least mean log-probability with which the one-pass output is kept"},
-    )
-    bang_release_output: bool = field(
-        default=False,
-        metadata={"help": "drop tokens equal to the one before, then such words, as the release's script does"},
-    )
-    dedup: DEDUP = field(
-        default="none", metadata={"help": "drop consecutive repeated tokens, or words, from the output"}
-    )
-
-
-class Predicted(NamedTuple):
-    """What the masks of a pass predict: the best allowed token at each of them."""
-
-    steps: Tensor  # (b, m) int64, its index in the output
-    tokens: Tensor  # (b, m) int64
-    lprobs: Tensor  # (b, m)
-    broken: Tensor  # (b, m) bool: the model's output is NaN
+    dedup: DEDUP = option("none", "drop consecutive repeated tokens, or words, from the output")
 
 
 @dataclass
@@ -115,11 +91,9 @@ class BangGenerator(LeftToRightGenerator):
         """
         policy = str(config.bang_policy)
         others = set().union(*READS.values()) - set(READS[policy])
-        for option in fields(BangConfig):
-            if option.name in others and str(getattr(config, option.name)) != str(option.default):
-                raise ValueError(
-                    f"--{option.name.replace('_', '-')} is not read by --bang-policy {policy}: leave it out"
-                )
+        for f in fields(BangConfig):
+            if f.name in others and str(getattr(config, f.name)) != str(f.default):
+                raise ValueError(f"--{f.name.replace('_', '-')} is not read by --bang-policy {policy}: leave it out")
         if policy == "verify" and config.bang_block is not None and not 1 <= config.bang_block <= MOST + 1:
             raise ValueError(
                 f"--bang-block {config.bang_block}: --bang-policy verify takes blocks of 1 to {MOST + 1} tokens"
@@ -130,9 +104,9 @@ class BangGenerator(LeftToRightGenerator):
     def most_tokens(self, limit: int) -> int:
         return limit + 1
 
-    def translate(self, sample: Dict, encoded: List[Dict], prefix: Optional[Tensor], bos: int) -> Batch:
+    def translate(self, sample: Dict, encoded: List[Dict], prefix: Optional[Tensor]) -> Batch:
         source = sample["net_input"]["src_tokens"]
-        batch = self.decode(source, encoded, self.policy, self.sentences(source))
+        batch = self.decode(self.policy, source, encoded, active=self.sentences(source))
         if str(self.config.bang_policy) == "cascade":
             self.decode_again(batch, source, encoded)
         return batch
@@ -141,14 +115,8 @@ class BangGenerator(LeftToRightGenerator):
         """Which sources (B, S) are decoded: (b,) int64; None: all."""
         return None
 
-    def decode(self, source: Tensor, encoded: List[Dict], policy, active: Optional[Tensor] = None) -> Batch:
-        """All passes over the active sentences."""
-        batch = self.start(source, encoded, active=active)
-        batch.state = policy
-        return self.run(batch)
-
-    def propose(self, batch: Batch) -> Predicted:
-        """One pass: feed what was decided last, and ask the masks."""
+    def propose(self, batch: Batch) -> Decision:
+        """One pass: feed what was decided last, and ask the masks. All of their tokens may stay."""
         masks = batch.state.masks(batch.longest, batch.limit + 1 - batch.shortest)
         self.statistics.mask_positions += masks * len(batch.active)
         last = (batch.lengths - batch.cached).unsqueeze(1)  # of the pending inputs
@@ -159,12 +127,12 @@ class BangGenerator(LeftToRightGenerator):
             for decoder, cache in zip(self.decoders, batch.caches)
         ]
         steps = batch.lengths.unsqueeze(1) + torch.arange(masks, device=last.device)
-        return Predicted(steps, *self.best(features, steps, batch))
+        tokens, lprobs, broken = self.best(features, steps, batch)
+        return Decision(steps, tokens, lprobs, torch.full_like(batch.lengths, masks), broken)
 
-    def decide(self, batch: Batch, proposal: Predicted) -> Decision:
+    def decide(self, batch: Batch, proposal: Decision) -> Decision:
         """Keep as many tokens as the policy says."""
-        counts = batch.state.kept(proposal.lprobs, batch.lengths)
-        return Decision(proposal.steps, proposal.tokens, proposal.lprobs, counts, proposal.broken)
+        return proposal._replace(counts=batch.state.kept(proposal.lprobs, batch.lengths))
 
     def best(self, features: List[Tensor], steps: Tensor, batch: Batch) -> tuple:
         """The most probable allowed tokens (b, m), their log-probabilities, and where these are NaN, (b, m) bool, from
@@ -189,7 +157,7 @@ class BangGenerator(LeftToRightGenerator):
         doubtful = ((mean < self.config.bang_theta) | same.any(1)).nonzero().squeeze(1)
         if not doubtful.numel():
             return
-        second = self.decode(source, encoded, Adaptive(self.config), doubtful)
+        second = self.decode(Adaptive(self.config), source, encoded, active=doubtful)
         self.statistics.decoded_again += len(doubtful)
         for name in ("tokens", "scores", "sizes"):
             getattr(batch, name)[doubtful] = getattr(second, name)[doubtful]
@@ -201,8 +169,7 @@ class BangGenerator(LeftToRightGenerator):
 
     def hypothesis(self, batch: Batch, sentence: int, tokens: Tensor, scores: Tensor, accepted: List[int]) -> Dict:
         if not len(tokens):  # of an empty source
-            made = {**empty_hypothesis(self.eos), "accepted": []}
-            return {**made, "history": []} if self.options.retain_iter_history else made
+            return {**empty_hypothesis(self.eos), "accepted": []}
         made = greedy_hypothesis(tokens, scores, accepted, self.options)
         kept = torch.tensor(self.kept(tokens.tolist()), dtype=torch.long)
         return {**made, "tokens": tokens[kept], "positional_scores": scores[kept]}

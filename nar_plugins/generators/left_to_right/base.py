@@ -1,7 +1,7 @@
 """The loop of all generators that decode from left to right, one token or several a call of the decoder."""
 
 from argparse import Namespace
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Callable, Dict, List, NamedTuple, Optional
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 from nar_plugins.generators.base import Generator, Statistics, ban, banned_symbols, ensemble_mean, refuse_nan
 from nar_plugins.generators.hypothesis import greedy_hypothesis
 from nar_plugins.generators.left_to_right.greedy_rules import GreedyRules
-from nar_plugins.generators.options import BATCHES, refuse
+from nar_plugins.generators.options import refuse_in_batch
 from nar_plugins.modules.precision import full
 
 
@@ -20,13 +20,11 @@ class Batch:
     sentence.
     """
 
+    state: Any  # a subclass's
     active: Tensor  # (b,) int64, the sentence of each row
     lengths: Tensor  # (b,) int64, tokens decided
     cached: Tensor  # (b,) int64, inputs in the caches; the first input is the start token
     pending: Tensor  # (b, m) int64, the inputs after those, up to the last decided token, padded
-    shortest: int  # the least of lengths
-    longest: int  # the largest
-    most_cached: int  # the largest of cached
     limit: int  # no token may stand beyond this index, where only </s> may
     caches: List  # every model's
     prefix: Optional[Tensor]  # (b, P) int64, padded, what the outputs begin with
@@ -35,8 +33,10 @@ class Batch:
     scores: Tensor  # (B, W) float32
     attention: Optional[Tensor]  # (B, W, S) float32, where alignments are asked for
     sizes: Tensor  # (B,) int64, tokens decided
-    accepted: List[Tensor]  # every call's (B,) int64: tokens decided in it
-    state: Any = None  # what a subclass keeps
+    accepted: List[Tensor] = field(default_factory=list)  # every call's (B,) int64: tokens decided in it
+    shortest: int = 0  # the least of lengths
+    longest: int = 0  # the largest
+    most_cached: int = 0  # the largest of cached
 
 
 class Decision(NamedTuple):
@@ -63,6 +63,7 @@ class Call(NamedTuple):
 @dataclass
 class LeftToRightStatistics(Statistics):
     tokens: int = 0
+    decoder_calls: int = 0  # of batches
     sentence_calls: int = 0  # calls of the decoder, of every sentence
     mask_positions: int = 0  # that were computed
 
@@ -106,8 +107,9 @@ class LeftToRightGenerator(Generator):
         """How many tokens a call may decide, where an output may have ``limit`` and ``</s>``."""
         raise NotImplementedError
 
-    def prepare(self, batch: Batch, sample: Dict, encoded: List[Dict]) -> None:
-        """Set the state of a new batch, made of fairseq's ``sample`` and every model's encoder output."""
+    def translate(self, sample: Dict, encoded: List[Dict], prefix: Optional[Tensor]) -> Batch:
+        """All calls for all sentences of fairseq's ``sample``, by ``decode``; ``encoded`` is every encoder's output."""
+        raise NotImplementedError
 
     def propose(self, batch: Batch):
         """The tokens that may come next: something with ``tokens`` (b, n), for ``decide``."""
@@ -126,40 +128,33 @@ class LeftToRightGenerator(Generator):
 
     # -- the way of a batch --------------------------------------------------------------------------------------------
 
-    def generate(self, models, sample: Dict, prefix_tokens=None, constraints=None, bos_token=None) -> List[List[Dict]]:
+    def generate(self, models, sample: Dict, prefix_tokens=None, constraints=None) -> List[List[Dict]]:
         """fairseq's hypotheses for a batch, one a sentence.
 
         Args:
             models: as fairseq passes them; those given at the start are used.
             sample: fairseq's batch. prefix_tokens: (B, P) int64, padded, what every hypothesis begins with.
         """
-        given = {"prefixed": prefix_tokens is not None, "constrained": constraints is not None}
-        refuse(BATCHES, self.name, self.options, **given)
+        refuse_in_batch(self.name, self.options, prefix_tokens, constraints)
         source = sample["net_input"]["src_tokens"]
         with self.decoding(source.device, lean=True):
             encoded = [model.encoder.forward_torchscript(sample["net_input"]) for model in self.models]
-            batch = self.translate(sample, encoded, prefix_tokens, self.eos if bos_token is None else bos_token)
+            batch = self.translate(sample, encoded, prefix_tokens)
         return self.hypotheses(batch)  # outside, because fairseq changes them in place
 
-    def translate(self, sample: Dict, encoded: List[Dict], prefix: Optional[Tensor], bos: int) -> Batch:
-        """All calls for all sentences."""
-        batch = self.start(sample["net_input"]["src_tokens"], encoded, prefix, bos)
-        self.prepare(batch, sample, encoded)
-        return self.run(batch)
+    def decode(self, state, source: Tensor, encoded: List[Dict], prefix=None, active=None) -> Batch:
+        """Calls of the decoders until all sentences are finished; the arguments are ``start``'s."""
+        batch = self.start(state, source, encoded, prefix, active)
+        while batch.active.numel():
+            self.step(batch)
+        return batch
 
-    def start(
-        self,
-        source: Tensor,
-        encoded: List[Dict],
-        prefix: Optional[Tensor] = None,
-        bos: Optional[int] = None,
-        active: Optional[Tensor] = None,
-    ) -> Batch:
+    def start(self, state, source: Tensor, encoded: List[Dict], prefix=None, active=None) -> Batch:
         """Nothing decided yet.
 
         Args:
-            source: (B, S) int64. encoded: what every model's encoder made of it.
-            bos: the first input; None: ``</s>``. active: (b,) int64, the sentences to decode; None: all.
+            state: a subclass's. source: (B, S) int64. encoded: what every model's encoder made of it.
+            prefix: (B, P) int64 or None. active: (b,) int64, the sentences to decode; None: all.
         """
         sentences, width = source.shape
         limit = self.rules.limit(width, self.models)
@@ -171,13 +166,11 @@ class LeftToRightGenerator(Generator):
         zeros = torch.zeros_like(active)
         aligned = self.options.print_alignment
         return Batch(
+            state=state,
             active=active,
             lengths=zeros,
             cached=zeros,
-            pending=active.new_full((len(active), 1), self.eos if bos is None else bos),
-            shortest=0,
-            longest=0,
-            most_cached=0,
+            pending=active.new_full((len(active), 1), self.eos),
             limit=limit,
             caches=[decoder.start(out) for decoder, out in zip(self.decoders, encoded) if len(active)],
             prefix=prefix,
@@ -186,14 +179,7 @@ class LeftToRightGenerator(Generator):
             scores=torch.zeros(sentences, room, device=source.device),
             attention=torch.zeros(sentences, room, width, device=source.device) if aligned else None,
             sizes=source.new_zeros(sentences),
-            accepted=[],
         )
-
-    def run(self, batch: Batch) -> Batch:
-        """Calls of the decoders until all sentences are finished."""
-        while batch.active.numel():
-            self.step(batch)
-        return batch
 
     def step(self, batch: Batch) -> None:
         """One call: propose, decide, write down; finished sentences leave. The host looks once."""
@@ -256,11 +242,10 @@ class LeftToRightGenerator(Generator):
         """
         tokens, scores, sizes = (one.cpu() for one in (batch.tokens, batch.scores, batch.sizes))
         calls = torch.stack([torch.zeros_like(batch.sizes), *batch.accepted], 1).tolist()
+        self.statistics.decoder_calls += len(batch.accepted)
         made = []
-        for sentence, size in enumerate(sizes.tolist()):
-            accepted = [max(count, 0) for count in calls[sentence] if count]
-            made.append(
-                [self.hypothesis(batch, sentence, tokens[sentence, :size].clone(), scores[sentence, :size], accepted)]
-            )
+        for i, size in enumerate(sizes.tolist()):
+            accepted = [max(count, 0) for count in calls[i] if count]
+            made.append([self.hypothesis(batch, i, tokens[i, :size].clone(), scores[i, :size], accepted)])
             self.statistics.add(accepted)
         return made

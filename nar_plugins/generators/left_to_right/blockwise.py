@@ -18,7 +18,7 @@ from nar_plugins.generators.left_to_right.drafters import choose_drafter
 from nar_plugins.generators.left_to_right.drafters.base import Drafts, Verified
 from nar_plugins.generators.left_to_right.drafters.heads import HeadsDrafter
 from nar_plugins.generators.left_to_right.drafters.length_policy import BlockSize
-from nar_plugins.generators.options import MODELS, refuse, refuse_options
+from nar_plugins.generators.options import MODELS, option, refuse, refuse_options
 from nar_plugins.generators.registry import DecodingConfig, register_generator
 from nar_plugins.modules.block_decoder import block_decoder
 
@@ -29,51 +29,33 @@ TOP = 2  # of --accept top; the mildest of the paper's
 
 @dataclass
 class BlockwiseConfig(DecodingConfig):
-    drafter: ChoiceEnum(["auto", "heads", "jacobi", "copy", "model"]) = field(
-        default="auto",
-        metadata={
-            "help": "where proposals come from: the checkpoint's heads; the verifier's own tokens after a rejected one "
-            "(jacobi); the source (copy); the translation of --drafter-path (model); auto: that one where it is given, "
-            "heads where there are, else jacobi"
-        },
+    drafter: ChoiceEnum(["auto", "heads", "jacobi", "copy", "model"]) = option(
+        "auto",
+        "where proposals come from: the checkpoint's heads; the verifier's own tokens after a rejected one "
+        "(jacobi); the source (copy); the translation of --drafter-path (model); auto: that one where it is given, "
+        "heads where there are, else jacobi",
     )
-    drafter_path: Optional[str] = field(
-        default=None, metadata={"help": "a cmlm or nat checkpoint whose translations are the proposals"}
+    drafter_path: Optional[str] = option(None, "a cmlm or nat checkpoint whose translations are the proposals")
+    drafter_iterations: int = option(1, "passes of a cmlm drafter; more of them draft better and take longer")
+    verify_block: Optional[int] = option(
+        None, "tokens verified a call; 1: no proposals (unset: follows from their confidence and the batch)"
     )
-    drafter_iterations: int = field(
-        default=1, metadata={"help": "passes of a cmlm drafter; more of them draft better and take longer"}
+    draft_words: Optional[int] = option(
+        None,
+        "the heads propose the dictionary's first N symbols only (fairseq sorts it by frequency): the same "
+        "output, cheaper proposals, and none of a rare word (unset: all)",
     )
-    verify_block: Optional[int] = field(
-        default=None,
-        metadata={
-            "help": "tokens verified a call; 1: no proposals (unset: follows from their confidence and the batch)"
-        },
+    accept: ChoiceEnum(["exact", "top"]) = option(
+        "exact", "exact: what greedy search would say; top: what is among its best, which changes the output"
     )
-    draft_words: Optional[int] = field(
-        default=None,
-        metadata={
-            "help": "the heads propose the dictionary's first N symbols only (fairseq sorts it by frequency): the same "
-            "output, cheaper proposals, and none of a rare word (unset: all)"
-        },
+    accept_top: Optional[int] = option(None, f"--accept top: the proposal is among this many best tokens ({TOP})")
+    accept_gap: Optional[float] = option(
+        None, "--accept top: and its log-probability at most this far below the best (no bound)"
     )
-    accept: ChoiceEnum(["exact", "top"]) = field(
-        default="exact",
-        metadata={"help": "exact: what greedy search would say; top: what is among its best, which changes the output"},
-    )
-    accept_top: Optional[int] = field(
-        default=None, metadata={"help": f"--accept top: the proposal is among this many best tokens ({TOP})"}
-    )
-    accept_gap: Optional[float] = field(
-        default=None,
-        metadata={"help": "--accept top: and its log-probability at most this far below the best (no bound)"},
-    )
-    min_block: int = field(
-        default=1,
-        metadata={
-            "help": "accept at least this many tokens a call after the first, checked or not, up to a proposed </s> "
-            "that "
-            "greedy search would not say; above 1 it changes the output"
-        },
+    min_block: int = option(
+        1,
+        "accept at least this many tokens a call after the first, checked or not, up to a proposed </s> "
+        "that greedy search would not say; above 1 it changes the output",
     )
 
 
@@ -89,7 +71,6 @@ class Drafting:
 
 @dataclass
 class BlockwiseStatistics(LeftToRightStatistics):
-    decoder_calls: int = 0
     first_call_tokens: int = 0
     accepted_lengths: Counter = field(default_factory=Counter)  # tokens decided in a call -> calls after the first
 
@@ -130,17 +111,9 @@ class BlockwiseGenerator(LeftToRightGenerator):
         self.gap = math.inf if config.accept_gap is None else config.accept_gap
         self.decoders = [block_decoder(model) for model in self.models]
         self.drafter = choose_drafter(config, self.models, self.decoders, dictionary, mask, drafter)
-        refuse(
-            MODELS,
-            "blockwise",
-            options,
-            config,
-            full_context=any(getattr(model, "full_context_alignment", False) for model in self.models),
-            heads=isinstance(self.drafter, HeadsDrafter),
-            most=self.drafter.most + 1,
-            symbols=len(dictionary),
-            top=self.top,
-        )
+        full_context = any(getattr(model, "full_context_alignment", False) for model in self.models)
+        facts = dict(full_context=full_context, heads=isinstance(self.drafter, HeadsDrafter), top=self.top)
+        refuse(MODELS, "blockwise", options, config, most=self.drafter.most + 1, symbols=len(dictionary), **facts)
         if str(config.accept) != "exact" or config.min_block > 1:
             logger.warning(
                 "blockwise accepts what greedy search would not say: the output is not that of greedy search"
@@ -150,11 +123,10 @@ class BlockwiseGenerator(LeftToRightGenerator):
     def most_tokens(self, limit: int) -> int:
         return self.drafter.most + 1
 
-    def prepare(self, batch: Batch, sample: Dict, encoded: List[Dict]) -> None:
-        size = BlockSize(
-            self.drafter, self.config.verify_block, batch.tokens.device.type, least=self.config.min_block - 1
-        )
-        batch.state = Drafting(self.drafter.begin(sample, encoded), size)
+    def translate(self, sample: Dict, encoded: List[Dict], prefix: Optional[Tensor]) -> Batch:
+        source, fixed, least = sample["net_input"]["src_tokens"], self.config.verify_block, self.config.min_block - 1
+        size = BlockSize(self.drafter, fixed, source.device.type, least)
+        return self.decode(Drafting(self.drafter.begin(sample, encoded), size), source, encoded, prefix)
 
     def propose(self, batch: Batch) -> Drafts:
         """The next drafts, and how many there will be after them.
@@ -231,10 +203,6 @@ class BlockwiseGenerator(LeftToRightGenerator):
     def keep(self, batch: Batch, live: Tensor) -> None:
         super().keep(batch, live)
         batch.state.verified = batch.state.verified.select(live)
-
-    def hypotheses(self, batch: Batch) -> List[List[Dict]]:
-        self.statistics.decoder_calls += len(batch.accepted)
-        return super().hypotheses(batch)
 
     def hypothesis(self, batch: Batch, sentence: int, tokens: Tensor, scores: Tensor, accepted: List[int]) -> Dict:
         extra = {}
