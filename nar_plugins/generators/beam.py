@@ -7,12 +7,12 @@ from typing import Dict, List
 
 from fairseq.sequence_generator import SequenceGenerator, SequenceGeneratorWithAlignment
 
-from nar_plugins.checkpoint_io.mask_row import refuse_adaptive_softmax
 from nar_plugins.data.inference import part_of
 from nar_plugins.generators.base import Generator, ban, banned_symbols, check_min_len
 from nar_plugins.generators.hypothesis import prefixes
 from nar_plugins.generators.options import refuse_in_batch, refuse_options
 from nar_plugins.generators.registry import DecodingConfig, register_generator
+from nar_plugins.modules.adaptive_softmax import refuse_adaptive_softmax
 
 
 @dataclass

@@ -1,12 +1,9 @@
 """What the non-autoregressive models share: fairseq's Transformer with a decoder that sees the whole canvas.
 
-A model has four hooks, in the order in which a sentence meets them: ``encode``, ``initial_canvas``, ``predict`` (a pass
-    of
-the decoder) and, in training, ``losses``. Generators and the criterion call nothing else.
+A model has three hooks, in the order in which a sentence meets them: ``encode``, ``initial_canvas`` and ``predict`` (a
+pass of the decoder). In training and validation ``forward`` returns the parts of the loss by name.
 """
 
-import logging
-import re
 from contextlib import nullcontext
 from functools import partial
 from typing import Dict, List, NamedTuple, Optional
@@ -25,16 +22,15 @@ from torch import Tensor
 from torch.autograd.graph import save_on_cpu
 from torch.utils.checkpoint import checkpoint
 
+from nar_plugins.checkpoint_io.start import NewParameters, start_from, start_new_parameters
 from nar_plugins.models.flags import UNREAD_IN_PARALLEL, UNSUPPORTED_IN_PARALLEL, refuse_unsupported
-from nar_plugins.models.initialise import bert_init, start_from
+from nar_plugins.models.initialise import bert_init
 from nar_plugins.models.pairing import check_task
 from nar_plugins.modules.attention import allowed_keys, allowed_sources
-from nar_plugins.modules.fused_loss import fused_word_loss
+from nar_plugins.modules.fused_loss import SoftTargets, fused_word_loss
 from nar_plugins.modules.layers import NarDecoderLayer, NarEncoderLayer
 from nar_plugins.modules.length_head import LENGTH_HEADS, LengthHead
-from nar_plugins.modules.losses import LossPart
-
-logger = logging.getLogger(__name__)
+from nar_plugins.modules.losses import LossPart, TokenObjective
 
 
 class Memory(NamedTuple):
@@ -185,7 +181,14 @@ class NarModel(TransformerModel):
 
     generators = ()  # the generators that can decode it, the default first
     tasks, criterions = ("nar_translation",), ("nar_loss",)  # that serve and train it
-    own_parts = (r"encoder\.length_head\.",)  # patterns of parameters that an AR model does not have
+    new_parameters = (  # that an AR model does not have
+        NewParameters(
+            r"encoder\.length_head\.",
+            "a length head",
+            "--length-head",
+            "--max-target-positions and --encoder-embed-dim",
+        ),
+    )
     unread_flags = UNREAD_IN_PARALLEL  # the task refuses them in training
 
     @classmethod
@@ -247,7 +250,7 @@ class NarModel(TransformerModel):
         """
         return {}
 
-    # -- the four hooks ----------------------------------------------------------------------------------------------
+    # -- the hooks ----------------------------------------------------------------------------------------------
 
     def encode(self, src_tokens: Tensor, src_lengths: Optional[Tensor] = None) -> Dict:
         """Source (B, S) int64 -> fairseq's encoder output, with what the length head reads."""
@@ -261,15 +264,23 @@ class NarModel(TransformerModel):
         """A pass of the decoder: logits (B*N, T or n, V); the arguments are ``NarDecoder.forward``'s."""
         return self.decoder.output_layer(self.decoder(tokens, memory, padding, picked))
 
-    def losses(self, net_output: Dict, label_smoothing: float) -> Dict[str, LossPart]:
-        """The parts of the loss, from ``forward``'s output."""
-        raise NotImplementedError(f"{type(self).__name__} defines no losses")
+    def word_loss(self, features: Tensor, target: Tensor, picked: Tensor, objective: TokenObjective) -> LossPart:
+        """The loss of the tokens at the predicted positions; few of their logits are in memory at a time.
 
-    def word_loss(self, net_output: Dict, label_smoothing: float) -> LossPart:
-        """The loss of the features (M, D) of the predicted positions with their words (M,)."""
-        words = net_output["words"]
-        found = fused_word_loss(self.decoder.output_projection, net_output["features"], words, label_smoothing)
-        return LossPart(found.loss, found.nll.sum(), torch.tensor(words.numel(), device=words.device))
+        Args:
+            features: (B, T, D). target: (B, T) int64. picked: (B, T) bool, the predicted positions.
+        """
+        soft, teacher = None, objective.teacher
+        if teacher is not None and objective.soft_target_weight > 0:
+            states, temperature = teacher.features(target)[picked], objective.temperature
+            soft = SoftTargets(
+                lambda part: teacher.lprobs(states[part], temperature).exp(), objective.soft_target_weight, temperature
+            )
+        targets = target[picked]
+        losses, nll, _ = fused_word_loss(
+            self.decoder.output_projection, features[picked], targets, objective.label_smoothing, soft=soft
+        )
+        return LossPart(losses.sum(), nll.sum(), torch.tensor(targets.numel(), device=targets.device), weight=1)
 
     # ----------------------------------------------------------------------------------------------------------------
 
@@ -287,18 +298,12 @@ class NarModel(TransformerModel):
         for side in ("encoder", "decoder"):
             path = getattr(self.args, f"init_{side}_from", None)
             if path:
-                start_from(getattr(self, side), side, path, task, self.own_parts)
+                start_from(getattr(self, side), side, path, task, self.new_parameters)
 
     def upgrade_state_dict_named(self, state_dict, name):
-        """Let ``--finetune-from-model`` take an AR checkpoint: parts that it wholly lacks start afresh."""
+        """Let ``--finetune-from-model`` take an AR checkpoint."""
         super().upgrade_state_dict_named(state_dict, name)
-        prefix = f"{name}." if name else ""
-        own = self.state_dict()
-        for part in self.own_parts:
-            keys = [key for key in own if re.match(part, key)]
-            if keys and not any(prefix + key in state_dict for key in keys):
-                logger.warning(f"the checkpoint has no {keys[0]} (an AR model's?): it starts from its initialisation")
-                state_dict.update({prefix + key: own[key].clone() for key in keys})
+        start_new_parameters(self, state_dict, name)
 
 
 def load_embeddings(model: TransformerModel, args) -> None:

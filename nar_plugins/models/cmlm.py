@@ -10,7 +10,7 @@ from nar_plugins.data.canvas import blank_canvas
 from nar_plugins.data.noise import mask_uniform
 from nar_plugins.models.architectures import default, sizes, switch_on
 from nar_plugins.models.base import NarModel
-from nar_plugins.modules.losses import LossPart, length_loss
+from nar_plugins.modules.losses import LIKELIHOOD, LossPart, TokenObjective, length_loss
 
 
 @register_model("cmlm")
@@ -33,33 +33,26 @@ class CmlmModel(NarModel):
         """``<mask>`` everywhere: lengths (B, N) -> (B*N, T) int64."""
         return blank_canvas(lengths.flatten(), int(lengths.max()), self.mask, self.pad)
 
-    def forward(self, src_tokens: Tensor, src_lengths: Tensor, prev_output_tokens: Tensor, target: Tensor) -> Dict:
-        """The training pass. Only masked positions are to be projected to the vocabulary: nobody asks for the others.
+    def forward(
+        self,
+        src_tokens: Tensor,
+        src_lengths: Tensor,
+        prev_output_tokens: Tensor,
+        target: Tensor,
+        objective: TokenObjective = LIKELIHOOD,
+    ) -> Dict[str, LossPart]:
+        """The losses: ``words`` (smoothed), of the masked tokens, and ``length`` (not): section 3.1 and the release.
 
         Args:
             src_tokens: (B, S) int64. prev_output_tokens: (B, T) int64, the target with masks. target: (B, T) int64.
-
-        Returns:
-            dict of features (M, D) and words (M,) of the M masked positions, ``picked`` (B, T) where they stand,
-            length_lprobs (B, classes), lengths (B,).
         """
         encoder_out = self.encode(src_tokens, src_lengths)
         padding = target.eq(self.pad)
         features = self.decoder(prev_output_tokens, self.decoder.memory(encoder_out), padding)
         masked = prev_output_tokens.eq(self.mask) & ~padding
         return {
-            "features": features[masked],
-            "words": target[masked],
-            "picked": masked,
-            "length_lprobs": self.length_lprobs(encoder_out),
-            "lengths": (~padding).sum(1),
-        }
-
-    def losses(self, net_output: Dict, label_smoothing: float) -> Dict[str, LossPart]:
-        """Words (smoothed) and length (not): section 3.1 and the release's criterion."""
-        return {
-            "words": self.word_loss(net_output, label_smoothing),
-            "length": length_loss(net_output["length_lprobs"], net_output["lengths"]),
+            "words": self.word_loss(features, target, masked, objective),
+            "length": length_loss(self.length_lprobs(encoder_out), (~padding).sum(1)),
         }
 
 

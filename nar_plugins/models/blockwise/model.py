@@ -1,6 +1,5 @@
 """Blockwise parallel decoding (Stern et al. 2018): an AR Transformer that also proposes the tokens after the next."""
 
-import logging
 from typing import Callable, Dict, Iterator, List, NamedTuple, Optional, Tuple
 
 import torch
@@ -11,6 +10,7 @@ from fairseq.models.transformer.transformer_legacy import base_architecture as t
 from fairseq.modules.checkpoint_activations import unwrap_checkpoint
 from torch import Tensor
 
+from nar_plugins.checkpoint_io.start import NewParameters, start_new_parameters
 from nar_plugins.models.architectures import default, sizes
 from nar_plugins.models.base import wrap
 from nar_plugins.models.blockwise.parallel_heads import HEADS, ProposalHeads
@@ -20,28 +20,22 @@ from nar_plugins.models.pairing import check_task
 from nar_plugins.modules.attention import allowed_sources, attend_packed
 from nar_plugins.modules.block_decoder import BlockDecoder
 from nar_plugins.modules.fused_loss import fused_word_loss
+from nar_plugins.modules.losses import LossPart
 from nar_plugins.modules.packing import queries_of_sentences
 
-logger = logging.getLogger(__name__)
 
-OWN_PART = "decoder.proposal_heads."  # the parameters that an AR model does not have
+class HeadObjective(NamedTuple):
+    """What ``blockwise_loss`` asks of ``forward``.
 
-
-class HeadSums(NamedTuple):
-    """Of one head's targets: the sum of their negative log-likelihoods, how many it would have said, how many there
-    are.
+    Attributes:
+        weights: the numbers of the heads that are asked, and how much each counts in the loss.
+        label_smoothing: of every head's loss.
+        positions: (B, K, T) bool, those at which each of the K heads is asked; None: everywhere.
     """
 
-    nll: Tensor
-    correct: Tensor
-    count: Tensor
-
-
-class HeadLosses(NamedTuple):
-    """The loss of a batch: the weighted sum over heads, and of every head that was asked what to log."""
-
-    loss: Tensor
-    heads: Dict[int, HeadSums]
+    weights: Dict[int, float]
+    label_smoothing: float = 0.0
+    positions: Optional[Tensor] = None
 
 
 class BlockwiseDecoder(TransformerDecoderBase):
@@ -111,6 +105,14 @@ class BlockwiseModel(TransformerModel):
 
     generators = ("blockwise", "beam")
     tasks, criterions = ("nar_translation",), ("blockwise_loss",)
+    new_parameters = (  # that an AR model does not have
+        NewParameters(
+            r"decoder\.proposal_heads\.",
+            "proposal heads",
+            "--block-head",
+            "--block-size, --block-head, --block-ffn-dim and --freeze-base",
+        ),
+    )
     unread_flags = UNREAD  # the task refuses them in training
 
     @classmethod
@@ -188,51 +190,47 @@ class BlockwiseModel(TransformerModel):
         src_lengths: Tensor,
         prev_output_tokens: Tensor,
         target: Optional[Tensor] = None,
-        heads: Optional[Dict[int, float]] = None,
-        label_smoothing: float = 0.0,
-        taken: Optional[Tensor] = None,
+        objective: Optional[HeadObjective] = None,
         **kwargs,
     ):
-        """fairseq's forward (head 1); with ``heads``, their losses, a ``HeadLosses``.
+        """fairseq's forward (head 1); with ``target``, the losses of the heads by name, ``h1`` ...
 
-        The losses are computed here because the gradients of data-parallel training are collected around this call. All
-        heads go through the vocabulary projection together, whose weights' gradient is then made once; their logits are
-        never all in memory.
+        All heads go through the vocabulary projection together, whose weights' gradient is then made once; their logits
+        are never all in memory.
 
         Args:
             src_tokens: (B, S) int64. prev_output_tokens, target: (B, T) int64, padded on the right.
-            heads: the numbers of the heads that are asked, and how much each counts in the loss.
-            taken: (B, K, T) bool, the positions at which each of the K heads is asked; None: everywhere.
+            objective: None: all trained heads count alike.
         """
-        if heads is None:
+        if target is None:
             return super().forward(src_tokens, src_lengths, prev_output_tokens, **kwargs)
+        if objective is None:
+            objective = HeadObjective(dict.fromkeys(self.trained_heads(), 1.0))
+        heads, positions = objective.weights, objective.positions
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.args.freeze_base):
             encoder_out = self.encoder(src_tokens, src_lengths=src_lengths)
             features, _ = self.decoder.extract_features(prev_output_tokens, encoder_out=encoder_out)
         if self.decoder.sequential:
-            states, words = zip(*self.asked_in_turn(features, encoder_out, target, list(heads), taken))
+            states, words = zip(*self.asked_in_turn(features, encoder_out, target, list(heads), positions))
         else:
-            states, words = zip(*(self.asked(features, target, head, taken) for head in heads))
+            states, words = zip(*(self.asked(features, target, head, positions) for head in heads))
         counts = [len(part) for part in words]
         weights = torch.cat([features.new_full((n,), weight) for n, weight in zip(counts, heads.values())])
-        part = fused_word_loss(
-            self.decoder.output_projection, torch.cat(states), torch.cat(words), label_smoothing, weights
+        of_all = fused_word_loss(
+            self.decoder.output_projection, torch.cat(states), torch.cat(words), objective.label_smoothing, weights
         )
-        split = zip(heads, part.nll.split(counts), part.correct.split(counts), counts)
-        return HeadLosses(
-            part.loss,
-            {
-                head: HeadSums(nll.sum(), correct.sum(), torch.tensor(n, device=nll.device))
-                for head, nll, correct, n in split
-            },
-        )
+        split = zip(heads.items(), counts, *(part.split(counts) for part in of_all))
+        return {
+            f"h{head}": LossPart(loss.sum(), nll.sum(), torch.tensor(n, device=nll.device), weight, correct.sum())
+            for (head, weight), n, loss, nll, correct in split
+        }
 
     def asked(self, features: Tensor, target: Tensor, head: int, taken: Optional[Tensor]) -> Tuple[Tensor, Tensor]:
         """Head i's states (M, D) and targets (M,): at position t target[t + i - 1]; what is shifted past the end has
         none.
 
         Args:
-            features: (B, T, D). target: (B, T) int64. taken: ``forward``'s.
+            features: (B, T, D). target: (B, T) int64. taken: ``objective.positions``.
         """
         ahead = target[:, head - 1 :]
         chosen = ahead.ne(self.decoder.padding_idx)
@@ -272,33 +270,9 @@ class BlockwiseModel(TransformerModel):
                 yield state[there], word[there]
 
     def upgrade_state_dict_named(self, state_dict, name):
-        """Let ``--finetune-from-model`` take an AR checkpoint: heads that it wholly lacks start afresh.
-
-        Raises:
-            ValueError: the checkpoint has a part of the heads, or heads of another form.
-        """
+        """Let ``--finetune-from-model`` take an AR checkpoint."""
         super().upgrade_state_dict_named(state_dict, name)
-        prefix = f"{name}." if name else ""
-        own = {key: value for key, value in self.state_dict().items() if key.startswith(OWN_PART)}
-        there = [key for key in state_dict if key.startswith(prefix + OWN_PART)]
-        if own and not there:
-            logger.warning(
-                f"the checkpoint has no {OWN_PART}* (an AR model's?): the heads start from their initialisation"
-            )
-            state_dict.update({prefix + key: value.clone() for key, value in own.items()})
-            return
-        for key, value in own.items():
-            stored = state_dict.get(prefix + key)
-            if stored is None:
-                raise ValueError(
-                    f"the checkpoint has proposal heads, but no {key}: it is incomplete, or of another --block-head"
-                )
-            if stored.shape != value.shape:
-                raise ValueError(
-                    f"{key} is {tuple(stored.shape)} in the checkpoint and {tuple(value.shape)} here: give the "
-                    "--block-size, "
-                    "--block-head, --block-ffn-dim and --freeze-base that it was trained with"
-                )
+        start_new_parameters(self, state_dict, name)
 
 
 @register_model_architecture("blockwise", "blockwise")

@@ -70,7 +70,7 @@ class ModelDrafter(TextDrafter):
     model is not asked again.
 
     Args:
-        model: a ``cmlm`` or a ``nat`` (``models.companions.load_drafter``); it decodes as its own generator does by
+        model: a ``cmlm`` or a ``nat`` (see ``load_drafter``); it decodes as its own generator does by
             itself, a ``cmlm`` with one length and ``--drafter-iterations`` passes.
         dictionary: the target's.
         mask: index of ``<mask>``.
