@@ -8,8 +8,8 @@ import torch
 from fairseq.dataclass import ChoiceEnum
 from torch import Tensor
 
+from nar_plugins.generators.base import ban, ensemble_mean, refuse_nan
 from nar_plugins.generators.canvas.base import Found, ParallelGenerator, rectangle
-from nar_plugins.generators.left_to_right.greedy_rules import refuse_nan
 from nar_plugins.generators.registry import SharedGeneratorConfig, register_generator
 from nar_plugins.modules import ctc, source_copy
 from nar_plugins.modules.precision import full
@@ -52,7 +52,7 @@ class NatGenerator(ParallelGenerator):
 
     def fertility_probabilities(self, encoded: List[Dict]) -> Tensor:
         """(B, S, 50), the mean of the models'."""
-        found = torch.stack([m.fertility_lprobs(out).exp() for m, out in zip(self.models, encoded)]).mean(0)
+        found = ensemble_mean([m.fertility_lprobs(out) for m, out in zip(self.models, encoded)]).exp()
         refuse_nan(bool(found.isnan().any()))
         return found
 
@@ -106,7 +106,7 @@ class OnePassGenerator(NatGenerator):
         if str(config.fertility) != "argmax" and not self.fertile:
             raise ValueError("--fertility: these models have no fertilities; leave it out")
         if self.ctc:
-            self.banned = self.banned[self.banned.ne(mask)]  # <mask> is the blank
+            self.banned = tuple(symbol for symbol in self.banned if symbol != mask)  # <mask> is the blank
 
     def search(self, encoded: List[Dict], source: Tensor, target: Optional[Tensor]) -> Found:
         """The pass."""
@@ -160,9 +160,8 @@ class OnePassGenerator(NatGenerator):
         own.
         """
         features, padding = self.features(encoded, sentences, None)
-        lprobs = torch.stack([full(m.decoder.output_layer(x)).log_softmax(-1) for m, x in zip(self.models, features)])
-        lprobs = lprobs.exp().mean(0).log() if len(self.models) > 1 else lprobs[0]
-        lprobs[..., self.banned.to(lprobs.device)] = -float("inf")
+        lprobs = [full(m.decoder.output_layer(x)).log_softmax(-1) for m, x in zip(self.models, features)]
+        lprobs = ban(ensemble_mean(lprobs), self.banned)
         canvas = (~padding).sum(1)
         beam = self.config.ctc_beam
         tokens, sizes, scores = ctc.prefix_beam_search(lprobs, canvas, self.mask, beam, max(10, beam))

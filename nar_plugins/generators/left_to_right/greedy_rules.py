@@ -2,27 +2,12 @@
 
 import math
 from argparse import Namespace
-from typing import Optional
+from typing import Optional, Sequence
 
 import torch
 from torch import Tensor
 
-
-def refuse_nan(found: bool, whose: str = "the model's") -> None:
-    """Raise where a decoding met NaN: what it chose there means nothing."""
-    if found:
-        raise ValueError(
-            f"{whose} output is NaN: half precision overflowed (decode with --decode-dtype float32 and without "
-            "--fp16), or the weights are NaN themselves (a training that diverged)"
-        )
-
-
-def check_min_len(shortest: int, limit: int) -> None:
-    """Raise a ValueError where ``--min-len`` is above the most tokens, ``</s>`` not counted, that an output may
-    have.
-    """
-    if shortest > limit:
-        raise ValueError(f"--min-len {shortest} is above the limit of {limit} tokens: see --max-len-a and -b")
+from nar_plugins.generators.base import ban, check_min_len
 
 
 class GreedyRules:
@@ -31,10 +16,11 @@ class GreedyRules:
     Args:
         options: fairseq's ``GenerationConfig``.
         pad, unk, eos: indices in the target dictionary.
+        unwanted: symbols that are never chosen; of fairseq's search it is padding only.
     """
 
-    def __init__(self, options: Namespace, pad: int, unk: int, eos: int):
-        self.options, self.pad, self.unk, self.eos = options, pad, unk, eos
+    def __init__(self, options: Namespace, pad: int, unk: int, eos: int, unwanted: Sequence[int]):
+        self.options, self.pad, self.unk, self.eos, self.unwanted = options, pad, unk, eos, unwanted
 
     def limit(self, width: int, models) -> int:
         """No token but ``</s>`` may stand at this index or beyond it, for a batch of sources ``width`` wide.
@@ -61,7 +47,7 @@ class GreedyRules:
         broken = lprobs[..., :1].isnan()  # a softmax with one NaN is NaN everywhere
         if broken.device.type != "cpu" or broken.any():
             lprobs.masked_fill_(broken, -math.inf)
-        lprobs[..., self.pad] = -math.inf
+        ban(lprobs, self.unwanted)
         if self.options.unkpen:
             lprobs[..., self.unk] -= self.options.unkpen
         if last >= limit:
