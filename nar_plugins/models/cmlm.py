@@ -2,14 +2,15 @@
 
 from typing import Dict
 
+import torch
 from fairseq.models import register_model, register_model_architecture
 from fairseq.models.transformer.transformer_legacy import base_architecture as transformer_base
 from torch import Tensor
 
-from nar_plugins.data.canvas import blank_canvas
 from nar_plugins.data.noise import mask_uniform
 from nar_plugins.models.architectures import default, sizes, switch_on
 from nar_plugins.models.base import NarModel
+from nar_plugins.models.contract import Canvas, Memory, Plan
 from nar_plugins.modules.losses import LossPart, length_loss
 
 
@@ -29,9 +30,12 @@ class CmlmModel(NarModel):
         canvas, _ = mask_uniform(sample["target"], sample["id"], seed, update, self.pad, self.mask)
         return {"prev_output_tokens": canvas}
 
-    def initial_canvas(self, encoder_out: Dict, lengths: Tensor) -> Tensor:
-        """``<mask>`` everywhere: lengths (B, N) -> (B*N, T) int64."""
-        return blank_canvas(lengths.flatten(), int(lengths.max()), self.mask, self.pad)
+    def canvas(self, memory: Memory, plan: Plan) -> Canvas:
+        """``<mask>`` everywhere: tokens (R, T)."""
+        width = plan.width or int(plan.lengths.max())
+        tokens = blank_canvas(plan.lengths, width, self.mask, self.pad)
+        padding = tokens.eq(self.pad)
+        return Canvas(tokens, padding if bool(padding.any()) else None)
 
     def forward(self, src_tokens: Tensor, src_lengths: Tensor, prev_output_tokens: Tensor, target: Tensor) -> Dict:
         """The training pass. Only masked positions are to be projected to the vocabulary: nobody asks for the others.
@@ -43,15 +47,15 @@ class CmlmModel(NarModel):
             dict of features (M, D) and words (M,) of the M masked positions, ``picked`` (B, T) where they stand,
             length_lprobs (B, classes), lengths (B,).
         """
-        encoder_out = self.encode(src_tokens, src_lengths)
+        memory = self.encode(src_tokens, src_lengths)
         padding = target.eq(self.pad)
-        features = self.decoder(prev_output_tokens, self.decoder.memory(encoder_out), padding)
+        features = self.decode(Canvas(prev_output_tokens, padding), memory)
         masked = prev_output_tokens.eq(self.mask) & ~padding
         return {
             "features": features[masked],
             "words": target[masked],
             "picked": masked,
-            "length_lprobs": self.length_lprobs(encoder_out),
+            "length_lprobs": self.length_lprobs(memory),
             "lengths": (~padding).sum(1),
         }
 
@@ -61,6 +65,12 @@ class CmlmModel(NarModel):
             "words": self.word_loss(net_output, label_smoothing),
             "length": length_loss(net_output["length_lprobs"], net_output["lengths"]),
         }
+
+
+def blank_canvas(lengths: Tensor, width: int, mask: int, pad: int) -> Tensor:
+    """``mask`` at the first ``lengths`` positions, ``pad`` after them: (...,) int64 -> (..., width) int64."""
+    positions = torch.arange(width, device=lengths.device)
+    return torch.where(positions < lengths.unsqueeze(-1), mask, pad)
 
 
 @register_model_architecture("cmlm", "cmlm")

@@ -12,6 +12,7 @@ from torch import Tensor
 from nar_plugins.generators.canvas.base import Found
 from nar_plugins.generators.canvas.one_pass import NatGenerator
 from nar_plugins.generators.registry import SharedGeneratorConfig, register_generator
+from nar_plugins.models.contract import Memory, Plan
 from nar_plugins.modules import source_copy
 
 logger = logging.getLogger(__name__)
@@ -46,13 +47,13 @@ class NoisyParallelGenerator(NatGenerator):
         self.counts = {"drawn": 0, "decoded": 0, "sentences": 0}
         weakref.finalize(self, report, self.counts, self.rescorer)  # at the end of the run, however it is driven
 
-    def search(self, encoded: List[Dict], source: Tensor, target: Optional[Tensor]) -> Found:
+    def search(self, memories: List[Memory], source: Tensor, target: Optional[Tensor]) -> Found:
         """One pass over all distinct fertilities of all sentences."""
-        fertilities = self.bounded(self.draw(self.fertility_probabilities(encoded), source), source)
+        fertilities = self.bounded(self.draw(self.fertility_probabilities(memories), source), source)
         keep = source_copy.distinct(fertilities)
         sentences = keep.nonzero()[:, 0]
         rows = (keep.flatten().cumsum(0) - 1).view(keep.shape)
-        tokens, lprobs, lengths = self.decode(encoded, sentences, fertilities[keep], ragged=True)
+        tokens, lprobs, lengths = self.decode(memories, Plan(sentences, fertilities=fertilities[keep]), ragged=True)
         self.counts["sentences"] += keep.size(0)
         self.counts["drawn"] += keep.numel()
         self.counts["decoded"] += tokens.size(0)

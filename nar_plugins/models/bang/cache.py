@@ -22,7 +22,7 @@ class BangCache:
     ``tokens`` is overwritten like rejected tokens. Masks are never kept.
 
     Attributes:
-        memory: keys and values of the encoder's states for every layer, computed once a sentence (``nar_base.Memory``).
+        memory: keys and values of the encoder's states for every layer, computed once a sentence (``Memory``).
         own: keys and values (b, room, H, D/H) of the main tokens.
     """
 

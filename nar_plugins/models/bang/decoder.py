@@ -14,9 +14,10 @@ from nar_plugins.models.bang.cache import BangCache, plan_block
 from nar_plugins.models.bang.layer import BangDecoderLayer
 from nar_plugins.models.bang.relative_positions import bucket_table
 from nar_plugins.models.bang.stream_layout import Layout, lay_out
-from nar_plugins.models.base import Memory, NarEncoder, wrap
+from nar_plugins.models.base import NarEncoder, wrap
 from nar_plugins.modules.attention import allowed_sources, split_heads
 from nar_plugins.modules.block_decoder import mean_attention
+from nar_plugins.modules.memory import Memory
 
 
 class BangEncoder(NarEncoder):
@@ -62,9 +63,8 @@ class BangDecoder(TransformerDecoderBase):
 
     def memory(self, encoder_out: Dict) -> Memory:
         """Keys and values of every layer's cross-attention, from fairseq's encoder output."""
-        states = encoder_out["encoder_out"][0].transpose(0, 1)
-        both = [layer.encoder_attn.keys_values(states) for layer in self.layers]
-        return Memory([k for k, _ in both], [v for _, v in both], allowed_sources(encoder_out))
+        states = [encoder_out["encoder_out"][0].transpose(0, 1)] * len(self.layers)
+        return Memory.of([layer.encoder_attn for layer in self.layers], states, allowed_sources(encoder_out))
 
     def embed(self, contents: Tensor, positions: Tensor) -> Tensor:
         """Contents (..., D) at rows (...) of the table of positions -> (..., D)."""
