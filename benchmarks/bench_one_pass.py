@@ -22,7 +22,7 @@ from fairseq.sequence_generator import SequenceGenerator
 
 import nar_plugins  # noqa: F401
 from nar_plugins.generators.canvas.one_pass import OnePassConfig, OnePassGenerator
-from nar_plugins.generators.registry import generation_options
+from nar_plugins.generators.options import generation_options
 
 LENGTHS = Path(__file__).resolve().parents[2] / "shared/data/newstest2014/test.en.gz"
 SENTENCES = {1: 40}  # how many are timed; other batch sizes: four batches

@@ -25,6 +25,13 @@ from nar_plugins.generators import registry
 from nar_plugins.generators.beam import BeamGenerator
 from nar_plugins.generators.hypothesis import empty_hypothesis
 from nar_plugins.generators.left_to_right.bang import served_by
+from nar_plugins.generators.options import (
+    check_json,
+    check_values,
+    generation_options,
+    refuse_foreign,
+    refuse_interactive,
+)
 from nar_plugins.tasks.base import NarTask, NarTaskConfig
 
 logger = logging.getLogger(__name__)
@@ -183,7 +190,7 @@ class NarTranslationTask(NarTask, TranslationTask):
     def inference_step(self, generator, models, sample, prefix_tokens=None, constraints=None):
         """fairseq's hypotheses; empty ones where an ``InferenceDataset`` says that the source is too long."""
         if "id" not in sample:  # only fairseq-interactive's batches have none
-            registry.refuse_interactive(generator.options)
+            refuse_interactive(generator.options)
         wanted = sample["net_input"]["src_lengths"].gt(0)
         if bool(wanted.all()):
             return super().inference_step(generator, models, sample, prefix_tokens, constraints)
@@ -200,7 +207,7 @@ class NarTranslationTask(NarTask, TranslationTask):
         """The model; it says whether its loss needs fertilities and how it reads a text."""
         if self.cfg.eval_bleu:
             for name in ("eval_bleu_args", "eval_bleu_detok_args"):
-                registry.check_json(name, getattr(self.cfg, name))
+                check_json(name, getattr(self.cfg, name))
         self.for_validation = True  # fairseq builds no other generator here
         model = super().build_model(cfg, from_checkpoint)
         self.for_validation = False
@@ -222,7 +229,7 @@ class NarTranslationTask(NarTask, TranslationTask):
         config = self.generator_config(args)
         models, rescorer = self.rescorer(list(models), config, args)
         name = registry.resolve(config.generator, models, getattr(args, "beam", 5))
-        registry.refuse_foreign(config, name)
+        refuse_foreign(config, name)
         if self.for_validation:
             config, args = self.validation_defaults(name, models, config, args)
         if name == "bang":
@@ -237,7 +244,7 @@ class NarTranslationTask(NarTask, TranslationTask):
             return BeamGenerator(generator, models, None if known else self.mask_index, config.decode_dtype, args)
         if prefix_allowed_tokens_fn is not None:
             raise ValueError(f"prefix_allowed_tokens_fn cannot be honoured by --generator {name}: leave it out")
-        options = registry.generation_options(args)
+        options = generation_options(args)
         others = {"rescorer": rescorer}
         if config.drafter_path:
             others["drafter"] = load_drafter(config.drafter_path, self)
@@ -295,7 +302,7 @@ class NarTranslationTask(NarTask, TranslationTask):
         if unknown:
             where = "--eval-bleu-args: " if isinstance(args, Namespace) else ""
             raise ValueError(f"{where}no generator has an option '{sorted(unknown)[0]}'")
-        registry.check_values(given, "--eval-bleu-args: " if isinstance(args, Namespace) else "")
+        check_values(given, "--eval-bleu-args: " if isinstance(args, Namespace) else "")
         config = Namespace(**{name: given.get(name, getattr(self.cfg, name)) for name in ours})
         for name, value in vars(config).items():
             if isinstance(value, float) and value != value:  # which is neither below nor above any bound

@@ -1,8 +1,9 @@
 """Checkpoints made by an earlier state of this package load, and give the tokens and scores that they gave then.
 
-``tests/fixtures/checkpoints`` has one tiny checkpoint a method, twelve sentences, and in outputs.json what commit
+``tests/fixtures/trained_before`` has one tiny checkpoint a method, twelve sentences, and in outputs.json what commit
 098fd66 made of them (of the n-best lists a later one, since when each text stands there once). ``python
-tests/parity/THIS_FILE`` writes outputs.json anew: only for a change that is meant to alter the outputs.
+tests/parity/THIS_FILE`` writes outputs.json anew: only for a change that is meant to alter the outputs. make.sh there
+trains the checkpoints.
 """
 
 import json
@@ -13,7 +14,7 @@ import pytest
 from conftest import FIXTURES, ROOT, hypotheses, preprocess
 from in_process import here
 
-FOLDER = FIXTURES / "checkpoints"
+FOLDER = FIXTURES / "trained_before"
 DECODINGS = {
     "cmlm": ["", "--iterations 4 --length-beam 3 --nbest 2", "--schedule cosine"],
     "nat": ["", "--length-beam 3 --nbest 2"],

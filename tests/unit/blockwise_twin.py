@@ -14,7 +14,7 @@ from nar_plugins.data.noise import uniform
 from nar_plugins.generators.beam import BeamGenerator
 from nar_plugins.generators.left_to_right.blockwise import BlockwiseConfig, BlockwiseGenerator
 from nar_plugins.generators.left_to_right.drafters.base import Drafter, Drafts
-from nar_plugins.generators.registry import generation_options
+from nar_plugins.generators.options import generation_options
 
 PAD, EOS, UNK, MASK, WORDS = 1, 2, 3, 24, 20
 

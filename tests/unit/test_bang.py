@@ -12,7 +12,7 @@ from fairseq.models import ARCH_MODEL_REGISTRY
 from tiny import arguments, model
 
 from nar_plugins.generators.left_to_right.drafters.masks import BangBlocks
-from nar_plugins.generators.registry import generation_options
+from nar_plugins.generators.options import generation_options
 from nar_plugins.models.bang.stream_layout import row_sizes
 
 LENGTHS = [7, 3, 5]

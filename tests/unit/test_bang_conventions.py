@@ -12,6 +12,7 @@ from test_bang_generator import LIMIT, SOURCE, random_bang, settings_of
 from nar_plugins.data.dictionary import BertDictionary
 from nar_plugins.generators import registry
 from nar_plugins.generators.left_to_right.bang import BangConfig, BangGenerator, ParallelBangGenerator, report
+from nar_plugins.generators.options import generation_options
 
 BOS, EMPTY = 0, 4  # the row of SOURCE that is </s> only
 POLICIES = [
@@ -30,7 +31,7 @@ def made():
 
 def generator(one, task, kind=ParallelBangGenerator, **settings):
     config = settings_of(BangConfig, settings)
-    options = registry.generation_options(Namespace(**{"beam": 1, "max_len_b": LIMIT, **settings}))
+    options = generation_options(Namespace(**{"beam": 1, "max_len_b": LIMIT, **settings}))
     return kind([one], task.target_dictionary, config, options, MASK)
 
 
@@ -129,7 +130,7 @@ def test_the_release_drops_words_that_read_alike_whatever_their_pieces(tmp_path,
     (tmp_path / "dict.txt").write_text("".join(f"{name} 1\n" for name in NAMES))
     words = BertDictionary.load(str(tmp_path / "dict.txt"))
     config = settings_of(BangConfig, {"bang_policy": "nar", "bang_release_output": True})
-    gen = ParallelBangGenerator([made[0]], words, config, registry.generation_options(Namespace(beam=1)), 4)
+    gen = ParallelBangGenerator([made[0]], words, config, generation_options(Namespace(beam=1)), 4)
     rng, differs = random.Random(3), 0
     for text in [
         "a ##b ab [SEP]",

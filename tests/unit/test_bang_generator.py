@@ -17,7 +17,8 @@ from nar_plugins.generators.beam import BeamGenerator
 from nar_plugins.generators.left_to_right.bang import BangConfig, BangGenerator, report, served_by
 from nar_plugins.generators.left_to_right.blockwise import BlockwiseConfig, BlockwiseGenerator
 from nar_plugins.generators.left_to_right.drafters.masks import RowDrafter
-from nar_plugins.generators.registry import generation_options, resolve
+from nar_plugins.generators.options import generation_options
+from nar_plugins.generators.registry import resolve
 
 SOURCE = source_batch([5, 9, 2, 7, 1, 12], WORDS)
 LIMIT = 14

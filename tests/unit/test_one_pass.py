@@ -11,7 +11,8 @@ import torch
 from conftest import source_batch
 from tiny import model
 
-from nar_plugins.generators.registry import CONFIGS, GENERATORS, generation_options
+from nar_plugins.generators.options import generation_options
+from nar_plugins.generators.registry import CONFIGS, GENERATORS
 from nar_plugins.models.contract import Plan
 from nar_plugins.modules import source_copy
 

@@ -12,7 +12,7 @@ from nar_plugins.generators.canvas.lengths import candidate_lengths, gold_length
 from nar_plugins.generators.canvas.rescore import Rescorer
 from nar_plugins.generators.hypothesis import Dedup, empty_hypothesis, hypothesis
 from nar_plugins.generators.left_to_right.greedy_rules import check_min_len, refuse_nan
-from nar_plugins.generators.registry import refuse_unserved
+from nar_plugins.generators.options import refuse_unserved
 from nar_plugins.models.contract import Memory, Plan
 from nar_plugins.modules.linear import CPU_ROWS, fast_linear
 from nar_plugins.modules.precision import full

@@ -31,7 +31,8 @@ from nar_plugins.generators.left_to_right.drafters.base import (
 from nar_plugins.generators.left_to_right.drafters.length_policy import BlockSize
 from nar_plugins.generators.left_to_right.drafters.masks import BangBlocks, RowDrafter, has_rows
 from nar_plugins.generators.left_to_right.greedy_rules import GreedyRules, refuse_nan
-from nar_plugins.generators.registry import DecodingConfig, refuse_for_one_output, refuse_unserved, register_generator
+from nar_plugins.generators.options import refuse_for_one_output, refuse_unserved
+from nar_plugins.generators.registry import DecodingConfig, register_generator
 from nar_plugins.modules.block_decoder import BlockCache, BlockDecoder
 from nar_plugins.modules.linear import fast_linear
 from nar_plugins.modules.precision import full

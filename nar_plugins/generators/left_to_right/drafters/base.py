@@ -10,6 +10,7 @@ from torch import Tensor
 
 from nar_plugins.data.dictionary import check_same_symbols
 from nar_plugins.generators import registry
+from nar_plugins.generators.options import generation_options
 from nar_plugins.modules.attention import allowed_sources
 from nar_plugins.modules.linear import linear
 from nar_plugins.modules.precision import full
@@ -254,7 +255,7 @@ class ModelDrafter(TextDrafter):
             raise ValueError(
                 f"--drafter-iterations {config.drafter_iterations}: a {type(model).__name__} drafts in one pass"
             )
-        options = registry.generation_options(Namespace(beam=1))
+        options = generation_options(Namespace(beam=1))
         self.generator = registry.GENERATORS[name]([model], dictionary, own, options, mask)
 
     def begin(self, sample: Dict, encoded: List[Dict]) -> Tensor:
