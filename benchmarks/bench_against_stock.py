@@ -26,6 +26,7 @@ from nar_plugins.data.dictionary import add_mask
 from nar_plugins.data.noise import mask_uniform
 from nar_plugins.generators.canvas.mask_predict import MaskPredictConfig, MaskPredictGenerator
 from nar_plugins.generators.options import generation_options
+from nar_plugins.modules.losses import TokenObjective
 
 
 def main():
@@ -165,7 +166,8 @@ def our_step(model, task, bfloat16: bool):
         target = sample["target"]
         masked, _ = mask_uniform(target, sample["id"], 1, 1, 1, task.mask_index)
         with torch.autocast(target.device.type, torch.bfloat16, enabled=bfloat16):
-            parts = model.losses(model(**sample["net_input"], prev_output_tokens=masked, target=target), 0.1)
+            objective = TokenObjective(label_smoothing=0.1)
+            parts = model(**sample["net_input"], prev_output_tokens=masked, target=target, objective=objective)
             ((parts["words"].loss + parts["length"].loss) / parts["words"].count).backward()
         model.zero_grad()
 

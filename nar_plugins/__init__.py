@@ -7,7 +7,7 @@ Importing the package registers its tasks, models, criterions and generators wit
 ``data/``           noise (target -> canvas), canvas (lengths -> blank canvas), source copies, fertilities, spans
 ``models/``         one file a method, with its architectures
 ``modules/``        the bricks of the models: attention, layers, heads, CTC, glancing, rows of masks, the fused loss
-``criterions/``     the losses; ``nar_loss`` sums the parts that a model's ``losses`` returns, and logs each by name
+``criterions/``     the losses; they add the parts that a model's ``forward`` returns, and log each by name
 ``generators/``     one file a decoding loop, behind one registry
 ``distill/``        distilled corpora and word alignments
 ``measure/``        quality and speed, for the recipes and benchmarks

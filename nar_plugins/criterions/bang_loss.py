@@ -2,19 +2,18 @@
 
 import math
 from dataclasses import dataclass, field
-from typing import Dict, NamedTuple, Optional
+from typing import Dict, Optional
 
 import torch
-from fairseq.criterions import FairseqCriterion, register_criterion
+from fairseq.criterions import register_criterion
 from fairseq.dataclass import FairseqDataclass
 from torch import Tensor
 
-from nar_plugins.criterions.sums import Sums
-from nar_plugins.criterions.unwrap import unwrapped
+from nar_plugins.criterions.base import PartsCriterion, check_label_smoothing
 from nar_plugins.data.noise import MODE_STREAM, ROW_STREAM, uniform
-from nar_plugins.models.bang.stream_layout import Cells, span_starts
-
-CLASSES = ("ar", "bridge", "nar")
+from nar_plugins.models.bang.losses import CellObjective
+from nar_plugins.models.bang.stream_layout import span_starts
+from nar_plugins.modules.losses import LossPart
 
 
 @dataclass
@@ -43,26 +42,14 @@ class BangLossConfig(FairseqDataclass):
     )
 
 
-class Share(NamedTuple):
-    """What is computed of a batch, and what each of its cells stands for."""
-
-    sizes: Tensor  # (B, T) int64, the cells of every row
-    lone: bool  # every row's first cell besides
-    weights: Dict[str, float]  # of the classes; a cell of two classes has ``both``
-    scale: Tensor  # (B,) float64, how many rows' bridge cells each computed row stands for
-
-
 @register_criterion("bang_loss", dataclass=BangLossConfig)
-class BangLoss(FairseqCriterion):
+class BangLoss(PartsCriterion):
     """Sum over cells of weight x loss / sum over cells of weight, over the global batch.
 
-    Cell (s, j) predicts target s + j from the targets before s and j masks before it. It is AR where j = 0, NAR where
-    row s is that of the start of the target (in pre-training: of its span), and bridge otherwise. The first cell of a
-    NAR row is AR,
-    too: in the loss it is one cell, with the larger of the two weights; the logged ``ar`` and ``nar`` both have it. So
-        equal
-    weights, the default, count every cell once (the release's pre-training), and ``--bridge-weight 0 --nar-weight 0``
-    is the plain autoregressive loss. With ``--no-nar-sees-bos`` that cell is two, with and without the start token.
+    The classes of cells are those of ``models/bang/losses.py``. A cell that is AR and NAR is one cell in the loss, with
+    the larger of the two weights; the logged ``ar`` and ``nar`` both have it. So equal weights, the default, count
+    every cell once (the release's pre-training), and ``--bridge-weight 0 --nar-weight 0`` is the plain autoregressive
+    loss. With ``--no-nar-sees-bos`` that cell is two, with and without the start token.
 
     ``--bang-rows sample:R`` computes the AR and NAR cells and, of the other rows, R of every sentence; their bridge
     cells stand for those of all rows, and the denominator is that of all cells, so that the loss is the same in
@@ -71,6 +58,9 @@ class BangLoss(FairseqCriterion):
     ``--nar-ratio`` makes each update's batches NAR or AR, a function of (seed, update). In validation the loss is then
     the mixture of both; all three classes are logged in any case.
     """
+
+    wrong_model = "--criterion bang_loss trains --arch bang; other models have no rows of masks"
+    part_value = "nll"
 
     def __init__(
         self,
@@ -83,8 +73,7 @@ class BangLoss(FairseqCriterion):
         nar_ratio: Optional[float] = None,
     ):
         super().__init__(task)
-        if not 0 <= label_smoothing < 1:
-            raise ValueError(f"--label-smoothing {label_smoothing}: choose a number from 0 up to, not including, 1")
+        check_label_smoothing(label_smoothing)
         self.ar_weight, self.bridge_weight, self.nar_weight = ar_weight, bridge_weight, nar_weight
         for name, weight in self.class_weights().items():
             if not 0 <= weight < math.inf:
@@ -107,60 +96,26 @@ class BangLoss(FairseqCriterion):
         """The weight of a cell of each class."""
         return {"ar": self.ar_weight, "bridge": self.bridge_weight, "nar": self.nar_weight}
 
-    def forward(self, model, sample, reduce=True):
-        """Loss (summed), its denominator (the cells, weighted) and what to log, of one batch."""
-        plain = unwrapped(model)
-        if not hasattr(plain, "row_sizes"):
-            raise ValueError("--criterion bang_loss trains --arch bang; other models have no rows of masks")
+    def objective(self, model, sample: Dict) -> CellObjective:
+        """The cells of this batch and their weights."""
         if "update" not in sample and (self.sampled is not None or self.nar_ratio is not None):
             raise ValueError(
                 "--bang-rows sample and --nar-ratio need a task that knows the number of the update: "
                 "--task nar_translation or bang_pretraining"
             )
-        if self.nar_ratio and plain.args.ngram:
-            raise ValueError(f"--ngram {plain.args.ngram} would cut the NAR rows of --nar-ratio: leave it out")
-        net_input, target = sample["net_input"], sample["target"]
-        real = target.ne(plain.decoder.padding_idx)
-        full = plain.row_sizes(real, net_input.get("target_idx"))
-        starts = span_starts(real, net_input.get("target_idx"))
-        share = self.share(sample, full, starts, model.training)
-        counts = count_cells(real, full, starts, plain.decoder.nar_sees_bos)
+        if self.nar_ratio and model.args.ngram:
+            raise ValueError(f"--ngram {model.args.ngram} would cut the NAR rows of --nar-ratio: leave it out")
+        real, spans = sample["target"].ne(model.decoder.padding_idx), sample["net_input"].get("target_idx")
+        return self.share(sample, model.row_sizes(real, spans), span_starts(real, spans), model.training)
 
-        def weights(cells: Cells) -> Tensor:
-            return cell_weights(classes(cells, starts, plain.decoder.nar_sees_bos), share, cells.sentence)
-
-        out = model(
-            **net_input,
-            target=target,
-            sizes=share.sizes,
-            lone=share.lone,
-            label_smoothing=self.label_smoothing,
-            weigh=weights,
-        )
-        members = classes(out.cells, starts, plain.decoder.nar_sees_bos)
-        sample_size = total_weight(counts, share)
-        logs = {
-            "loss": out.loss.detach(),
-            "nll_loss": (weights(out.cells).to(out.nll) * out.nll).sum(),
-            "ntokens": sample["ntokens"],
-            "nsentences": target.size(0),
-            "sample_size": sample_size,
-        }
-        stands_for = torch.where(members["bridge"], share.scale[out.cells.sentence], 1.0).to(out.nll)
-        for name in CLASSES:  # all of them, so that workers have the same keys
-            there = self.computes(name, model.training, share)
-            logs[f"{name}_nll"] = (out.nll * stands_for * members[name]).sum() if there else 0
-            logs[f"{name}_count"] = counts[name] if there else 0
-        return out.loss, sample_size, logs
-
-    def share(self, sample: Dict, full: Tensor, starts: Tensor, training: bool) -> Share:
+    def share(self, sample: Dict, full: Tensor, starts: Tensor, training: bool) -> CellObjective:
         """What to compute of a batch whose rows have ``full`` cells (B, T), and what it weighs."""
         weights = dict(self.class_weights(), both=max(self.ar_weight, self.nar_weight))
         if self.nar_ratio is not None:
             weights = self.mode(sample["update"], full.device, training)
         nar = full.masked_fill(~starts, 0)
         bridge = full.masked_fill(starts | full.lt(2), 0)  # the rows that have bridge cells
-        scale = torch.ones(len(full), dtype=torch.float64, device=full.device)
+        scale = None
         if self.sampled is not None:
             draws = uniform(
                 self.task.cfg.seed, sample["update"] ^ ROW_STREAM, sample["id"].to(full.device), full.size(1)
@@ -173,7 +128,17 @@ class BangLoss(FairseqCriterion):
             nar = torch.zeros_like(nar)
         if training and weights["bridge"] == 0:
             bridge = torch.zeros_like(bridge)
-        return Share(nar + bridge, not training or weights["ar"] > 0, weights, scale)
+        return CellObjective(weights, self.label_smoothing, nar + bridge, not training or weights["ar"] > 0, scale)
+
+    def logged(self, model, parts: Dict[str, LossPart]) -> Dict[str, LossPart]:
+        """All classes, in every update; a cell that is AR and NAR is in both. What training leaves out has no cell."""
+        both, found = parts["both"], {}
+        for name in ("ar", "bridge", "nar"):
+            part = parts[name]
+            if name != "bridge":
+                part = part._replace(loss=part.loss + both.loss, nll=part.nll + both.nll, count=part.count + both.count)
+            found[name] = part if part.weight > 0 or not model.training else LossPart(0, 0, 0)
+        return found
 
     def mode(self, update: int, device, training: bool) -> Dict[str, float]:
         """The weights that ``--nar-ratio`` gives this update's batches; in validation those of the mixture."""
@@ -182,25 +147,6 @@ class BangLoss(FairseqCriterion):
         draw = uniform(self.task.cfg.seed, update ^ MODE_STREAM, torch.zeros(1, dtype=torch.long), 1)
         nar = float(draw < self.nar_ratio)
         return {"ar": 1 - nar, "nar": nar, "bridge": 0.0, "both": 1.0}
-
-    def computes(self, name: str, training: bool, share: Share) -> bool:
-        """Whether all cells of a class are computed, or rows that stand for them."""
-        return not training or share.weights[name] > 0
-
-    @staticmethod
-    def reduce_metrics(logging_outputs) -> None:
-        """Log the loss, and the negative log-likelihood of every class, in bits a cell, from all workers' sums."""
-        sums = Sums(logging_outputs)
-        sums.log_bits("loss", "loss", "sample_size")
-        sums.log_bits("nll_loss", "nll_loss", "sample_size")
-        sums.log_perplexity("sample_size")
-        for name in CLASSES:
-            sums.log_bits(name, f"{name}_nll", f"{name}_count")
-
-    @staticmethod
-    def logging_outputs_can_be_summed() -> bool:
-        """Every entry is a sum, so fairseq may add them up across workers."""
-        return True
 
 
 def sampled_rows(rows: str) -> Optional[int]:
@@ -211,32 +157,3 @@ def sampled_rows(rows: str) -> Optional[int]:
     if kind != "sample" or not number.isdecimal() or int(number) < 1:
         raise ValueError(f"--bang-rows {rows}: give all, or sample:R with R random rows of a sentence, from 1 up")
     return int(number)
-
-
-def classes(cells, starts: Tensor, sees_bos: bool) -> Dict[str, Tensor]:
-    """Which of the cells (C,) are of a class, bool: ``ar``, ``nar`` and their common ``both``, and ``bridge``."""
-    ar = cells.offset.eq(0) & ~cells.blind
-    nar = starts[cells.sentence, cells.start]
-    if not sees_bos:  # row 0 is NAR where it is blind; with the start token it is AR
-        nar = nar & (cells.blind | cells.start.gt(0))
-    return {"ar": ar, "nar": nar, "both": ar & nar, "bridge": ~ar & ~nar}
-
-
-def count_cells(real: Tensor, full: Tensor, starts: Tensor, sees_bos: bool) -> Dict[str, Tensor]:
-    """How many cells each class has, computed or not; the arguments are (B, T)."""
-    both = starts if sees_bos else starts[:, 1:]
-    return {"ar": real.sum(), "nar": full[starts].sum(), "both": both.sum(), "bridge": (full[real & ~starts] - 1).sum()}
-
-
-def cell_weights(members: Dict[str, Tensor], share: Share, sentence: Tensor) -> Tensor:
-    """The weight of every computed cell (C,)."""
-    weights = share.weights
-    of_cells = weights["bridge"] * share.scale[sentence] * members["bridge"] + weights["both"] * members["both"]
-    return sum((weights[name] * (members[name] & ~members["both"]) for name in ("ar", "nar")), of_cells)
-
-
-def total_weight(counts: Dict[str, Tensor], share: Share) -> Tensor:
-    """The sum of the weights of all cells, computed or not."""
-    weights = share.weights
-    total = weights["bridge"] * counts["bridge"] + weights["both"] * counts["both"]
-    return sum((weights[name] * (counts[name] - counts["both"]) for name in ("ar", "nar")), total)

@@ -4,13 +4,14 @@ from dataclasses import dataclass, field
 from typing import Dict, Optional
 
 import torch
-from fairseq.criterions import FairseqCriterion, register_criterion
+from fairseq.criterions import register_criterion
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from torch import Tensor
 
-from nar_plugins.criterions.sums import Sums
-from nar_plugins.criterions.unwrap import unwrapped
+from nar_plugins.criterions.base import PartsCriterion, check_label_smoothing
 from nar_plugins.data.noise import HEAD_STREAM, POSITION_STREAM, uniform
+from nar_plugins.models.blockwise.model import HeadObjective
+from nar_plugins.modules.losses import LossPart
 
 DECAY = 0.8  # of the weights of later heads (Cai et al. 2024, Medusa)
 
@@ -34,7 +35,7 @@ class BlockwiseLossConfig(FairseqDataclass):
 
 
 @register_criterion("blockwise_loss", dataclass=BlockwiseLossConfig)
-class BlockwiseLoss(FairseqCriterion):
+class BlockwiseLoss(PartsCriterion):
     """Sum over heads of weight x loss / sum over heads of weight x targets, over the global batch.
 
     ``sample`` draws one head an update, a function of (seed, update), so that all workers and micro-batches train the
@@ -43,45 +44,30 @@ class BlockwiseLoss(FairseqCriterion):
     case. Sequential heads are trained together (``mean`` or ``weighted``), from head 2 on at the same positions.
     """
 
+    wrong_model = "--criterion blockwise_loss trains --arch blockwise; other models have no proposal heads"
+    part_metric, part_value = "nll_{}", "nll"
+
     def __init__(self, task, label_smoothing: float, block_loss: str = "sample", block_positions: float = 1.0):
         super().__init__(task)
         if not 0 < block_positions <= 1:
             raise ValueError(f"--block-positions {block_positions}: choose a number above 0 and up to 1")
-        if not 0 <= label_smoothing < 1:
-            raise ValueError(f"--label-smoothing {label_smoothing}: choose a number from 0 up to, not including, 1")
+        check_label_smoothing(label_smoothing)
         self.label_smoothing, self.block_loss, self.block_positions = label_smoothing, str(block_loss), block_positions
 
-    def forward(self, model, sample, reduce=True):
-        """Loss (summed), its denominator (the targets of the heads, weighted) and what to log, of one batch."""
-        plain = unwrapped(model)
-        if not hasattr(plain, "trained_heads"):
-            raise ValueError("--criterion blockwise_loss trains --arch blockwise; other models have no proposal heads")
-        if plain.decoder.sequential and self.block_loss == "sample":
+    def objective(self, model, sample: Dict) -> HeadObjective:
+        """The heads of this batch, their weights and positions."""
+        if model.decoder.sequential and self.block_loss == "sample":
             raise ValueError(
                 "--block-loss sample draws one head, and --block-head sequential trains all in turn: use weighted"
             )
-        weights = self.weights(plain, sample)
+        weights = self.weights(model, sample)
         asked = weights if model.training else {1: 0.0, **weights}
-        losses = model(
-            **sample["net_input"],
-            target=sample["target"],
-            heads=asked,
-            label_smoothing=self.label_smoothing,
-            taken=self.taken(plain, sample),
-        )
-        heads = losses.heads
-        targets = sum(weight * heads[head].count for head, weight in weights.items())
-        logs = {
-            "loss": losses.loss.detach(),
-            "nll_loss": sum(weight * heads[head].nll for head, weight in weights.items()),
-            "ntokens": sample["ntokens"],
-            "nsentences": sample["target"].size(0),
-            "sample_size": targets,
-        }
-        for head in range(1, plain.decoder.block_size + 1):  # all of them, so that workers have the same keys
-            for name in ("nll", "correct", "count"):
-                logs[f"{name}_h{head}"] = getattr(heads[head], name) if head in heads else 0
-        return losses.loss, targets, logs
+        return HeadObjective(asked, self.label_smoothing, self.taken(model, sample))
+
+    def logged(self, model, parts: Dict[str, LossPart]) -> Dict[str, LossPart]:
+        """All heads, in every update: one that was not asked has no target."""
+        names = [f"h{head}" for head in range(1, model.decoder.block_size + 1)]
+        return {name: parts.get(name, LossPart(0, 0, 0, correct=0)) for name in names}
 
     def weights(self, model, sample: Dict) -> Dict[int, float]:
         """The heads of this batch's loss, and how much each counts."""
@@ -111,23 +97,3 @@ class BlockwiseLoss(FairseqCriterion):
                 "update"
             )
         return sample["update"]
-
-    @staticmethod
-    def reduce_metrics(logging_outputs) -> None:
-        """Log the loss, and every head's negative log-likelihood in bits and accuracy in percent, from all workers'
-        sums.
-        """
-        sums = Sums(logging_outputs)
-        sums.log_bits("loss", "loss", "sample_size")
-        sums.log_bits("nll_loss", "nll_loss", "sample_size")
-        sums.log_perplexity("sample_size")
-        names = {key for log in logging_outputs for key in log if key.startswith("count_h")}
-        for name in sorted(names, key=lambda key: int(key[len("count_h") :])):
-            head = name[len("count_") :]
-            sums.log_bits(f"nll_{head}", f"nll_{head}", name)
-            sums.log_mean(f"acc_{head}", f"correct_{head}", name, scale=100, digits=2)
-
-    @staticmethod
-    def logging_outputs_can_be_summed() -> bool:
-        """Every entry is a sum, so fairseq may add them up across workers."""
-        return True

@@ -2,38 +2,30 @@
 batch.
 """
 
-from dataclasses import dataclass, field
+import argparse
+from dataclasses import dataclass, field, fields, make_dataclass
 from typing import Dict, Optional
 
-import torch
-from fairseq import metrics
-from fairseq.criterions import FairseqCriterion, register_criterion
+from fairseq.criterions import CRITERION_DATACLASS_REGISTRY, register_criterion
 from fairseq.dataclass import FairseqDataclass
+from fairseq.models import MODEL_REGISTRY
+from torch import Tensor
 
 from nar_plugins.checkpoint_io.teachers import load_teacher
-from nar_plugins.criterions.nat_finetuning import finetune_parts
-from nar_plugins.criterions.sums import Sums
+from nar_plugins.compat.registration import replace_dataclass
+from nar_plugins.criterions.base import PartsCriterion, check_label_smoothing
 from nar_plugins.data.noise import FERTILITY_STREAM, uniform
-from nar_plugins.modules.losses import LossPart, soft_word_loss
-from nar_plugins.modules.teacher_forcing import check_forced, encode_source, forced_features, forced_lprobs
+from nar_plugins.modules.losses import LossPart, TokenObjective
+from nar_plugins.modules.teacher_forcing import Teacher, check_forced
+
+FINETUNING = ("backprop", "reinforce")  # the parts that --finetune-weight weighs
+LOSS_PARTS: Dict[str, float] = {}  # the parts with a flag, and its default
 
 
 @dataclass
 class NarLossConfig(FairseqDataclass):
     label_smoothing: float = field(
         default=0.0, metadata={"help": "label smoothing of the word loss, spread over the whole vocabulary"}
-    )
-    length_loss_factor: float = field(
-        default=1.0,
-        metadata={
-            "help": "weight of the length loss of a sentence beside the word loss of a token (1, as in Mask-Predict)"
-        },
-    )
-    fertility_loss_factor: float = field(
-        default=1.0,
-        metadata={
-            "help": "weight of the fertility loss of a source token beside the word loss of a token (1, as in NAT)"
-        },
     )
     teacher: Optional[str] = field(
         default=None,
@@ -59,32 +51,36 @@ class NarLossConfig(FairseqDataclass):
 
 
 @register_criterion("nar_loss", dataclass=NarLossConfig)
-class NarLoss(FairseqCriterion):
+class NarLoss(PartsCriterion):
     """(sum of the words' losses + factor x sum of the lengths' or fertilities') / predicted tokens of the global batch.
 
-    So every predicted token weighs the same, however the batch is cut over workers and micro-batches; a mean per
-    micro-batch would not do that. (Mask-Predict release, ``label_smoothed_length_cross_entropy.py``.)
+    (Mask-Predict release, ``label_smoothed_length_cross_entropy.py``.)
 
     With ``--teacher`` the word part is word-level distillation (Kim and Rush 2016, section 3.1), or, with
     ``--finetune-weight``, the whole loss is NAT's fine-tuning (Gu et al. 2018, section 4.3). In validation the teacher
-    is
-    not asked: the loss is the usual one.
+    is not asked: the loss is the usual one.
+
+    Args:
+        factors: of the registered parts, by name; their defaults for those not named.
     """
+
+    wrong_model = (
+        "--criterion nar_loss trains this package's models of --arch cmlm and nat: blockwise has blockwise_loss, bang "
+        "bang_loss, an autoregressive model cross_entropy"
+    )
 
     def __init__(
         self,
         task,
-        label_smoothing: float,
-        length_loss_factor: float,
-        fertility_loss_factor: float = 1.0,
+        label_smoothing: float = 0.0,
+        factors: Optional[Dict[str, float]] = None,
         teacher: Optional[str] = None,
         soft_target_weight: Optional[float] = None,
         teacher_temperature: float = 1.0,
         finetune_weight: float = 0.0,
     ):
         super().__init__(task)
-        if not 0 <= label_smoothing < 1:
-            raise ValueError(f"--label-smoothing {label_smoothing}: choose a number from 0 up to, not including, 1")
+        check_label_smoothing(label_smoothing)
         if not 0 <= finetune_weight <= 1:
             raise ValueError(f"--finetune-weight {finetune_weight}: choose a number from 0 to 1")
         if teacher is None and (finetune_weight > 0 or soft_target_weight or teacher_temperature != 1):
@@ -98,56 +94,48 @@ class NarLoss(FairseqCriterion):
         if teacher and soft_target_weight == 0 and finetune_weight == 0:
             raise ValueError("--teacher has nothing to do: give --finetune-weight or a --soft-target-weight above 0")
         self.label_smoothing = label_smoothing
-        self.length_loss_factor = length_loss_factor
-        self.fertility_loss_factor = fertility_loss_factor
+        self.part_factors = {**LOSS_PARTS, **(factors or {})}
         self.soft_target_weight = soft_target_weight
         self.teacher_temperature = teacher_temperature
         self.finetune_weight = finetune_weight
         self.teacher_path = teacher
         self.loaded = ()  # a tuple, because as a submodule the teacher would be in the student's checkpoints
 
-    def forward(self, model, sample, reduce=True):
-        """Loss (summed), its denominator (the predicted tokens) and what to log, of one batch."""
-        if not hasattr(model, "losses"):
-            raise ValueError(
-                "--criterion nar_loss trains this package's models of --arch cmlm and nat: blockwise has "
-                "blockwise_loss, "
-                "bang bang_loss, an autoregressive model cross_entropy"
-            )
-        taught = model.training and self.teacher_path is not None
-        finetuned = taught and self.finetune_weight > 0
+    @classmethod
+    def build_criterion(cls, cfg, task):
+        """Build with the factors of all registered parts."""
+        criterion = super().build_criterion(cfg, task)
+        criterion.part_factors = {name: getattr(cfg, f"{name}_loss_factor") for name in LOSS_PARTS}
+        return criterion
+
+    def objective(self, model, sample: Dict) -> TokenObjective:
+        """The smoothing, and in training what the teacher is asked for."""
+        if self.teacher_path is None or not model.training:
+            return TokenObjective(self.label_smoothing)
+        finetuned = self.finetune_weight > 0
         if finetuned and not getattr(model, "needs_fertilities", False):
             raise ValueError(
                 "--finetune-weight is for nat with --source-copy fertility: other models have nothing to sample"
             )
-        net_output = model(**sample["net_input"], target=sample["target"], **(self.draws(sample) if finetuned else {}))
-        parts = model.losses(net_output, self.label_smoothing)
-        predicted = parts["words"].count
-        if taught and self.soft_target_weight > 0:
-            parts["words"] = self.softened(model, parts["words"], net_output, sample)
+        return TokenObjective(
+            self.label_smoothing,
+            Teacher(self.teacher(sample["target"].device), sample["net_input"]["src_tokens"], self.task.mask_index),
+            self.soft_target_weight,
+            self.teacher_temperature,
+            self.draws(sample) if finetuned else None,
+        )
 
-        factors = {"words": 1.0, "length": self.length_loss_factor, "fertility": self.fertility_loss_factor}
-        for name, factor in factors.items():
-            if factor != 1 and name not in parts:
+    def factors(self, model, parts: Dict[str, LossPart]) -> Dict[str, float]:
+        """The registered parts' by their flags; with fine-tuning the usual loss has the rest of its weight."""
+        for name, factor in self.part_factors.items():
+            if factor != LOSS_PARTS[name] and name not in parts:
                 raise ValueError(f"--{name}-loss-factor: this model predicts no {name}; leave it out")
-        loss = sum(factors[name] * part.loss for name, part in parts.items())
-        if finetuned:
-            judged = finetune_parts(self.teacher(sample["target"].device), sample, net_output, self.task.mask_index)
-            loss = (1 - self.finetune_weight) * loss + self.finetune_weight * sum(part.loss for part in judged.values())
-            parts.update(judged)
-        logs = {
-            "loss": loss.detach(),
-            "ntokens": sample["ntokens"],
-            "nsentences": sample["target"].size(0),
-            "sample_size": predicted,
-            "skipped": net_output.get("skipped", 0),
+        finetuned = any(name in parts for name in FINETUNING)
+        usual = 1 - self.finetune_weight if finetuned else 1.0
+        return {
+            name: self.finetune_weight if name in FINETUNING else usual * self.part_factors.get(name, 1.0)
+            for name in parts
         }
-        for name, part in parts.items():
-            logs.update({f"{name}_loss": part.loss.detach(), f"{name}_nll": part.nll, f"{name}_count": part.count})
-        return loss, predicted, logs
-
-    # -- the teacher
-    # -----------------------------------------------------------------------------------------------------
 
     def teacher(self, device):
         """The teacher, on a device; loaded when it is first asked, because ``fairseq-validate`` never asks it."""
@@ -156,45 +144,47 @@ class NarLoss(FairseqCriterion):
             check_forced(self.loaded[0], f"--teacher {self.teacher_path}")
         return self.loaded[0].to(device)
 
-    def softened(self, model, words: LossPart, net_output: Dict, sample: Dict) -> LossPart:
-        """The word part with the teacher's distributions as targets, at the positions that the model predicted."""
-        if "picked" not in net_output:
-            raise ValueError("--teacher: word-level distillation needs a target at every position, and --ctc has none")
-        teacher, pad, eos = (
-            self.teacher(sample["target"].device),
-            self.task.target_dictionary.pad(),
-            self.task.target_dictionary.eos(),
-        )
-        with torch.no_grad():
-            encoded = encode_source(teacher, sample["net_input"]["src_tokens"], pad)
-            features = forced_features(teacher, encoded, sample["target"], pad, eos)[net_output["picked"]]
-            targets = forced_lprobs(teacher, features, self.task.mask_index, self.teacher_temperature).exp()
-        logits = model.decoder.output_layer(net_output["features"])
-        soft = soft_word_loss(logits, targets, self.teacher_temperature)
-        return words._replace(loss=(1 - self.soft_target_weight) * words.loss + self.soft_target_weight * soft)
-
-    def draws(self, sample: Dict) -> Dict:
+    def draws(self, sample: Dict) -> Tensor:
         """Random numbers (B, S) for the sampled fertilities: a function of (seed, update, sentence)."""
         width = sample["net_input"]["src_tokens"].size(1)
         update = sample["update"] ^ FERTILITY_STREAM
-        return {"fertility_draws": uniform(self.task.cfg.seed, update, sample["id"], width)}
+        return uniform(self.task.cfg.seed, update, sample["id"], width)
 
-    # -- logging
-    # ---------------------------------------------------------------------------------------------------------
 
-    @staticmethod
-    def reduce_metrics(logging_outputs) -> None:
-        """Log the loss, and of every part its mean in bits, from the sums of all workers and micro-batches."""
-        sums = Sums(logging_outputs)
-        sums.log_bits("loss", "loss", "sample_size")
-        sums.log_bits("nll_loss", "words_nll", "words_count")
-        for key in sorted({k for log in logging_outputs for k in log if k.endswith("_loss")}):
-            sums.log_bits(key[: -len("_loss")], key, f"{key[: -len('_loss')]}_count")
-        sums.log_perplexity("words_count")
-        if sums.total("skipped") > 0:  # pairs that the loss cannot use
-            metrics.log_scalar_sum("skipped", sums.total("skipped"))
+def register_loss_part(name: str, factor: float = 1.0, help: str = "") -> None:
+    """Give a part of the loss that a model's ``forward`` returns the flag ``--NAME-loss-factor`` of ``nar_loss``.
 
-    @staticmethod
-    def logging_outputs_can_be_summed() -> bool:
-        """Every entry is a sum, so fairseq may add them up across workers."""
-        return True
+    A part without it is added with factor 1. It may be called at any time before the command line is read, in a user's
+    own ``--user-dir`` too.
+
+    Args:
+        name: the part's key in the dictionary of losses. factor: the flag's default. help: what the flag is.
+
+    Raises:
+        ValueError: the part has a factor, or its flag is another's.
+    """
+    option = f"{name}_loss_factor"
+    flag = f"--{option.replace('_', '-')}"
+    if name in LOSS_PARTS or name in FINETUNING:
+        raise ValueError(f"the loss part '{name}' has a factor in nar_loss already: register it under another name")
+    if not option.isidentifier():
+        raise ValueError(f"the loss part '{name}' needs a name of letters, digits and underscores, for its flag")
+    options = CRITERION_DATACLASS_REGISTRY["nar_loss"]
+    parser = argparse.ArgumentParser(conflict_handler="resolve")
+    for model in MODEL_REGISTRY.values():
+        if "nar_loss" in getattr(model, "criterions", ()):
+            model.add_args(parser)
+    if option in {f.name for f in fields(options)} or flag in parser._option_string_actions:
+        raise ValueError(f"the loss part '{name}': {flag} is a flag already; register it under another name")
+    added = (option, float, field(default=factor, metadata={"help": help}))
+    options = make_dataclass(options.__name__, [added], bases=(options,), namespace={"__module__": __name__})
+    replace_dataclass("criterion", "nar_loss", NarLoss, CRITERION_DATACLASS_REGISTRY, options)
+    LOSS_PARTS[name] = factor
+
+
+register_loss_part(
+    "length", help="weight of the length loss of a sentence beside the word loss of a token (1, as in Mask-Predict)"
+)
+register_loss_part(
+    "fertility", help="weight of the fertility loss of a source token beside the word loss of a token (1, as in NAT)"
+)

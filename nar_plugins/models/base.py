@@ -1,6 +1,7 @@
 """What the non-autoregressive models share: fairseq's Transformer with a decoder that sees the whole canvas.
 
-``contract.py`` says what is asked of a model; ``NarModel`` implements it but for ``canvas`` and the training pass.
+``contract.py`` says what is asked of a model; ``NarModel`` implements it but for ``canvas`` and ``forward``, which in
+training and validation returns the parts of the loss by name.
 """
 
 import logging
@@ -23,15 +24,15 @@ from torch import Tensor
 from torch.autograd.graph import save_on_cpu
 from torch.utils.checkpoint import checkpoint
 
-from nar_plugins.models.contract import Canvas, Memory, Plan, check_methods
+from nar_plugins.models.contract import Canvas, Memory, check_methods
 from nar_plugins.models.flags import UNREAD_IN_PARALLEL, UNSUPPORTED_IN_PARALLEL, refuse_unsupported
 from nar_plugins.models.initialise import bert_init, start_from
 from nar_plugins.models.pairing import check_task
 from nar_plugins.modules.attention import allowed_keys, allowed_sources
-from nar_plugins.modules.fused_loss import fused_word_loss
+from nar_plugins.modules.fused_loss import SoftTargets, fused_word_loss
 from nar_plugins.modules.layers import NarDecoderLayer, NarEncoderLayer
 from nar_plugins.modules.length_head import LENGTH_HEADS, LengthHead
-from nar_plugins.modules.losses import LossPart
+from nar_plugins.modules.losses import LossPart, TokenObjective
 
 logger = logging.getLogger(__name__)
 
@@ -158,7 +159,10 @@ class NarDecoder(TransformerDecoderBase):
 
 
 class NarModel(TransformerModel):
-    """Base of the models that predict every position of a canvas at once, and of whose length a head decides."""
+    """Base of the models that predict every position of a canvas at once, and of whose length a head decides.
+
+    A subclass defines ``canvas`` and ``forward``; one that is only a base of others says ``abstract=True``.
+    """
 
     generators = ()  # that can decode it, the default first
     predicts, blank, canvas_kind = "lengths", None, ()  # see ``CanvasModel``
@@ -171,8 +175,7 @@ class NarModel(TransformerModel):
         that it is ``abstract``."""
         super().__init_subclass__(**kwargs)
         if not abstract and cls.generators:
-            needs = {cls.generators[0]: ("canvas", "forward")}  # the rest is defined here
-            check_methods(cls, needs, (NarModel, *NarModel.__mro__))
+            check_methods(cls, cls.generators[0], ("canvas", "forward"), NarModel.__mro__)  # the rest is defined here
 
     @classmethod
     def add_args(cls, parser):
@@ -239,10 +242,6 @@ class NarModel(TransformerModel):
         """See ``CanvasModel``; ``encoded`` has the ``length_state`` (B, D)."""
         return self.decoder.memory(self.encoder(src_tokens, src_lengths=src_lengths))
 
-    def canvas(self, memory: Memory, plan: Plan) -> Canvas:
-        """See ``CanvasModel``; every model has its own."""
-        raise NotImplementedError(f"{type(self).__name__} defines no canvas")
-
     def decode(self, canvas: Canvas, memory: Memory, picked: Optional[Tensor] = None) -> Tensor:
         """See ``CanvasModel``."""
         return self.decoder(canvas, memory, picked)
@@ -264,15 +263,23 @@ class NarModel(TransformerModel):
 
     # -- training ----------------------------------------------------------------------------------------------------
 
-    def losses(self, net_output: Dict, label_smoothing: float) -> Dict[str, LossPart]:
-        """The parts of the loss, from ``forward``'s output."""
-        raise NotImplementedError(f"{type(self).__name__} defines no losses")
+    def word_loss(self, features: Tensor, target: Tensor, picked: Tensor, objective: TokenObjective) -> LossPart:
+        """The loss of the tokens at the predicted positions; few of their logits are in memory at a time.
 
-    def word_loss(self, net_output: Dict, label_smoothing: float) -> LossPart:
-        """The loss of the features (M, D) of the predicted positions with their words (M,)."""
-        words = net_output["words"]
-        found = fused_word_loss(self.decoder.output_projection, net_output["features"], words, label_smoothing)
-        return LossPart(found.loss, found.nll.sum(), torch.tensor(words.numel(), device=words.device))
+        Args:
+            features: (B, T, D). target: (B, T) int64. picked: (B, T) bool, the predicted positions.
+        """
+        soft, teacher = None, objective.teacher
+        if teacher is not None and objective.soft_target_weight > 0:
+            states, temperature = teacher.features(target)[picked], objective.temperature
+            soft = SoftTargets(
+                lambda part: teacher.lprobs(states[part], temperature).exp(), objective.soft_target_weight, temperature
+            )
+        targets = target[picked]
+        losses, nll, _ = fused_word_loss(
+            self.decoder.output_projection, features[picked], targets, objective.label_smoothing, soft=soft
+        )
+        return LossPart(losses.sum(), nll.sum(), torch.tensor(targets.numel(), device=targets.device), weight=1)
 
     def start_from_checkpoints(self, task) -> None:
         """Honour ``--init-encoder-from`` and ``--init-decoder-from``; the task says which dictionaries must be

@@ -7,11 +7,12 @@ from fairseq.models import register_model, register_model_architecture
 from fairseq.models.transformer.transformer_legacy import base_architecture as transformer_base
 from torch import Tensor
 
-from nar_plugins.data.noise import mask_uniform
+from nar_plugins.data.noise import noise_named
 from nar_plugins.models.architectures import default, sizes, switch_on
 from nar_plugins.models.base import NarModel
 from nar_plugins.models.contract import Canvas, Memory, Plan
-from nar_plugins.modules.losses import LossPart, length_loss
+from nar_plugins.models.pairing import check_task
+from nar_plugins.modules.losses import LIKELIHOOD, LossPart, TokenObjective, length_loss
 
 
 @register_model("cmlm")
@@ -25,10 +26,25 @@ class CmlmModel(NarModel):
 
     generators = ("mask_predict",)
 
+    @classmethod
+    def add_args(cls, parser):
+        """``NarModel``'s flags and the noise."""
+        NarModel.add_args(parser)
+        parser.add_argument(
+            "--noise", metavar="NAME", help="which target tokens are masked in training: uniform, or a registered noise"
+        )
+
+    @classmethod
+    def build_model(cls, args, task):
+        """Build; raise for a noise that does not exist."""
+        check_task(cls, args, task)
+        noise_named(args.noise)
+        return super().build_model(args, task)
+
     def noise(self, sample: Dict, seed: int, update: int) -> Dict[str, Tensor]:
-        """The target with masks, section 3.1."""
-        canvas, _ = mask_uniform(sample["target"], sample["id"], seed, update, self.pad, self.mask)
-        return {"prev_output_tokens": canvas}
+        """The target with masks; ``uniform`` is section 3.1."""
+        corrupt = noise_named(self.args.noise)
+        return {"prev_output_tokens": corrupt(sample["target"], sample["id"], seed, update, self.pad, self.mask)}
 
     def canvas(self, memory: Memory, plan: Plan) -> Canvas:
         """``<mask>`` everywhere: tokens (R, T)."""
@@ -37,33 +53,26 @@ class CmlmModel(NarModel):
         padding = tokens.eq(self.pad)
         return Canvas(tokens, padding if bool(padding.any()) else None)
 
-    def forward(self, src_tokens: Tensor, src_lengths: Tensor, prev_output_tokens: Tensor, target: Tensor) -> Dict:
-        """The training pass. Only masked positions are to be projected to the vocabulary: nobody asks for the others.
+    def forward(
+        self,
+        src_tokens: Tensor,
+        src_lengths: Tensor,
+        prev_output_tokens: Tensor,
+        target: Tensor,
+        objective: TokenObjective = LIKELIHOOD,
+    ) -> Dict[str, LossPart]:
+        """The losses: ``words`` (smoothed), of the masked tokens, and ``length`` (not): section 3.1 and the release.
 
         Args:
             src_tokens: (B, S) int64. prev_output_tokens: (B, T) int64, the target with masks. target: (B, T) int64.
-
-        Returns:
-            dict of features (M, D) and words (M,) of the M masked positions, ``picked`` (B, T) where they stand,
-            length_lprobs (B, classes), lengths (B,).
         """
         memory = self.encode(src_tokens, src_lengths)
         padding = target.eq(self.pad)
         features = self.decode(Canvas(prev_output_tokens, padding), memory)
         masked = prev_output_tokens.eq(self.mask) & ~padding
         return {
-            "features": features[masked],
-            "words": target[masked],
-            "picked": masked,
-            "length_lprobs": self.length_lprobs(memory),
-            "lengths": (~padding).sum(1),
-        }
-
-    def losses(self, net_output: Dict, label_smoothing: float) -> Dict[str, LossPart]:
-        """Words (smoothed) and length (not): section 3.1 and the release's criterion."""
-        return {
-            "words": self.word_loss(net_output, label_smoothing),
-            "length": length_loss(net_output["length_lprobs"], net_output["lengths"]),
+            "words": self.word_loss(features, target, masked, objective),
+            "length": length_loss(self.length_lprobs(memory), (~padding).sum(1)),
         }
 
 
@@ -76,7 +85,7 @@ def blank_canvas(lengths: Tensor, width: int, mask: int, pad: int) -> Tensor:
 @register_model_architecture("cmlm", "cmlm")
 def cmlm(args):
     """fairseq's form, the sizes of its ``transformer``."""
-    default(args, length_head="pooled")
+    default(args, length_head="pooled", noise="uniform")
     transformer_base(args)
 
 

@@ -16,7 +16,7 @@ Shapes: B sentences, R canvases (rows), one or several a sentence, S source and 
 V the vocabulary.
 """
 
-from typing import Dict, Hashable, NamedTuple, Optional, Protocol, Tuple
+from typing import Dict, Hashable, Iterable, NamedTuple, Optional, Protocol, Tuple
 
 from torch import Tensor
 
@@ -101,21 +101,19 @@ class CanvasModel(Protocol):
         """The longest canvas."""
 
 
-def check_methods(model: type, needs: Dict[str, Tuple[str, ...]], undefined: Tuple[type, ...] = ()) -> None:
-    """Raise unless a class of models has the methods that its generators call.
+def check_methods(model: type, generator: str, methods: Iterable[str], apart_from: Tuple[type, ...] = ()) -> None:
+    """Raise unless a class of models has the methods that a generator which it names calls.
 
     Args:
-        needs: generator -> methods.
-        undefined: base classes whose methods of these names do not count, because they are not the contract's.
+        apart_from: bases whose methods do not count.
 
     Raises:
         ValueError: names the model, the generator and the method.
     """
-    for generator, methods in needs.items():
-        for name in methods:
-            owner = next((base for base in model.__mro__ if name in vars(base)), None)
-            if owner is None or owner in undefined:
-                raise ValueError(
-                    f"{model.__name__} names the generator '{generator}' and has no method '{name}', which that calls: "
-                    "define it (nar_plugins/models/contract.py says what it takes and returns)"
-                )
+    for name in methods:
+        owner = next((base for base in model.__mro__ if name in vars(base)), None)
+        if owner is None or owner in apart_from:
+            raise ValueError(
+                f"{model.__name__} names the generator '{generator}' and has no method '{name}': define it as "
+                "nar_plugins/models/contract.py says"
+            )

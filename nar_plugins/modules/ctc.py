@@ -21,8 +21,8 @@ def needed(target: Tensor, real: Tensor) -> Tensor:
     return real.sum(1) + repeats.sum(1)
 
 
-def ctc_loss(lprobs: Tensor, lengths: Tensor, target: Tensor, real: Tensor, blank: int) -> tuple:
-    """The loss, summed, over the target tokens of the pairs whose canvas is long enough; and the number of the others.
+def ctc_loss(lprobs: Tensor, lengths: Tensor, target: Tensor, real: Tensor, blank: int) -> LossPart:
+    """The loss, summed, over the target tokens of the pairs whose canvas is long enough; the others are skipped.
 
     Args:
         lprobs: (B, C, V) float32 log-probabilities on canvases of C positions. lengths: (B,) int64, real positions.
@@ -33,7 +33,7 @@ def ctc_loss(lprobs: Tensor, lengths: Tensor, target: Tensor, real: Tensor, blan
         lprobs.transpose(0, 1), target, lengths, real.sum(1), blank=blank, reduction="none", zero_infinity=True
     )
     nll = nll.masked_fill(~fits, 0).sum()  # already zero, and so is its gradient
-    return LossPart(nll, nll.detach(), (real.sum(1) * fits).sum()), (~fits).sum()
+    return LossPart(nll, nll.detach(), (real.sum(1) * fits).sum(), weight=1, skipped=(~fits).sum())
 
 
 def best_alignment(logits: Tensor, lengths: Tensor, target: Tensor, real: Tensor, blank: int) -> Tensor:

@@ -1,19 +1,54 @@
-"""The parts of a loss, summed; the criterion weighs, normalises and logs them."""
+"""The parts of a loss, as a model's ``forward`` returns them by name, and what the criterion asks for them."""
 
 from typing import NamedTuple, Optional
 
 import torch
 from torch import Tensor
 
-from nar_plugins.modules.precision import full
+from nar_plugins.modules.teacher_forcing import Teacher
 
 
 class LossPart(NamedTuple):
-    """One part of a loss, summed: the loss, its negative log-likelihood without smoothing, and over how many."""
+    """One part of a batch's loss, summed over its targets: every tensor is ().
+
+    Attributes:
+        loss: what is minimised, with its gradient, its smoothing and its ``weight``.
+        nll: the negative log-likelihood without smoothing, weight or gradient.
+        count: int64, the number of targets.
+        weight: what each target counts in ``loss`` and in the sample size by which the criterion divides the loss of
+            the global batch. 0: the part is added to the loss, but its targets are not counted (a sentence's length
+            beside its tokens).
+        correct: int64, how many targets have the largest logit; None: no accuracy is logged.
+        skipped: int64, the pairs of sentences that the part cannot use; None: there can be none.
+    """
 
     loss: Tensor
     nll: Tensor
     count: Tensor
+    weight: float = 0
+    correct: Optional[Tensor] = None
+    skipped: Optional[Tensor] = None
+
+
+class TokenObjective(NamedTuple):
+    """What ``nar_loss`` asks of a model's ``forward``.
+
+    Attributes:
+        label_smoothing: of the loss of the tokens, spread over the whole vocabulary.
+        teacher: an autoregressive model with the batch's sources; None: no teacher is asked.
+        soft_target_weight: the share of the teacher's distributions in the loss of the tokens.
+        temperature: softens the teacher's distributions and the model's.
+        fertility_draws: (B, S) uniform numbers for NAT's fine-tuning with the teacher; None: no fine-tuning.
+    """
+
+    label_smoothing: float = 0.0
+    teacher: Optional[Teacher] = None
+    soft_target_weight: float = 0.0
+    temperature: float = 1.0
+    fertility_draws: Optional[Tensor] = None
+
+
+LIKELIHOOD = TokenObjective()
 
 
 def length_loss(lprobs: Tensor, lengths: Tensor, weights: Optional[Tensor] = None) -> LossPart:
@@ -25,11 +60,3 @@ def length_loss(lprobs: Tensor, lengths: Tensor, weights: Optional[Tensor] = Non
     nll = -lprobs.gather(1, lengths.unsqueeze(1)).squeeze(1)
     loss = nll if weights is None else nll * weights
     return LossPart(loss.sum(), nll.sum().detach(), torch.tensor(lengths.numel(), device=lengths.device))
-
-
-def soft_word_loss(logits: Tensor, targets: Tensor, temperature: float) -> Tensor:
-    """Cross-entropy with distributions as targets, summed: logits and targets (M, V).
-
-    Times the temperature's square, so that its gradient keeps its size (Hinton et al. 2015, section 2).
-    """
-    return -(targets * (full(logits) / temperature).log_softmax(-1)).sum() * temperature**2

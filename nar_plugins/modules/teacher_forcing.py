@@ -1,5 +1,6 @@
 """What an autoregressive model thinks of given targets, in one pass over all their positions."""
 
+import functools
 import inspect
 from typing import Dict, Optional
 
@@ -93,3 +94,34 @@ def token_lprobs(model, encoder_out: Dict, rows: Tensor, tokens: Tensor, pad: in
     features = forced_features(model, encoder_out, tokens, pad, eos, rows)[real]
     lprobs = forced_lprobs(model, features, mask).gather(-1, tokens[real].unsqueeze(-1)).squeeze(-1)
     return torch.zeros(tokens.shape, dtype=lprobs.dtype, device=tokens.device).masked_scatter(real, lprobs)
+
+
+class Teacher:
+    """A frozen autoregressive model and the sources of one batch, about whose targets it is asked.
+
+    The criterion hands it to the ``forward`` of the model that is taught; no parameter of it is the model's.
+
+    Args:
+        model: in evaluation mode. sources: (B, S) int64, padded on the right. mask: the index of ``<mask>``, which the
+            model never learnt.
+    """
+
+    def __init__(self, model, sources: Tensor, mask: int):
+        self.model, self.sources, self.mask = model, sources, mask
+
+    @functools.cached_property
+    @torch.no_grad()
+    def encoded(self) -> Dict:
+        """The encoder's output, computed once."""
+        return encode_source(self.model, self.sources, self.model.decoder.dictionary.pad())
+
+    @torch.no_grad()
+    def features(self, targets: Tensor) -> Tensor:
+        """The decoder's features (B, T, D) before each token of the targets (B, T) int64."""
+        dictionary = self.model.decoder.dictionary
+        return forced_features(self.model, self.encoded, targets, dictionary.pad(), dictionary.eos())
+
+    @torch.no_grad()
+    def lprobs(self, features: Tensor, temperature: float = 1.0) -> Tensor:
+        """Log-probabilities (..., V) of features (..., D), ``<mask>`` at -inf."""
+        return forced_lprobs(self.model, features, self.mask, temperature)

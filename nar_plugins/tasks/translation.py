@@ -5,7 +5,7 @@ import json
 import logging
 import os
 from argparse import Namespace
-from dataclasses import dataclass, field, make_dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import List, Optional
 
@@ -54,9 +54,7 @@ class NarTranslationBase(NarTaskConfig, TranslationConfig):
 
 
 # every generator's options become flags of fairseq-train, -generate and -interactive
-NarTranslationConfig = make_dataclass(
-    "NarTranslationConfig", [], bases=(NarTranslationBase, *registry.config_classes())
-)
+NarTranslationConfig = registry.with_generator_options(NarTranslationBase)
 
 
 @register_task("nar_translation", dataclass=NarTranslationConfig)
@@ -80,6 +78,12 @@ class NarTranslationTask(NarTask, TranslationTask):
         self.for_validation = False  # whether the generator that is being built is that of --eval-bleu
         self.companions = []  # the models that a generator reads a source with besides those that decode it
         self.lines_read = 0  # by fairseq-interactive
+
+    @classmethod
+    def add_args(cls, parser):
+        """The flags of the task and of all generators that are registered by now."""
+        registry.extend_tasks()
+        super().add_args(parser)
 
     @classmethod
     def setup_task(cls, cfg, **kwargs):

@@ -9,10 +9,11 @@ import torch
 import torch.nn.functional as F
 from bang_twin import EOS, PAD, SOURCE, dense_decoder, inputs, random_bang, row
 from fairseq.models import ARCH_MODEL_REGISTRY
-from tiny import arguments, model
+from tiny import arguments, model, total
 
 from nar_plugins.generators.left_to_right.drafters.masks import BangBlocks
 from nar_plugins.generators.options import generation_options
+from nar_plugins.models.bang.losses import CellObjective
 from nar_plugins.models.bang.stream_layout import row_sizes
 
 LENGTHS = [7, 3, 5]
@@ -272,9 +273,10 @@ def test_half_precision(kind):
         half = one.decoder.block(start, none, one.decoder.start(out), 3, none.unsqueeze(1))
         assert (half - exact).abs().max() < 0.2 and half.isfinite().all()
     with torch.autocast("cpu", kind):
-        losses = one(SOURCE, SOURCE.ne(PAD).sum(1), before, target=target, label_smoothing=0.1)
-        losses.loss.backward()
-    assert losses.loss.dtype == torch.float32 and losses.loss.isfinite().all()
+        objective = CellObjective(label_smoothing=0.1)
+        loss = total(one(SOURCE, SOURCE.ne(PAD).sum(1), before, target=target, objective=objective))
+        loss.backward()
+    assert loss.dtype == torch.float32 and loss.isfinite().all()
     assert one.decoder.layers[0].ngram_self_attn.in_proj_weight.grad.isfinite().all()
     one.zero_grad()
     with torch.no_grad():
@@ -396,7 +398,7 @@ def test_activation_checkpointing_changes_nothing():
     gradients = []
     for flags in ((), ("--checkpoint-activations",)):
         one, _ = model(*flags, arch="bang_tiny", criterion="bang_loss")
-        one.double()(SOURCE, SOURCE.ne(PAD).sum(1), before, target=target).loss.backward()
+        total(one.double()(SOURCE, SOURCE.ne(PAD).sum(1), before, target=target)).backward()
         gradients.append([p.grad for p in one.parameters()])
     for a, b in zip(*gradients):
         torch.testing.assert_close(a, b, **EXACT)
@@ -405,7 +407,7 @@ def test_activation_checkpointing_changes_nothing():
 def test_every_parameter_learns():
     one, _ = random_bang.__wrapped__()
     target, before = inputs(LENGTHS)
-    one(SOURCE, SOURCE.ne(PAD).sum(1), before, target=target).loss.backward()
+    total(one(SOURCE, SOURCE.ne(PAD).sum(1), before, target=target)).backward()
     assert all(p.grad is not None for p in one.parameters())
 
 

@@ -6,8 +6,9 @@ import pytest
 import torch
 from blockwise_twin import sequential_state
 from conftest import source_batch
-from tiny import model
+from tiny import model, total
 
+from nar_plugins.models.blockwise.model import HeadObjective
 from nar_plugins.models.blockwise.parallel_heads import ProposalHeads
 
 WORDS, PAD, EOS = 20, 1, 2
@@ -133,7 +134,9 @@ def test_a_frozen_base_is_in_evaluation_mode_and_has_no_gradients():
     one.train()
     assert not one.encoder.training and not one.decoder.layers[0].training and one.decoder.proposal_heads.training
     source = source_batch([5, 4], WORDS)
-    one(source, source.ne(PAD).sum(1), source, target=source, heads={2: 1.0, 3: 1.0}).loss.backward()
+    total(
+        one(source, source.ne(PAD).sum(1), source, target=source, objective=HeadObjective({2: 1.0, 3: 1.0}))
+    ).backward()
     for name, weight in one.named_parameters():
         assert (weight.grad is not None) == name.startswith("decoder.proposal_heads."), name
     assert one.eval().training is False and not one.decoder.proposal_heads.training
@@ -145,21 +148,23 @@ def test_the_targets_of_a_head_lie_as_far_ahead():
     source, before = source_batch([6, 4], WORDS), torch.tensor([[EOS, 4, 5, 6, 7], [EOS, 8, 9, PAD, PAD]])
     target = torch.tensor([[4, 5, 6, 7, EOS], [8, 9, EOS, PAD, PAD]])
     asked = {1: 1.0, 2: 0.5, 3: 0.25, 4: 2.0}
-    loss, found = one(source, source.ne(PAD).sum(1), before, target=target, heads=asked)
+    found = one(source, source.ne(PAD).sum(1), before, target=target, objective=HeadObjective(asked))
     features = one.decoder.extract_features(before, encoder_out=one.encoder(source, src_lengths=source.ne(PAD).sum(1)))[
         0
     ]
     wanted = {1: [[4, 5, 6, 7, 2], [8, 9, 2]], 2: [[5, 6, 7, 2], [9, 2]], 3: [[6, 7, 2], [2]], 4: [[7, 2], []]}
-    total = 0
+    whole = 0
     for head, ahead in wanted.items():
         lprobs = one.decoder.output_projection(one.decoder.head_features(features, head, head)[:, :, 0]).log_softmax(-1)
         pairs = [(lprobs[b, t], word) for b, words in enumerate(ahead) for t, word in enumerate(words)]
         nll = -sum(row[word] for row, word in pairs)
-        total = total + asked[head] * nll
-        assert found[head].count == len(pairs)
-        torch.testing.assert_close(found[head].nll, nll)
-        assert found[head].correct == sum(int(row.argmax()) == word for row, word in pairs)
-    torch.testing.assert_close(loss, total)
+        whole = whole + asked[head] * nll
+        part = found[f"h{head}"]
+        assert part.count == len(pairs)
+        torch.testing.assert_close(part.nll, nll)
+        torch.testing.assert_close(part.loss, asked[head] * nll)
+        assert part.correct == sum(int(row.argmax()) == word for row, word in pairs)
+    torch.testing.assert_close(total(found), whole)
 
 
 @pytest.mark.parametrize("flags", [(), ("--freeze-base",)])
@@ -171,8 +176,9 @@ def test_sequential_heads_are_told_the_targets_before_theirs(flags):
     taken = torch.ones(2, 4, 5, dtype=torch.bool)
     taken[0, 1, 2] = taken[0, 0, 4] = False  # heads 2 to 4 skip a position, and head 1 another
     asked = {1: 1.0, 2: 0.5, 3: 0.25, 4: 2.0}
-    loss, found = one(source, source.ne(PAD).sum(1), before, target=target, heads=asked, taken=taken)
-    total, counts = 0, dict.fromkeys(asked, 0)
+    objective = HeadObjective(asked, positions=taken)
+    found = one(source, source.ne(PAD).sum(1), before, target=target, objective=objective)
+    whole, counts = 0, dict.fromkeys(asked, 0)
     for b in range(2):
         real = source[b][source[b].ne(PAD)]
         words = target[b][target[b].ne(PAD)].tolist()
@@ -185,9 +191,9 @@ def test_sequential_heads_are_told_the_targets_before_theirs(flags):
                     state = sequential_state(one, real, features[t], state, words[t + head - 2], head)
                 if taken[b, min(head, 2) - 1, t]:
                     nll = -one.decoder.output_projection(state).log_softmax(-1)[words[t + head - 1]]
-                    total, counts[head] = total + asked[head] * nll, counts[head] + 1
-    torch.testing.assert_close(loss, total)
-    assert {head: int(sums.count) for head, sums in found.items()} == counts == {1: 7, 2: 5, 3: 3, 4: 2}
+                    whole, counts[head] = whole + asked[head] * nll, counts[head] + 1
+    torch.testing.assert_close(total(found), whole)
+    assert {int(name[1:]): int(part.count) for name, part in found.items()} == counts == {1: 7, 2: 5, 3: 3, 4: 2}
 
 
 def test_sequential_heads_start_as_the_base_and_leave_head_1_to_it():
@@ -199,10 +205,10 @@ def test_sequential_heads_start_as_the_base_and_leave_head_1_to_it():
         features = one.decoder.extract_features(source, encoder_out=one.encoder(source, src_lengths=lengths))[0]
         assert one.decoder.head_features(features, 1, 1).squeeze(-2).equal(features)
         lprobs = one.decoder.output_projection(features).log_softmax(-1)
-        found = one(source, lengths, source, target=target, heads={1: 1.0, 2: 1.0, 4: 1.0}).heads
-    assert set(found) == {1, 2, 4}
-    for head, sums in found.items():
-        ahead = target[:, head - 1 :]
+        found = one(source, lengths, source, target=target, objective=HeadObjective({1: 1.0, 2: 1.0, 4: 1.0}))
+    assert set(found) == {"h1", "h2", "h4"}
+    for name, sums in found.items():
+        ahead = target[:, int(name[1:]) - 1 :]
         wanted = -lprobs[:, : ahead.size(1)].gather(2, ahead.unsqueeze(-1)).sum()
         torch.testing.assert_close(sums.nll, wanted)
 

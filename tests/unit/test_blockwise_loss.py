@@ -6,9 +6,10 @@ import pytest
 import torch
 from conftest import source_batch
 from fairseq import metrics
-from tiny import model
+from tiny import model, total
 
 from nar_plugins.criterions.blockwise_loss import BlockwiseLoss
+from nar_plugins.models.blockwise.model import HeadObjective
 
 SOURCE = source_batch([5, 9, 4], 20)
 TARGET = source_batch([6, 3, 8], 20, seed=8)
@@ -66,7 +67,7 @@ def test_the_mean_is_what_sampling_expects(flags):
     (a,) = torch.autograd.grad(loss, one.decoder.proposal_heads.weight)
     b = sum(torch.autograd.grad(part[0], one.decoder.proposal_heads.weight)[0] for part in parts.values())
     torch.testing.assert_close(a, b)
-    assert all(logs[f"count_h{head}"] == int(TARGET[:, head - 1 :].ne(1).sum()) for head in heads)
+    assert all(logs[f"h{head}_count"] == int(TARGET[:, head - 1 :].ne(1).sum()) for head in heads)
 
 
 def test_positions_are_a_function_of_seed_update_and_sentence():
@@ -83,17 +84,17 @@ def test_positions_are_a_function_of_seed_update_and_sentence():
 def test_a_head_is_trained_at_the_positions_taken_and_nowhere_else():
     one, criterion = build(block_loss="mean", block_positions=0.4)
     taken = criterion.taken(one, batch())
-    ask = dict(batch()["net_input"], target=TARGET, heads=dict.fromkeys((1, 2, 3, 4), 1.0), label_smoothing=0.1)
-    whole, part, rest = (one(**ask, taken=which) for which in (None, taken, ~taken))
-    torch.testing.assert_close(part.loss + rest.loss, whole.loss)
-    for head in (1, 2, 3, 4):
-        for a, b, c in zip(whole.heads[head], part.heads[head], rest.heads[head]):
-            torch.testing.assert_close(b + c, a)
+    ask, heads = dict(batch()["net_input"], target=TARGET), dict.fromkeys((1, 2, 3, 4), 1.0)
+    whole, part, rest = (one(**ask, objective=HeadObjective(heads, 0.1, which)) for which in (None, taken, ~taken))
+    torch.testing.assert_close(total(part) + total(rest), total(whole))
+    for name in ("h1", "h2", "h3", "h4"):
+        for field in ("loss", "nll", "count", "correct"):
+            torch.testing.assert_close(
+                getattr(part[name], field) + getattr(rest[name], field), getattr(whole[name], field)
+            )
     loss, count, logs = criterion(one, batch())
-    torch.testing.assert_close(loss, part.loss)
-    assert (
-        count == sum(sums.count for sums in part.heads.values()) == sum(logs[f"count_h{head}"] for head in part.heads)
-    )
+    torch.testing.assert_close(loss, total(part))
+    assert count == sum(sums.count for sums in part.values()) == sum(logs[f"{name}_count"] for name in part)
 
 
 def test_weights_fall_with_the_distance():
@@ -108,7 +109,7 @@ def test_validation_asks_all_heads_and_is_deterministic(form):
     one, criterion = build("--freeze-base", "--dropout", "0.3", block_loss=form)
     one.eval()
     (a, count, logs), (b, _, _) = criterion(one, batch(1)), criterion(one, batch(2))
-    assert a == b and all(logs[f"count_h{head}"] > 0 for head in (1, 2, 3, 4))
+    assert a == b and all(logs[f"h{head}_count"] > 0 for head in (1, 2, 3, 4))
     assert count == sum(int(TARGET[:, head - 1 :].ne(1).sum()) for head in (2, 3, 4))  # head 1 has nothing to learn
     with metrics.aggregate() as meters:
         BlockwiseLoss.reduce_metrics([logs, logs])

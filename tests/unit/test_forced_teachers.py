@@ -9,11 +9,11 @@ from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from test_companions import edited, save
 
 from nar_plugins.checkpoint_io.teachers import check_teacher, load_teacher
-from nar_plugins.criterions.nat_finetuning import reverse_kl
 from nar_plugins.generators.beam import BeamGenerator
 from nar_plugins.generators.canvas.rescore import Rescorer
+from nar_plugins.models.nat.finetuning import reverse_kl
 from nar_plugins.modules.block_decoder import BlockDecoder, positional
-from nar_plugins.modules.teacher_forcing import check_forced, encode_source, forced_features
+from nar_plugins.modules.teacher_forcing import Teacher, check_forced, encode_source, forced_features
 
 PAD, EOS = 1, 2
 
@@ -187,9 +187,8 @@ def test_word_level_distillation_from_a_teacher_with_few_positions_is_one_line(f
 
 def test_nats_fine_tuning_from_a_teacher_with_few_positions_is_one_line(few, monkeypatch):
     few.decoder.dictionary = tiny.task().target_dictionary
-    encoded = encode_source(few, sources(6), PAD)
     with pytest.raises(ValueError, match="^a target of 6 tokens is longer than the teacher's 5 positions"):
-        reverse_kl(few, encoded, torch.randn(1, 6, 25), torch.ones(1, 6, dtype=torch.bool), 24)
+        reverse_kl(Teacher(few, sources(6), 24), torch.randn(1, 6, 25), torch.ones(1, 6, dtype=torch.bool))
 
 
 # -- sinusoidal positions as fairseq 0.12.2 has them

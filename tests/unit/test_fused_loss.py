@@ -19,6 +19,12 @@ def plain_word_loss(logits, words, label_smoothing):
     return SimpleNamespace(loss=(1 - label_smoothing) * nll + label_smoothing * smooth, nll=nll)
 
 
+def fused(*given, **more):
+    """The summed loss; the negative log-likelihoods and hits (M,)."""
+    losses, nll, correct = fused_word_loss(*given, **more)
+    return SimpleNamespace(loss=losses.sum(), losses=losses, nll=nll, correct=correct)
+
+
 def made(rows=150, dim=8, words=30, dtype=torch.float64):
     """More rows than are made at a time."""
     torch.manual_seed(1)
@@ -33,7 +39,7 @@ def test_it_is_the_plain_loss(smoothing, rows):
     projection, features, words = made(rows)
     plain = plain_word_loss(projection(features), words, smoothing)
     wanted = torch.autograd.grad(3 * plain.loss, (features, projection.weight))
-    found = fused_word_loss(projection, features, words, smoothing)
+    found = fused(projection, features, words, smoothing)
     torch.testing.assert_close(found.loss, plain.loss)
     torch.testing.assert_close(found.nll.sum(), plain.nll)
     assert found.correct.equal(projection(features).argmax(1).eq(words))
@@ -44,7 +50,7 @@ def test_it_is_the_plain_loss(smoothing, rows):
 def test_weights():
     projection, features, words = made()
     weights = torch.rand(150, dtype=torch.float64)
-    found = fused_word_loss(projection, features, words, 0.1, weights)
+    found = fused(projection, features, words, 0.1, weights)
     single = [
         weight * plain_word_loss(projection(features[i : i + 1]), words[i : i + 1], 0.1).loss
         for i, weight in enumerate(weights)
@@ -60,9 +66,9 @@ def test_without_gradients_none_are_made(monkeypatch):
     with torch.no_grad(), monkeypatch.context() as patch:
         patch.setattr(torch, "zeros_like", None)  # what the gradients would be summed in
         patch.setattr(torch, "empty_like", None)
-        assert not fused_word_loss(projection, features, words, 0.1).loss.requires_grad
+        assert not fused(projection, features, words, 0.1).loss.requires_grad
     projection.requires_grad_(False)
-    fused_word_loss(projection, features, words, 0.1).loss.backward()
+    fused(projection, features, words, 0.1).loss.backward()
     assert projection.weight.grad is None and features.grad is not None
 
 
@@ -71,7 +77,7 @@ def test_autocast():
     projection, features, words = made(dtype=torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
         plain = plain_word_loss(projection(features), words, 0.1).loss
-        found = fused_word_loss(projection, features, words, 0.1).loss
+        found = fused(projection, features, words, 0.1).loss
     torch.testing.assert_close(found, plain, rtol=1e-4, atol=1e-3)
     wanted = torch.autograd.grad(plain, (features, projection.weight))
     for one, other in zip(torch.autograd.grad(found, (features, projection.weight)), wanted):
@@ -84,7 +90,7 @@ def of_logits(logits, words, label_smoothing):
     projection = nn.Linear(logits.size(1), logits.size(1), bias=False).to(logits.dtype)
     with torch.no_grad():
         projection.weight.copy_(torch.eye(logits.size(1)))
-    return fused_word_loss(projection, logits, words, label_smoothing)
+    return fused(projection, logits, words, label_smoothing)
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])

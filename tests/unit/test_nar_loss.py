@@ -81,7 +81,7 @@ def test_the_length_loss_is_the_log_likelihood_of_the_lengths():
 @pytest.mark.parametrize("smoothing, factor", [(0.0, 1.0), (0.1, 0.25)])
 def test_the_criterion_sums_words_and_lengths_as_worked_out_from_the_models_logits(smoothing, factor):
     cmlm, task = model()
-    loss, size, logs = NarLoss(task, smoothing, factor)(cmlm, B)
+    loss, size, logs = NarLoss(task, smoothing, {"length": factor})(cmlm, B)
     with torch.no_grad():
         memory = cmlm.encode(B["net_input"]["src_tokens"], B["net_input"]["src_lengths"])
         canvas = B["net_input"]["prev_output_tokens"]
@@ -104,7 +104,7 @@ def test_the_criterion_sums_words_and_lengths_as_worked_out_from_the_models_logi
 
 def test_two_micro_batches_weigh_like_one_batch():
     cmlm, task = model()
-    criterion = NarLoss(task, 0.1, 1.0)
+    criterion = NarLoss(task, 0.1)
 
     def gradient(*batches):
         cmlm.zero_grad()
@@ -123,7 +123,7 @@ def test_two_micro_batches_weigh_like_one_batch():
 
 def test_the_logs_of_two_workers_give_the_means_of_one_batch():
     cmlm, task = model()
-    criterion = NarLoss(task, 0.1, 1.0)
+    criterion = NarLoss(task, 0.1)
     apart = reduced(criterion(cmlm, A)[2], criterion(cmlm, B)[2])
     together = reduced(criterion(cmlm, joined(A, B))[2])
     assert apart.keys() == together.keys() >= {"loss", "nll_loss", "words", "length", "ppl"}
@@ -136,6 +136,7 @@ def logs(words=3.0, length=50.0, count=4, sentences=2):
     """Numbers easy to check: in nats, loss with label smoothing 1 above the likelihood."""
     return {
         "loss": words + 1 + length,
+        "nll_loss": words,
         "sample_size": count,
         "ntokens": 9,
         "nsentences": sentences,
@@ -171,9 +172,9 @@ def test_a_batch_without_predictions_logs_no_mean():
 @pytest.mark.parametrize("smoothing", [-0.1, 1.0, 2.0])
 def test_impossible_label_smoothing_is_refused(smoothing):
     with pytest.raises(ValueError, match="--label-smoothing"):
-        NarLoss(Namespace(), smoothing, 1.0)
+        NarLoss(Namespace(), smoothing)
 
 
 def test_a_model_without_these_losses_is_refused():
     with pytest.raises(ValueError, match="--criterion nar_loss trains this package's models"):
-        NarLoss(Namespace(), 0.0, 1.0)(torch.nn.Linear(1, 1), A)
+        NarLoss(Namespace())(torch.nn.Linear(1, 1), A)

@@ -2,12 +2,13 @@
 
 import pytest
 import torch
-from tiny import arguments, model
+from tiny import arguments, model, predictions, total
 from torch.nn.functional import layer_norm, linear, relu
 
 from nar_plugins.models.contract import Plan
 from nar_plugins.models.nat.positional_attention import not_itself
-from nar_plugins.modules import source_copy
+from nar_plugins.modules import ctc, source_copy
+from nar_plugins.modules.losses import TokenObjective
 
 PAD, EOS, MASK = 1, 2, 24
 SOURCE = torch.tensor([[5, 6, 7, 8, 2], [9, 2, 1, 1, 1], [4, 4, 10, 2, 1]])
@@ -187,9 +188,8 @@ def test_ctc_copies_every_token_twice():
 
 def test_words_and_fertilities_are_the_cross_entropies():
     m = nat().eval()
-    out = m(**batch(fertilities=FERTILITIES))
-    parts = m.losses(out, 0.0)
-    assert int(parts["words"].count) == 4 + 6 + 1 and int(out["skipped"]) == 0
+    parts = m(**batch(fertilities=FERTILITIES))
+    assert int(parts["words"].count) == 4 + 6 + 1 and int(parts["words"].skipped) == 0
     lprobs = logits_of(m, Plan(torch.arange(3), fertilities=FERTILITIES)).log_softmax(-1)
     real = [(b, t) for b in range(3) for t in range(6) if TARGET[b, t] != PAD]
     assert float(parts["words"].loss) == pytest.approx(
@@ -206,17 +206,19 @@ def test_a_fertility_above_49_trains_the_last_class_and_keeps_its_expansion():
     m = nat().eval()
     target = torch.cat([torch.full((1, 60), 7), torch.tensor([[2]])], 1)
     fertilities = torch.tensor([[60, 1]])
-    out = m(torch.tensor([[5, 2]]), torch.tensor([2]), target, fertilities)
-    assert out["words"].numel() == 61
+    parts = m(torch.tensor([[5, 2]]), torch.tensor([2]), target, fertilities)
+    assert int(parts["words"].count) == 61
     lprobs = m.fertility_lprobs(m.encode(torch.tensor([[5, 2]])))
-    assert float(m.losses(out, 0.0)["fertility"].loss) == pytest.approx(-float(lprobs[0, 0, 49]))
+    assert float(parts["fertility"].loss) == pytest.approx(-float(lprobs[0, 0, 49]))
 
 
 def test_an_empty_source_is_skipped_and_counted():
     m = nat().eval()
     source = torch.tensor([[5, 2], [2, 1]])
-    out = m(source, torch.tensor([2, 1]), torch.tensor([[7, 2, 1], [8, 9, 2]]), torch.tensor([[1, 1], [3, 0]]))
-    assert int(out["skipped"]) == 1 and out["words"].tolist() == [7, 2] and int(out["fertile"].sum()) == 1
+    given = {"src_tokens": source, "src_lengths": torch.tensor([2, 1]), "fertilities": torch.tensor([[1, 1], [3, 0]])}
+    parts, ((_, target, picked),) = predictions(m, target=torch.tensor([[7, 2, 1], [8, 9, 2]]), **given)
+    assert target[picked].tolist() == [7, 2]
+    assert int(parts["words"].skipped) == 1 and int(parts["fertility"].count) == 1
 
 
 def test_without_fertilities_the_message_names_the_command():
@@ -242,8 +244,7 @@ def test_every_trained_parameter_has_a_finite_gradient(flags):
     m.train()
     sample = {"target": TARGET, "id": torch.tensor([3, 1, 2]), "net_input": {"src_tokens": SOURCE}}
     extra = {"fertilities": FERTILITIES} if m.needs_fertilities else {}
-    parts = m.losses(m(**batch(**m.noise(sample, 1, 7), **extra)), 0.0)
-    sum(part.loss for part in parts.values()).backward()
+    total(m(**batch(**m.noise(sample, 1, 7), **extra))).backward()
     without = [name for name, p in m.named_parameters() if p.requires_grad and p.grad is None]
     assert not without  # PyTorch's DDP would wait for them
     assert all(p.grad.isfinite().all() for p in m.parameters() if p.requires_grad)
@@ -277,15 +278,17 @@ def test_both_passes_of_glancing_have_the_same_dropout():
     assert not torch.equal(seen[0], seen[2])
 
 
-def test_ctc_with_glancing_takes_a_batch_padded_beyond_its_longest_sentence():
+def test_ctc_with_glancing_takes_a_batch_padded_beyond_its_longest_sentence(monkeypatch):
+    seen, loss = [], ctc.ctc_loss
+    monkeypatch.setattr(ctc, "ctc_loss", lambda lprobs, *given: seen.append(lprobs) or loss(lprobs, *given))
     m = nat("--ctc", "--glancing", "0.5")
     m.train()
     wide = torch.nn.functional.pad(SOURCE, (0, 3), value=PAD)
     sample = {"target": TARGET, "id": torch.tensor([3, 1, 2]), "net_input": {"src_tokens": wide}}
     torch.manual_seed(3)
-    padded = m(wide, SOURCE.ne(PAD).sum(1), TARGET, **m.noise(sample, 1, 7))
-    narrow = m(SOURCE, SOURCE.ne(PAD).sum(1), TARGET, **m.noise({**sample, "net_input": {"src_tokens": SOURCE}}, 1, 7))
-    torch.testing.assert_close(padded["lprobs"], narrow["lprobs"], atol=1e-4, rtol=1e-4)
+    m(wide, SOURCE.ne(PAD).sum(1), TARGET, **m.noise(sample, 1, 7))
+    m(SOURCE, SOURCE.ne(PAD).sum(1), TARGET, **m.noise({**sample, "net_input": {"src_tokens": SOURCE}}, 1, 7))
+    torch.testing.assert_close(*seen, atol=1e-4, rtol=1e-4)
 
 
 def test_learned_positions_bound_the_source_of_ctc():
@@ -308,7 +311,7 @@ def test_glancing_reveals_by_what_the_first_pass_got_wrong(flags):
     through, m.decoder.forward = m.decoder.forward, lambda *a: seen.append((torch.is_grad_enabled(), a)) or through(*a)
     reveal, m.with_revealed = m.with_revealed, lambda *a: shown.append(a) or reveal(*a)
     torch.manual_seed(4)
-    out = m(**batch(**noise, **extra))
+    parts, predicted = predictions(m, **batch(**noise, **extra))
     (first_grad, first), (second_grad, second) = seen
     ((canvas, revealed, gold),) = shown
     assert (first_grad, second_grad) == (False, True) and first[0] is canvas
@@ -318,11 +321,12 @@ def test_glancing_reveals_by_what_the_first_pass_got_wrong(flags):
         path = gold[0, :15]
         kept = [int(x) for i, x in enumerate(path) if x != MASK and (i == 0 or path[i - 1] != x)]
         assert kept == [11, 12, 13, 2]  # the alignment says the target
-        assert m.losses(out, 0.0)["words"].loss.isfinite()
+        assert parts["words"].loss.isfinite()
     else:
         assert torch.equal(gold, TARGET)
-        assert out["words"].numel() == int(TARGET.ne(PAD).sum()) - int(revealed.sum())
-        assert not (out["picked"] & revealed).any()
+        ((_, _, picked),) = predicted
+        assert int(picked.sum()) == int(TARGET.ne(PAD).sum()) - int(revealed.sum())
+        assert not (picked & revealed).any()
     m.eval()
     seen.clear()
     m(**batch(**noise, **extra))
@@ -362,15 +366,14 @@ def test_glancing_noise_depends_on_the_update_and_the_sentence_alone():
 def test_ctc_refuses_label_smoothing():
     m = nat("--ctc")
     with pytest.raises(ValueError, match="--label-smoothing has no meaning"):
-        m.losses(m(**batch()), 0.1)
+        m(**batch(objective=TokenObjective(label_smoothing=0.1)))
 
 
 def test_ctc_skips_and_counts_a_target_that_is_too_long():
     m = nat("--ctc")
-    out = m(**batch())
-    words = m.losses(out, 0.0)["words"]
+    words = m(**batch())["words"]
     assert (
-        int(out["skipped"]) == 1 and words.loss.isfinite()
+        int(words.skipped) == 1 and words.loss.isfinite()
     )  # five equal words ask for nine places, two tokens give four
     assert int(words.count) == 4 + 1
 
@@ -379,12 +382,13 @@ def test_the_length_loss_of_a_sentence_shrinks_with_what_is_revealed_of_it():
     m = nat("--source-copy", "uniform", "--glancing", "0.6")
     m.train()
     sample = {"target": TARGET, "id": torch.tensor([3, 1, 2]), "net_input": {"src_tokens": SOURCE}}
-    out = m(**batch(**m.noise(sample, 1, 7)))
+    parts, ((_, _, picked),) = predictions(m, **batch(**m.noise(sample, 1, 7)))
     lengths = TARGET.ne(PAD).sum(1)
-    shares = out["picked"].sum(1) / lengths
+    shares = picked.sum(1) / lengths
     assert shares.unique().numel() > 1 and float(shares.min()) < 1
-    wanted = -(out["length_lprobs"].gather(1, lengths.unsqueeze(1)).squeeze(1) * shares).sum()
-    torch.testing.assert_close(m.losses(out, 0.0)["length"].loss, wanted)
+    lprobs = m.length_lprobs(m.encode(SOURCE))
+    wanted = -(lprobs.gather(1, lengths.unsqueeze(1)).squeeze(1) * shares).sum()
+    torch.testing.assert_close(parts["length"].loss, wanted)
 
 
 def test_the_encoder_starts_from_an_ar_teacher(tmp_path):

@@ -5,12 +5,12 @@ import math
 import pytest
 import torch
 from test_cmlm import transformer_checkpoint
-from tiny import model
+from tiny import model, predictions
 
 from nar_plugins.criterions.nar_loss import NarLoss
-from nar_plugins.criterions.nat_finetuning import REWARD_SCALE
 from nar_plugins.data.noise import FERTILITY_STREAM, uniform
 from nar_plugins.models.contract import Plan
+from nar_plugins.models.nat.finetuning import REWARD_SCALE
 from nar_plugins.modules import source_copy
 
 PAD, EOS, MASK = 1, 2, 24
@@ -51,15 +51,15 @@ def judge(ar, source, before):
 def test_soft_targets_are_the_teachers_distributions(teacher, arch, flags, weight, temperature):
     m, task = model(*flags, arch=arch)
     m.train()
-    criterion = NarLoss(task, 0.1, 1.0, teacher=teacher, soft_target_weight=weight, teacher_temperature=temperature)
+    criterion = NarLoss(task, 0.1, teacher=teacher, soft_target_weight=weight, teacher_temperature=temperature)
     batch = sample(m, task)
     loss, size, logs = criterion(m, batch)
-    plain = NarLoss(task, 0.1, 1.0)(m, batch)[2]
-    out = m(**batch["net_input"], target=TARGET)
+    plain = NarLoss(task, 0.1)(m, batch)[2]
+    _, ((features, _, picked),) = predictions(m, **batch["net_input"], target=TARGET)
     ar, soft = criterion.teacher("cpu"), 0.0
-    places = out["picked"].nonzero().tolist()
-    assert len(places) == len(out["features"]) == int(size)
-    for (b, t), logits in zip(places, m.decoder.output_layer(out["features"]).double()):
+    places = picked.nonzero().tolist()
+    assert len(places) == int(size)
+    for (b, t), logits in zip(places, m.decoder.output_layer(features[picked]).double()):
         source = SOURCE[b][SOURCE[b].ne(PAD)]
         p = (judge(ar, source, TARGET[b, :t].tolist()).double() / temperature).softmax(-1)
         soft -= float((p * (logits / temperature).log_softmax(-1)).sum()) * temperature**2
@@ -77,20 +77,20 @@ def test_a_teacher_is_loaded_in_peace_while_bleu_is_measured(teacher):
     m, task = model(*flags, arch="nat_tiny")
     assert task.sequence_generator.rescorer is not None
     m.train()
-    NarLoss(task, 0.0, 1.0, teacher=teacher)(m, sample(m, task))
+    NarLoss(task, 0.0, teacher=teacher)(m, sample(m, task))
     assert task.noise == m.noise
 
 
 def test_a_loss_factor_of_a_part_that_is_not_there_is_refused():
     m, task = model(arch="nat_tiny")
     with pytest.raises(ValueError, match="--length-loss-factor: this model predicts no length"):
-        NarLoss(task, 0.0, 0.5)(m, sample(m, task))
+        NarLoss(task, factors={"length": 0.5})(m, sample(m, task))
 
 
 def test_validation_does_not_ask_the_teacher(teacher):
     m, task = model(arch="nat_tiny")
     batch = sample(m, task)
-    losses = [NarLoss(task, 0.0, 1.0, **extra)(m.eval(), batch)[0] for extra in ({}, {"teacher": teacher})]
+    losses = [NarLoss(task, 0.0, **extra)(m.eval(), batch)[0] for extra in ({}, {"teacher": teacher})]
     assert losses[0] == losses[1]
 
 
@@ -115,10 +115,10 @@ def test_fine_tuning_is_the_papers_three_terms(teacher):
         m.encoder.fertility_head.bias.copy_(-0.8 * torch.arange(50))
         m.decoder.output_projection.weight.mul_(20)
     m.train()
-    criterion = NarLoss(task, 0.0, 1.0, teacher=teacher, finetune_weight=0.25)
+    criterion = NarLoss(task, 0.0, teacher=teacher, finetune_weight=0.25)
     batch = sample(m, task)
     loss, size, logs = criterion(m, batch)
-    usual = float(NarLoss(task, 0.0, 1.0)(m, batch)[0])
+    usual = float(NarLoss(task, 0.0)(m, batch)[0])
     ar = criterion.teacher("cpu")
 
     gold = sum(reverse_kl(m, ar, row, FERTILITIES[row][SOURCE[row].ne(PAD)].tolist()) for row in range(2))
@@ -150,7 +150,7 @@ def test_fine_tuning_is_the_papers_three_terms(teacher):
 
 def test_the_teacher_is_frozen_and_in_no_checkpoint(teacher):
     m, task = model(arch="nat_tiny")
-    criterion = NarLoss(task, 0.0, 1.0, teacher=teacher)
+    criterion = NarLoss(task, 0.0, teacher=teacher)
     assert (
         criterion.teacher("cpu")
         and not list(criterion.parameters())
@@ -174,7 +174,7 @@ def test_the_teacher_is_frozen_and_in_no_checkpoint(teacher):
 )
 def test_options_without_a_teacher_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
-        NarLoss(model()[1], 0.0, 1.0, **settings)
+        NarLoss(model()[1], 0.0, **settings)
 
 
 @pytest.mark.parametrize(
@@ -187,7 +187,7 @@ def test_options_without_a_teacher_are_refused(settings, message):
 )
 def test_options_of_a_teacher_without_a_sense_are_refused(teacher, settings, message):
     with pytest.raises(ValueError, match=message):
-        NarLoss(model()[1], 0.0, 1.0, teacher=teacher, **settings)
+        NarLoss(model()[1], 0.0, teacher=teacher, **settings)
 
 
 @pytest.mark.parametrize(
@@ -202,4 +202,4 @@ def test_models_that_cannot_be_taught_so_are_refused(teacher, arch, flags, setti
     m, task = model(*flags, arch=arch)
     m.train()
     with pytest.raises(ValueError, match=message):
-        NarLoss(task, 0.0, 1.0, teacher=teacher, **settings)(m, sample(m, task))
+        NarLoss(task, 0.0, teacher=teacher, **settings)(m, sample(m, task))

@@ -37,3 +37,18 @@ def model(*flags: str, words: int = 20, seed: int = 1, **kwargs):
     its_task = NarTranslationTask(config.task, dictionary(words), dictionary(words))
     torch.manual_seed(seed)
     return its_task.build_model(config.model), its_task
+
+
+def total(parts: dict) -> torch.Tensor:
+    """The sum of a model's losses."""
+    return sum(part.loss for part in parts.values())
+
+
+def predictions(one, **batch) -> tuple:
+    """A model's losses, and what ``forward`` gave to the loss of the tokens: features (B, T, D), target and predicted
+    positions (B, T)."""
+    seen, loss = [], one.word_loss
+    one.word_loss = lambda *given: seen.append(given[:3]) or loss(*given)
+    parts = one(**batch)
+    del one.word_loss
+    return parts, seen

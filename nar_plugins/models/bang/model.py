@@ -1,7 +1,7 @@
 """BANG (Qi et al. 2021): one decoder that predicts with any number of masks between what it knows and what it says."""
 
 from argparse import BooleanOptionalAction
-from typing import Callable, Dict, NamedTuple, Optional
+from typing import Dict, Optional
 
 import torch
 import torch.nn as nn
@@ -12,19 +12,19 @@ from torch import Tensor
 
 from nar_plugins.models.architectures import default, sizes, switch_on
 from nar_plugins.models.bang.decoder import BangDecoder, BangEncoder
-from nar_plugins.models.bang.stream_layout import Cells, row_sizes
+from nar_plugins.models.bang.losses import (
+    ALL_CELLS,
+    CLASSES,
+    CellObjective,
+    cell_weights,
+    class_losses,
+    classes,
+    count_cells,
+)
+from nar_plugins.models.bang.stream_layout import row_sizes, span_starts
 from nar_plugins.models.flags import UNREAD_BY_BANG, UNSUPPORTED_BY_BANG, refuse_unsupported
 from nar_plugins.models.pairing import check_task
 from nar_plugins.modules.fused_loss import fused_word_loss
-
-
-class CellLosses(NamedTuple):
-    """The loss of the computed cells, summed with their weights; their negative log-likelihoods (C,) without smoothing
-    or weight; and which they are."""
-
-    loss: Tensor
-    nll: Tensor
-    cells: Cells
 
 
 @register_model("bang")
@@ -113,16 +113,12 @@ class BangModel(TransformerModel):
         target: Optional[Tensor] = None,
         positions: Optional[Tensor] = None,
         target_idx: Optional[Tensor] = None,
-        sizes: Optional[Tensor] = None,
-        lone: bool = True,
-        label_smoothing: float = 0.0,
-        weigh: Optional[Callable[[Cells], Tensor]] = None,
+        objective: CellObjective = ALL_CELLS,
         **kwargs,
     ):
-        """fairseq's forward (autoregressive logits); with ``target``, the losses of the cells.
+        """fairseq's forward (autoregressive logits); with ``target``, the losses of the classes of cells by name.
 
-        The losses are computed here because the gradients of data-parallel training are collected around this call; few
-        of the logits are in memory at a time.
+        Few of the logits are in memory at a time.
 
         Args:
             src_tokens: (B, S) int64.
@@ -130,25 +126,26 @@ class BangModel(TransformerModel):
             positions: (B, T) int64, every main token's row of the table of positions: pad + 1 + its index in the text;
                 None: pad + 1, pad + 2, ...
             target_idx: (B, T) int64, every target's index inside its span, 0 on padding; None: a sentence is one span.
-            sizes: (B, T) int64, the cells that are wanted of every row, from its first; None: all of ``row_sizes``.
-            lone: also the first cell of every row.
-            weigh: the computed cells -> what each of them (C,) counts in the loss; None: 1.
-
-        Returns:
-            with ``target`` a ``CellLosses``.
         """
         if target is None:
             return super().forward(src_tokens, src_lengths, prev_output_tokens, **kwargs)
-        real = target.ne(self.decoder.padding_idx)
-        sizes = self.row_sizes(real, target_idx) if sizes is None else sizes
-        layout = self.decoder.layout(real, sizes, lone, positions)
+        real, sees_bos = target.ne(self.decoder.padding_idx), self.decoder.nar_sees_bos
+        full, starts = self.row_sizes(real, target_idx), span_starts(real, target_idx)
+        sizes = full if objective.sizes is None else objective.sizes
+        layout = self.decoder.layout(real, sizes, objective.lone, positions)
         memory = self.decoder.memory(self.encoder(src_tokens, src_lengths=src_lengths))
         features = self.decoder.cells(prev_output_tokens, memory, layout)
         cells = layout.cells
-        words = target[cells.sentence, cells.start + cells.offset]
-        weights = None if weigh is None else weigh(cells)
-        found = fused_word_loss(self.decoder.output_projection, features, words, label_smoothing, weights)
-        return CellLosses(found.loss, found.nll, cells)
+        weights = dict.fromkeys(CLASSES, 1.0) if objective.weights is None else objective.weights
+        stands_for = cell_weights(classes(cells, starts, sees_bos), cells, objective)
+        losses, nll, _ = fused_word_loss(
+            self.decoder.output_projection,
+            features,
+            target[cells.sentence, cells.start + cells.offset],
+            objective.label_smoothing,
+            sum(weights[name] * stands_for[name] for name in CLASSES),
+        )
+        return class_losses(losses, nll, stands_for, count_cells(real, full, starts, sees_bos), weights)
 
     def upgrade_state_dict_named(self, state_dict, name):
         """Raise, saying how they differ, for a checkpoint whose vocabulary or positions are not the model's.

@@ -19,6 +19,7 @@ from nar_plugins.models.flags import UNREAD, UNSUPPORTED, refuse_unsupported
 from nar_plugins.models.pairing import check_task
 from nar_plugins.modules.attention import allowed_sources, attend_packed
 from nar_plugins.modules.fused_loss import fused_word_loss
+from nar_plugins.modules.losses import LossPart
 from nar_plugins.modules.packing import queries_of_sentences
 
 logger = logging.getLogger(__name__)
@@ -26,21 +27,18 @@ logger = logging.getLogger(__name__)
 OWN_PART = "decoder.proposal_heads."  # the parameters that an AR model does not have
 
 
-class HeadSums(NamedTuple):
-    """Of one head's targets: the sum of their negative log-likelihoods, how many it would have said, how many there
-    are.
+class HeadObjective(NamedTuple):
+    """What ``blockwise_loss`` asks of ``forward``.
+
+    Attributes:
+        weights: the numbers of the heads that are asked, and how much each counts in the loss.
+        label_smoothing: of every head's loss.
+        positions: (B, K, T) bool, those at which each of the K heads is asked; None: everywhere.
     """
 
-    nll: Tensor
-    correct: Tensor
-    count: Tensor
-
-
-class HeadLosses(NamedTuple):
-    """The loss of a batch: the weighted sum over heads, and of every head that was asked what to log."""
-
-    loss: Tensor
-    heads: Dict[int, HeadSums]
+    weights: Dict[int, float]
+    label_smoothing: float = 0.0
+    positions: Optional[Tensor] = None
 
 
 class BlockwiseDecoder(TransformerDecoderBase):
@@ -182,51 +180,47 @@ class BlockwiseModel(TransformerModel):
         src_lengths: Tensor,
         prev_output_tokens: Tensor,
         target: Optional[Tensor] = None,
-        heads: Optional[Dict[int, float]] = None,
-        label_smoothing: float = 0.0,
-        taken: Optional[Tensor] = None,
+        objective: Optional[HeadObjective] = None,
         **kwargs,
     ):
-        """fairseq's forward (head 1); with ``heads``, their losses, a ``HeadLosses``.
+        """fairseq's forward (head 1); with ``target``, the losses of the heads by name, ``h1`` ...
 
-        The losses are computed here because the gradients of data-parallel training are collected around this call. All
-        heads go through the vocabulary projection together, whose weights' gradient is then made once; their logits are
-        never all in memory.
+        All heads go through the vocabulary projection together, whose weights' gradient is then made once; their logits
+        are never all in memory.
 
         Args:
             src_tokens: (B, S) int64. prev_output_tokens, target: (B, T) int64, padded on the right.
-            heads: the numbers of the heads that are asked, and how much each counts in the loss.
-            taken: (B, K, T) bool, the positions at which each of the K heads is asked; None: everywhere.
+            objective: None: all trained heads count alike.
         """
-        if heads is None:
+        if target is None:
             return super().forward(src_tokens, src_lengths, prev_output_tokens, **kwargs)
+        if objective is None:
+            objective = HeadObjective(dict.fromkeys(self.trained_heads(), 1.0))
+        heads, positions = objective.weights, objective.positions
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.args.freeze_base):
             encoder_out = self.encoder(src_tokens, src_lengths=src_lengths)
             features, _ = self.decoder.extract_features(prev_output_tokens, encoder_out=encoder_out)
         if self.decoder.sequential:
-            states, words = zip(*self.asked_in_turn(features, encoder_out, target, list(heads), taken))
+            states, words = zip(*self.asked_in_turn(features, encoder_out, target, list(heads), positions))
         else:
-            states, words = zip(*(self.asked(features, target, head, taken) for head in heads))
+            states, words = zip(*(self.asked(features, target, head, positions) for head in heads))
         counts = [len(part) for part in words]
         weights = torch.cat([features.new_full((n,), weight) for n, weight in zip(counts, heads.values())])
-        part = fused_word_loss(
-            self.decoder.output_projection, torch.cat(states), torch.cat(words), label_smoothing, weights
+        of_all = fused_word_loss(
+            self.decoder.output_projection, torch.cat(states), torch.cat(words), objective.label_smoothing, weights
         )
-        split = zip(heads, part.nll.split(counts), part.correct.split(counts), counts)
-        return HeadLosses(
-            part.loss,
-            {
-                head: HeadSums(nll.sum(), correct.sum(), torch.tensor(n, device=nll.device))
-                for head, nll, correct, n in split
-            },
-        )
+        split = zip(heads.items(), counts, *(part.split(counts) for part in of_all))
+        return {
+            f"h{head}": LossPart(loss.sum(), nll.sum(), torch.tensor(n, device=nll.device), weight, correct.sum())
+            for (head, weight), n, loss, nll, correct in split
+        }
 
     def asked(self, features: Tensor, target: Tensor, head: int, taken: Optional[Tensor]) -> Tuple[Tensor, Tensor]:
         """Head i's states (M, D) and targets (M,): at position t target[t + i - 1]; what is shifted past the end has
         none.
 
         Args:
-            features: (B, T, D). target: (B, T) int64. taken: ``forward``'s.
+            features: (B, T, D). target: (B, T) int64. taken: ``objective.positions``.
         """
         ahead = target[:, head - 1 :]
         chosen = ahead.ne(self.decoder.padding_idx)

@@ -1,7 +1,7 @@
 """The non-autoregressive Transformer (Gu et al. 2018), with the vanilla, glancing and CTC models that came of it."""
 
 from argparse import BooleanOptionalAction
-from typing import Dict, List, Optional
+from typing import Dict, List, Optional, Tuple
 
 import torch
 from fairseq.models import register_model, register_model_architecture
@@ -16,12 +16,13 @@ from nar_plugins.models.contract import Canvas, Memory, Plan
 from nar_plugins.models.flags import UNREAD_WITHOUT_PQ, UNSUPPORTED_IN_PARALLEL, layers, refuse_unsupported
 from nar_plugins.models.nat import glancing
 from nar_plugins.models.nat.fertility_head import FertilityHead, fertility_loss
+from nar_plugins.models.nat.finetuning import finetuning_losses
 from nar_plugins.models.nat.positional_attention import PositionalDecoderLayer, not_itself
 from nar_plugins.models.pairing import check_task
 from nar_plugins.modules import ctc, source_copy
 from nar_plugins.modules.attention import Attention
 from nar_plugins.modules.layers import NarDecoderLayer, pick
-from nar_plugins.modules.losses import LossPart, length_loss
+from nar_plugins.modules.losses import LIKELIHOOD, LossPart, TokenObjective, length_loss
 from nar_plugins.modules.precision import full
 
 
@@ -294,29 +295,25 @@ class NatModel(NarModel):
         target: Tensor,
         fertilities: Optional[Tensor] = None,
         reveal_draws: Optional[Tensor] = None,
-        fertility_draws: Optional[Tensor] = None,
         prev_output_tokens: Optional[Tensor] = None,
-    ) -> Dict:
-        """The training pass.
+        objective: TokenObjective = LIKELIHOOD,
+    ) -> Dict[str, LossPart]:
+        """The losses: ``words``, and ``fertility`` (section 3.3) or ``length`` unless ``--ctc`` predicts neither.
+
+        With ``objective.fertility_draws`` those of fine-tuning besides, ``backprop`` and ``reinforce``. The length loss
+        of a sentence shrinks with what is revealed of it (Qian et al. 2021).
 
         Args:
             src_tokens: (B, S) int64. target: (B, T) int64.
             fertilities: (B, S) int64, of the aligner; they add up to the targets' lengths.
             reveal_draws: uniform numbers, one for every position of the canvas (glancing).
-            fertility_draws: uniform numbers (B, S), which ask for what fine-tuning needs.
             prev_output_tokens: an autoregressive decoder's input; not read.
-
-        Returns:
-            dict; with ``--ctc`` lprobs (B, C, V), lengths (B,) of the canvases, target and real (B, T); otherwise
-            features (M, D) and words (M,) of the M predicted positions, ``picked`` (B, T) where they stand, and what
-            the fertility or length loss reads; ``skipped``, how many pairs cannot be used; and ``finetuning_passes``'
-            for ``fertility_draws``.
         """
         memory = self.encode(src_tokens, src_lengths)
         real = target.ne(self.pad)
         rows = torch.arange(target.size(0), device=target.device)
         if self.args.ctc:
-            return self.forward_ctc(memory, rows, target, real, reveal_draws)
+            return self.forward_ctc(memory, rows, target, real, reveal_draws, objective)
 
         lengths = real.sum(1)
         usable = torch.ones_like(lengths, dtype=torch.bool)
@@ -332,43 +329,59 @@ class NatModel(NarModel):
         if revealed is not None:
             canvas = self.with_revealed(canvas, revealed, target)
         features = self.decode(canvas, memory)
-        out = {"features": features[hidden], "words": target[hidden], "picked": hidden, "skipped": (~usable).sum()}
-        if self.needs_fertilities:
-            words = torch.arange(src_tokens.size(1), device=rows.device) < (src_lengths - 1).unsqueeze(1)
-            out.update(
-                fertility_lprobs=self.fertility_lprobs(memory),
-                fertilities=fertilities,
-                fertile=words & usable.unsqueeze(1),
-            )
-            if fertility_draws is not None:
-                out["passes"] = {"gold": (self.project(features), real)}
-                self.add_finetuning_passes(out, memory, rows, fertility_draws)
-                out["usable"] = usable
-        else:
-            out.update(length_lprobs=self.length_lprobs(memory), lengths=lengths)
-            out["hidden_share"] = hidden.sum(1) / picked.sum(1)
-        return out
+        words = self.word_loss(features, target, hidden, objective)._replace(skipped=(~usable).sum())
+        if not self.needs_fertilities:
+            shares = hidden.sum(1) / picked.sum(1)
+            return {"words": words, "length": length_loss(self.length_lprobs(memory), lengths, shares)}
+        fertile = torch.arange(src_tokens.size(1), device=rows.device) < (src_lengths - 1).unsqueeze(1)
+        fertile = fertile & usable.unsqueeze(1)
+        lprobs = self.fertility_lprobs(memory)
+        parts = {"words": words, "fertility": fertility_loss(lprobs, fertilities, fertile)}
+        if objective.fertility_draws is not None:
+            passes, sampled = self.finetuning_passes(memory, rows, lprobs, objective.fertility_draws)
+            passes["gold"] = (self.project(features), real)
+            sampled_lprobs = sampled.masked_fill(~fertile, 0).sum(1)
+            parts.update(finetuning_losses(objective.teacher, passes, sampled_lprobs, usable))
+        return parts
 
-    def add_finetuning_passes(self, out: Dict, memory: Memory, rows: Tensor, draws: Tensor) -> None:
-        """Decode, without gradient, at sampled and at expected fertilities, and add to ``out`` what fine-tuning reads.
+    def finetuning_passes(
+        self, memory: Memory, rows: Tensor, lprobs: Tensor, draws: Tensor
+    ) -> Tuple[Dict[str, Tuple[Tensor, Tensor]], Tensor]:
+        """Decode, without gradient, at ``sampled`` and at ``expected`` fertilities.
 
-        That is ``passes``, logits (B, T, V) and real positions (B, T) by name, and ``sampled_lprobs`` (B,).
+        Args:
+            lprobs: (B, S, 50), of the fertilities. draws: (B, S) uniform numbers.
+
+        Returns:
+            logits (B, T, V) and real positions (B, T) by name; and the log-probabilities (B, S) of the sampled
+            fertilities.
         """
-        lprobs = out["fertility_lprobs"]
         probabilities = lprobs.detach().exp()
         sources = memory.encoded["source_lengths"]
         sampled = source_copy.sample(probabilities, draws)
-        chosen = lprobs.gather(-1, sampled.unsqueeze(-1)).squeeze(-1)
-        out["sampled_lprobs"] = chosen.masked_fill(~out["fertile"], 0).sum(1)
+        passes = {}
         with torch.no_grad():
             for name, fertilities in (("sampled", sampled), ("expected", source_copy.average(probabilities))):
                 longest = (2 * sources).clamp(max=self.max_decoder_positions())  # the official code's bound
                 bounded = source_copy.bounded(fertilities, sources, longest)
                 canvas = self.canvas(memory, Plan(rows, fertilities=bounded))
-                out["passes"][name] = (self.project(self.decode(canvas, memory)), canvas.real())
+                passes[name] = (self.project(self.decode(canvas, memory)), canvas.real())
+        return passes, lprobs.gather(-1, sampled.unsqueeze(-1)).squeeze(-1)
 
-    def forward_ctc(self, memory: Memory, rows: Tensor, target: Tensor, real: Tensor, draws) -> Dict:
+    def forward_ctc(
+        self,
+        memory: Memory,
+        rows: Tensor,
+        target: Tensor,
+        real: Tensor,
+        draws: Optional[Tensor],
+        objective: TokenObjective,
+    ) -> Dict[str, LossPart]:
         """``forward`` with ``--ctc``; glancing compares with, and reveals, the best alignment of the target."""
+        if objective.label_smoothing:
+            raise ValueError("--label-smoothing has no meaning with --ctc: leave it out")
+        if objective.teacher is not None:
+            raise ValueError("--teacher: word-level distillation needs a target at every position, and --ctc has none")
         canvas = self.canvas(memory, Plan(rows))
         lengths = canvas.lengths()
         found = []
@@ -381,7 +394,7 @@ class NatModel(NarModel):
         if revealed is not None:
             canvas = self.with_revealed(canvas, revealed, found[0])
         logits = self.project(self.decode(canvas, memory))
-        return {"lprobs": full(logits).log_softmax(-1), "lengths": lengths, "target": target, "real": real}
+        return {"words": ctc.ctc_loss(full(logits).log_softmax(-1), lengths, target, real, self.mask)}
 
     def reveal(self, canvas: Canvas, memory: Memory, draws: Optional[Tensor], gold, real: Tensor) -> Optional[Tensor]:
         """What glancing shows: a first pass without gradient and with the dropout that the second will have.
@@ -399,28 +412,6 @@ class NatModel(NarModel):
         torch.clear_autocast_cache()  # before 2.9 PyTorch kept weights cast here, without gradient, for the second pass
         draws = draws[:, : real.size(1)]  # the batch may be padded beyond its longest sentence
         return glancing.reveal(logits.argmax(-1), gold(logits), real, draws, self.glancing.at(self.num_updates))
-
-    def losses(self, net_output: Dict, label_smoothing: float) -> Dict[str, LossPart]:
-        """Words, and the fertilities or the length (section 3.3; Qian et al.'s length loss shrinks with what is
-        revealed).
-        """
-        if "lprobs" in net_output:
-            if label_smoothing:
-                raise ValueError("--label-smoothing has no meaning with --ctc: leave it out")
-            words, net_output["skipped"] = ctc.ctc_loss(
-                net_output["lprobs"], net_output["lengths"], net_output["target"], net_output["real"], self.mask
-            )
-            return {"words": words}
-        parts = {"words": self.word_loss(net_output, label_smoothing)}
-        if "fertility_lprobs" in net_output:
-            parts["fertility"] = fertility_loss(
-                net_output["fertility_lprobs"], net_output["fertilities"], net_output["fertile"]
-            )
-        else:
-            parts["length"] = length_loss(
-                net_output["length_lprobs"], net_output["lengths"], net_output["hidden_share"]
-            )
-        return parts
 
 
 @register_model_architecture("nat", "nat")
