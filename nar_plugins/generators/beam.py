@@ -9,8 +9,8 @@ from fairseq.sequence_generator import SequenceGenerator, SequenceGeneratorWithA
 
 from nar_plugins.checkpoint_io.mask_row import refuse_adaptive_softmax
 from nar_plugins.data.inference import part_of
+from nar_plugins.generators.base import check_min_len
 from nar_plugins.generators.hypothesis import prefixes
-from nar_plugins.generators.left_to_right.greedy_rules import check_min_len
 from nar_plugins.generators.options import generation_options
 from nar_plugins.modules.linear import fast_linear
 

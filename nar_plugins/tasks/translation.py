@@ -17,6 +17,7 @@ from fairseq.tasks.translation import EVAL_BLEU_ORDER, TranslationConfig, Transl
 from sacrebleu.metrics import BLEU
 
 from nar_plugins.checkpoint_io.teachers import check_teacher, load_drafter, load_teacher
+from nar_plugins.compat.commands import at_end_of_command
 from nar_plugins.data import bleu, checks, reserved
 from nar_plugins.data.dictionary import add_mask, knows_mask, load_dictionary, not_words
 from nar_plugins.data.fertility import FertilityDataset, fertility_path
@@ -253,7 +254,11 @@ class NarTranslationTask(NarTask, TranslationTask):
         if config.drafter_path:
             others["drafter"] = load_drafter(config.drafter_path, self)
         self.companions = [model for model in others.values() if model is not None]
-        return registry.GENERATORS[name](models, self.target_dictionary, config, options, self.mask_index, **others)
+        kind, words = registry.GENERATORS[name], self.target_dictionary
+        generator = kind(models, words, config, options, self.mask_index, **others)
+        if hasattr(generator, "report"):
+            at_end_of_command(generator.report)
+        return generator
 
     def rescorer(self, models: list, config: Namespace, args) -> tuple:
         """The models that decode, and the AR model that chooses: ``--rescorer``'s, or the last of ``--path a.pt:ar.pt``

@@ -267,9 +267,10 @@ def test_noisy_parallel_decoding_takes_the_teachers_best_of_all_candidates(caplo
             )
             assert h["model_score"] == pytest.approx(wanted[tuple(h["tokens"].tolist())], abs=1e-4)
         assert found[0] == max(wanted, key=lambda words: teacher_score(teacher, source, torch.tensor(words)))
-    assert gen.counts["drawn"] == 40 and gen.counts["decoded"] == sum(map(len, out[:-1])) + 1 == gen.rescorer.candidates
+    counts = gen.statistics
+    assert counts.drawn == 40 and counts.decoded == sum(map(len, out[:-1])) + 1 == gen.rescorer.candidates
     with caplog.at_level(logging.INFO):
-        del gen
+        gen.report()
     assert "5 sentences, 40 candidates; equal fertilities" in caplog.text
 
 

@@ -8,13 +8,13 @@ from typing import Dict, List, NamedTuple, Optional
 import torch
 from torch import Tensor
 
+from nar_plugins.generators.base import Generator, ban, banned_on_canvas, check_min_len, ensemble_mean, refuse_nan
 from nar_plugins.generators.canvas.lengths import candidate_lengths, gold_lengths
 from nar_plugins.generators.canvas.rescore import Rescorer
 from nar_plugins.generators.hypothesis import Dedup, empty_hypothesis, hypothesis
-from nar_plugins.generators.left_to_right.greedy_rules import check_min_len, refuse_nan
 from nar_plugins.generators.options import refuse_unserved
 from nar_plugins.models.contract import Memory, Plan
-from nar_plugins.modules.linear import CPU_ROWS, fast_linear
+from nar_plugins.modules.linear import CPU_ROWS
 from nar_plugins.modules.precision import full
 
 logger = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ class Found(NamedTuple):
     history: Optional[List[Tensor]] = None  # tokens (R, T) after each pass
 
 
-class ParallelGenerator:
+class ParallelGenerator(Generator):
     """Base of the parallel decoding loops; a subclass defines ``search``.
 
     Args:
@@ -58,17 +58,14 @@ class ParallelGenerator:
         if options.beam == 5:
             logger.info(f"{self.name} has no beam: --beam is not used; --length-beam is {self.beam}")
         check_lengths(models)
-        self.models, self.config, self.options = list(models), config, options
+        super().__init__(models, config, options)
         self.eos, self.pad, self.mask = dictionary.eos(), dictionary.pad(), mask
-        self.banned = torch.tensor(sorted({dictionary.pad(), dictionary.bos(), mask} - {dictionary.eos()}))
+        self.banned = banned_on_canvas(dictionary, mask)
         self.dedup = Dedup(str(config.dedup), dictionary)
         self.rescorer = None if rescorer is None else Rescorer(rescorer, self.pad, self.eos, mask, options)
-        for model in self.models:
-            model.eval()
 
     # -- the way of a batch --------------------------------------------------------------------------------------------
 
-    @torch.no_grad()
     def generate(self, models, sample: Dict, prefix_tokens=None, constraints=None) -> List[List[Dict]]:
         """fairseq's hypotheses for a batch: for every sentence all candidates, best first.
 
@@ -81,9 +78,8 @@ class ParallelGenerator:
                 f"{self.name} takes no prefix and no constraints: leave out --prefix-size and --constraints"
             )
         source = sample["net_input"]["src_tokens"]
-        dtype = getattr(torch, str(self.config.decode_dtype))
-        everyone = self.models + ([] if self.rescorer is None else [self.rescorer.model])
-        with fast_linear(everyone, dtype), torch.autocast(source.device.type, dtype, enabled=dtype != torch.float32):
+        others = [] if self.rescorer is None else [self.rescorer.model]
+        with self.decoding(source.device, *others):
             memories = [model.encode(source, sample["net_input"].get("src_lengths")) for model in self.models]
             found = self.search(memories, source, sample.get("target"))
             return self.finish(found, source)
@@ -103,8 +99,7 @@ class ParallelGenerator:
 
     def lengths(self, memories: List[Memory], source: Tensor, target: Optional[Tensor]) -> tuple:
         """Candidate lengths (B, N) and which of them to keep (B, N)."""
-        lprobs = torch.stack([model.length_lprobs(memory) for model, memory in zip(self.models, memories)])
-        lprobs = lprobs.logsumexp(0) - math.log(len(self.models))
+        lprobs = ensemble_mean([model.length_lprobs(memory) for model, memory in zip(self.models, memories)])
         refuse_nan(bool(lprobs.isnan().any()))
         longest = self.longest(source)
         shortest = max(2, self.options.min_len + 1)  # fairseq's --min-len does not count </s>
@@ -150,13 +145,11 @@ class ParallelGenerator:
     def best_words(self, features: tuple) -> tuple:
         """``words`` of one chunk; log-probabilities are among all words, the banned ones counted."""
         logits = [full(m.project(one)) for m, one in zip(self.models, features)]
-        if len(logits) == 1:
+        if len(logits) == 1:  # no need of all log-probabilities
             scores, normaliser = logits[0], logits[0].logsumexp(-1)
-        else:  # the mean of the models' probabilities
-            scores = torch.stack([one.log_softmax(-1) for one in logits]).logsumexp(0)
-            normaliser = math.log(len(logits))
-        scores[:, self.banned.to(scores.device)] = -math.inf
-        best, words = scores.max(-1)
+        else:
+            scores, normaliser = ensemble_mean([one.log_softmax(-1) for one in logits]), 0
+        best, words = ban(scores, self.banned).max(-1)
         return words, best - normaliser
 
     # -- out -----------------------------------------------------------------------------------------------------------

@@ -1,21 +1,18 @@
 """Noisy parallel decoding (Gu et al. 2018, section 4.2): many fertilities, decoded at once, chosen by an AR model."""
 
-import logging
-import weakref
 from argparse import Namespace
 from dataclasses import dataclass, field
-from typing import Dict, List, Optional
+from typing import List, Optional
 
 import torch
 from torch import Tensor
 
+from nar_plugins.generators.base import Statistics
 from nar_plugins.generators.canvas.base import Found
 from nar_plugins.generators.canvas.one_pass import NatGenerator
 from nar_plugins.generators.registry import SharedGeneratorConfig, register_generator
 from nar_plugins.models.contract import Memory, Plan
 from nar_plugins.modules import source_copy
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -31,6 +28,21 @@ class NoisyParallelConfig(SharedGeneratorConfig):
     )
 
 
+@dataclass
+class NoisyParallelStatistics(Statistics):
+    drawn: int = 0  # candidates
+    decoded: int = 0  # of them with distinct fertilities
+    scored: int = 0  # of them with distinct translations
+
+    def line(self) -> Optional[str]:
+        if not self.drawn:
+            return None
+        return (
+            f"noisy_parallel: {self.sentences} sentences, {self.drawn} candidates; equal fertilities "
+            f"{1 - self.decoded / self.drawn:.1%}, equal translations {1 - self.scored / self.drawn:.1%}"
+        )
+
+
 @register_generator("noisy_parallel", dataclass=NoisyParallelConfig)
 class NoisyParallelGenerator(NatGenerator):
     """Decodes ``nat`` checkpoints with fertilities; ``--rescorer`` chooses.
@@ -44,8 +56,7 @@ class NoisyParallelGenerator(NatGenerator):
             raise ValueError("--generator noisy_parallel needs an autoregressive model to choose: give --rescorer CKPT")
         if config.fertility_samples < 1:
             raise ValueError(f"--fertility-samples {config.fertility_samples}: at least one candidate is needed")
-        self.counts = {"drawn": 0, "decoded": 0, "sentences": 0}
-        weakref.finalize(self, report, self.counts, self.rescorer)  # at the end of the run, however it is driven
+        self.statistics = NoisyParallelStatistics()
 
     def search(self, memories: List[Memory], source: Tensor, target: Optional[Tensor]) -> Found:
         """One pass over all distinct fertilities of all sentences."""
@@ -54,9 +65,9 @@ class NoisyParallelGenerator(NatGenerator):
         sentences = keep.nonzero()[:, 0]
         rows = (keep.flatten().cumsum(0) - 1).view(keep.shape)
         tokens, lprobs, lengths = self.decode(memories, Plan(sentences, fertilities=fertilities[keep]), ragged=True)
-        self.counts["sentences"] += keep.size(0)
-        self.counts["drawn"] += keep.numel()
-        self.counts["decoded"] += tokens.size(0)
+        self.statistics.sentences += keep.size(0)
+        self.statistics.drawn += keep.numel()
+        self.statistics.decoded += tokens.size(0)
         return Found(tokens, lprobs, lengths, torch.ones_like(lengths), rows, keep, history=self.history(tokens))
 
     def draw(self, probabilities: Tensor, source: Tensor) -> Tensor:
@@ -67,12 +78,6 @@ class NoisyParallelGenerator(NatGenerator):
         samples = source_copy.sample(probabilities.unsqueeze(1), draws)
         return torch.cat([torch.stack(sure, 1), samples], 1)
 
-
-def report(counts: Dict, rescorer) -> None:
-    """The log's line at the end of a run."""
-    if counts["drawn"]:
-        logger.info(
-            f"noisy_parallel: {counts['sentences']} sentences, {counts['drawn']} candidates; equal fertilities "
-            f"{1 - counts['decoded'] / counts['drawn']:.1%}, equal translations "
-            f"{1 - rescorer.scored / counts['drawn']:.1%}"
-        )
+    def report(self) -> None:
+        self.statistics.scored = self.rescorer.scored
+        super().report()

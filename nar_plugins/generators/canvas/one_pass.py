@@ -8,8 +8,8 @@ import torch
 from fairseq.dataclass import ChoiceEnum
 from torch import Tensor
 
+from nar_plugins.generators.base import ban, ensemble_mean, refuse_nan
 from nar_plugins.generators.canvas.base import Found, ParallelGenerator, plan_lengths, rectangle
-from nar_plugins.generators.left_to_right.greedy_rules import refuse_nan
 from nar_plugins.generators.registry import SharedGeneratorConfig, register_generator
 from nar_plugins.models.contract import Memory, Plan
 from nar_plugins.modules import ctc, source_copy
@@ -52,8 +52,8 @@ class NatGenerator(ParallelGenerator):
 
     def fertility_probabilities(self, memories: List[Memory]) -> Tensor:
         """(B, S, 50), the mean of the models'."""
-        found = [model.fertility_lprobs(memory).exp() for model, memory in zip(self.models, memories)]
-        found = torch.stack(found).mean(0)
+        found = [model.fertility_lprobs(memory) for model, memory in zip(self.models, memories)]
+        found = ensemble_mean(found).exp()
         refuse_nan(bool(found.isnan().any()))
         return found
 
@@ -105,7 +105,7 @@ class OnePassGenerator(NatGenerator):
         if str(config.fertility) != "argmax" and not self.fertile:
             raise ValueError("--fertility: these models have no fertilities; leave it out")
         if self.blank is not None:  # it is predicted, and dropped from the output
-            self.banned = self.banned[self.banned.ne(self.blank)]
+            self.banned = tuple(symbol for symbol in self.banned if symbol != self.blank)
 
     def search(self, memories: List[Memory], source: Tensor, target: Optional[Tensor]) -> Found:
         """The pass."""
@@ -157,9 +157,8 @@ class OnePassGenerator(NatGenerator):
         own.
         """
         features, real = self.features(memories, Plan(sentences))
-        lprobs = torch.stack([full(m.project(x)).log_softmax(-1) for m, x in zip(self.models, features)])
-        lprobs = lprobs.exp().mean(0).log() if len(self.models) > 1 else lprobs[0]
-        lprobs[..., self.banned.to(lprobs.device)] = -float("inf")
+        lprobs = [full(m.project(x)).log_softmax(-1) for m, x in zip(self.models, features)]
+        lprobs = ban(ensemble_mean(lprobs), self.banned)
         canvas = real.sum(1)
         beam = self.config.ctc_beam
         tokens, sizes, scores = ctc.prefix_beam_search(lprobs, canvas, self.blank, beam, max(10, beam))

@@ -16,10 +16,11 @@ import torch
 from fairseq.dataclass import ChoiceEnum
 from torch import Tensor
 
+from nar_plugins.generators.base import refuse_nan
 from nar_plugins.generators.hypothesis import Dedup, empty_hypothesis, greedy_hypothesis
 from nar_plugins.generators.left_to_right.bang_policies import BLOCK, POLICIES, READS, Adaptive, Policy
 from nar_plugins.generators.left_to_right.drafters.base import MOST
-from nar_plugins.generators.left_to_right.greedy_rules import GreedyRules, refuse_nan
+from nar_plugins.generators.left_to_right.greedy_rules import GreedyRules
 from nar_plugins.generators.options import refuse_for_one_output, refuse_unserved
 from nar_plugins.generators.registry import DEDUP, DecodingConfig, register_generator
 from nar_plugins.modules.linear import CPU_ROWS, fast_linear

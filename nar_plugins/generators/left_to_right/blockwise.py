@@ -16,6 +16,7 @@ from torch import Tensor
 
 from nar_plugins.data.dictionary import knows_mask
 from nar_plugins.generators import registry
+from nar_plugins.generators.base import refuse_nan
 from nar_plugins.generators.hypothesis import greedy_hypothesis
 from nar_plugins.generators.left_to_right.drafters.base import (
     CopyDrafter,
@@ -30,7 +31,7 @@ from nar_plugins.generators.left_to_right.drafters.base import (
 )
 from nar_plugins.generators.left_to_right.drafters.length_policy import BlockSize
 from nar_plugins.generators.left_to_right.drafters.masks import BangBlocks, RowDrafter, has_rows
-from nar_plugins.generators.left_to_right.greedy_rules import GreedyRules, refuse_nan
+from nar_plugins.generators.left_to_right.greedy_rules import GreedyRules
 from nar_plugins.generators.options import refuse_for_one_output, refuse_unserved
 from nar_plugins.generators.registry import DecodingConfig, register_generator
 from nar_plugins.modules.block_decoder import BlockCache, BlockDecoder

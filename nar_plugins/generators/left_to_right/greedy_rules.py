@@ -7,22 +7,7 @@ from typing import Optional
 import torch
 from torch import Tensor
 
-
-def refuse_nan(found: bool, whose: str = "the model's") -> None:
-    """Raise where a decoding met NaN: what it chose there means nothing."""
-    if found:
-        raise ValueError(
-            f"{whose} output is NaN: half precision overflowed (decode with --decode-dtype float32 and without "
-            "--fp16), or the weights are NaN themselves (a training that diverged)"
-        )
-
-
-def check_min_len(shortest: int, limit: int) -> None:
-    """Raise a ValueError where ``--min-len`` is above the most tokens, ``</s>`` not counted, that an output may
-    have.
-    """
-    if shortest > limit:
-        raise ValueError(f"--min-len {shortest} is above the limit of {limit} tokens: see --max-len-a and -b")
+from nar_plugins.generators.base import check_min_len
 
 
 class GreedyRules:
