@@ -24,8 +24,8 @@ from bang_twin import dense_buckets, dense_core, stream_positions, visible  # no
 
 from nar_plugins.criterions.bang_loss import BangLoss  # noqa: E402
 from nar_plugins.models.bang.attention import NStreamAttention, Projected  # noqa: E402
-from nar_plugins.models.bang.relative_positions import BUCKETS, bucket_table  # noqa: E402
 from nar_plugins.models.bang.stream_layout import lay_out, row_sizes  # noqa: E402
+from nar_plugins.modules.relative_positions import BUCKETS, bucket_table  # noqa: E402
 from nar_plugins.tasks.translation import NarTranslationTask  # noqa: E402
 
 BATCH, HEADS, WIDTH = 4, 4, 64

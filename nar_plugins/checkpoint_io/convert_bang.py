@@ -12,7 +12,7 @@ from torch import Tensor
 from nar_plugins.checkpoint_io.convert_mask_predict import count_layers, load, save, unfused
 from nar_plugins.data.dictionary import BertDictionary, load_dictionary
 from nar_plugins.data.wordpiece import read_vocabulary
-from nar_plugins.models.bang.relative_positions import BUCKETS, MAX_DISTANCE
+from nar_plugins.modules.relative_positions import BUCKETS, MAX_DISTANCE
 
 SEPARATOR = "[X_SEP]"  # what the release calls the symbol at index 2
 UNUSED = "[unused1]"  # what BERT calls it

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from conftest import source_batch
 from tiny import model
 
-from nar_plugins.models.bang.relative_positions import bucket
+from nar_plugins.modules.relative_positions import bucket
 
 PAD, EOS, WORDS = 1, 2, 20
 SOURCE = source_batch([5, 9, 4], WORDS)

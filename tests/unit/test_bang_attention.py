@@ -7,10 +7,10 @@ import torch
 from bang_twin import dense_attention, stream_positions, visible
 
 from nar_plugins.models.bang.attention import NStreamAttention
-from nar_plugins.models.bang.relative_positions import bucket, bucket_table, look_up
 from nar_plugins.models.bang.row_attention import row_attention
 from nar_plugins.models.bang.stream_layout import HIDDEN, lay_out, row_sizes
 from nar_plugins.modules.packing import collect, spread
+from nar_plugins.modules.relative_positions import bucket, bucket_table, look_up
 
 TABLE = bucket_table()
 SPEC = """

@@ -9,9 +9,9 @@ from fairseq.modules.fairseq_dropout import FairseqDropout
 from torch import Tensor
 
 from nar_plugins.models.bang.cache import BangCache, Block
-from nar_plugins.models.bang.relative_positions import BUCKETS
 from nar_plugins.models.bang.row_attention import row_attention
 from nar_plugins.models.bang.stream_layout import Layout, Rectangle
+from nar_plugins.modules.relative_positions import BUCKETS
 
 
 class Projected(NamedTuple):

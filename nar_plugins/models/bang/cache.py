@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nar_plugins.models.bang.relative_positions import look_up
 from nar_plugins.models.bang.stream_layout import HIDDEN
 from nar_plugins.modules.kv_cache import Slots
+from nar_plugins.modules.relative_positions import look_up
 
 
 class BangCache:

@@ -12,12 +12,12 @@ from torch import Tensor
 
 from nar_plugins.models.bang.cache import BangCache, plan_block
 from nar_plugins.models.bang.layer import BangDecoderLayer
-from nar_plugins.models.bang.relative_positions import bucket_table
 from nar_plugins.models.bang.stream_layout import Layout, lay_out
 from nar_plugins.models.base import NarEncoder, wrap
 from nar_plugins.modules.attention import allowed_sources, split_heads
 from nar_plugins.modules.block_decoder import mean_attention
 from nar_plugins.modules.memory import Memory
+from nar_plugins.modules.relative_positions import bucket_table
 
 
 class BangEncoder(NarEncoder):

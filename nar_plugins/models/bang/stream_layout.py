@@ -12,8 +12,8 @@ from typing import List, NamedTuple, Optional, Tuple
 import torch
 from torch import Tensor
 
-from nar_plugins.models.bang.relative_positions import BUCKETS, look_up
 from nar_plugins.modules.packing import collect, queries_of_sentences, spread
+from nar_plugins.modules.relative_positions import BUCKETS, look_up
 
 HIDDEN = BUCKETS  # the bucket of a key that its query does not see
 
