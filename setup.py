@@ -26,6 +26,7 @@ setup(
     },
     entry_points={
         "console_scripts": [
+            "nar-average = nar_plugins.cli.average:main",
             "nar-align = nar_plugins.cli.align:main",
             "nar-bench = nar_plugins.cli.bench:main",
             "nar-convert = nar_plugins.cli.convert:main",

@@ -4,8 +4,8 @@ process.
     python benchmarks/bench_against_stock.py [--device cuda] [--batches 1,8,32] [--repeats 5] [--profile]
 
 Random weights, the same sizes, the same forced lengths, the same passes (fairseq's ``--iter-decode-max-iter 9
---iter-decode-force-max-iter`` is R = 10) and length beam; both loops run in turn, and the median of the repeats counts.
-Also: updates a second in training, the same batch.
+--iter-decode-force-max-iter`` is R = 10) and length beam; both generators run in turn, and the median of the repeats
+counts. Also measured: training updates per second on the same batch.
 """
 
 import argparse
@@ -36,7 +36,7 @@ def main():
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--length", type=int, default=28, help="tokens, both sides")
     parser.add_argument("--words", type=int, default=10000)
-    parser.add_argument("--profile", action="store_true", help="print where our time goes, instead of the table")
+    parser.add_argument("--profile", action="store_true", help="print a profile of our generator instead of the table")
     args = parser.parse_args()
     logging.disable(logging.INFO)
     task = task_of(args.words)

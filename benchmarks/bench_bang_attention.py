@@ -1,10 +1,11 @@
 #!/usr/bin/env python
-"""What BANG's n streams cost: their attention against one dense mask, and a pre-training step against an AR-only one.
+"""The cost of BANG's n streams: row attention against attention with a dense mask, and a pre-training step against an
+autoregressive one.
 
     python benchmarks/bench_bang_attention.py            # both, one thread
     python benchmarks/bench_bang_attention.py attention  # or step
 
-Every time is the least of several runs; memory is what the forward pass keeps for the backward pass.
+Times are the minimum of several runs. Memory is what the forward pass saves for the backward pass.
 """
 
 import argparse
@@ -33,18 +34,18 @@ MIB = 1 << 20
 
 
 def least(run, times: int) -> float:
-    """Milliseconds of the fastest of several runs, after one that is not counted."""
+    """Milliseconds of the fastest of several runs, after a warm-up."""
     run()
-    found = []
+    seconds = []
     for _ in range(times):
         start = time.perf_counter()
         run()
-        found.append(time.perf_counter() - start)
-    return 1000 * min(found)
+        seconds.append(time.perf_counter() - start)
+    return 1000 * min(seconds)
 
 
 def kept(forward) -> float:
-    """MiB that ``forward`` keeps for the backward pass, every storage once, its leaves' gradients not counted."""
+    """MiB that ``forward`` saves for the backward pass, every storage once, without the gradients of its leaves."""
     storages = {}
 
     def pack(x):
@@ -156,11 +157,11 @@ def step(times: int, words: int, batch: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", help="attention, step (default: both)")
-    parser.add_argument("--times", type=int, default=5, help="runs of each")
+    parser.add_argument("parts", nargs="*", help="what to measure: attention, step (default: both)")
+    parser.add_argument("--times", type=int, default=5, help="runs per measurement")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--words", type=int, default=30522, help="vocabulary of the step")
-    parser.add_argument("--batch", type=int, default=1, help="samples of the step")
+    parser.add_argument("--words", type=int, default=30522, help="vocabulary size of the step")
+    parser.add_argument("--batch", type=int, default=1, help="batch size of the step")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     parts = args.parts or ["attention", "step"]

@@ -1,11 +1,11 @@
-"""What a step of blockwise decoding costs, beside what ``generators.block_size`` believes that it costs.
+"""The cost of a step of blockwise decoding, measured and as the draft length policy assumes it.
 
     python benchmarks/bench_blockwise.py [--device cuda] [--words 6000] [--repeats 50]
 
-Random weights, one sentence. For some sizes: a call of the decoder with 1 to 8 tokens, output layer and choice
-included, and one proposal of a sequential head. ``OVERHEAD`` (block_size.py) says how many tokens a call costs before
-its first one; ``HEAD``, ``LAYER`` and ``CALL`` (drafters.py) what part of a call one proposal takes. All are timed in
-turn, and the median counts.
+Random weights, one sentence. For some model sizes: a decoder call with 1 to 8 tokens, output layer and selection
+included, and one proposal of a sequential head. ``OVERHEAD`` (drafters/length_policy.py) is the fixed cost of a call,
+in tokens; ``HEAD``, ``LAYER`` and ``CALL`` (drafters/base.py) are the share of a call that one proposal takes. All are
+timed in turn, and the median counts.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from nar_plugins.modules.block_decoder import BlockDecoder
 
 SIZES = ((128, 2), (128, 3), (128, 6), (256, 3), (512, 6))  # dimensions, layers a side
 TOKENS = (1, 2, 4, 8)
-LENGTH, BEFORE = 20, 10  # tokens of the source, and decided ones
+LENGTH, BEFORE = 20, 10  # tokens of the source, and of the prefix in the cache
 
 
 def main():
@@ -36,7 +36,7 @@ def main():
         f"{torch.get_num_threads()} threads, torch {torch.__version__}, {args.device}; {args.words} words; ms, batch "
         "1\n"
     )
-    cells = [*(f"{m} a call" for m in TOKENS), "proposal", "of a call", "believed", "a token", "believed"]
+    cells = [*(f"{m} a call" for m in TOKENS), "proposal", "of a call", "assumed", "a token", "assumed"]
     print(f"{'dimensions, layers':20}" + "".join(f"{cell:>11}" for cell in cells))
     for dim, layers in SIZES:
         model = sequential(dim, layers, task).to(args.device).eval()
@@ -44,12 +44,12 @@ def main():
         calls, proposal = measure(model, drafter, args)
         size = BlockSize(drafter, None, args.device)
         token = (calls[-1] - calls[1]) / (TOKENS[-1] - TOKENS[1])
-        believed = (size.overhead * size.wait[1] + size.work[1]) / (size.overhead + 1)
+        assumed = (size.overhead * size.wait[1] + size.work[1]) / (size.overhead + 1)
         numbers = [*calls, proposal]
         print(
             f"{f'{dim}, {layers}':20}"
             + "".join(f"{1000 * number:11.2f}" for number in numbers)
-            + f"{proposal / calls[0]:11.3f}{believed:11.3f}{token / calls[0]:11.3f}{1 / (size.overhead + 1):11.3f}",
+            + f"{proposal / calls[0]:11.3f}{assumed:11.3f}{token / calls[0]:11.3f}{1 / (size.overhead + 1):11.3f}",
             flush=True,
         )
 

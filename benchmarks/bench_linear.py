@@ -1,11 +1,11 @@
-"""What ``fast_linear`` costs or gains fairseq's own search, by which every ratio of ours is divided, in turns in one
-process.
+"""fairseq's beam search with and without ``fast_linear``, side by side in one process. Every speed-up of the other
+benchmarks is relative to this search.
 
     python benchmarks/bench_linear.py [--small 20,22,24] [--repeats 9]
 
-Random weights, sources of 12 words, outputs of 12 tokens. Rows: fairseq's generator as it is, ours without fast_linear,
-and ours with products from 2^N multiplications on given to oneDNN; medians and quartiles of the seconds, and the ratio
-of medians to fairseq's.
+Random weights, sources and outputs of 12 tokens. Compared are fairseq's generator as it is, ours without fast_linear,
+and ours with oneDNN for products of at least 2^N multiplications. Printed are medians and quartiles of the time, and
+the ratio of the median to fairseq's.
 """
 
 import argparse
@@ -32,7 +32,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--small", default="20,22", help="thresholds, as powers of two")
     parser.add_argument("--repeats", type=int, default=9)
-    parser.add_argument("--sentences", type=int, default=12, help="decoded a timing, at batch size 1")
+    parser.add_argument("--sentences", type=int, default=12, help="sentences per measurement, at batch size 1")
     args = parser.parse_args()
     logging.disable(logging.INFO)
     print(
@@ -41,10 +41,10 @@ def main():
     )
     for name, size in SIZES.items():
         for width in (1, 5):
-            row(name, size, width, args)
+            compare(name, size, width, args)
 
 
-def row(name: str, size: tuple, width: int, args) -> None:
+def compare(name: str, size: tuple, width: int, args) -> None:
     dim, ffn, layers, words = size
     task = task_of(words)
     given = ["data", "--task", "nar_translation", "--arch", "transformer", "--share-all-embeddings"]
@@ -87,7 +87,7 @@ def row(name: str, size: tuple, width: int, args) -> None:
         for loop, run in loops.items():
             start = time.perf_counter()
             run()
-            if turn:  # the first one prepares
+            if turn:  # the first is the warm-up
                 times[loop].append(time.perf_counter() - start)
     base = statistics.median(times["fairseq"])
     print(f"\n{name}, beam {width}")

@@ -1,12 +1,12 @@
 """One pass of ``nat`` against fairseq's own autoregressive ``transformer`` and ``SequenceGenerator``, side by side in
 one process.
 
-    python benchmarks/bench_one_pass.py [--device cuda] [--batches 1,32] [--lengths FILE.gz] [--repeats 3]
+    python benchmarks/bench_one_pass.py [--device cuda] [--batches 1,32] [--lengths FILE] [--repeats 3]
 
-Random weights, the same sizes (512/1024, 6+6 layers, 10,000 words), real lengths: the words and punctuation marks of
-newstest2014's English lines and ``</s>``; the target is forced to be as long as the source. For every batch size some
-sentences from the whole range of lengths, batches of neighbours in length. The loops take turns, and the median of the
-repeats counts.
+Random weights, the same sizes (512/1024, 6+6 layers, a vocabulary of 10,000), real lengths: those of newstest2014's
+English side, or of ``--lengths FILE``, in words, punctuation marks and ``</s>``. The target is forced to be as long as
+the source. For every batch size some sentences from the whole range of lengths, batched by length. The
+systems take turns, and the median of the repeats counts.
 """
 
 import argparse
@@ -24,7 +24,12 @@ import nar_plugins  # noqa: F401
 from nar_plugins.generators.canvas.one_pass import OnePassConfig, OnePassGenerator
 from nar_plugins.generators.options import generation_options
 
-LENGTHS = Path(__file__).resolve().parents[2] / "shared/data/newstest2014/test.en.gz"
+# How many of newstest2014's 3,003 English sentences have 3, 4, ... 59 tokens; the longer ones by length.
+COUNTS = """
+3 4 9 16 41 54 53 80 76 98 93 109 123 108 101 117 113 101 115 111 90 103 92 96 70 78 71 79 72 56 63 59 50 51
+45 41 36 33 33 23 30 18 28 18 13 15 17 11 9 15 10 6 4 4 4 4 11
+"""
+LONG = {60: 4, 62: 2, 64: 5, 67: 2, 69: 2, 73: 1, 75: 1, 80: 1, 82: 1, 95: 1}
 SENTENCES = {1: 40}  # how many are timed; other batch sizes: four batches
 
 
@@ -32,15 +37,12 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--batches", default="1,32", help="batch sizes")
-    parser.add_argument("--lengths", type=Path, default=LENGTHS, help="text, one sentence a line, gzipped")
+    parser.add_argument("--lengths", type=Path, help="a text whose lengths count, one sentence a line, plain or .gz")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--words", type=int, default=10000)
     args = parser.parse_args()
     logging.disable(logging.INFO)
-    if not args.lengths.exists():
-        raise SystemExit(f"bench_one_pass.py: no {args.lengths}: give --lengths FILE.gz, a sentence a line")
-    with gzip.open(args.lengths, "rt", encoding="utf-8") as file:
-        lengths = sorted(1 + len(re.findall(r"\w+|[^\w\s]", line)) for line in file)
+    lengths = newstest2014() if args.lengths is None else lengths_of(args.lengths)
 
     task = task_of(args.words)
     dictionary = task.target_dictionary
@@ -61,7 +63,7 @@ def main():
     )
     for size in map(int, args.batches.split(",")):
         batches = make_batches(lengths, size, SENTENCES.get(size, 4 * size), args)
-        seconds = in_turn([lambda s=system: [s(one) for one in batches] for system in systems.values()], args)
+        seconds = in_turn([lambda s=system: [s(batch) for batch in batches] for system in systems.values()], args)
         count = size * len(batches)
         print(f"\n{f'batch {size}':20}{'ms a batch':>12}{'sentences/s':>14}{'x greedy':>10}{'x beam 5':>10}")
         for name, taken in zip(systems, seconds):
@@ -72,8 +74,23 @@ def main():
             )
 
 
+def newstest2014() -> list:
+    """The lengths of newstest2014's English sentences, ascending."""
+    counts = {**dict(enumerate(map(int, COUNTS.split()), 3)), **LONG}
+    return [length for length, count in counts.items() for _ in range(count)]
+
+
+def lengths_of(path: Path) -> list:
+    """The lengths of a text's sentences, ascending; ends the program where there is no such text."""
+    if not path.is_file():
+        raise SystemExit(f"bench_one_pass.py: no {path}: --lengths names a text, a sentence a line, plain or .gz")
+    opened = gzip.open if path.suffix == ".gz" else open
+    with opened(path, "rt", encoding="utf-8") as file:
+        return sorted(1 + len(re.findall(r"\w+|[^\w\s]", line)) for line in file)
+
+
 def make_batches(lengths: list, size: int, count: int, args) -> list:
-    """Batches of neighbours in length, from all over the range: random words, padded on the right."""
+    """Batches of sentences of similar length, from the whole range: random tokens, padded on the right."""
     torch.manual_seed(2)
     starts = torch.linspace(0, len(lengths) - size, count // size).long().tolist()
     batches = []
@@ -90,7 +107,7 @@ def make_batches(lengths: list, size: int, count: int, args) -> list:
 
 
 def autoregressive(model, dictionary, beam: int):
-    """fairseq's own search, made to stop at the source's length and not before."""
+    """fairseq's own search, forced to the source's length."""
 
     def decode(sample):
         length = sample["net_input"]["src_tokens"].size(1) - 1  # its lengths do not count </s>
@@ -102,8 +119,8 @@ def autoregressive(model, dictionary, beam: int):
 
 
 def one_pass(task, device: str, *flags: str):
-    """Ours; a fertility head that always says 1 makes the target as long as the source, a length head takes the gold
-    length.
+    """Our one-pass generator, forced to the source's length: the fertility head always predicts 1, the length head is
+    given the gold length.
     """
     model = build("nat", task, *flags).to(device).eval()
     if model.needs_fertilities:
@@ -115,10 +132,10 @@ def one_pass(task, device: str, *flags: str):
     )
 
     def decode(sample):
-        found = loop.generate([model], sample)
+        hypotheses = loop.generate([model], sample)
         wanted = sample["net_input"]["src_lengths"].tolist()
-        assert model.args.ctc or [len(h[0]["tokens"]) for h in found] == wanted
-        return found
+        assert model.args.ctc or [len(h[0]["tokens"]) for h in hypotheses] == wanted
+        return hypotheses
 
     return decode
 

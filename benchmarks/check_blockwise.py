@@ -1,12 +1,12 @@
-"""Says whether blockwise decoding gives the words and scores of fairseq's greedy search, through the real commands.
+"""Checks that blockwise decoding gives the tokens and scores of fairseq's greedy search, through the real commands.
 
     python benchmarks/check_blockwise.py work/multi30k/bin --ar work/multi30k/ar/checkpoint_last.pt --cpu \\
         --system "frozen heads" work/multi30k/kd-frozen/checkpoint_last.pt "" \\
         --system jacobi work/multi30k/ar/checkpoint_last.pt "--drafter jacobi"
 
-Every output is compared with ``fairseq-generate --generator beam --beam 1`` of the AR checkpoint: the words byte for
-byte, the scores to 1e-4. A sentence that differs is audited: how far apart both runs say the two tokens are at the
-first difference. Ends with status 1 where that is more than rounding (specs/blockwise.md, A.9).
+Every hypothesis is compared with that of ``fairseq-generate --generator beam --beam 1`` and the AR checkpoint: the text
+byte for byte, the scores to 1e-4. Where the text differs, the log-probabilities of the two tokens at the first
+difference are compared. The exit status is 1 where they are further apart than rounding explains.
 """
 
 import argparse
@@ -22,7 +22,7 @@ SCORES, TIE = 1e-4, 1e-4
 
 
 class Line(NamedTuple):
-    """A hypothesis: its words, its score, and its tokens' log-probabilities."""
+    """A hypothesis: its text, its score, and its tokens' log-probabilities."""
 
     text: str
     score: float
@@ -30,7 +30,7 @@ class Line(NamedTuple):
 
 
 def generate(data: str, checkpoint: str, flags: list) -> tuple:
-    """The hypotheses of fairseq-generate by number, and its log's line of statistics."""
+    """The hypotheses of fairseq-generate by number, and the lines of its log with blockwise statistics."""
     command = [
         str(Path(sys.executable).parent / "fairseq-generate"),
         data,
@@ -54,15 +54,15 @@ def generate(data: str, checkpoint: str, flags: list) -> tuple:
                 texts[int(name[2:])] = (fields[1], float(fields[0]))
             else:
                 positional[int(name[2:])] = [float(number) for number in fields[0].split()]
-    said = [line.split("| ")[-1] for line in done.stdout.splitlines() if "mean accepted block" in line]
-    return {n: Line(*pair, positional[n]) for n, pair in texts.items()}, said
+    statistics = [line.split("| ")[-1] for line in done.stdout.splitlines() if "mean accepted block" in line]
+    return {n: Line(*pair, positional[n]) for n, pair in texts.items()}, statistics
 
 
-def margin(one: Line, other: Line) -> float:
-    """At the first difference of the tokens, between the log-probabilities that the two runs give to theirs."""
-    words, others = (line.text.split() + ["</s>"] for line in (one, other))
-    place = next(i for i, (a, b) in enumerate(zip(words, others)) if a != b)
-    return abs(one.positional[place] - other.positional[place])
+def margin(first: Line, second: Line) -> float:
+    """The difference of the two runs' log-probabilities at the first token that differs."""
+    tokens, others = (line.text.split() + ["</s>"] for line in (first, second))
+    step = next(i for i, (a, b) in enumerate(zip(tokens, others)) if a != b)
+    return abs(first.positional[step] - second.positional[step])
 
 
 def main() -> None:
@@ -78,21 +78,21 @@ def main() -> None:
     wanted, _ = generate(args.data, args.ar, [*shared, "--generator", "beam", "--beam", "1"])
     failed = False
     for name, checkpoint, flags in args.system:
-        found, said = generate(
+        outputs, statistics = generate(
             args.data, checkpoint, [*shared, "--generator", "blockwise", "--beam", "1", *shlex.split(flags)]
         )
-        assert found.keys() == wanted.keys(), f"{name}: {len(found)} sentences, greedy search has {len(wanted)}"
-        equal = [n for n in wanted if found[n].text == wanted[n].text]
-        score = max((abs(found[n].score - wanted[n].score) for n in equal), default=0.0)
-        margins = sorted((margin(found[n], wanted[n]) for n in wanted.keys() - set(equal)), reverse=True)
+        assert outputs.keys() == wanted.keys(), f"{name}: {len(outputs)} sentences, greedy search has {len(wanted)}"
+        equal = [n for n in wanted if outputs[n].text == wanted[n].text]
+        score = max((abs(outputs[n].score - wanted[n].score) for n in equal), default=0.0)
+        margins = sorted((margin(outputs[n], wanted[n]) for n in wanted.keys() - set(equal)), reverse=True)
         print(
             f"{name}: {len(wanted)} sentences, {len(equal)} equal, scores differ by at most {score:.1e}; "
-            f"{''.join(said)}",
+            f"{''.join(statistics)}",
             flush=True,
         )
         if margins:
-            print(f"  margins of the {len(margins)} that differ: {' '.join(f'{one:.1e}' for one in margins)}")
-        failed = failed or score > SCORES or any(one > TIE for one in margins)
+            print(f"  margins of the {len(margins)} that differ: {' '.join(f'{apart:.1e}' for apart in margins)}")
+        failed = failed or score > SCORES or any(apart > TIE for apart in margins)
     sys.exit(int(failed))
 
 

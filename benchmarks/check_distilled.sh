@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Does nar-distill say, line by line, what fairseq-generate says? And does it say it again after being killed?
+# Is the output of nar-distill that of fairseq-generate, line by line? Is it the same after nar-distill was killed and started again?
 #
 #     bash benchmarks/check_distilled.sh DATA-BIN TEACHER WORK [generation flags, the same for both]
 #
 # Decodes the training split three times: by fairseq-generate, by nar-distill, and by nar-distill killed half-way and
-# started again. Prints what was found; the exit status is 1 when anything differs.
+# started again. Prints the differences; the exit status is 1 when there are any.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 data=${1:?DATA-BIN} teacher=${2:?TEACHER} work=${3:?WORK}

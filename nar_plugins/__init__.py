@@ -1,17 +1,22 @@
 """nar_plugins: non-autoregressive text generation for fairseq, as one ``--user-dir`` package.
 
-Importing the package registers its tasks, models, criterions and generators with fairseq. Where to read on:
+Importing the package registers its tasks, models, criterions and generators with fairseq. Where to read on (in a
+checkout, docs/start_here.md says which file answers which question):
 
 ==================  ==========================================================================================
-``tasks/``          what a run is: dictionaries, data, noise, which generator, BLEU in validation
-``data/``           noise (target -> canvas), canvas (lengths -> blank canvas), source copies, fertilities, spans
-``models/``         one file a method, with its architectures
-``modules/``        the bricks of the models: attention, layers, heads, CTC, glancing, rows of masks, the fused loss
-``criterions/``     the losses; they add the parts that a model's ``forward`` returns, and log each by name
-``generators/``     one file a decoding loop, behind one registry
-``distill/``        distilled corpora and word alignments
+``tasks/``          what a run is: dictionaries, data, batches, noise, precision, generator, BLEU in validation
+``criterions/``     weigh, sum and log by name the parts of the loss that a model's ``forward`` computes
+``generators/``     the decoding loops, behind one registry: ``canvas/`` predicts all positions in each pass,
+                    ``left_to_right/`` appends several tokens per pass, ``beam.py`` wraps fairseq's search
+``models/``         the methods and their architectures: ``cmlm.py``, ``nat/``, ``blockwise/``, ``bang/``;
+                    ``base.py`` is what the parallel ones share
+``modules/``        what several methods use: attention, layers, caches, length head, CTC, the fused loss
+``checkpoint_io/``  checkpoints beside fairseq's own resume: the ``<mask>`` row, teachers, drafters, published formats
+``data/``           dictionaries, checks, noise, fertilities, span masking, BLEU's tokenisers
+``corpora/``        distilled corpora and word alignments
 ``measure/``        quality and speed, for the recipes and benchmarks
 ``cli/``            the ``nar-*`` commands
+``compat/``         what today's Python and PyTorch need from fairseq, one function per upstream issue
 ==================  ==========================================================================================
 """
 

@@ -2,14 +2,14 @@
 # Train and measure on a GPU machine that reaches no network and has PyTorch, pip, sacreBLEU and SentencePiece.
 #
 #     bash scripts/gpu.sh pack FOLDER [PYTHON]      here: into FOLDER, the wheels that such a machine lacks
-#     bash scripts/gpu.sh install FOLDER SITE       there: SITE, which serves the recipes as VENV
-#     bash scripts/gpu.sh measure SITE WORK OUT     there: everything below, what comes of it into OUT
+#     bash scripts/gpu.sh install FOLDER SITE       there: into SITE, which the recipes then use as VENV
+#     bash scripts/gpu.sh measure SITE WORK OUT     there: everything below, logs and models into OUT
 #
-# PYTHON (python3.12) is an interpreter here of that machine's version: fairseq is compiled for it, without PyTorch, and then
-# lacks only what nothing here uses. WORK holds what examples/multi30k (prepare.sh, train.sh ar, distill.sh) and
+# PYTHON (python3.12) is a local interpreter of that machine's version: fairseq is compiled for it, without PyTorch, and then
+# lacks only extensions that nothing here uses. WORK holds what examples/multi30k (prepare.sh, train.sh ar, distill.sh) and
 # examples/squad_qg (prepare.sh) made, in the folders multi30k and squad_qg. The two recipes train at once; the numbers of updates
-# can be set by the variables below, so that it ends while the machine is lent. (--stop-time-hours would not do: fairseq counts
-# the hours of the checkpoint that a model is fine-tuned from.)
+# can be set by the variables below, to fit the time that the machine is available. (--stop-time-hours does not help: fairseq
+# also counts the hours of the checkpoint that a model is fine-tuned from.)
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
@@ -19,11 +19,11 @@ pack() {  # folder, python
     trap 'rm -rf "$build"' RETURN
     mkdir -p "$1"
     "${2:-python3.12}" -m venv "$build/venv"
-    local pip=("$build/venv/bin/python" -m pip) own=(-q -c "$root/constraints.txt" --disable-pip-version-check)
-    "${pip[@]}" install "${own[@]}" setuptools wheel cython numpy
-    (unset CUDA_HOME; "${pip[@]}" wheel "${own[@]}" --no-build-isolation --no-deps --no-cache-dir -w "$1" \
+    local pip=("$build/venv/bin/python" -m pip) flags=(-q -c "$root/constraints.txt" --disable-pip-version-check)
+    "${pip[@]}" install "${flags[@]}" setuptools wheel cython numpy
+    (unset CUDA_HOME; "${pip[@]}" wheel "${flags[@]}" --no-build-isolation --no-deps --no-cache-dir -w "$1" \
         fairseq-fixed antlr4-python3-runtime==4.9.3 "$root")
-    "${pip[@]}" download "${own[@]}" --no-deps -d "$1" hydra-core omegaconf bitarray
+    "${pip[@]}" download "${flags[@]}" --no-deps -d "$1" hydra-core omegaconf bitarray
     rm -rf "$root/build"
 }
 
@@ -62,14 +62,14 @@ measure() {  # site, work, out
 }
 
 timings() {  # work: nothing else runs now
-    local tuned=$1/multi30k/kd-block/checkpoint_last.pt rows block
+    local tuned=$1/multi30k/kd-block/checkpoint_last.pt systems block
     "$VENV/bin/python" -m pytest -q -p no:cacheprovider "$root/tests/unit" "$root/tests/parity" --device cuda | tail -n 5
     if [ -e "$tuned" ]; then
-        rows=(--system "fairseq's greedy search" "$tuned" "--generator beam --beam 1")
-        for block in 1 2 4 8; do rows+=(--system "blockwise, $block a call" "$tuned" "--beam 1 --verify-block $block"); done
-        rows+=(--system "blockwise, adaptive" "$tuned" "--beam 1")
+        systems=(--system "fairseq's greedy search" "$tuned" "--generator beam --beam 1")
+        for block in 1 2 4 8; do systems+=(--system "blockwise, $block a call" "$tuned" "--beam 1 --verify-block $block"); done
+        systems+=(--system "blockwise, adaptive" "$tuned" "--beam 1")
         "$VENV/bin/nar-bench" "$1/multi30k/bin" --flags "${DEVICE---cpu} --remove-bpe sentencepiece" --reference "$1/multi30k/test.de" \
-            --batch-sizes 1,8,32 --sentences 24,96,160 "${rows[@]}"
+            --batch-sizes 1,8,32 --sentences 24,96,160 "${systems[@]}"
     fi
     # steps of examples/bang_pretraining, at its batch of 64 samples
     "$VENV/bin/fairseq-train" "$1/squad_qg/raw" --user-dir "$root/nar_plugins" --task bang_pretraining --arch bang_base \

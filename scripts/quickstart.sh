@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# From nothing to a table: set up, make a corpus, train an autoregressive model, make it faster, let it translate the corpus anew,
-# train parallel models on that, decode, compare.
+# From a clone to a table: set up, generate a corpus, train an autoregressive model, train proposal heads for it, distil the corpus
+# with it, train parallel models on the distilled corpus, decode with all, compare.
 #
 #     bash scripts/quickstart.sh [--models ar,blockwise,cmlm,nat,ctc,bang] [--work FOLDER]
 #

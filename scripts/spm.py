@@ -26,7 +26,7 @@ def main():
             vocab_size=args.size,
             character_coverage=1.0,
             hard_vocab_limit=False,
-            num_threads=1,  # more threads do not give the same model twice
+            num_threads=1,  # with more threads the model is not reproducible
             minloglevel=2,
         )
         return

@@ -21,7 +21,7 @@ from nar_plugins.generators.options import generation_options
 
 ROOT = Path(__file__).resolve().parent.parent
 FIXTURES = ROOT / "tests" / "fixtures"  # computed by the official releases
-SHARED = ROOT.parent / "shared" / "data"  # real text, where it is
+SHARED = ROOT.parent / "shared" / "data"  # a folder of real text beside the checkout, where there is one
 ALPHABET = [f"w{i}" for i in range(40)]
 
 

@@ -1,20 +1,21 @@
-"""A task with two right answers, which tells the ways of decoding apart (specs/bang.md, D).
+"""A toy task with two right answers, on which the decoding policies of BANG differ.
 
     python examples/bang_toy/toy.py make FOLDER
     python examples/bang_toy/toy.py table FOLDER NAME=OUTPUT [NAME=OUTPUT ...]
 
-A source is 4 to 6 of the words a0 .. a11. Its target is the same words or, as likely, their twins b0 .. b11: only the
-first token is uncertain, all others follow from it. Predicted all at once, the tokens mix both targets.
+A source is 4 to 6 of the symbols a0 .. a11. Its target is the source itself or, with probability 1/2, the source with
+every a replaced by b: only the first token is uncertain, all others follow from it. A model that predicts all tokens in
+one pass mixes both targets.
 
-``table`` prints for every output of ``fairseq-generate --print-step`` how many of its outputs are one of the two, the
-passes of the decoder, and how many outputs are equal to those of the first.
+``table`` reads outputs of ``fairseq-generate --print-step``. For each it prints the share of valid hypotheses (one of
+the two targets), the mean number of decoder passes, and how many hypotheses equal those of the first output.
 """
 
 import argparse
 import random
 from pathlib import Path
 
-WORDS, SIZES = 12, {"train": 20000, "valid": 200, "test": 200}
+SYMBOLS, SIZES = 12, {"train": 20000, "valid": 200, "test": 200}
 
 
 def make(folder: Path) -> None:
@@ -24,38 +25,38 @@ def make(folder: Path) -> None:
     for split, size in SIZES.items():
         pairs = []
         for _ in range(size):
-            numbers = [draw.randrange(WORDS) for _ in range(draw.randint(4, 6))]
-            pairs.append((spoken("a", numbers), spoken(draw.choice("ab"), numbers)))
+            numbers = [draw.randrange(SYMBOLS) for _ in range(draw.randint(4, 6))]
+            pairs.append((sentence("a", numbers), sentence(draw.choice("ab"), numbers)))
         for side, lines in zip(("src", "tgt"), zip(*pairs)):
             (folder / f"{split}.{side}").write_text("\n".join(lines) + "\n")
 
 
-def spoken(letter: str, numbers) -> str:
+def sentence(letter: str, numbers) -> str:
     return " ".join(f"{letter}{number}" for number in numbers)
 
 
 def read(output: Path) -> dict:
-    """Number of the sentence -> source, output and passes; where fairseq prints no passes, one a token."""
-    found = {}
+    """Number of the sentence -> source, hypothesis, passes; one pass per token where fairseq prints none."""
+    lines = {}
     for line in output.read_text(encoding="utf-8").split("\n"):
         kind, _, rest = line.partition("-")
         if kind in ("S", "H", "I") and "\t" in rest:
             number, *fields = rest.split("\t")
-            found.setdefault(int(number), {})[kind] = fields[-1]
-    return {n: (one["S"], one["H"], int(one.get("I", len(one["H"].split()) + 1))) for n, one in found.items()}
+            lines.setdefault(int(number), {})[kind] = fields[-1]
+    return {n: (line["S"], line["H"], int(line.get("I", len(line["H"].split()) + 1))) for n, line in lines.items()}
 
 
 def table(folder: Path, outputs) -> None:
-    """Print what the policies did, as a Markdown table."""
+    """Print a Markdown table, one line per policy."""
     print("| policy | valid | passes | as the first row |\n|---|---|---|---|")
     first = None
-    for name, path in (one.rsplit("=", 1) for one in outputs):
-        found = read(Path(path))
-        first = first or found
-        valid = sum(out in (source, source.replace("a", "b")) for source, out, _ in found.values())
-        passes = sum(steps for *_, steps in found.values()) / len(found)
-        equal = sum(found[n][1] == first[n][1] for n in first)
-        print(f"| {name} | {100 * valid / len(found):.1f} % | {passes:.2f} | {equal} of {len(found)} |")
+    for name, path in (output.rsplit("=", 1) for output in outputs):
+        results = read(Path(path))
+        first = first or results
+        valid = sum(hypothesis in (source, source.replace("a", "b")) for source, hypothesis, _ in results.values())
+        passes = sum(steps for *_, steps in results.values()) / len(results)
+        equal = sum(results[n][1] == first[n][1] for n in first)
+        print(f"| {name} | {100 * valid / len(results):.1f} % | {passes:.2f} | {equal} of {len(results)} |")
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
-"""How many labels are right: python examples/classification/accuracy.py OUTPUT LABELS
+"""Accuracy of generated labels: python examples/classification/accuracy.py OUTPUT LABELS
 
-OUTPUT is what fairseq-generate wrote, or one label a line; "-" is standard input. Printed beside it: what always saying
-the most frequent label would give, and how many outputs are no label at all.
+OUTPUT is output of fairseq-generate, or one label a line; "-" is standard input. Also printed: the accuracy of always
+predicting the most frequent label, and the share of outputs that are not a label.
 """
 
 import argparse
@@ -15,18 +15,18 @@ from nar_plugins.data.lines import read_lines
 
 
 class Counts(NamedTuple):
-    """Of ``total`` outputs."""
+    """Numbers of outputs, out of ``total``."""
 
     right: int
-    most_frequent: int  # right answers of the one who always says the most frequent label
+    most_frequent: int  # what the most frequent label, always predicted, would get right
     no_label: int
     total: int
 
 
-def count(said: List[str], labels: List[str]) -> Counts:
+def count(predicted: List[str], labels: List[str]) -> Counts:
     known = Counter(labels)
-    right = sum(s == label for s, label in zip(said, labels))
-    return Counts(right, known.most_common(1)[0][1], sum(s not in known for s in said), len(labels))
+    right = sum(prediction == label for prediction, label in zip(predicted, labels))
+    return Counts(right, known.most_common(1)[0][1], sum(p not in known for p in predicted), len(labels))
 
 
 def main(argv=None) -> None:
@@ -38,10 +38,10 @@ def main(argv=None) -> None:
         lines, labels = read_lines(args.output), read_lines(args.labels)
     except ValueError as error:
         sys.exit(f"accuracy.py: {error}")
-    said = generated(lines, "D") or generated(lines, "H") or lines
-    if len(said) != len(labels) or not labels:
-        sys.exit(f"accuracy.py: {len(said)} outputs but {len(labels)} labels")
-    right, most_frequent, no_label, total = count(said, labels)
+    predicted = generated(lines, "D") or generated(lines, "H") or lines
+    if len(predicted) != len(labels) or not labels:
+        sys.exit(f"accuracy.py: {len(predicted)} outputs but {len(labels)} labels")
+    right, most_frequent, no_label, total = count(predicted, labels)
     print(
         f"{args.output.name}: accuracy {right / total:.1%} ({right} of {total}), always the most frequent label "
         f"{most_frequent / total:.1%}, no label {no_label / total:.1%}"

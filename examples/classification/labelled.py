@@ -3,8 +3,8 @@
     python examples/classification/labelled.py questions SQUAD_QG OUT     # {train,valid,test}.tsv
     python examples/classification/labelled.py split FILE.tsv PREFIX      # PREFIX.text and PREFIX.label
 
-A TSV has a label and a text in every line. "questions" makes a set from SQuAD's questions, without chance: the label is
-the word that a question begins with (what, who, how, when, which, where, why), the text is the rest of it.
+A TSV has a label, a tab and a text in every line. "questions" makes a data set of SQuAD's questions, always the same:
+the label is the question word at the beginning (what, who, how, when, which, where, why), the text is the rest.
 """
 
 import argparse
@@ -39,7 +39,7 @@ def questions(folder: Path, out: Path) -> None:
 
 
 def split(tsv: Path, prefix: str) -> None:
-    """Write the two sides of a TSV; raises, naming the line, when it is none."""
+    """Write texts and labels of a TSV; ValueError names the first line that is not one."""
     texts, labels = [], []
     for number, line in enumerate(lines_of(tsv.parent, tsv.name), 1):
         label, tab, text = line.partition("\t")

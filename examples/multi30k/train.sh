@@ -9,22 +9,18 @@
 #   kd-glat  vanilla NAT (source stretched to a predicted length) with glancing
 #   kd-ctc   the same with latent alignments, on a canvas of twice the source
 #   kd-cmlm  Mask-Predict, in fairseq's form
-#   kd-frozen  the teacher with 8 sequential proposal heads, which alone are trained: greedy search's words are the teacher's
-#   kd-block   kd-frozen, fine-tuned with its heads
-# All have the same sizes and learning rate, and but for the last two tokens a batch; the other kd-* models but kd-ar start from the teacher's weights.
-# A second run continues where the first one stopped. FLAGs are more of fairseq-train's, and win over those here; with
-# RATE=falling the learning rate falls to nothing, as it always does for kd-block and kd-frozen.
-set -euo pipefail
-root=$(cd "$(dirname "$0")/../.." && pwd)
+#   kd-frozen  the frozen teacher with 8 sequential proposal heads; only the heads are trained, the greedy output is the teacher's
+#   kd-block   kd-frozen, fine-tuned as a whole
+# All have the same sizes and learning rate and, but for the last two, the same tokens per batch. All kd-* models except kd-ar
+# start from the teacher's weights. A second run continues where the first one stopped. FLAGs are passed to fairseq-train and
+# override those here. With RATE=falling the learning rate decays linearly to zero, as it always does for kd-block and kd-frozen.
+. "$(dirname "${BASH_SOURCE[0]}")/../lib.sh"
 models="ar, cmlm, stock, kd-ar, kd-nat, kd-glat, kd-ctc, kd-cmlm, kd-frozen or kd-block"
 model=${1:?$models}
 case $model in ar) updates=${2:-2000} ;; kd-frozen) updates=${2:-1200} ;; kd-block) updates=${2:-3600} ;; kd-*) updates=${2:-800} ;; *) updates=${2:-3000} ;; esac
 work=${3:-$root/work/multi30k}
-bin=${VENV:-$root/.venv}/bin
 
-sizes=(--encoder-embed-dim 128 --encoder-ffn-embed-dim 512 --encoder-attention-heads 4 --encoder-layers 3
-       --decoder-embed-dim 128 --decoder-ffn-embed-dim 512 --decoder-attention-heads 4 --decoder-layers 3
-       --share-all-embeddings --dropout 0.1)
+sizes=("${small[@]}" --encoder-layers 3 --decoder-layers 3 --share-all-embeddings --dropout 0.1)
 recipe=(--optimizer adam --adam-betas "(0.9, 0.98)" --clip-norm 5 --lr 1e-3 --max-update "$updates" --seed 1)
 falling=(--lr-scheduler polynomial_decay --warmup-updates $((updates / 10)) --total-num-update "$updates")
 rate=(--lr-scheduler inverse_sqrt --warmup-updates 400 --warmup-init-lr 1e-7)
@@ -44,7 +40,7 @@ case $model in kd-*) data=$work/kd ;; esac
 case $model in
     ar | kd-ar) what=("${ours[@]}" --arch transformer --criterion label_smoothed_cross_entropy "${smooth[@]}" --train-dtype auto) ;;
     cmlm) what=("${ours[@]}" --arch cmlm_iwslt_de_en --criterion nar_loss "${smooth[@]}") ;;
-    stock) # its checkpoints do not load under PyTorch 2.6 and later without our user-dir, which only allows them here
+    stock) # our user-dir only lets its checkpoints load under PyTorch 2.6 and later
         what=(--user-dir "$root/nar_plugins" --task translation_lev --arch cmlm_transformer --noise random_mask
               --criterion nat_loss --fixed-validation-seed 7 "${smooth[@]}") ;;
     kd-nat) what=("${ours[@]}" --arch nat --positional-attention --mask-diagonal "${taught[@]}" "${smooth[@]}") ;;
@@ -53,9 +49,9 @@ case $model in
     kd-cmlm) what=("${ours[@]}" --arch cmlm "${taught[@]}" "${smooth[@]}") ;;
     kd-frozen) what=("${ours[@]}" "${blockwise[@]}" --freeze-base --finetune-from-model "$teacher") ;;
     kd-block)
-        [ -e "$heads" ] || { echo "train.sh: kd-block needs $heads: train kd-frozen first" >&2; exit 2; }
+        [ -e "$heads" ] || fail "kd-block needs $heads: train kd-frozen first"
         what=("${ours[@]}" "${blockwise[@]}" "${smooth[@]}" --finetune-from-model "$heads") ;;
-    *) echo "train.sh: no model '$model': $models" >&2; exit 2 ;;
+    *) fail "no model '$model': $models" ;;
 esac
 "$bin/fairseq-train" "$data" --max-tokens 4096 "${what[@]}" "${sizes[@]}" "${recipe[@]}" "${rate[@]}" "${saving[@]}" \
-    ${DEVICE---cpu} "${@:4}"
+    $device "${@:4}"

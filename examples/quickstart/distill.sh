@@ -1,8 +1,6 @@
 #!/usr/bin/env bash
-# The quickstart's data as the trained ar model translates them: bash examples/quickstart/distill.sh [WORK]
-set -euo pipefail
-root=$(cd "$(dirname "$0")/../.." && pwd)
+# Sequence-level distillation of the quickstart's data by the trained ar model: bash examples/quickstart/distill.sh [WORK]
+. "$(dirname "${BASH_SOURCE[0]}")/../lib.sh"
 work=${1:-$root/work/quickstart}
-bin=${VENV:-$root/.venv}/bin
-"$bin/nar-distill" "$work/bin" --teacher "$work/ar/checkpoint_last.pt" --out "$work/kd" --beam 1 --batch-size 128 ${DEVICE---cpu}
+"$bin/nar-distill" "$work/bin" --teacher "$work/ar/checkpoint_last.pt" --out "$work/kd" --beam 1 --batch-size 128 $device
 touch "$work/kd.done"

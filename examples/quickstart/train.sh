@@ -2,24 +2,20 @@
 # Train one of the quickstart's models: bash examples/quickstart/train.sh MODEL [WORK], MODEL one of
 #   ar    fairseq's transformer, the teacher
 # and, on the data of distill.sh and from the teacher's weights (minutes instead of an hour),
-#   cmlm  Mask-Predict, in fairseq's form, which is the teacher's own
+#   cmlm  Mask-Predict, with fairseq's layers, as the teacher has
 #   nat   NAT with fertilities, positional attention and diagonal mask
 #   ctc   vanilla NAT with latent alignments and glancing
-#   bang  BANG, from nothing: one checkpoint for one token a pass, all at once and what is between. First it learns one token
-#         a pass (bang-ar), because what it shall say without seeing its last words hides for long what the source is good for
-#   blockwise  the teacher itself with four proposal heads, which alone are trained: its own words, faster
-# Small batches and a rate that falls to nothing: with so few updates they gain ten BLEU over the papers' way.
+#   bang  BANG, from random weights: one checkpoint for autoregressive, parallel and mixed decoding. It is first trained
+#         autoregressively (bang-ar): trained from scratch, the full objective ignores the source for a long time
+#   blockwise  the frozen teacher with four proposal heads; only the heads are trained, the greedy output is the teacher's
+# Small batches and a learning rate that decays to zero: with so few updates they gain ten BLEU over the papers' settings.
 # A second run continues where the first one stopped, and does nothing when it was done.
-set -euo pipefail
-root=$(cd "$(dirname "$0")/../.." && pwd)
+. "$(dirname "${BASH_SOURCE[0]}")/../lib.sh"
 names="ar, cmlm, nat, ctc, bang or blockwise"
 model=${1:?$names}
 work=${2:-$root/work/quickstart}
-bin=${VENV:-$root/.venv}/bin
 
-sizes=(--encoder-embed-dim 128 --encoder-ffn-embed-dim 512 --encoder-attention-heads 4 --encoder-layers 2
-       --decoder-embed-dim 128 --decoder-ffn-embed-dim 512 --decoder-attention-heads 4 --decoder-layers 2
-       --share-all-embeddings --dropout 0.1)
+sizes=("${small[@]}" --encoder-layers 2 --decoder-layers 2 --share-all-embeddings --dropout 0.1)
 teacher=$work/ar/checkpoint_last.pt
 taught=(--criterion nar_loss --init-encoder-from "$teacher" --init-decoder-from "$teacher")
 smooth=(--label-smoothing 0.1)
@@ -34,9 +30,9 @@ case $model in
                      --criterion blockwise_loss --block-loss weighted --block-positions 0.5); updates=300 ;;
     bang-ar) what=("${bang[@]}" --ngram 1); updates=700 ;;
     bang) what=("${bang[@]}" --bang-rows sample:2 --finetune-from-model "$work/bang-ar/checkpoint_last.pt"); updates=800 ;;
-    *) echo "train.sh: no model '$model': $names" >&2; exit 2 ;;
+    *) fail "no model '$model': $names" ;;
 esac
-[ "$model" = ar ] || [ -e "$teacher" ] || { echo "train.sh: $model needs the teacher $teacher: train ar first" >&2; exit 2; }
+[ "$model" = ar ] || [ -e "$teacher" ] || fail "$model needs the teacher $teacher: train ar first"
 if [ -e "$work/$model/done" ]; then echo "$model: trained already"; exit 0; fi
 if [ "$model" = bang ]; then bash "$0" bang-ar "$work"; fi
 if [ "$model" = nat ] && [ ! -e "$data/test.en-de.fert" ]; then "$bin/nar-align" "$data"; fi
@@ -44,7 +40,7 @@ if [ "$model" = nat ] && [ ! -e "$data/test.en-de.fert" ]; then "$bin/nar-align"
     "${what[@]}" "${sizes[@]}" --train-dtype auto \
     --optimizer adam --adam-betas "(0.9, 0.98)" --clip-norm 5 \
     --lr 2e-3 --lr-scheduler polynomial_decay --warmup-updates 100 --total-num-update "$updates" \
-    --max-tokens 1536 --max-update "$updates" --seed 1 ${DEVICE---cpu} \
+    --max-tokens 1536 --max-update "$updates" --seed 1 $device \
     --save-dir "$work/$model" --save-interval 3 --validate-interval 3 --no-epoch-checkpoints \
     --no-progress-bar --log-interval 50
 touch "$work/$model/done"

@@ -1,21 +1,19 @@
 #!/usr/bin/env bash
 # Decode SQuAD's test sentences with every policy, from one checkpoint: bash examples/squad_qg/generate.sh [MODELS] [WORK]
-# Prints passes, masks wasted and speed (nar-bench), then quality (score.py; needs pip install -e ".[qg]"), for every policy and
-# for adaptive as tau moves; where matplotlib is (".[plots]"), WORK/tau.png shows BLEU against passes.
-set -euo pipefail
-root=$(cd "$(dirname "$0")/../.." && pwd)
+# Prints passes, wasted masks and speed (nar-bench), then quality (score.py; needs pip install -e ".[qg]"), for every policy and
+# for several thresholds tau of adaptive; where matplotlib is (".[plots]"), WORK/tau.png shows BLEU against passes.
+. "$(dirname "${BASH_SOURCE[0]}")/../lib.sh"
 models=${1:-bang,bang-pt}
 work=${2:-$root/work/squad_qg}
-bin=${VENV:-$root/.venv}/bin
-common="${DEVICE---cpu} --generator bang --max-len-a 0 --max-len-b 50 --remove-bpe sentencepiece"
+common="$device --generator bang --max-len-a 0 --max-len-b 50 --remove-bpe sentencepiece"
 
-declare -a rows outputs
-add() {  # name, model, flags: a row of the table
-    rows+=(--system "$1" "$work/$2/checkpoint_last.pt" "$3")
+declare -a systems outputs
+add() {  # name, model, flags: a system of the table
+    systems+=(--system "$1" "$work/$2/checkpoint_last.pt" "$3")
     outputs+=("$work/out/$1.txt")
 }
 for model in ${models//,/ }; do
-    [ -e "$work/$model/checkpoint_last.pt" ] || { echo "generate.sh: no model $model in $work: train it first" >&2; exit 2; }
+    [ -e "$work/$model/checkpoint_last.pt" ] || fail "no model $model in $work: train it first"
     add "$model, ar" "$model" "--bang-policy ar --beam 1"
     add "$model, ar, beam 5" "$model" "--bang-policy ar --beam 5"
     add "$model, nar" "$model" "--bang-policy nar"
@@ -28,5 +26,5 @@ done
 plot=()
 if "$bin/python" -c "import matplotlib" 2> /dev/null; then plot=(--plot "$work/tau.png"); fi
 "$bin/nar-bench" "$work/bin" --flags "$common" --reference "$work/test.question" --sentences "${SENTENCES:-50,320}" \
-    --output "$work/out" "${rows[@]}" ${plot[@]+"${plot[@]}"}
+    --output "$work/out" "${systems[@]}" ${plot[@]+"${plot[@]}"}
 "$bin/python" "$root/examples/squad_qg/score.py" "$work/test.question" "${outputs[@]}" --sources "$work/test.sentence"

@@ -1,13 +1,14 @@
-"""ROUGE-L, BLEU-4 and METEOR of generated questions, by kept libraries: rouge-score, sacreBLEU and NLTK.
+"""ROUGE-L, BLEU-4 and METEOR of generated questions, computed by rouge-score, sacreBLEU and NLTK.
 
     python examples/squad_qg/score.py REFERENCES OUTPUT [OUTPUT ...] [--sources SENTENCES]
 
-An OUTPUT is text, one question a line, or what fairseq-generate wrote. With --sources, the questions of the same
+An OUTPUT is text, one question a line, or output of fairseq-generate. With --sources, the questions of the same
 sentence are references of one another, as SQuAD's question generation is scored (Du et al. 2017). All text is taken as
 tokenised.
 
-METEOR is NLTK's with its exact and stem matches: without WordNet, which is a download, it has no synonyms, and is no
-published METEOR. ROUGE-L is F1 (COCO's weighs recall more). Scores of other scripts are not comparable.
+METEOR is NLTK's with exact and stem matches. Without WordNet, which is a download, it has no synonyms and is not
+comparable with published METEOR. ROUGE-L is F1 (COCO's evaluation weighs recall more). Compare scores of this script
+only.
 """
 
 import argparse
@@ -24,14 +25,14 @@ from nar_plugins.data.lines import read_lines
 
 
 class NoSynonyms:
-    """What NLTK's METEOR asks WordNet, answered without WordNet."""
+    """Stands in for WordNet in NLTK's METEOR: no word has a synonym."""
 
     def synsets(self, word: str) -> list:
         return []
 
 
 class Scores(NamedTuple):
-    """From 0 to 100."""
+    """All from 0 to 100."""
 
     rouge_l: float
     bleu: float
@@ -39,28 +40,28 @@ class Scores(NamedTuple):
 
 
 def score(hypotheses: List[str], references: List[List[str]]) -> Scores:
-    """Corpus BLEU-4, and the means of the sentences' best ROUGE-L and METEOR.
+    """Corpus BLEU-4, and the means over sentences of the best ROUGE-L and METEOR of any reference.
 
     Args:
-        references: one list a hypothesis, at least one each.
+        references: one list per hypothesis, of at least one reference.
     """
     from nltk.translate.meteor_score import meteor_score
     from rouge_score.rouge_scorer import RougeScorer
 
     most = max(map(len, references))
-    streams = [[own[i] if i < len(own) else None for own in references] for i in range(most)]
+    streams = [[several[i] if i < len(several) else None for several in references] for i in range(most)]
     bleu = BLEU(tokenize="none").corpus_score(hypotheses, streams).score
-    rouge = RougeScorer(["rougeL"], tokenizer=Words())
-    best = [max(rouge.score(r, h)["rougeL"].fmeasure for r in own) for h, own in zip(hypotheses, references)]
+    rouge = RougeScorer(["rougeL"], tokenizer=Whitespace())
+    best = [max(rouge.score(r, h)["rougeL"].fmeasure for r in several) for h, several in zip(hypotheses, references)]
     meteors = [
-        meteor_score([r.split() for r in own], h.split(), wordnet=NoSynonyms())
-        for h, own in zip(hypotheses, references)
+        meteor_score([r.split() for r in several], h.split(), wordnet=NoSynonyms())
+        for h, several in zip(hypotheses, references)
     ]
     return Scores(100 * sum(best) / len(best), bleu, 100 * sum(meteors) / len(meteors))
 
 
-class Words:
-    """rouge-score's idea of a tokeniser: here, the blanks (its own would drop every character but a-z and 0-9)."""
+class Whitespace:
+    """A tokeniser for rouge-score that splits at white space (its default drops every character but a-z and 0-9)."""
 
     def tokenize(self, text: str) -> List[str]:
         return text.split()
@@ -74,7 +75,7 @@ def read(path: Path) -> List[str]:
 
 
 def together(references: List[str], sources: List[str]) -> List[List[str]]:
-    """For every reference those of the same source."""
+    """For every reference, all references of the same source."""
     of_source = defaultdict(list)
     for reference, source in zip(references, sources):
         of_source[source].append(reference)
@@ -92,7 +93,7 @@ def main(argv=None) -> None:
         import rouge_score  # noqa: F401
     except ImportError as error:
         sys.exit(f"score.py: {error.name} is not installed: pip install -e '.[qg]'")
-    references, _ = without_unknown(read(args.references))  # a piece that the dictionary lacks is never right
+    references, _ = without_unknown(read(args.references))  # <unk> never counts as right
     sources = read(args.sources) if args.sources else list(range(len(references)))
     if len(sources) != len(references):
         sys.exit(f"score.py: {len(references)} references but {len(sources)} sources")

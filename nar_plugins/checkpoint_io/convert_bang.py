@@ -9,7 +9,8 @@ from typing import Dict, List
 import torch
 from torch import Tensor
 
-from nar_plugins.checkpoint_io.convert_mask_predict import count_layers, load, save, unfused
+from nar_plugins.checkpoint_io.convert import count_layers, save, side_flags, unfused
+from nar_plugins.checkpoint_io.read import read_mapped
 from nar_plugins.data.dictionary import BertDictionary, load_dictionary
 from nar_plugins.data.wordpiece import read_vocabulary
 from nar_plugins.modules.relative_positions import BUCKETS, MAX_DISTANCE
@@ -60,7 +61,7 @@ def convert_bang(checkpoint: Path, dictionary: Path, folder: Path, sees_bos: boo
     Raises:
         ValueError: the checkpoint is of another kind or has other shapes, or the dictionary does not fit it.
     """
-    state = load(checkpoint)
+    state = read_mapped(checkpoint)
     old = state.get("args") or Namespace()
     model = rename_bang({key: value.float() for key, value in state["model"].items()}, checkpoint)
     check_names(model, checkpoint)
@@ -149,7 +150,6 @@ def shape_flags(model: Dict[str, Tensor], old: Namespace, pad: int, checkpoint: 
     for name, value in (("num_buckets", BUCKETS), ("relative_max_distance", MAX_DISTANCE)):
         if getattr(old, name, value) != value:
             raise ValueError(f"{checkpoint} was trained with {name} {getattr(old, name)}: a bang has {value}")
-    dim = model["encoder.embed_tokens.weight"].size(1)
     heads = model["decoder.layers.0.ngram_self_attn.relative_linear.weight"].size(0) // BUCKETS
     flags = []
     for side, extra, positions in (("encoder", 1, "source"), ("decoder", 2, "target")):
@@ -160,11 +160,5 @@ def shape_flags(model: Dict[str, Tensor], old: Namespace, pad: int, checkpoint: 
                 f"{checkpoint}: {side}.embed_positions has {table + pad + extra} rows, so {table} positions, but its "
                 f"arguments say {said}: it was not trained as they are"
             )
-        flags += [
-            f"--max-{positions}-positions={table}",
-            f"--{side}-layers={count_layers(model, side)}",
-            f"--{side}-embed-dim={dim}",
-            f"--{side}-ffn-embed-dim={model[f'{side}.layers.0.fc1.weight'].size(0)}",
-            f"--{side}-attention-heads={getattr(old, f'{side}_attention_heads', None) or heads}",
-        ]
+        flags += [f"--max-{positions}-positions={table}", *side_flags(model, old, side, heads)]
     return flags

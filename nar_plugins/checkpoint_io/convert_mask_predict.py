@@ -1,21 +1,16 @@
-"""Checkpoints of official releases, and of any trainer of fairseq's, into ones that load safely here."""
+"""Checkpoints of the Mask-Predict release as fairseq-generate of this package reads them."""
 
-import os
 import re
 from argparse import Namespace
 from pathlib import Path
-from typing import Dict, List, Tuple
+from typing import Dict, List
 
 import torch
-from fairseq import options
-from fairseq.criterions import CRITERION_REGISTRY
 from fairseq.data import Dictionary
-from fairseq.dataclass.utils import convert_namespace_to_omegaconf
-from omegaconf import OmegaConf
 from torch import Tensor
 
-from nar_plugins import compat
-from nar_plugins.compat import safe_reader
+from nar_plugins.checkpoint_io.convert import save, side_flags, unfused
+from nar_plugins.checkpoint_io.read import read_mapped
 from nar_plugins.data.dictionary import MASK
 from nar_plugins.data.lines import read_lines
 
@@ -38,7 +33,7 @@ def convert_mask_predict(checkpoint: Path, dictionary: Path, folder: Path, heads
     Raises:
         ValueError: the checkpoint is not of that release, or the dictionary does not fit it.
     """
-    state = load(checkpoint)
+    state = read_mapped(checkpoint)
     model, old = state["model"], state.get("args") or Namespace()
     if "encoder.embed_lengths.weight" not in model:
         raise ValueError(f"{checkpoint} is no Mask-Predict checkpoint: it has no encoder.embed_lengths.weight")
@@ -55,13 +50,10 @@ def convert_mask_predict(checkpoint: Path, dictionary: Path, folder: Path, heads
     # The release's classes are the lengths 0..P-1 for P positions; ours are 0..max, so the last position is never used.
     flags += [f"--max-target-positions={lengths - 1}"]
     flags += ["--share-all-embeddings" if shared else "--share-decoder-input-output-embed"]
+    if heads:
+        old = Namespace()
     for side in ("encoder", "decoder"):
-        flags += [
-            f"--{side}-layers={count_layers(model, side)}",
-            f"--{side}-embed-dim={dim}",
-            f"--{side}-ffn-embed-dim={model[f'{side}.layers.0.fc1.weight'].size(0)}",
-            f"--{side}-attention-heads={heads or getattr(old, f'{side}_attention_heads', None) or max(1, dim // 64)}",
-        ]
+        flags += side_flags(model, old, side, heads or max(1, dim // 64))
 
     folder.mkdir(parents=True, exist_ok=True)
     files = {"dictionary": folder / "dict.txt", "checkpoint": folder / "checkpoint.pt"}
@@ -69,61 +61,6 @@ def convert_mask_predict(checkpoint: Path, dictionary: Path, folder: Path, heads
     new = Dictionary.load(str(files["dictionary"]))
     save(files["checkpoint"], rename_mask_predict(model, lengths), "cmlm_wmt_en_de", flags, new)
     return files
-
-
-def convert_fairseq(checkpoint: Path, out: Path) -> List[str]:
-    """Copy a fairseq checkpoint without what a safe reader does not know; nothing of that is run.
-
-    Outside the model and its arguments an entry that holds such an object is left out whole: of ``extra_state`` and
-    ``task_state`` that entry, else everything under its name. Of a training that leaves a state which fairseq can start
-    from.
-
-    Args:
-        checkpoint: of whatever origin.
-        out: the copy, which is there whole or not at all.
-
-    Returns:
-        what was left out, and the objects in it, to be shown to the user.
-
-    Raises:
-        ValueError: it is no whole checkpoint of fairseq's, or its model or arguments hold such an object.
-    """
-    state = compat.checked(checkpoint, anything=True)
-    if out.exists() and out.samefile(checkpoint):
-        raise ValueError(f"--out {out} is the checkpoint itself: give another file")
-    known, left_out = known_entries(state)
-    for part in ("extra_state", "task_state"):
-        if part not in known and isinstance(state.get(part), dict):
-            known[part], inside = known_entries(state[part])
-            del left_out[part]
-            left_out.update({f"{part}.{name}": objects for name, objects in inside.items()})
-    if "optimizer_history" in left_out or "optimizer" in left_out:  # the one says what the other is
-        known["optimizer_history"] = [unknown_history()]
-        known.pop("last_optimizer_state", None)
-    if "extra_state" in known or "extra_state" in left_out:
-        known.setdefault("extra_state", {}).setdefault("train_iterator", {"epoch": 1, "iterations_in_epoch": 0})
-    out.parent.mkdir(parents=True, exist_ok=True)
-    part = out.with_name(f"{out.name}.tmp")
-    torch.save(known, part)
-    os.replace(part, out)
-    return [f"{name} ({', '.join(objects)})" for name, objects in left_out.items()]
-
-
-def known_entries(entries: Dict) -> Tuple[Dict, Dict]:
-    """The entries that hold plain data only; and of the others the names, with the objects in them."""
-    found = {name: sorted(set(safe_reader.not_loaded((name, value)))) for name, value in entries.items()}
-    return {name: entries[name] for name in entries if not found[name]}, {name: o for name, o in found.items() if o}
-
-
-def unknown_history() -> Dict:
-    """The last entry of an optimizer's history of which nothing is known."""
-    return {"criterion_name": "", "optimizer_name": "", "lr_scheduler_state": {}, "num_updates": 0}
-
-
-def load(checkpoint: Path) -> Dict:
-    """The checkpoint, safely; raises a one-line error otherwise."""
-    compat.check_checkpoint(checkpoint)
-    return compat.safe_load(checkpoint)
 
 
 def read_symbols(dictionary: Path) -> List[tuple]:
@@ -141,11 +78,6 @@ def read_symbols(dictionary: Path) -> List[tuple]:
     return [(MASK, "0"), *(pair for pair in pairs if pair[0] != MASK)]
 
 
-def count_layers(model: Dict, side: str) -> int:
-    """How many layers one side has."""
-    return 1 + max(int(key.split(".")[2]) for key in model if key.startswith(f"{side}.layers."))
-
-
 RELEASE_NAMES = (
     (r"^encoder\.embed_lengths\.weight$", "encoder.length_head.weight"),
     (r"^(encoder\.layers\.\d+)\.layer_norms\.0\.", r"\1.self_attn_layer_norm."),
@@ -153,18 +85,6 @@ RELEASE_NAMES = (
     (r"\.gamma$", ".weight"),
     (r"\.beta$", ".bias"),
 )
-
-
-def unfused(key: str, value: Tensor, attentions: str = ".*") -> Dict[str, Tensor]:
-    """A parameter under its name, or query, key and value apart where an older fairseq fused them into ``in_proj``.
-
-    Args:
-        attentions: pattern of the modules to which that applies.
-    """
-    fused = re.match(rf"({attentions})\.in_proj_(weight|bias)$", key)
-    if not fused:
-        return {key: value}
-    return {f"{fused[1]}.{letter}_proj.{fused[2]}": part.clone() for letter, part in zip("qkv", value.chunk(3))}
 
 
 def rename_mask_predict(model: Dict[str, Tensor], lengths: int) -> Dict[str, Tensor]:
@@ -181,55 +101,3 @@ def rename_mask_predict(model: Dict[str, Tensor], lengths: int) -> Dict[str, Ten
     for side in ("encoder", "decoder"):
         renamed[f"{side}.version"] = torch.tensor([3.0])
     return renamed
-
-
-def save(
-    path: Path,
-    model: Dict[str, Tensor],
-    arch: str,
-    flags: List[str],
-    dictionary: Dictionary,
-    criterion: str = "nar_loss",
-    **switches: bool,
-) -> None:
-    """Write what fairseq's trainer would have written after no update, with these training flags.
-
-    Args:
-        switches: arguments of the model that are set whatever the flags' defaults are.
-    """
-    parser = options.get_training_parser("nar_translation")
-    given = [
-        "data",
-        "--task",
-        "nar_translation",
-        "--criterion",
-        criterion,
-        "--arch",
-        arch,
-        "--optimizer",
-        "adam",
-        *flags,
-    ]
-    args = options.parse_args_and_arch(parser, input_args=given)
-    vars(args).update(switches)
-    cfg = convert_namespace_to_omegaconf(args)
-    symbols = "\n".join(dictionary.symbols)
-    history = {
-        "criterion_name": CRITERION_REGISTRY[criterion].__name__,
-        "optimizer_name": "FairseqAdam",
-        "lr_scheduler_state": {},
-        "num_updates": 0,
-    }
-    torch.save(
-        {
-            "args": None,
-            "cfg": OmegaConf.to_container(cfg, resolve=True, enum_to_str=True),
-            "model": model,
-            "criterion": None,
-            "optimizer_history": [history],
-            "task_state": {"symbols": {"source": symbols, "target": symbols}},
-            "extra_state": {"train_iterator": {"epoch": 1, "iterations_in_epoch": 0}, "val_loss": None},
-            "last_optimizer_state": None,
-        },
-        path,
-    )

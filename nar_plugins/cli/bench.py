@@ -10,29 +10,22 @@ All systems decode the same sentences: --gen-subset, --prefix-size, languages an
 """
 
 import argparse
-import logging
-import re
-import shlex
 import sys
-import warnings
-from contextlib import contextmanager
 from pathlib import Path
 from typing import List
 
-import torch
-
 import nar_plugins  # noqa: F401  (registers the task before the flags are parsed)
-from nar_plugins.data.bleu import TOKENIZERS, bleu_metric
+from nar_plugins.cli.command import add_tokenize, new_parser, one_line_errors, only_results
+from nar_plugins.data.bleu import bleu_metric
 from nar_plugins.data.lines import read_lines
-from nar_plugins.measure.plots import Row, check_plot, quality_against_passes
+from nar_plugins.measure.plots import Row, check_plot, group, quality_against_passes
 from nar_plugins.measure.quality import check_references, score, warn_of_references
-from nar_plugins.measure.speed import System, check_alike, in_one_line, parsed, sentences_per_second
+from nar_plugins.measure.speed import load_systems, sentences_per_second
+from nar_plugins.measure.table import comparison
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="nar-bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = new_parser("nar-bench", __doc__)
     parser.add_argument("data", help="binarised data")
     parser.add_argument(
         "--system",
@@ -51,14 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="reference texts, a line for every sentence "
         "of the split (default: the data's targets, in which unknown words count as missed)",
     )
-    parser.add_argument(
-        "--tokenize",
-        choices=TOKENIZERS,
-        metavar="NAME",
-        help="sacreBLEU's tokeniser for BLEU, one of "
-        f"{', '.join(TOKENIZERS)} (default: zh, ja-mecab, ko-mecab or char where the data's target language "
-        "needs one, else 13a)",
-    )
+    add_tokenize(parser, "zh, ja-mecab, ko-mecab or char where the data's target language needs one, else 13a")
     parser.add_argument("--batch-sizes", default="1,32", metavar="N[,N...]", help="batch sizes to time (default: 1,32)")
     parser.add_argument(
         "--sentences",
@@ -117,42 +103,11 @@ def timings(args) -> List[tuple]:
     return list(zip(sizes, counts * len(sizes) if len(counts) == 1 else counts)), repeats
 
 
-@contextmanager
-def named(row: str):
-    """Whatever goes wrong within it becomes a ValueError with the row's name: fairseq's loading has no error of its
-    own.
-    """
-    try:
-        yield
-    except Exception as error:
-        raise ValueError(f"--system {row}: {in_one_line(error)}") from error
-
-
-def load(args) -> List[System]:
-    """The systems, ready to decode; raises with the name of the one that cannot be."""
-    rows, systems = [], []
-    for name, path, flags in args.system:
-        with named(name):
-            rows.append((name, path, args.data, [*shlex.split(args.flags), *shlex.split(flags)]))
-            parsed(*rows[-1][1:])  # all flags are looked at before the first checkpoint is loaded
-    for row in rows:
-        with named(row[0]):
-            systems.append(System(*row))
-    check_alike(systems)
-    return systems
-
-
 def main(argv=None) -> None:
     parser = build_parser()
     args = parser.parse_args(values_shielded(sys.argv[1:] if argv is None else argv, parser))
-    logging.disable(logging.INFO)  # the table is the output; fairseq and hydra say a page for every system
-    warnings.simplefilter("ignore")
-    try:
+    with one_line_errors("nar-bench"), only_results():
         bench(args)
-    except ValueError as error:
-        sys.exit(f"nar-bench: {error}")
-    finally:
-        logging.disable(logging.NOTSET)
 
 
 def bench(args) -> None:
@@ -164,7 +119,7 @@ def bench(args) -> None:
     if args.output and (len(set(names)) < len(names) or any("/" in name for name in names)):
         raise ValueError("--output needs names that differ and have no '/': they are names of files")
     references = [read_lines(path) for path in args.reference]
-    systems = load(args)
+    systems = load_systems(args.data, args.system, args.flags)
     metric = bleu_metric(args.tokenize, systems[0].settings["target_lang"])
     references = references or [systems[0].reference()]
     for path, lines in zip(args.reference, references):
@@ -182,7 +137,7 @@ def bench(args) -> None:
         keep(args.output, systems, outputs)
     qualities = [score(output.text, references, metric) for output in outputs]
     speeds = [sentences_per_second(systems, size, count, repeats) for size, count in columns]
-    table(systems, outputs, qualities, [size for size, _ in columns], speeds)
+    print("\n" + comparison(systems, outputs, qualities, [size for size, _ in columns], speeds))
     if args.plot:
         rows = [Row(s.name, o.passes, q.bleu, group(s.name)) for s, o, q in zip(systems, outputs, qualities)]
         quality_against_passes(rows, args.plot)
@@ -201,48 +156,6 @@ def keep(folder: Path, systems, outputs) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for system, output in zip(systems, outputs):
         (folder / f"{system.name}.txt").write_text("\n".join([*output.text, ""]), encoding="utf-8")
-
-
-def group(name: str) -> str:
-    """A system's name without a number at its end: "adaptive 0.9" is one of "adaptive", "R = 4" one of "R"."""
-    return re.sub(r"[ =]+-?\d+(\.\d+)?$", "", name)
-
-
-def table(systems, outputs, qualities, sizes, speeds) -> None:
-    """A Markdown table, with what is needed to compare it with another."""
-    first = [f"{system.name}" for system in systems[:2]]
-    masked = any(output.wasted is not None for output in outputs)  # a column only where it says something
-    heads = ["system", "BLEU", "chrF", "passes", *["masks wasted"] * masked]
-    heads += [
-        f"{unit}, batch {size}"
-        for unit in ("sent/s", "ms/sentence", *(f"x {name}" for name in first))
-        for size in sizes
-    ]
-    rows = []
-    for i, (system, output, quality) in enumerate(zip(systems, outputs, qualities)):
-        ratios = [f"{speed[i] / speed[base]:.2f}" for base in range(len(first)) for speed in speeds]
-        wasted = "-" if output.wasted is None else f"{output.wasted:.0%}"
-        rows.append(
-            [
-                system.name,
-                f"{quality.bleu:.1f}",
-                f"{quality.chrf:.1f}",
-                f"{output.passes:.1f}",
-                *[wasted] * masked,
-                *(f"{speed[i]:.1f}" for speed in speeds),
-                *(f"{1000 / speed[i]:.1f}" for speed in speeds),
-                *ratios,
-            ]
-        )
-    widths = [max(len(row[c]) for row in [heads, *rows]) for c in range(len(heads))]
-    print()
-    for row in [heads, ["-" * w for w in widths], *rows]:
-        print("| " + " | ".join(cell.ljust(w) for cell, w in zip(row, widths)) + " |")
-    where = torch.cuda.get_device_name() if systems[0].cuda else f"CPU, {torch.get_num_threads()} threads"
-    print(
-        f"\nBLEU: {qualities[0].bleu_signature}\nchrF: {qualities[0].chrf_signature}\n{where}, PyTorch "
-        f"{torch.__version__}"
-    )
 
 
 if __name__ == "__main__":

@@ -3,11 +3,12 @@ vocabulary.
 """
 
 import argparse
-import sys
 from pathlib import Path
 
 from nar_plugins.checkpoint_io.convert_bang import convert_bang, convert_bert_vocabulary
-from nar_plugins.checkpoint_io.convert_mask_predict import convert_fairseq, convert_mask_predict
+from nar_plugins.checkpoint_io.convert_fairseq import convert_fairseq
+from nar_plugins.checkpoint_io.convert_mask_predict import convert_mask_predict
+from nar_plugins.cli.command import one_line_errors
 
 # where the releases' own pages say that their files are
 MASK_PREDICT = """A checkpoint of Mask-Predict's release as a cmlm. Its page links archives with dictionaries:
@@ -27,27 +28,13 @@ The vocabulary is that of BERT base uncased, vocab.txt; nar-convert bert-vocab -
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="nar-convert", description=__doc__)
     kinds = parser.add_subparsers(dest="kind", required=True)
-    kind = kinds.add_parser(
-        "mask-predict",
-        help="facebookresearch/Mask-Predict -> cmlm",
-        description=MASK_PREDICT,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    kind.add_argument("checkpoint", type=Path, metavar="CKPT", help="the release's checkpoint")
+    kind = add_release(kinds, "mask-predict", "facebookresearch/Mask-Predict -> cmlm", MASK_PREDICT)
     kind.add_argument("--dict", type=Path, required=True, help="the release's dict.*.txt (one for both sides)")
-    kind.add_argument("--out", type=Path, required=True, metavar="DIR", help="receives checkpoint.pt and dict.txt")
     kind.add_argument(
         "--heads", type=int, default=0, help="attention heads, if the checkpoint does not say (width / 64)"
     )
-    kind = kinds.add_parser(
-        "bang",
-        help="microsoft/BANG, or microsoft/ProphetNet of two streams -> bang",
-        description=BANG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    kind.add_argument("checkpoint", type=Path, metavar="CKPT", help="the release's checkpoint")
+    kind = add_release(kinds, "bang", "microsoft/BANG, or microsoft/ProphetNet of two streams -> bang", BANG)
     kind.add_argument("--dict", type=Path, required=True, help="BERT's vocabulary, made by nar-convert bert-vocab")
-    kind.add_argument("--out", type=Path, required=True, metavar="DIR", help="receives checkpoint.pt and dict.txt")
     kind.add_argument(
         "--official-nar",
         action="store_true",
@@ -67,31 +54,40 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def add_release(kinds, name: str, summary: str, description: str) -> argparse.ArgumentParser:
+    """The parser of a release's checkpoints, with what all of them take."""
+    kind = kinds.add_parser(
+        name, help=summary, description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    kind.add_argument("checkpoint", type=Path, metavar="CKPT", help="the release's checkpoint")
+    kind.add_argument("--out", type=Path, required=True, metavar="DIR", help="receives checkpoint.pt and dict.txt")
+    return kind
+
+
 def main(argv=None) -> None:
     args = build_parser().parse_args(argv)
-    try:
-        if args.kind == "bert-vocab":
-            count = convert_bert_vocabulary(args.vocabulary, args.out, args.official)
-            print(f"dictionary: {args.out} ({count:,} symbols)")
-            print(
-                f"next: nar-wordpiece encode --vocab {args.out} < raw > pieces, then fairseq-preprocess --user-dir "
-                f'"$(nar-user-dir)" --task nar_translation --srcdict {args.out} --joined-dictionary ...'
-            )
-            return
-        if args.kind == "fairseq":
-            left_out = convert_fairseq(args.checkpoint, args.out)
-            print(f"checkpoint: {args.out}")
-            print(f"left out: {'; '.join(left_out) or 'nothing'}")
-            return
-        if args.kind == "bang":
-            files = convert_bang(args.checkpoint, args.dict, args.out, not args.official_nar)
-        else:
-            files = convert_mask_predict(args.checkpoint, args.dict, args.out, args.heads)
-    except (ValueError, OSError) as error:
-        sys.exit(f"nar-convert: {error}")
-    for name, path in files.items():
-        print(f"{name}: {path}")
-    print(
+    with one_line_errors("nar-convert"):
+        print(convert(args))
+
+
+def convert(args) -> str:
+    """Do it; what was written, and the next command."""
+    if args.kind == "bert-vocab":
+        count = convert_bert_vocabulary(args.vocabulary, args.out, args.official)
+        return (
+            f"dictionary: {args.out} ({count:,} symbols)\n"
+            f"next: nar-wordpiece encode --vocab {args.out} < raw > pieces, then fairseq-preprocess --user-dir "
+            f'"$(nar-user-dir)" --task nar_translation --srcdict {args.out} --joined-dictionary ...'
+        )
+    if args.kind == "fairseq":
+        left_out = convert_fairseq(args.checkpoint, args.out)
+        return f"checkpoint: {args.out}\nleft out: {'; '.join(left_out) or 'nothing'}"
+    if args.kind == "bang":
+        files = convert_bang(args.checkpoint, args.dict, args.out, not args.official_nar)
+    else:
+        files = convert_mask_predict(args.checkpoint, args.dict, args.out, args.heads)
+    return (
+        f"dictionary: {files['dictionary']}\ncheckpoint: {files['checkpoint']}\n"
         f'next: fairseq-preprocess --user-dir "$(nar-user-dir)" --task nar_translation --srcdict {files["dictionary"]} '
         f'--joined-dictionary ..., then fairseq-generate --user-dir "$(nar-user-dir)" --task nar_translation '
         f"--path {files['checkpoint']}"

@@ -11,9 +11,6 @@ the report and what was decoded; it may be deleted when the data set is complete
 """
 
 import argparse
-import logging
-import sys
-import warnings
 from dataclasses import fields
 from pathlib import Path
 
@@ -22,8 +19,11 @@ from fairseq.dataclass.configs import GenerationConfig
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 
 import nar_plugins  # noqa: F401  (registers the task before the flags are parsed)
-from nar_plugins.corpora.distill import SETTINGS, Job, distil
+from nar_plugins.cli.command import one_line_errors, only_results
+from nar_plugins.corpora.distill import distil
+from nar_plugins.corpora.distill_job import SETTINGS, Job
 from nar_plugins.corpora.filters import Limits
+from nar_plugins.models.flags import flag
 
 # fairseq's generation options that mean something here, or nothing anywhere; the others are refused
 HONOURED = {*SETTINGS["generation"], "no_seed_provided", "no_early_stop", "no_beamable_mm", "_name"}
@@ -91,7 +91,7 @@ def refuse(args, parser) -> None:
     """Raise for an option of fairseq-generate that cannot be honoured."""
     for name, hint in REFUSED.items():
         if getattr(args, name) != parser.get_default(name):
-            raise ValueError(f"--{name.replace('_', '-')} is no option of nar-distill: {hint}")
+            raise ValueError(f"{flag(name)} is no option of nar-distill: {hint}")
     if args.generator not in ("auto", "beam"):
         raise ValueError(
             f"--generator {args.generator} is no option of nar-distill: a teacher is decoded by fairseq's search"
@@ -107,18 +107,12 @@ def refuse(args, parser) -> None:
 def main(argv=None) -> None:
     parser = build_parser()
     args = options.parse_args_and_arch(parser, input_args=argv)
-    logging.disable(logging.INFO)  # fairseq and hydra would say a page
-    warnings.simplefilter("ignore")
-    try:
+    with one_line_errors("nar-distill"), only_results():
         refuse(args, parser)
         args.generator = "beam"
         limits = Limits(args.max_ratio, args.max_repeats, args.max_unknown)
         job = Job(args.teacher, args.out, args.mix, args.filter, limits)
         print(distil(convert_namespace_to_omegaconf(args), job))
-    except (ValueError, OSError) as error:
-        sys.exit(f"nar-distill: {error}")
-    finally:
-        logging.disable(logging.NOTSET)
 
 
 if __name__ == "__main__":

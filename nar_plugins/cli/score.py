@@ -13,7 +13,8 @@ import argparse
 import sys
 from typing import List
 
-from nar_plugins.data.bleu import TOKENIZERS, bleu_metric
+from nar_plugins.cli.command import add_tokenize, new_parser, one_line_errors
+from nar_plugins.data.bleu import bleu_metric
 from nar_plugins.data.lines import STDIN, read_lines
 from nar_plugins.measure.quality import score, warn_of_references
 
@@ -21,9 +22,7 @@ FIELDS_BEFORE_TEXT = {"S": 1, "T": 1, "H": 2, "D": 2}  # the sentence's number, 
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="nar-score", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = new_parser("nar-score", __doc__)
     parser.add_argument(
         "hypotheses",
         nargs="?",
@@ -32,12 +31,7 @@ def build_parser() -> argparse.ArgumentParser:
         "or H- lines, the best of an n-best list); - or nothing: standard input",
     )
     parser.add_argument("references", nargs="*", help="one or more; default: the T- lines of the same output")
-    parser.add_argument(
-        "--tokenize",
-        choices=TOKENIZERS,
-        metavar="NAME",
-        help=f"sacreBLEU's tokeniser for BLEU, one of {', '.join(TOKENIZERS)} (default: that of --target-lang)",
-    )
+    add_tokenize(parser, "that of --target-lang")
     parser.add_argument(
         "--target-lang",
         metavar="CODE",
@@ -68,7 +62,7 @@ def main(argv=None) -> None:
         sys.exit("nar-score: no hypotheses: give a file, or pipe them in")
     if [args.hypotheses, *args.references].count(STDIN) > 1:
         sys.exit("nar-score: - is standard input, which can be read once")
-    try:
+    with one_line_errors("nar-score"):
         metric = bleu_metric(args.tokenize, args.target_lang)
         lines = read_lines(args.hypotheses)
         hypotheses = generated(lines, "D") or generated(lines, "H") or lines
@@ -77,8 +71,6 @@ def main(argv=None) -> None:
             whose = ", ".join(args.references) or "the hypotheses are no output of fairseq-generate with T- lines"
             raise ValueError(f"no references ({whose}): give a file of them")
         quality = score(hypotheses, references, metric)
-    except ValueError as error:
-        sys.exit(f"nar-score: {error}")
     warn_of_references(references, metric)
     print(f"BLEU {quality.bleu:.2f}  {quality.bleu_signature}")
     print(f"chrF {quality.chrf:.2f}  {quality.chrf_signature}")

@@ -9,14 +9,13 @@ import argparse
 import sys
 from argparse import Namespace
 
+from nar_plugins.cli.command import new_parser, one_line_errors
 from nar_plugins.data.dictionary import join_pieces
 from nar_plugins.data.wordpiece import WordPiece
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="nar-wordpiece", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = new_parser("nar-wordpiece", __doc__)
     parser.add_argument("job", choices=["encode", "decode"])
     parser.add_argument("--vocab", metavar="FILE", help="BERT's vocab.txt, or the dictionary made of it (encode)")
     parser.add_argument("--cased", action="store_true", help="keep case and accents, for a cased vocabulary")
@@ -29,10 +28,8 @@ def main(argv=None) -> None:
     if args.job == "encode":
         if not args.vocab:
             sys.exit("nar-wordpiece: encode needs --vocab")
-        try:
+        with one_line_errors("nar-wordpiece"):
             job = WordPiece(Namespace(wordpiece_vocab=args.vocab, wordpiece_cased=args.cased)).encode
-        except ValueError as error:
-            sys.exit(f"nar-wordpiece: {error}")
     for stream in (sys.stdin, sys.stdout):
         stream.reconfigure(encoding="utf-8", newline="\n")  # only \n ends a line: as many come out as wc -l counts
     try:

@@ -23,7 +23,7 @@ def no_tensorboard(record: logging.LogRecord) -> bool:
 leave_out_advice_on_speech()  # before the first import of fairseq
 
 from nar_plugins.compat import checkpoints, commands, data  # noqa: E402
-from nar_plugins.compat.checkpoints import CheckpointError, check_checkpoint, checked, safe_load  # noqa: E402,F401
+from nar_plugins.compat.checkpoints import CheckpointError, checked  # noqa: E402,F401
 
 
 def apply() -> None:

@@ -1,7 +1,6 @@
 """Checkpoints: read without running anything, refused in one line that says what to do."""
 
 import argparse
-import functools
 import os
 import pickle
 import types
@@ -14,6 +13,7 @@ from fairseq import checkpoint_utils
 from fairseq.optim import FairseqOptimizer
 
 from nar_plugins.compat import safe_reader
+from nar_plugins.compat.replace import replaces
 from nar_plugins.compat.safe_reader import CheckpointError
 
 RUN = "checkpoint*.pt"  # what fairseq-train writes
@@ -73,16 +73,11 @@ def explain_unreadable_checkpoints() -> None:
     fairseq copies ``checkpoint_last.pt`` without an atomic rename, so a process killed in that moment leaves it short;
     the message then names the newest whole checkpoint beside it. (facebookresearch/fairseq#2684)
     """
-    load = checkpoint_utils.load_checkpoint_to_cpu
-    if hasattr(load, "__wrapped__"):
-        return
 
-    @functools.wraps(load)
-    def load_checkpoint_to_cpu(path, *args, **kwargs):
-        check_checkpoint(path)
+    @replaces(checkpoint_utils, "load_checkpoint_to_cpu")
+    def load_checkpoint_to_cpu(load, path, *args, **kwargs):
+        checked(path)
         return load(path, *args, **kwargs)
-
-    checkpoint_utils.load_checkpoint_to_cpu = load_checkpoint_to_cpu
 
 
 def explain_foreign_optimizer_states() -> None:
@@ -91,12 +86,9 @@ def explain_foreign_optimizer_states() -> None:
     The model gets the row that it lacks; the optimizer's state does not, and PyTorch looks at its shapes in the first
     update only. (No upstream issue.)
     """
-    load = FairseqOptimizer.load_state_dict
-    if hasattr(load, "__wrapped__"):
-        return
 
-    @functools.wraps(load)
-    def load_state_dict(self, *args, **kwargs):
+    @replaces(FairseqOptimizer, "load_state_dict")
+    def load_state_dict(load, self, *args, **kwargs):
         load(self, *args, **kwargs)
         for parameter, state in self.optimizer.state.items():
             for value in state.values():
@@ -107,29 +99,24 @@ def explain_foreign_optimizer_states() -> None:
                         "of a model without <mask>: give --reset-optimizer"
                     )
 
-    FairseqOptimizer.load_state_dict = load_state_dict
-
-
-def check_checkpoint(path) -> None:
-    """Raise ``CheckpointError`` unless ``path`` is a whole fairseq checkpoint that loads without running code from it.
-
-    The tensors are mapped into memory, not read, so that the check costs milliseconds on a checkpoint of any size.
-    """
-    checked(path)
-
 
 def checked(path, anything: bool = False, advise: bool = True) -> Dict:
-    """The checkpoint at ``path``, its tensors mapped into memory; raises as ``check_checkpoint``.
+    """A whole fairseq checkpoint, read without running code from it.
+
+    The tensors are mapped into memory, not read, so that this costs milliseconds on a checkpoint of any size.
 
     Args:
         anything: what cannot be loaded may be of any origin, and stand anywhere but in the model and its arguments.
         advise: let the message for a broken file name the checkpoint to take instead.
+
+    Raises:
+        CheckpointError: it is absent, cut short, foreign, or holds what could run code.
     """
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"no checkpoint at {path}: check the path that you gave")
     try:
-        state = safe_load(path, zipfile.is_zipfile(path), anything)
+        state = safe_reader.read(path, zipfile.is_zipfile(path), anything)
     except Exception as error:  # the bytes of a foreign file can make the unpickler raise anything
         if isinstance(error, pickle.UnpicklingError) and any(words in str(error) for words in REFUSALS):
             way_out = "give another checkpoint"
@@ -153,11 +140,6 @@ def checked(path, anything: bool = False, advise: bool = True) -> Dict:
             "convert it first (nar-convert) or give another file"
         )
     return state
-
-
-def safe_load(path, mmap: bool = False, anything: bool = False):
-    """A checkpoint on the CPU, read without running code from it (``safe_reader.read``)."""
-    return safe_reader.read(path, mmap, anything)
 
 
 def first_line(error: BaseException) -> str:

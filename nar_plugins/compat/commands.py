@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import functools
 import logging
 import os
 import sys
@@ -17,6 +16,8 @@ from fairseq import options
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from fairseq.distributed import utils as distributed_utils
 from fairseq.tasks import TASK_DATACLASS_REGISTRY
+
+from nar_plugins.compat.replace import replaces
 
 logger = logging.getLogger(__name__)
 
@@ -55,18 +56,13 @@ def keep_results_of_a_run_before() -> None:
     a run fails without a hypothesis. Where there was none, an empty ``.before`` tells that ``.txt`` is a part. (No
     upstream issue.)
     """
-    main = fairseq_cli.generate.main
-    if hasattr(main, "__wrapped__"):
-        return
 
-    @functools.wraps(main)
-    def generate(cfg):
+    @replaces(fairseq_cli.generate, "main")
+    def generate(main, cfg):
         if isinstance(cfg, argparse.Namespace):
             cfg = convert_namespace_to_omegaconf(cfg)
         with command(), results_of_a_run_before(cfg):
             return main(cfg)
-
-    fairseq_cli.generate.main = generate
 
 
 @contextmanager
@@ -118,12 +114,11 @@ def show_all_flags_in_help() -> None:
     fairseq answers it in the first of its two readings of the command line, when it knows only its own flags. A missing
     ``--task`` is named here, too. (No upstream issue.)
     """
-    parse = options.parse_args_and_arch
-    if hasattr(parse, "__wrapped__"):
-        return
 
-    @functools.wraps(parse)
-    def parse_args_and_arch(parser, input_args=None, parse_known=False, suppress_defaults=False, modify_parser=None):
+    @replaces(options, "parse_args_and_arch")
+    def parse_args_and_arch(
+        parse, parser, input_args=None, parse_known=False, suppress_defaults=False, modify_parser=None
+    ):
         given = list(sys.argv[1:] if input_args is None else input_args)
         words = given[: given.index("--")] if "--" in given else given
         if not {"-h", "--help"} & set(words):
@@ -142,8 +137,6 @@ def show_all_flags_in_help() -> None:
                 parser.exit()
 
         parse(parser, [word for word in given if word not in ("-h", "--help")], modify_parser=modify)
-
-    options.parse_args_and_arch = parse_args_and_arch
 
 
 def check_task_of_flags(parser: argparse.ArgumentParser, words: list) -> None:
@@ -209,17 +202,12 @@ def refuse_workers_without_gpu() -> None:
     fairseq starts one process a GPU: without any GPU none, and the command ends at once as if all were done, or with an
     assertion or a division by zero on the way there. (No upstream issue.)
     """
-    call_main = distributed_utils.call_main
-    if hasattr(call_main, "__wrapped__"):
-        return
 
-    @functools.wraps(call_main)
-    def call_main_with_workers(cfg, main, **kwargs):
+    @replaces(distributed_utils, "call_main")
+    def call_main_with_workers(call_main, cfg, main, **kwargs):
         check_workers(cfg)
         with command():
             return call_main(cfg, main, **kwargs)
-
-    distributed_utils.call_main = call_main_with_workers
 
 
 def check_workers(cfg) -> None:

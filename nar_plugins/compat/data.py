@@ -1,7 +1,6 @@
 """Data: batches of few shapes under NumPy 2, the format before ``mmap``, threads that end before Python does."""
 
 import atexit
-import functools
 import itertools
 import logging
 import queue
@@ -20,6 +19,8 @@ from fairseq.data import (
     iterators,
 )
 
+from nar_plugins.compat.replace import replaces
+
 logger = logging.getLogger(__name__)
 
 
@@ -29,23 +30,19 @@ def bucket_lengths() -> None:
 
     What fairseq does there is written anew. (No upstream issue.)
     """
-    init = LanguagePairDataset.__init__
-    if hasattr(init, "__wrapped__"):
-        return
 
     def get_buckets(sizes, num_buckets):
         """The upper bounds of the buckets: lengths that occur, at equal shares of the sentences."""
         shares = np.linspace(0, 100, num_buckets + 1)[1:]
         return np.unique(np.percentile(sizes, shares, method="lower"))
 
-    @functools.wraps(init)
-    def __init__(self, *args, num_buckets=0, **kwargs):
+    @replaces(LanguagePairDataset, "__init__")
+    def __init__(init, self, *args, num_buckets=0, **kwargs):
         init(self, *args, **kwargs)
         if num_buckets > 0:
             bucket(self, num_buckets)
 
     data_utils.get_buckets = bucket_pad_length_dataset.get_buckets = get_buckets
-    LanguagePairDataset.__init__ = __init__
 
 
 def bucket(dataset: LanguagePairDataset, count: int) -> None:
@@ -72,17 +69,12 @@ def read_older_data() -> None:
     of a short file from memory as it is. Both flags mean a ``MappedDataset`` here. (facebookresearch/fairseq#3214,
     #3167)
     """
-    make = indexed_dataset.make_dataset
-    if hasattr(make, "__wrapped__"):
-        return
 
-    @functools.wraps(make)
-    def make_dataset(path, impl, fix_lua_indexing=False, dictionary=None):
+    @replaces(indexed_dataset, "make_dataset")
+    def make_dataset(make, path, impl, fix_lua_indexing=False, dictionary=None):
         if impl in ("lazy", "cached") and indexed_dataset.IndexedDataset.exists(path):
             return MappedDataset(path, fix_lua_indexing)
         return make(path, impl, fix_lua_indexing, dictionary)
-
-    indexed_dataset.make_dataset = make_dataset
 
 
 class MappedDataset(indexed_dataset.IndexedDataset):

@@ -3,13 +3,14 @@
 import logging
 import math
 import os
-import re
 import struct
-from typing import Optional, Tuple
+from typing import Optional, Sequence, Tuple
 
 import numpy as np
 import torch
 from fairseq.data import ConcatDataset, TruncateDataset, data_utils, indexed_dataset
+
+from nar_plugins.data import splits
 
 logger = logging.getLogger(__name__)
 
@@ -24,43 +25,17 @@ FORMATS = {
 }  # how fairseq knows an index: its flags
 
 
-def check_languages(source: str, target: str) -> None:
-    """Raise unless source and target are two languages: fairseq would read the same file for both."""
-    if source == target:
-        raise ValueError(f"source and target language are both '{source}': give --source-lang and --target-lang")
-
-
-def infer_languages(folder: str) -> Tuple[str, str]:
-    """Source and target language by the name of an index, such as train.en-de.en.idx, or of raw text, train.en-de.en.
-
-    fairseq takes any file of such a name, and so one of ours, which can be of the other direction.
-
-    Raises:
-        ValueError: there is none.
-    """
-    for name in sorted(os.listdir(folder)):
-        pair = re.fullmatch(r"[^.]+\.([^.-]+)-([^.-]+)\.(\1|\2)(\.idx)?", name)
-        if pair:
-            return pair[1], pair[2]
-    raise ValueError(f"{folder} holds no split like train.de-en.de.idx: give --source-lang and --target-lang")
-
-
 def check_files(folder: str, split: str, source: str, target: str, impl: Optional[str] = None) -> None:
     """Raise unless the split's two binarised files are there, whole, not empty and equally long.
 
     Args:
         impl: ``--dataset-impl``; of raw text only the files' names are looked at, what is in them is left to fairseq.
     """
-    if not os.path.isdir(folder):
-        raise ValueError(f"no data folder '{folder}': binarise the text with fairseq-preprocess first")
-    ending = "" if impl == "raw" else ".idx"
-    pairs = [f"{source}-{target}", f"{target}-{source}"]  # as fairseq does, take data binarised for the other direction
-    stems = {
-        pair: [os.path.join(folder, f"{split}.{pair}.{language}") for language in (source, target)] for pair in pairs
-    }
-    pair = next((p for p in pairs if any(os.path.exists(f"{stem}{ending}") for stem in stems[p])), pairs[0])
+    splits.check_folder(folder)
+    ending = splits.ending_of(impl)
+    stems = splits.find_stems(folder, split, source, target, [ending])
     lines = []
-    for side, stem in zip(("source", "target"), stems[pair]):
+    for side, stem in zip(("source", "target"), stems):
         for file in (f"{stem}.idx", f"{stem}.bin") if ending else (stem,):
             if not os.path.exists(file):
                 hint = "binarise both sides (one side: fairseq-interactive)"
@@ -69,8 +44,18 @@ def check_files(folder: str, split: str, source: str, target: str, impl: Optiona
                 raise ValueError(f"{split}: no {side} file {file}; {hint}")
         if ending:
             lines.append(count_sentences(stem, impl))
-    if len(set(lines)) > 1:
-        raise ValueError(f"{split}: {lines[0]} {source} but {lines[1]} {target} sentences: they are no pairs")
+    check_pairs(split, (source, target), lines)
+
+
+def check_pairs(split: str, languages: Tuple[str, str], counts: Sequence[int]) -> None:
+    """Raise unless both sides of a split have as many sentences.
+
+    Args:
+        counts: of the source and the target; empty where they are not known.
+    """
+    if len(set(counts)) > 1:
+        (source, target), (left, right) = languages, counts
+        raise ValueError(f"{split}: {left} {source} but {right} {target} sentences: they are no pairs")
 
 
 def check_text(stem: str, split: str, impl: Optional[str] = None) -> None:
@@ -138,11 +123,7 @@ def check_tokens(dataset, dictionary, name: str, enough: float = 0) -> None:
     """
     tokens = torch.cat([dataset[i] for i in range(min(len(dataset), SAMPLE))])
     words = tokens[tokens != dictionary.eos()]
-    if int(tokens.max()) >= len(dictionary):
-        raise ValueError(
-            f"{name} has token {int(tokens.max())}, its dictionary ends at {len(dictionary) - 1}: "
-            "the data was binarised with another dictionary"
-        )
+    check_largest(tokens.max(), dictionary, name)
     unknown = float(words.eq(dictionary.unk()).float().mean()) if len(words) else 0.0
     said = f"{name}: {unknown:.0%} of the tokens are <unk>"
     if unknown > MOST_UNKNOWN:
@@ -151,6 +132,15 @@ def check_tokens(dataset, dictionary, name: str, enough: float = 0) -> None:
             raise ValueError(said)
     if unknown > WARN_UNKNOWN:
         logger.warning(said)
+
+
+def check_largest(token: int, dictionary, name: str) -> None:
+    """Raise when the largest token of one side is beyond the dictionary's end."""
+    if token >= len(dictionary):
+        raise ValueError(
+            f"{name} has token {int(token)}, its dictionary ends at {len(dictionary) - 1}: "
+            "the data was binarised with another dictionary"
+        )
 
 
 def check_dictionaries(source, target) -> None:

@@ -6,13 +6,14 @@ counts on both sides. The source's ``</s>`` carries the target's, so its number 
 the target has, it carries the whole target.
 """
 
-import os
 from pathlib import Path
 from typing import Tuple
 
 import numpy as np
 import torch
 from fairseq.data import BaseWrapperDataset, LanguagePairDataset
+
+from nar_plugins.data.whole_file import written_whole
 
 BLOCK = 1 << 20  # bytes read, and numbers written, at once
 
@@ -32,15 +33,10 @@ def write_fertilities(path: Path, values: np.ndarray, sizes: np.ndarray) -> None
     last[sizes.cumsum() - 1] = True
     numbers = range(int(values.max(initial=0)) + 1)
     words = np.array([*(f"{n} " for n in numbers), *(f"{n}\n" for n in numbers)], dtype=object)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with open(temporary, "w", encoding="ascii") as file:
-            for start in range(0, len(values), BLOCK):
-                part = slice(start, start + BLOCK)
-                file.write("".join(words[values[part] + len(numbers) * last[part]].tolist()))
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with written_whole(path) as temporary, open(temporary, "w", encoding="ascii") as file:
+        for start in range(0, len(values), BLOCK):
+            part = slice(start, start + BLOCK)
+            file.write("".join(words[values[part] + len(numbers) * last[part]].tolist()))
 
 
 def read_fertilities(path: Path) -> Tuple[np.ndarray, np.ndarray]:

@@ -7,11 +7,11 @@ from typing import Dict, List, Optional
 import torch
 from fairseq.sequence_generator import SequenceGenerator, SequenceGeneratorWithAlignment
 
-from nar_plugins.checkpoint_io.mask_row import refuse_adaptive_softmax
 from nar_plugins.data.inference import part_of
 from nar_plugins.generators.base import check_min_len
 from nar_plugins.generators.hypothesis import prefixes
 from nar_plugins.generators.options import generation_options
+from nar_plugins.modules.adaptive_softmax import refuse_adaptive_softmax
 from nar_plugins.modules.linear import fast_linear
 
 

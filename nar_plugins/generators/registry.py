@@ -20,6 +20,7 @@ from fairseq.tasks import TASK_DATACLASS_REGISTRY, TASK_REGISTRY
 
 from nar_plugins.compat.registration import replace_dataclass
 from nar_plugins.models.contract import check_methods
+from nar_plugins.models.flags import flag
 
 logger = logging.getLogger(__name__)
 
@@ -148,11 +149,6 @@ def extend_tasks() -> None:
         extended = with_generator_options(options)
         if extended is not options:
             replace_dataclass("task", name, TASK_REGISTRY[name], TASK_DATACLASS_REGISTRY, extended)
-
-
-def flag(option: str) -> str:
-    """An option as it is typed."""
-    return f"--{option.replace('_', '-')}"
 
 
 def check_model(model: type) -> None:

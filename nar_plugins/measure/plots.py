@@ -1,5 +1,6 @@
 """Plots of measurements; matplotlib is the extra ``plots``."""
 
+import re
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Dict, List, NamedTuple, Sequence
@@ -29,12 +30,17 @@ def check_plot(path: Path) -> None:
         raise ValueError(f"--plot {path}: no folder '{path.parent}'")
 
 
+def group(name: str) -> str:
+    """A system's name without a number at its end: "adaptive 0.9" is one of "adaptive", "R = 4" one of "R"."""
+    return re.sub(r"[ =]+-?\d+(\.\d+)?$", "", name)
+
+
 def groups(rows: Sequence[Row]) -> Dict[str, List[Row]]:
     """Group -> its rows from the fewest passes to the most, the groups in the order of the table."""
     found: Dict[str, List[Row]] = {}
     for row in rows:
         found.setdefault(row.group, []).append(row)
-    return {group: sorted(members, key=lambda row: row.passes) for group, members in found.items()}
+    return {shared: sorted(members, key=lambda row: row.passes) for shared, members in found.items()}
 
 
 def quality_against_passes(rows: Sequence[Row], path: Path, quality: str = "BLEU"):
@@ -45,12 +51,12 @@ def quality_against_passes(rows: Sequence[Row], path: Path, quality: str = "BLEU
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.add_subplot()
     axes.set_prop_cycle(color=colormaps["tab20"].colors)  # two models by every policy are more than ten groups
-    for group, members in groups(rows).items():
+    for shared, members in groups(rows).items():
         alone = len(members) == 1
-        label = members[0].name if alone else group
+        label = members[0].name if alone else shared
         axes.plot([row.passes for row in members], [row.quality for row in members], marker="o", label=label)
         for row in () if alone else members:  # a lone point is named in the legend
-            text = row.name.removeprefix(group).strip(" ,=")
+            text = row.name.removeprefix(shared).strip(" ,=")
             axes.annotate(text, (row.passes, row.quality), xytext=(4, 4), textcoords="offset points", fontsize="small")
     axes.set_xlabel("decoder passes a sentence")
     axes.set_ylabel(quality)

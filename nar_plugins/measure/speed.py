@@ -1,16 +1,20 @@
 """Sentences a second of several systems, side by side in one process."""
 
 import ast
+import shlex
 import statistics
 import time
 from argparse import Namespace
+from contextlib import contextmanager
 from typing import Dict, List, NamedTuple, NoReturn, Optional, Sequence, Tuple
 
 import torch
 from fairseq import checkpoint_utils, options, tasks, utils
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 
+from nar_plugins.checkpoint_io.read import place
 from nar_plugins.data.bleu import UNKNOWN_IN_REFERENCE
+from nar_plugins.models.flags import flag
 
 REFUSED = {  # options of fairseq-generate that mean nothing here, and what to do
     "batch_size": "nar-bench makes its own batches: give it --batch-sizes",
@@ -58,7 +62,6 @@ class System:
     def __init__(self, name: str, path: str, data: str, flags: Sequence[str] = ()):
         self.name, args = name, parsed(path, data, flags)
         self.cfg = cfg = convert_namespace_to_omegaconf(args)
-        self.cuda = torch.cuda.is_available() and not cfg.common.cpu
         self.task = tasks.setup_task(cfg.task)
         self.models, _ = checkpoint_utils.load_model_ensemble(
             utils.split_paths(path),
@@ -68,12 +71,7 @@ class System:
             strict=cfg.checkpoint.checkpoint_shard_count == 1,
             num_shards=cfg.checkpoint.checkpoint_shard_count,
         )
-        for model in self.models:
-            if cfg.common.fp16:
-                model.half()
-            if self.cuda:
-                model.to("cuda")
-            model.prepare_for_inference_(cfg)
+        self.cuda = place(self.models, cfg)
         self.task.load_dataset(cfg.dataset.gen_subset, task_cfg=cfg.task)  # as fairseq-generate does
         self.dataset = self.task.dataset(cfg.dataset.gen_subset)
         self.generator = self.task.build_generator(self.models, cfg.generation)
@@ -180,10 +178,41 @@ def parsed(path: str, data: str, flags: Sequence[str]) -> Namespace:
     args = options.parse_args_and_arch(parser, input_args=[data, "--path", path, *flags])
     for name, why in REFUSED.items():
         if getattr(args, name) != parser.get_default(name):
-            raise ValueError(f"--{name.replace('_', '-')}: {why}")
+            raise ValueError(f"{flag(name)}: {why}")
     if args.path != path:
         raise ValueError(f"--path {args.path}: the checkpoint stands before the flags")
     return args
+
+
+def load_systems(data: str, systems: Sequence[Sequence[str]], flags: str) -> List[System]:
+    """The systems, ready to decode.
+
+    Args:
+        systems: of each the name, the checkpoint, and its flags of ``fairseq-generate`` in one string.
+        flags: those of all systems.
+
+    Raises:
+        ValueError: one cannot be loaded, and is named, or they would not decode the same text.
+    """
+    arguments, loaded = [], []
+    for name, path, more in systems:
+        with named(name):
+            arguments.append((name, path, data, [*shlex.split(flags), *shlex.split(more)]))
+            parsed(*arguments[-1][1:])  # all flags are looked at before the first checkpoint is loaded
+    for given in arguments:
+        with named(given[0]):
+            loaded.append(System(*given))
+    check_alike(loaded)
+    return loaded
+
+
+@contextmanager
+def named(system: str):
+    """Turn whatever goes wrong into a ValueError with the system's name: fairseq's loading has no error class."""
+    try:
+        yield
+    except Exception as error:
+        raise ValueError(f"--system {system}: {in_one_line(error)}") from error
 
 
 def check_alike(systems: Sequence[System]) -> None:
@@ -193,9 +222,9 @@ def check_alike(systems: Sequence[System]) -> None:
         for name in ALIKE:
             there, here = first.settings[name], system.settings[name]
             if there != here:
-                flag = "remove-bpe" if name == "post_process" else name.replace("_", "-")
+                given = flag("remove_bpe" if name == "post_process" else name)
                 raise ValueError(
-                    f"--system {system.name} has --{flag} {here}, {first.name} has {there}: all systems are "
+                    f"--system {system.name} has {given} {here}, {first.name} has {there}: all systems are "
                     "compared on the same text, so give it to all, in --flags"
                 )
 

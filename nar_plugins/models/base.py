@@ -4,8 +4,6 @@
 training and validation returns the parts of the loss by name.
 """
 
-import logging
-import re
 from contextlib import nullcontext
 from functools import partial
 from typing import Dict, List, Optional
@@ -24,17 +22,16 @@ from torch import Tensor
 from torch.autograd.graph import save_on_cpu
 from torch.utils.checkpoint import checkpoint
 
+from nar_plugins.checkpoint_io.start import NewParameters, start_from, start_new_parameters
 from nar_plugins.models.contract import Canvas, Memory, check_methods
 from nar_plugins.models.flags import UNREAD_IN_PARALLEL, UNSUPPORTED_IN_PARALLEL, refuse_unsupported
-from nar_plugins.models.initialise import bert_init, start_from
+from nar_plugins.models.initialise import bert_init
 from nar_plugins.models.pairing import check_task
 from nar_plugins.modules.attention import allowed_keys, allowed_sources
 from nar_plugins.modules.fused_loss import SoftTargets, fused_word_loss
 from nar_plugins.modules.layers import NarDecoderLayer, NarEncoderLayer
 from nar_plugins.modules.length_head import LENGTH_HEADS, LengthHead
 from nar_plugins.modules.losses import LossPart, TokenObjective
-
-logger = logging.getLogger(__name__)
 
 
 class NarEncoder(TransformerEncoderBase):
@@ -167,7 +164,14 @@ class NarModel(TransformerModel):
     generators = ()  # that can decode it, the default first
     predicts, blank, canvas_kind = "lengths", None, ()  # see ``CanvasModel``
     tasks, criterions = ("nar_translation",), ("nar_loss",)  # that serve and train it
-    own_parts = (r"encoder\.length_head\.",)  # patterns of parameters that an AR model does not have
+    new_parameters = (  # that an AR model does not have
+        NewParameters(
+            r"encoder\.length_head\.",
+            "a length head",
+            "--length-head",
+            "--max-target-positions and --encoder-embed-dim",
+        ),
+    )
     unread_flags = UNREAD_IN_PARALLEL  # the task refuses them in training
 
     def __init_subclass__(cls, abstract: bool = False, **kwargs):
@@ -288,18 +292,12 @@ class NarModel(TransformerModel):
         for side in ("encoder", "decoder"):
             path = getattr(self.args, f"init_{side}_from", None)
             if path:
-                start_from(getattr(self, side), side, path, task, self.own_parts)
+                start_from(getattr(self, side), side, path, task, self.new_parameters)
 
     def upgrade_state_dict_named(self, state_dict, name):
-        """Let ``--finetune-from-model`` take an AR checkpoint: parts that it wholly lacks start afresh."""
+        """Let ``--finetune-from-model`` take an AR checkpoint."""
         super().upgrade_state_dict_named(state_dict, name)
-        prefix = f"{name}." if name else ""
-        own = self.state_dict()
-        for part in self.own_parts:
-            keys = [key for key in own if re.match(part, key)]
-            if keys and not any(prefix + key in state_dict for key in keys):
-                logger.warning(f"the checkpoint has no {keys[0]} (an AR model's?): it starts from its initialisation")
-                state_dict.update({prefix + key: own[key].clone() for key in keys})
+        start_new_parameters(self, state_dict, name)
 
 
 def load_embeddings(model: TransformerModel, args) -> None:

@@ -47,6 +47,16 @@ UNREAD_IN_PARALLEL = {**UNREAD, "min_params_to_wrap": int(1e8)}  # a decoder ask
 UNREAD_WITHOUT_PQ = {**UNREAD_IN_PARALLEL, "quant_noise_pq": 0, "quant_noise_pq_block_size": 8}
 UNREAD_BY_BANG = {**UNREAD_WITHOUT_PQ, "no_decoder_final_norm": False}
 
+# with which no model is trained here, fairseq's own included, and what to do
+UNTRAINABLE = {
+    # the targets would keep the numbers of their own dictionary
+    "merge_src_tgt_embed": " merges the dictionaries and not the data: leave it out, and binarise with "
+    "fairseq-preprocess --joined-dictionary",
+    # it has no logits, in which generators ban <mask>
+    "adaptive_softmax_cutoff": ": nothing here decodes such a model; leave it out, or train and decode it under "
+    "--task translation",
+}
+
 
 def refuse_unsupported(args, flags: Iterable[str]) -> None:
     """Raise a ValueError that names the first of ``flags`` that is set, or that fairseq's model cannot be built
@@ -56,9 +66,8 @@ def refuse_unsupported(args, flags: Iterable[str]) -> None:
         if getattr(args, name, None):
             raise ValueError(f"{flag(name)} does not work with --arch {args.arch}: leave it out")
     for side in ("encoder", "decoder"):
-        if isinstance(
-            getattr(args, f"{side}_layers_to_keep", None), list
-        ):  # fairseq's parser makes it, its models want text
+        # fairseq's parser makes a list, its models want text
+        if isinstance(getattr(args, f"{side}_layers_to_keep", None), list):
             raise ValueError(
                 f"--{side}-layers-to-keep prunes a trained model when it is loaded: give --{side}-layers here, and "
                 "fairseq-generate --model-overrides "
@@ -73,26 +82,10 @@ def refuse_unsupported(args, flags: Iterable[str]) -> None:
         )
 
 
-def refuse_merged(args) -> None:
-    """Raise a ValueError for ``--merge-src-tgt-embed``, of any model: the targets would keep the numbers of their own
-    dictionary.
-    """
-    if getattr(args, "merge_src_tgt_embed", False):
-        raise ValueError(
-            "--merge-src-tgt-embed merges the dictionaries and not the data: leave it out, and binarise with "
-            "fairseq-preprocess --joined-dictionary"
-        )
-
-
-def refuse_adaptive(args) -> None:
-    """Raise a ValueError for ``--adaptive-softmax-cutoff``, of any model: it has no logits, in which generators ban
-    ``<mask>``.
-    """
-    if getattr(args, "adaptive_softmax_cutoff", None):
-        raise ValueError(
-            "--adaptive-softmax-cutoff: nothing here decodes such a model; leave it out, or train and decode it under "
-            "--task translation"
-        )
+def refuse_untrainable(args, name: str) -> None:
+    """Raise the ValueError of ``UNTRAINABLE`` where its flag is set, whatever the model is."""
+    if getattr(args, name, None):
+        raise ValueError(f"{flag(name)}{UNTRAINABLE[name]}")
 
 
 def refuse_unread(args, flags: Dict[str, object]) -> None:
@@ -110,4 +103,5 @@ def layers(args, side: str) -> int:
 
 
 def flag(name: str) -> str:
+    """An option as it is typed."""
     return f"--{name.replace('_', '-')}"

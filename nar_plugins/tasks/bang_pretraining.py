@@ -6,14 +6,13 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Optional
 
-from fairseq import utils
 from fairseq.data import TokenBlockDataset, data_utils
 from fairseq.tasks import register_task
 from fairseq.tasks.language_modeling import SAMPLE_BREAK_MODE_CHOICES
 from omegaconf import II, MISSING
 
-from nar_plugins.data import checks, reserved
-from nar_plugins.data.dictionary import add_mask, load_dictionary
+from nar_plugins.data import checks, reserved, splits
+from nar_plugins.data.dictionary import add_mask
 from nar_plugins.data.span_masking import SpanMaskedDataset
 from nar_plugins.tasks.base import NarTask, NarTaskConfig
 
@@ -73,25 +72,16 @@ class BangPretrainingTask(NarTask):
     def setup_task(cls, cfg, **kwargs):
         """Load the dictionary; refuse what cannot be honoured before anything else is read."""
         check_options(cfg)
-        folder = utils.split_paths(cfg.data)[0]
-        if not os.path.isdir(folder):
-            raise ValueError(
-                f"no data folder '{folder}': binarise the text with fairseq-preprocess --only-source first"
-            )
+        folder = splits.folder_of(cfg.data)
+        splits.check_folder(folder, "fairseq-preprocess --only-source")
         return cls(cfg, cls.load_dictionary(os.path.join(folder, "dict.txt")))
-
-    @classmethod
-    def load_dictionary(cls, filename):
-        """fairseq's dictionary, or BERT's when the file starts with ``[PAD]``."""
-        return load_dictionary(filename)
 
     source_dictionary = target_dictionary = property(lambda self: self.dictionary)
 
     def load_dataset(self, split, epoch=1, combine=False, **kwargs):
         """Cut a split into samples; raise, naming what is wrong, when its files or its tokens make no sense."""
-        paths = utils.split_paths(self.cfg.data)
         training = split == self.cfg.train_subset
-        stem = os.path.join(paths[(epoch - 1) % len(paths)] if training else paths[0], split)
+        stem = os.path.join(splits.folder_of(self.cfg.data, epoch if training else 1), split)
         checks.check_text(stem, split, self.cfg.dataset_impl)
         text = data_utils.load_indexed_dataset(stem, self.dictionary, self.cfg.dataset_impl, combine=combine)
         checks.check_tokens(text, self.dictionary, split, checks.judged(training, True))

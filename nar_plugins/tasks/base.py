@@ -18,11 +18,12 @@ from omegaconf import II
 from torch import Tensor
 
 from nar_plugins.checkpoint_io.mask_row import accept_missing_mask_row
-from nar_plugins.data.dictionary import check_same_symbols
+from nar_plugins.checkpoint_io.start import check_finetuned
+from nar_plugins.checkpoint_io.symbols import check_stored_symbols, stored_symbols
+from nar_plugins.data.dictionary import load_dictionary
 from nar_plugins.data.noise import VALIDATION_UPDATE
 from nar_plugins.generators import registry
-from nar_plugins.models.flags import refuse_adaptive, refuse_merged, refuse_unread
-from nar_plugins.models.initialise import check_finetuned
+from nar_plugins.models.flags import refuse_unread, refuse_untrainable
 from nar_plugins.models.pairing import check_criterion, check_foreign_model
 from nar_plugins.modules.attention import training_kernel
 from nar_plugins.modules.precision import faster_dtype
@@ -98,6 +99,11 @@ class NarTask(FairseqTask):
         """The dictionaries that a checkpoint keeps the symbols of, by name."""
         return {"source": self.source_dictionary, "target": self.target_dictionary}
 
+    @classmethod
+    def load_dictionary(cls, filename):
+        """fairseq's dictionary, or BERT's when the file starts with ``[PAD]``."""
+        return load_dictionary(filename)
+
     # -- batches -------------------------------------------------------------------------------------------------------
 
     def can_reuse_epoch_itr(self, dataset):
@@ -152,7 +158,7 @@ class NarTask(FairseqTask):
             check_foreign_model(cfg, self)
             registry.check_model(ARCH_MODEL_REGISTRY.get(getattr(cfg, "_name", None) or getattr(cfg, "arch", None)))
             self.refuse_half()
-            refuse_merged(cfg)
+            refuse_untrainable(cfg, "merge_src_tgt_embed")
         model = super().build_model(cfg, from_checkpoint)
         accept_missing_mask_row(model)
         if not from_checkpoint:
@@ -183,7 +189,7 @@ class NarTask(FairseqTask):
 
         Heads and masks that another criterion does not know would stay as they are, in silence.
         """
-        refuse_adaptive(self.model_options)
+        refuse_untrainable(self.model_options, "adaptive_softmax_cutoff")
         name = getattr(cfg, "_name", None) or getattr(cfg, "criterion", None)
         if self.trained is not None and name is not None:
             check_criterion(*self.trained, name)
@@ -237,13 +243,12 @@ class NarTask(FairseqTask):
 
     def state_dict(self) -> Dict:
         """The symbols of the dictionaries, so that a checkpoint is not used with others of the same size."""
-        return {**super().state_dict(), "symbols": {side: "\n".join(d.symbols) for side, d in self.sides().items()}}
+        return {**super().state_dict(), **stored_symbols(self.sides())}
 
     def load_state_dict(self, state_dict: Dict) -> None:
         """Raise when the checkpoint's dictionaries are not this data's, naming the first symbol that differs."""
-        sides = self.sides()
-        for side, symbols in state_dict.get("symbols", {}).items():
-            check_same_symbols(symbols.split("\n"), sides[side].symbols, f"the {side} dictionary of {self.cfg.data}")
+        for side, dictionary in self.sides().items():
+            check_stored_symbols(state_dict, side, dictionary, f"the {side} dictionary of {self.cfg.data}")
 
     def get_checkpoint_dict(self) -> Dict:
         """fairseq-train's way to keep a task's state, beside the one for generation."""

@@ -1,9 +1,7 @@
 """The task of parallel text, for every model of this package and for fairseq's own ``transformer`` beside them."""
 
-import glob
 import json
 import logging
-import os
 from argparse import Namespace
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,10 +14,11 @@ from fairseq.tasks import FairseqTask, register_task
 from fairseq.tasks.translation import EVAL_BLEU_ORDER, TranslationConfig, TranslationTask
 from sacrebleu.metrics import BLEU
 
-from nar_plugins.checkpoint_io.teachers import check_teacher, load_drafter, load_teacher
+from nar_plugins.checkpoint_io.roles import check_teacher
+from nar_plugins.checkpoint_io.teachers import load_drafter, load_teacher
 from nar_plugins.compat.commands import at_end_of_command
-from nar_plugins.data import bleu, checks, reserved
-from nar_plugins.data.dictionary import add_mask, knows_mask, load_dictionary, not_words
+from nar_plugins.data import bleu, checks, reserved, splits
+from nar_plugins.data.dictionary import add_mask, knows_mask, not_words
 from nar_plugins.data.fertility import FertilityDataset, fertility_path
 from nar_plugins.data.inference import InferenceDataset, part_of
 from nar_plugins.generators import registry
@@ -33,6 +32,7 @@ from nar_plugins.generators.options import (
     refuse_foreign,
     refuse_interactive,
 )
+from nar_plugins.models.flags import flag
 from nar_plugins.tasks.base import NarTask, NarTaskConfig
 
 logger = logging.getLogger(__name__)
@@ -90,26 +90,16 @@ class NarTranslationTask(NarTask, TranslationTask):
     def setup_task(cls, cfg, **kwargs):
         """Load the dictionaries; languages are found as fairseq finds them."""
         cfg.left_pad_source = cfg.left_pad_target = False
-        folder = utils.split_paths(cfg.data)[0]
-        if not os.path.isdir(folder):
-            raise ValueError(f"no data folder '{folder}': binarise the text with fairseq-preprocess first")
-        if cfg.source_lang is None or cfg.target_lang is None:
-            cfg.source_lang, cfg.target_lang = checks.infer_languages(folder)
-        checks.check_languages(cfg.source_lang, cfg.target_lang)
+        folder = splits.folder_of(cfg.data)
+        cfg.source_lang, cfg.target_lang = splits.find_languages(folder, cfg.source_lang, cfg.target_lang)
         return super().setup_task(cfg, **kwargs)
-
-    @classmethod
-    def load_dictionary(cls, filename):
-        """fairseq's dictionary, or BERT's when the file starts with ``[PAD]``."""
-        return load_dictionary(filename)
 
     # -- data ----------------------------------------------------------------------------------------------------------
 
     def load_dataset(self, split, epoch=1, combine=False, **kwargs):
         """Load a split; raise, naming what is wrong, when its files or its tokens make no sense."""
         source, target = self.cfg.source_lang, self.cfg.target_lang
-        paths = utils.split_paths(self.cfg.data)
-        folder = paths[(epoch - 1) % len(paths)] if split == self.cfg.train_subset else paths[0]
+        folder = splits.folder_of(self.cfg.data, epoch if split == self.cfg.train_subset else 1)
         checks.check_files(folder, split, source, target, self.cfg.dataset_impl)
         super().load_dataset(split, epoch=epoch, combine=combine, **kwargs)
         dataset = self.datasets[split]
@@ -145,10 +135,11 @@ class NarTranslationTask(NarTask, TranslationTask):
         order.
         """
         source, target = self.cfg.source_lang, self.cfg.target_lang
-        more = [f"{split}{k}" for k in range(1, 100)] if combine else []
-        there = [name for name in more if list(Path(folder).glob(f"{glob.escape(name)}.*-*.{source}.*"))]
-        first = [split] * (self.cfg.upsample_primary if there else 1)
-        return [fertility_path(folder, name, source, target) for name in first + there]
+        names = [split]
+        if combine:
+            names = splits.combined_splits(folder, split, source, target, self.cfg.dataset_impl)
+        upsampled = names[:1] * (self.cfg.upsample_primary if len(names) > 1 else 1)
+        return [fertility_path(folder, name, source, target) for name in upsampled + names[1:]]
 
     def build_dataset_for_inference(self, src_tokens, src_lengths, constraints=None):
         """The lines given to ``fairseq-interactive``, padded on the right and read as in training."""
@@ -315,7 +306,7 @@ class NarTranslationTask(NarTask, TranslationTask):
         config = Namespace(**{name: given.get(name, getattr(self.cfg, name)) for name in ours})
         for name, value in vars(config).items():
             if isinstance(value, float) and value != value:  # which is neither below nor above any bound
-                raise ValueError(f"--{name.replace('_', '-')} {value}: give a number")
+                raise ValueError(f"{flag(name)} {value}: give a number")
         return config
 
     # -- validation ----------------------------------------------------------------------------------------------------

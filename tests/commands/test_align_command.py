@@ -10,7 +10,7 @@ from conftest import preprocess, random_sentences, run, write_pairs
 from fairseq.data import data_utils
 
 from nar_plugins.cli import align
-from nar_plugins.corpora.align import load_text
+from nar_plugins.corpora.text import load_text
 from nar_plugins.data.fertility import read_fertilities
 
 

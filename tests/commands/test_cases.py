@@ -1,5 +1,5 @@
-"""The small inputs that users of this and of other projects came with, where the folder that keeps them is beside the
-project.
+"""The small inputs that users of this and of other projects came with, where a folder of test inputs is beside the
+checkout; without it these tests are skipped.
 
 Each stands for a kind that has its own tests; here the inputs go through the commands as they were reported.
 """

@@ -1,4 +1,5 @@
-"""Every fairseq-* and nar-* command line in README, examples and scripts parses, and every flag of ours is read.
+"""Every fairseq-* and nar-* command line in README, docs, examples and scripts parses, every link of a page leads to a
+file, and every flag of ours is read.
 
 A shell script is not run. Its assignments are collected (arrays, ``case`` branches and ``for`` loops give
 alternatives), its variables are put in, and what is unknown becomes a placeholder that is a word and a number.
@@ -137,7 +138,8 @@ def expand(word: str, known: Dict[str, List[List[str]]], depth: int = 0) -> List
 
 def shell_commands(text: str, where: str, first: int = 1) -> List[Command]:
     """The commands of this project in a piece of shell, once for every alternative of their variables."""
-    out, known = [], assignments(plain(text))
+    library = (ROOT / "examples" / "lib.sh").read_text(encoding="utf-8") if "/lib.sh" in text else ""
+    out, known = [], assignments(plain(library + text))
     for name in re.findall(r"\$\((nar-[a-z-]+)\)", text):
         out.append(Command(f"{where}:{first + text[: text.index('$(' + name)].count(chr(10))}", name, []))
     line = first
@@ -186,10 +188,16 @@ def commands_in(path: Path) -> List[Command]:
     return out
 
 
+RUN_ELSEWHERE = ROOT / "docs" / "add_a_method.md"  # its commands need the page's own --user-dir: its own test runs them
+
+
+def pages() -> List[Path]:
+    return sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "examples").rglob("*.md")])
+
+
 def documents() -> List[Path]:
-    examples, scripts = ROOT / "examples", ROOT / "scripts"
-    found = [ROOT / "README.md", *examples.rglob("*.md"), *examples.rglob("*.sh"), *scripts.glob("*.sh")]
-    return sorted(path for path in found if path.exists())
+    scripts = [*(ROOT / "examples").rglob("*.sh"), *(ROOT / "scripts").glob("*.sh")]
+    return sorted([*(page for page in pages() if page != RUN_ELSEWHERE), *scripts])
 
 
 def complete(command: Command) -> List[str]:
@@ -307,6 +315,99 @@ def test_a_wrong_flag_or_value_would_be_found(line):
     (command,) = shell_commands(line, "page.md")
     with pytest.raises(SystemExit):
         parse(command)
+
+
+# -- links -------------------------------------------------------------------------------------------------------------
+
+
+def links(text: str) -> List[str]:
+    """The targets of a page's links, ``[text](target)`` and ``[name]: target``, without those into the web."""
+    prose = re.sub(r"^```.*?^```|`[^`\n]*`", "", text, flags=re.M | re.S)
+    targets = re.findall(r"\]\(([^)\s]+)\)", prose) + re.findall(r"^\[[^\]\n]+\]: (\S+)", prose, re.M)
+    return [target for target in targets if "://" not in target]
+
+
+def anchors(text: str) -> List[str]:
+    """The headings of a page as GitHub names them in links."""
+    headings = re.findall(r"^#+ (.+)$", re.sub(r"^```.*?^```", "", text, flags=re.M | re.S), re.M)
+    return [re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings]
+
+
+def broken_links(page: Path) -> List[str]:
+    broken = []
+    for target in links(page.read_text(encoding="utf-8")):
+        name, _, anchor = target.partition("#")
+        file = (page.parent / name) if name else page
+        if not file.exists() or (anchor and anchor not in anchors(file.read_text(encoding="utf-8"))):
+            broken.append(target)
+    return broken
+
+
+@pytest.mark.parametrize("page", pages(), ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_link_of_a_page_leads_to_a_file_or_heading(page):
+    assert not broken_links(page)
+
+
+def test_a_broken_link_would_be_found(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text(
+        "# A head, here\n[a](page.md) [b](none.md) [c](#a-head-here) [d](#no) [e](https://x.y/z) [f][1] `[g](x)`\n\n"
+        "[1]: nowhere.md\n",
+        encoding="utf-8",
+    )
+    assert broken_links(page) == ["none.md", "#no", "nowhere.md"]
+
+
+# -- names -------------------------------------------------------------------------------------------------------------
+
+
+def missing_names(page: Path) -> List[str]:
+    """The names that a row of a table tells the reader to look for, and that no file that the row links to holds."""
+    missing = []
+    for row in re.findall(r"^\|.*\|$", page.read_text(encoding="utf-8"), re.M):
+        linked = [page.parent / target for target in re.findall(r"\]\(([^)#\s]+)\)", row) if "://" not in target]
+        files = [file for path in linked for file in ([path] if path.is_file() else path.rglob("*.py"))]
+        code = "".join(file.read_text(encoding="utf-8") for file in files)
+        names = (
+            re.findall(r"`([A-Za-z_]\w*)`", re.sub(r"\[[^\]]*\]\([^)]*\)", "", row.split("|", 2)[2])) if files else []
+        )
+        missing += [name for name in names if not re.search(rf"\b{name}\b", code)]
+    return missing
+
+
+def test_start_here_names_what_is_in_the_files():
+    assert not missing_names(ROOT / "docs" / "start_here.md")
+
+
+def test_a_name_that_is_not_in_its_file_would_be_found(tmp_path):
+    (tmp_path / "code.py").write_text("def there(): pass\n", encoding="utf-8")
+    page = tmp_path / "page.md"
+    page.write_text("| question | [code](code.py) | `there`, `gone` |\n| `none` | [x](code.py) | |\n", encoding="utf-8")
+    assert missing_names(page) == ["gone"]
+
+
+def quoted_messages(page: Path) -> List[str]:
+    """The messages in the first column of a page's tables whose head is ``message``; not those of argparse."""
+    tables = re.findall(r"^\| message \|.*\n(?:\|.*\n)+", page.read_text(encoding="utf-8"), re.M)
+    cells = [row.split(" | ")[0] for table in tables for row in table.splitlines()[2:]]
+    return [match.group(1) for match in (re.match(r"\| `([^`]+)`", cell) for cell in cells) if match]
+
+
+def longest_run(message: str, code: str) -> int:
+    """How many consecutive words of a message stand in the code as they are."""
+    words = message.split()
+    spans = itertools.combinations(range(len(words) + 1), 2)
+    return max(end - start for start, end in spans if " ".join(words[start:end]) in code)
+
+
+def test_troubleshooting_quotes_messages_that_there_are():
+    files = sorted((ROOT / "nar_plugins").rglob("*.py"))
+    code = re.sub(r'"\s*\n\s*f?"', "", "".join(path.read_text(encoding="utf-8") for path in files))
+    messages = quoted_messages(ROOT / "docs" / "troubleshooting.md")
+    assert len(messages) > 20
+    theirs = [message for message in messages if not message.startswith("invalid choice")]  # argparse's
+    assert not [message for message in theirs if longest_run(message, code) < 3]
+    assert longest_run("the colour differs: paint the checkpoint", code) < 3
 
 
 # -- every flag is read ------------------------------------------------------------------------------------------------

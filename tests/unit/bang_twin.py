@@ -33,7 +33,8 @@ def inputs(lengths, seed=3):
 
 
 def visible(length: int, streams: int) -> torch.Tensor:
-    """Spec A.2, by definition: ((1 + N) * T, (1 + N) * T) bool, stream-major, the main stream first.
+    """Cross-stream visibility (Qi et al. 2021, figure 1), by definition: ((1 + N) * T, (1 + N) * T) bool,
+    stream-major, the main stream first.
 
     M_t sees M_0 .. M_t. S_{k,t} with s = t - k + 1 >= 0 sees M_0 .. M_s and S_{i,s+i-1} for i = 1 .. k.
     """

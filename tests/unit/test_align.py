@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from nar_plugins.corpora.align import Aligner, Text, fertilities, read_links
+from nar_plugins.corpora.aligner import Aligner
+from nar_plugins.corpora.links import fertilities, one_each, parse_links
+from nar_plugins.corpora.text import Text
 
 
 def translations(pairs: int, seed: int, reach: float = 1.5, words: int = 300):
@@ -164,7 +166,8 @@ def test_fertilities_add_up_to_the_lengths():
 
 def read(tmp_path, text: str, source, target) -> list:
     (tmp_path / "links").write_text(text, encoding="utf-8")
-    return read_links(tmp_path / "links", np.array(source), np.array(target)).tolist()
+    sizes = np.array(source), np.array(target)
+    return one_each(parse_links(tmp_path / "links", *sizes), *sizes).tolist()
 
 
 @pytest.mark.parametrize(
@@ -210,4 +213,4 @@ def test_other_files_are_refused(tmp_path, text, says):
 
 def test_an_absent_file_is_named(tmp_path):
     with pytest.raises(ValueError, match="no alignments .*links"):
-        read_links(tmp_path / "links", np.array([1]), np.array([1]))
+        parse_links(tmp_path / "links", np.array([1]), np.array([1]))

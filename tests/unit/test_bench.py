@@ -8,32 +8,33 @@ import pytest
 import torch
 
 from nar_plugins.cli import bench
-from nar_plugins.measure.plots import Row, groups, quality_against_passes
+from nar_plugins.measure.plots import Row, group, groups, quality_against_passes
 from nar_plugins.measure.quality import score
 from nar_plugins.measure.speed import Output, System
+from nar_plugins.measure.table import comparison
 
 QUALITY = score(["a b c d e"], [["a b c d e"]])
 
 
-def table(capsys, *outputs) -> list:
+def table(*outputs) -> list:
     """Row -> heading -> cell, of systems with 4 and 50 sentences a second (batch 1), 20 and 100 (batch 32)."""
     systems = [SimpleNamespace(name=f"system {i}", cuda=False) for i in range(2)]
-    bench.table(systems, outputs, [QUALITY] * 2, [1, 32], [[4.0, 50.0], [20.0, 100.0]])
-    lines = [line.strip("| ") for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    text = comparison(systems, outputs, [QUALITY] * 2, [1, 32], [[4.0, 50.0], [20.0, 100.0]])
+    lines = [line.strip("| ") for line in text.splitlines() if line.startswith("|")]
     heads, _, *rows = ([cell.strip() for cell in line.split(" | ")] for line in lines)
     return [dict(zip(heads, row)) for row in rows]
 
 
-def test_milliseconds_a_sentence_follow_from_the_speed(capsys):
-    first, second = table(capsys, Output(["a"], 9), Output(["a"], 3))
+def test_milliseconds_a_sentence_follow_from_the_speed():
+    first, second = table(Output(["a"], 9), Output(["a"], 3))
     assert [first[f"ms/sentence, batch {size}"] for size in (1, 32)] == ["250.0", "50.0"]
     assert [second[f"ms/sentence, batch {size}"] for size in (1, 32)] == ["20.0", "10.0"]
     assert second["x system 0, batch 1"] == "12.50" and second["sent/s, batch 32"] == "100.0"
 
 
-def test_wasted_masks_have_a_column_where_a_system_counts_them(capsys):
-    assert [row["masks wasted"] for row in table(capsys, Output(["a"], 9), Output(["a"], 3, 0.256))] == ["-", "26%"]
-    assert all("masks wasted" not in row for row in table(capsys, Output(["a"], 9), Output(["a"], 3)))
+def test_wasted_masks_have_a_column_where_a_system_counts_them():
+    assert [row["masks wasted"] for row in table(Output(["a"], 9), Output(["a"], 3, 0.256))] == ["-", "26%"]
+    assert all("masks wasted" not in row for row in table(Output(["a"], 9), Output(["a"], 3)))
 
 
 def test_outputs_are_kept_under_the_systems_names(tmp_path):
@@ -90,7 +91,7 @@ def test_wasted_masks_are_those_of_the_decoding(counts, wasted):
 
 def test_systems_whose_names_differ_in_a_last_number_are_a_group():
     names = ["adaptive 0.9", "adaptive 0.5", "cascade -0.5", "CMLM, R = 4", "CMLM, R = 10", "AR greedy", "NAT"]
-    assert [bench.group(name) for name in names] == [
+    assert [group(name) for name in names] == [
         "adaptive",
         "adaptive",
         "cascade",

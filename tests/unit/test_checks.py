@@ -6,6 +6,7 @@ from fairseq.data import ConcatDataset, Dictionary, indexed_dataset
 from fairseq.tasks.translation import load_langpair_dataset
 
 from nar_plugins.data import checks
+from nar_plugins.data.splits import find_languages
 
 
 def write(stem, sentences):
@@ -63,9 +64,9 @@ def test_tokens_beyond_the_dictionary_and_too_many_unknown_ones_are_refused():
         checks.check_tokens([torch.tensor([3, 5, 2])], dictionary(), "train (en)")
 
 
-def test_one_language_is_no_pair():
+def test_one_language_is_no_pair(tmp_path):
     with pytest.raises(ValueError, match="both 'en'"):
-        checks.check_languages("en", "en")
+        find_languages(str(tmp_path), "en", "en")
 
 
 def test_a_dictionary_without_words_is_refused():

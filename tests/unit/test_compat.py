@@ -70,7 +70,7 @@ def test_a_checkpoint_that_would_run_code_is_refused_and_runs_none(tmp_path, for
     marker.unlink()
     assert "could run code" in refusal(path)
     with pytest.raises(compat.CheckpointError):
-        compat.check_checkpoint(path)
+        compat.checked(path)
     assert not marker.exists()
 
 

@@ -13,8 +13,10 @@ import tiny
 import torch
 from fairseq.data import data_utils
 
-from nar_plugins.corpora import distill as corpus
-from nar_plugins.corpora.distill import Folder, Job, binarise, report_of, write
+from nar_plugins.corpora import distill_folder
+from nar_plugins.corpora.distill_data import Data, binarise, report_of, write
+from nar_plugins.corpora.distill_folder import Folder
+from nar_plugins.corpora.distill_job import Job
 from nar_plugins.corpora.filters import GRACE, REASONS, Limits, most_repeats, reason
 
 EOS, UNK = 2, 3
@@ -212,7 +214,7 @@ def data(tmp_path):
     for name in ("test.a-b.a.bin", "dict.a.txt", "train.a-c.a.bin", "valid.a-b.fert", "preprocess.log"):
         (folder / name).write_text(name)
     cfg = SimpleNamespace(data=str(folder), source_lang="a", target_lang="b", dataset_impl=None)
-    return corpus.Data(cfg, "train")
+    return Data(cfg, "train")
 
 
 def test_the_dictionaries_and_the_other_splits_are_copied(data):
@@ -222,17 +224,17 @@ def test_the_dictionaries_and_the_other_splits_are_copied(data):
 
 def test_data_of_the_other_direction_keep_their_names(data):
     cfg = SimpleNamespace(data=str(data.folder), source_lang="b", target_lang="a", dataset_impl=None)
-    assert corpus.Data(cfg, "train").stems == ["train.a-b.b", "train.a-b.a"]
+    assert Data(cfg, "train").stems == ["train.a-b.b", "train.a-b.a"]
 
 
 def test_several_training_sets_are_refused(data):
     cfg = SimpleNamespace(data=f"{data.folder}:{data.folder}", source_lang="a", target_lang="b", dataset_impl=None)
     with pytest.raises(ValueError, match="names 2 data folders"):
-        corpus.Data(cfg, "train")
+        Data(cfg, "train")
     cfg.data = str(data.folder)
     (data.folder / "train1.a-b.a.idx").touch()
     with pytest.raises(ValueError, match="holds train1 beside train"):
-        corpus.Data(cfg, "train")
+        Data(cfg, "train")
 
 
 def written(folder, data, records, **job):
@@ -365,7 +367,7 @@ def test_without_locks_nothing_is_removed(folder, monkeypatch):
     def no_locks(*args):
         raise OSError("no locks available")
 
-    monkeypatch.setattr(corpus.fcntl, "flock", no_locks)
+    monkeypatch.setattr(distill_folder.fcntl, "flock", no_locks)
     dead = folder.own / f"{folder.unfinished}dead"
     dead.mkdir()
     with folder.shared():

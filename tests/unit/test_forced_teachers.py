@@ -6,7 +6,7 @@ import pytest
 import tiny
 import torch
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
-from test_companions import edited, save
+from test_teachers import edited, save
 
 from nar_plugins.checkpoint_io.teachers import check_teacher, load_teacher
 from nar_plugins.generators.beam import BeamGenerator

@@ -8,7 +8,7 @@ import torch
 from fairseq.data import BucketPadLengthDataset, ConcatDataset, bucket_pad_length_dataset, data_utils, indexed_dataset
 from tiny import dictionary
 
-from nar_plugins.cli import align
+from nar_plugins.corpora.text import load_pair
 from nar_plugins.data import reserved
 from nar_plugins.data.dictionary import MASK, add_mask, knows_mask, load_dictionary, not_words
 
@@ -125,5 +125,5 @@ def test_the_aligner_sees_what_the_model_will_see(tmp_path):
     for language in ("en", "de"):
         write(tmp_path / f"train.en-de.{language}")
         held().save(str(tmp_path / f"dict.{language}.txt"))
-    for text in align.load_pair(str(tmp_path), "train", "en", "de", str(tmp_path)):
+    for text in load_pair(str(tmp_path), "train", "en", "de", str(tmp_path)):
         assert text.tokens.tolist() == [token for sentence in unknown(TEXT) for token in sentence[:-1]]

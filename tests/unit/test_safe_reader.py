@@ -221,7 +221,7 @@ def test_a_call_is_refused_wherever_it_stands_and_not_made(tmp_path, monkeypatch
         assert "could run code when loaded" in said and "GLOBAL tempfile.mkdtemp" in said
         assert said.endswith(f"nar-convert fairseq {path} --out FILE writes a copy without them")
         with pytest.raises(CheckpointError):
-            compat.check_checkpoint(path)
+            compat.checked(path)
     assert list(made.iterdir()) == []
     torch.load(save(tmp_path / "c.pt", PLACES[place](call), form), weights_only=False)
     assert list(made.iterdir())  # the trap works

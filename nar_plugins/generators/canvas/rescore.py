@@ -20,7 +20,7 @@ class Rescorer:
     scores.
 
     Args:
-        model: an AR model (``models.companions.load_teacher``).
+        model: an AR model (``checkpoint_io.teachers.load_teacher``).
         pad, eos, mask: indices in the target dictionary.
         options: fairseq's ``GenerationConfig``.
 

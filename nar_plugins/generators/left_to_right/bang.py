@@ -2,7 +2,7 @@
 
 A BANG decoder is causal over [what is decided][masks], so the first mask of a block is the next-token prediction and
 the later ones look further ahead (Qi et al. 2021). A policy is two numbers a pass: how many masks follow, and how many
-of their tokens are kept. All of them take one pass a step (specs/bang.md, D).
+of their tokens are kept. All of them take one pass a step.
 """
 
 import logging

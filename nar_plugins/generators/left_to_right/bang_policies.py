@@ -1,4 +1,6 @@
-"""How many masks a pass of a ``bang`` decoder asks, and how many of their tokens it keeps (specs/bang.md, D)."""
+"""How many masks a pass of a ``bang`` decoder asks, and how many of their tokens it keeps (Qi et al. 2021:
+the first mask is the autoregressive prediction, all masks at once the non-autoregressive one).
+"""
 
 import torch
 from torch import Tensor

@@ -10,6 +10,7 @@ from fairseq.models.transformer import TransformerConfig, TransformerModel
 from fairseq.models.transformer.transformer_legacy import base_architecture as transformer_base
 from torch import Tensor
 
+from nar_plugins.checkpoint_io.start import check_tables
 from nar_plugins.models.architectures import default, sizes, switch_on
 from nar_plugins.models.bang.decoder import BangDecoder, BangEncoder
 from nar_plugins.models.bang.losses import (
@@ -148,35 +149,9 @@ class BangModel(TransformerModel):
         return class_losses(losses, nll, stands_for, count_cells(real, full, starts, sees_bos), weights)
 
     def upgrade_state_dict_named(self, state_dict, name):
-        """Raise, saying how they differ, for a checkpoint whose vocabulary or positions are not the model's.
-
-        A vocabulary that lacks only its last row, ``<mask>``, is accepted.
-        """
+        """Refuse, saying how they differ, a checkpoint whose vocabulary or positions are not the model's."""
         super().upgrade_state_dict_named(state_dict, name)
-        prefix = f"{name}." if name else ""
-        for side, flag in (("encoder", "source"), ("decoder", "target")):
-            for part in ("embed_tokens", "embed_positions"):
-                key = f"{side}.{part}.weight"
-                stored, own = state_dict.get(prefix + key), self.get_parameter(key)
-                if stored is None or stored.shape == own.shape:
-                    continue
-                there, here = len(stored), len(own)
-                if stored.size(1) != own.size(1):
-                    raise ValueError(
-                        f"{key} is {stored.size(1)} wide in the checkpoint and {own.size(1)} here: "
-                        "give the --arch or --encoder-embed-dim that it was trained with"
-                    )
-                if part == "embed_tokens" and there + 1 != here:
-                    raise ValueError(
-                        f"the vocabulary has {there} symbols in the checkpoint and {here} here ({key}): "
-                        "binarise the data with its dictionary (fairseq-preprocess --srcdict)"
-                    )
-                if part == "embed_positions":
-                    most = getattr(self.args, f"max_{flag}_positions")
-                    raise ValueError(
-                        f"the {side} has {most + there - here} positions in the checkpoint and {most} here: "
-                        f"give --max-{flag}-positions {most + there - here}"
-                    )
+        check_tables(self, state_dict, name)
 
 
 @torch.no_grad()

@@ -1,6 +1,5 @@
 """Blockwise parallel decoding (Stern et al. 2018): an AR Transformer that also proposes the tokens after the next."""
 
-import logging
 from typing import Callable, Dict, Iterator, List, NamedTuple, Optional, Tuple
 
 import torch
@@ -11,6 +10,7 @@ from fairseq.models.transformer.transformer_legacy import base_architecture as t
 from fairseq.modules.checkpoint_activations import unwrap_checkpoint
 from torch import Tensor
 
+from nar_plugins.checkpoint_io.start import NewParameters, start_new_parameters
 from nar_plugins.models.architectures import default, sizes
 from nar_plugins.models.base import wrap
 from nar_plugins.models.blockwise.parallel_heads import HEADS, ProposalHeads
@@ -21,10 +21,6 @@ from nar_plugins.modules.attention import allowed_sources, attend_packed
 from nar_plugins.modules.fused_loss import fused_word_loss
 from nar_plugins.modules.losses import LossPart
 from nar_plugins.modules.packing import queries_of_sentences
-
-logger = logging.getLogger(__name__)
-
-OWN_PART = "decoder.proposal_heads."  # the parameters that an AR model does not have
 
 
 class HeadObjective(NamedTuple):
@@ -108,6 +104,14 @@ class BlockwiseModel(TransformerModel):
 
     generators = ("blockwise", "beam")
     tasks, criterions = ("nar_translation",), ("blockwise_loss",)
+    new_parameters = (  # that an AR model does not have
+        NewParameters(
+            r"decoder\.proposal_heads\.",
+            "proposal heads",
+            "--block-head",
+            "--block-size, --block-head, --block-ffn-dim and --freeze-base",
+        ),
+    )
     unread_flags = UNREAD  # the task refuses them in training
 
     @classmethod
@@ -260,33 +264,9 @@ class BlockwiseModel(TransformerModel):
                 yield state[there], word[there]
 
     def upgrade_state_dict_named(self, state_dict, name):
-        """Let ``--finetune-from-model`` take an AR checkpoint: heads that it wholly lacks start afresh.
-
-        Raises:
-            ValueError: the checkpoint has a part of the heads, or heads of another form.
-        """
+        """Let ``--finetune-from-model`` take an AR checkpoint."""
         super().upgrade_state_dict_named(state_dict, name)
-        prefix = f"{name}." if name else ""
-        own = {key: value for key, value in self.state_dict().items() if key.startswith(OWN_PART)}
-        there = [key for key in state_dict if key.startswith(prefix + OWN_PART)]
-        if own and not there:
-            logger.warning(
-                f"the checkpoint has no {OWN_PART}* (an AR model's?): the heads start from their initialisation"
-            )
-            state_dict.update({prefix + key: value.clone() for key, value in own.items()})
-            return
-        for key, value in own.items():
-            stored = state_dict.get(prefix + key)
-            if stored is None:
-                raise ValueError(
-                    f"the checkpoint has proposal heads, but no {key}: it is incomplete, or of another --block-head"
-                )
-            if stored.shape != value.shape:
-                raise ValueError(
-                    f"{key} is {tuple(stored.shape)} in the checkpoint and {tuple(value.shape)} here: give the "
-                    "--block-size, "
-                    "--block-head, --block-ffn-dim and --freeze-base that it was trained with"
-                )
+        start_new_parameters(self, state_dict, name)
 
 
 @register_model_architecture("blockwise", "blockwise")

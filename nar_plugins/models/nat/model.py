@@ -9,6 +9,7 @@ from fairseq.models.transformer import TransformerConfig
 from fairseq.models.transformer.transformer_legacy import base_architecture as transformer_base
 from torch import Tensor
 
+from nar_plugins.checkpoint_io.start import NewParameters
 from nar_plugins.data.noise import GLANCING_STREAM, uniform
 from nar_plugins.models.architectures import default, sizes
 from nar_plugins.models.base import NarDecoder, NarEncoder, NarModel, wrap
@@ -108,10 +109,15 @@ class NatModel(NarModel):
 
     generators = ("one_pass", "noisy_parallel")  # the second with fertilities only; a built model has its own
 
-    own_parts = (
-        *NarModel.own_parts,
-        r"encoder\.fertility_head\.",
-        r"decoder\.layers\.\d+\.positional_attn(_layer_norm)?\.",
+    new_parameters = (
+        *NarModel.new_parameters,
+        NewParameters(r"encoder\.fertility_head\.", "a fertility head", "--source-copy", "--encoder-embed-dim"),
+        NewParameters(
+            r"decoder\.layers\.\d+\.positional_attn(_layer_norm)?\.",
+            "positional attention",
+            "--decoder-layers",
+            "--decoder-embed-dim",
+        ),
     )
     unread_flags = UNREAD_WITHOUT_PQ  # fairseq's decoder projects the embeddings of its tokens, and here are none
 

@@ -90,7 +90,8 @@ class Drafter:
 
 
 class HeadsDrafter(Drafter):
-    """The proposal heads 2 to K of a model, at the last accepted position only (spec A.6).
+    """The proposal heads 2 to K of a model, at the last accepted position only
+    (Stern et al. 2018, section 4).
 
     Args:
         decoder: the model's. which: the model's number in the ensemble.
@@ -237,7 +238,7 @@ class ModelDrafter(TextDrafter):
     model is not asked again.
 
     Args:
-        model: a ``cmlm`` or a ``nat`` (``models.companions.load_drafter``); it decodes as its own generator does by
+        model: a ``cmlm`` or a ``nat`` (see ``load_drafter``); it decodes as its own generator does by
             itself, a ``cmlm`` with one length and ``--drafter-iterations`` passes.
         dictionary: the target's.
         mask: index of ``<mask>``.

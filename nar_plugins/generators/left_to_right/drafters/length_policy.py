@@ -1,12 +1,14 @@
-"""How many proposals to make and to verify: as many as pay for themselves (specs/blockwise.md, C.5)."""
+"""How many proposals to make and to verify: as many as pay for themselves (Huang et al. 2024, SpecDec++: a
+threshold on the probability that all proposals so far are accepted).
+"""
 
 from typing import Dict, List, Optional
 
 from nar_plugins.generators.left_to_right.drafters.base import Drafter, Drafts
 
 # What a call of the decoder costs apart from its tokens, in tokens. A call of b rows and m tokens each takes as long as
-# OVERHEAD + b * m. On one CPU core calls of 2 to 128 tokens fit 13 to 24 (specs/blockwise.md, C.0, measured with 6
-# layers of 512), on another 12 to 34 (benchmarks/bench_blockwise.py); on a GPU launching the kernels costs as much as
+# OVERHEAD + b * m. On one CPU core calls of 2 to 128 tokens fit 13 to 24 (measured with 6 layers of 512),
+# on another 12 to 34 (benchmarks/bench_blockwise.py); on a GPU launching the kernels costs as much as
 # some hundred tokens (not measured).
 OVERHEAD: Dict[str, int] = {"cpu": 16, "cuda": 256}
 

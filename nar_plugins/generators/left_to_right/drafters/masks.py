@@ -1,4 +1,4 @@
-"""BANG drafts for itself: its masks propose what its next-token mode verifies, in the same pass (specs/bang.md, D,
+"""BANG drafts for itself: its masks propose what its next-token mode verifies, in the same pass (policy
 ``verify``).
 
 The blockwise verifier asks a decoder what follows every token of a block. A BANG decoder answers with the first of

@@ -1,0 +1,55 @@
+"""Whether a checkpoint's dictionaries are the data's: by the symbols that it keeps, or by the files it was made of."""
+
+from pathlib import Path
+from typing import Dict, Optional
+
+from fairseq import utils
+from fairseq.data import Dictionary
+
+from nar_plugins.data.dictionary import check_same_symbols, load_dictionary
+
+
+def stored_symbols(dictionaries: Dict[str, Dictionary]) -> Dict[str, Dict[str, str]]:
+    """What a checkpoint's ``task_state`` keeps of dictionaries, by side."""
+    return {"symbols": {side: "\n".join(dictionary.symbols) for side, dictionary in dictionaries.items()}}
+
+
+def check_stored_symbols(task_state: Optional[Dict], side: str, dictionary: Dictionary, name: str) -> bool:
+    """Raise when the symbols that a checkpoint keeps for a side are not the dictionary's; whether it keeps any.
+
+    Args:
+        task_state: the checkpoint's; None where it has none.
+        name: what the message calls the dictionary.
+
+    Raises:
+        ValueError: the first symbol that differs.
+    """
+    symbols = (task_state or {}).get("symbols", {}).get(side)
+    if symbols is not None:
+        check_same_symbols(symbols.split("\n"), dictionary.symbols, name)
+    return symbols is not None
+
+
+def check_symbols_of_files(cfg, weights, task) -> None:
+    """Raise when the dictionary files that a checkpoint was trained with are still there and are not the task's.
+
+    A checkpoint of fairseq's ``translation`` keeps no symbols, only the path of its data. A file whose size is not the
+    checkpoint's own (but for ``<mask>``) is of other data by now, and says nothing.
+
+    Args:
+        cfg: the checkpoint's. weights: its parameters by name.
+    """
+    folder = utils.split_paths(cfg.task.data or "")[0]
+    # languages that fairseq inferred are not in the checkpoint: then those of the task
+    sides = (
+        ("source", cfg.task.source_lang or task.cfg.source_lang, "encoder", task.source_dictionary),
+        ("target", cfg.task.target_lang or task.cfg.target_lang, "decoder", task.target_dictionary),
+    )
+    for side, language, part, ours in sides:
+        file = Path(folder, f"dict.{language}.txt")
+        table = weights.get(f"{part}.embed_tokens.weight")
+        if table is None or not file.is_file():
+            continue
+        theirs = load_dictionary(str(file)).symbols
+        if len(table) - len(theirs) in (0, 1):
+            check_same_symbols(theirs, ours.symbols, f"the {side} dictionary of {task.cfg.data}")

@@ -1,0 +1,52 @@
+"""nar-average: one checkpoint of several of a run, whose parameters are their mean.
+
+    nar-average --best 5 cmlm --out cmlm/average.pt     # by --best-checkpoint-metric, as Mask-Predict's paper does
+    nar-average --last 5 ar --out ar/average.pt         # as Vaswani et al. 2017
+    nar-average a.pt b.pt c.pt --out average.pt
+
+For --best the training keeps them: --keep-best-checkpoints N, or every epoch's (fairseq's default); for --last
+--keep-last-epochs N or --save-interval-updates with --keep-interval-updates N.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from nar_plugins.checkpoint_io.average import average, choose
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="nar-average", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "paths", type=Path, nargs="+", metavar="PATH", help="checkpoints; one --save-dir with --best or --last"
+    )
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--best", type=int, metavar="N", help="the N best of the folder by validation")
+    which.add_argument("--last", type=int, metavar="N", help="the last N of the folder")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the new checkpoint")
+    return parser
+
+
+def main(argv=None) -> None:
+    args = build_parser().parse_args(argv)
+    try:
+        paths = args.paths
+        if args.best is not None or args.last is not None:
+            flag, number = ("--best", args.best) if args.best is not None else ("--last", args.last)
+            if number < 2:
+                raise ValueError(f"{flag} {number}: an average needs two checkpoints at least")
+            if len(paths) != 1 or not paths[0].is_dir():
+                raise ValueError(f"{flag} {number} takes one folder, the --save-dir of a training")
+            paths = choose(paths[0], args.last, args.best)
+        elif any(path.is_dir() for path in paths):
+            raise ValueError("a folder needs --best N or --last N")
+        average(paths, args.out)
+    except (ValueError, OSError) as error:
+        sys.exit(f"nar-average: {error}")
+    print(f"{args.out}: the mean of {', '.join(path.name for path in paths)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,112 @@
+"""The data set that is distilled, and the one that is written."""
+
+import os
+import shutil
+from collections import Counter
+from pathlib import Path
+from typing import Dict, Iterable, List, Sequence
+
+import torch
+from fairseq import utils
+from fairseq.data import data_utils, indexed_dataset
+
+from nar_plugins.corpora.distill_folder import Folder
+from nar_plugins.corpora.distill_job import Job
+from nar_plugins.corpora.filters import REASONS, reason
+from nar_plugins.data.splits import BINARISED, RAW, exists, find_stems
+
+
+class Data:
+    """The files of a binarised data set: its dictionaries and all splits but one are copied, the targets of that one
+    made.
+
+    What else may be in the folder, fertilities for example, belongs to the targets that it was made of.
+
+    Args:
+        cfg: the task's.
+        split: the one that is distilled.
+    """
+
+    def __init__(self, cfg, split: str):
+        folders = utils.split_paths(cfg.data)
+        if len(folders) > 1:
+            raise ValueError(f"{cfg.data} names {len(folders)} data folders: distil them one by one")
+        self.folder = Path(folders[0])
+        source, target = cfg.source_lang, cfg.target_lang
+
+        def stems(name: str, ending: str) -> List[str]:
+            return find_stems(folders[0], name, source, target, [ending])
+
+        binarised, raw = stems(split, BINARISED), stems(split, RAW)
+        if not exists(binarised[0], [BINARISED]) and exists(raw[0], [RAW]):
+            raise ValueError(f"{self.folder} holds {split} as raw text: binarise it with fairseq-preprocess first")
+        if exists(stems(f"{split}1", BINARISED)[0], [BINARISED]):
+            raise ValueError(f"{self.folder} holds {split}1 beside {split}: distil a folder with one training split")
+        self.impl, self.stems = cfg.dataset_impl, [Path(stem).name for stem in binarised]
+        self.last_file = f"{self.stems[1]}.idx"
+        files = [p for p in sorted(self.folder.iterdir()) if p.suffix in (".bin", ".idx") or p.name.startswith("dict.")]
+        self.copied = [p for p in files if not p.name.startswith(f"{split}.")]
+        self.files = [*self.copied, *(p for p in files if p.stem in self.stems)]
+
+    def sides(self) -> List[Sequence[torch.Tensor]]:
+        """Source (S,) and target (T,) int64 of every line, as the files have them."""
+        return [data_utils.load_indexed_dataset(str(self.folder / stem), None, self.impl) for stem in self.stems]
+
+
+def write(job: Job, task, data: Data, records: Dict[int, Dict], folder: Folder) -> str:
+    """Write the data set from all finished batches; returns the report."""
+    said = {line: tokens for record in records.values() for line, tokens in zip(record["lines"], record["tokens"])}
+    limits = {line: record["longest"] for record in records.values() for line in record["lines"]}
+    sources, targets = data.sides()
+    unk = task.target_dictionary.unk()
+    why = {line: reason(sources[line].numpy(), said[line], limits[line], job.limits, unk) for line in sorted(said)}
+    kept = [line for line in why if why[line] is None or not job.drop]
+    originals = range(len(sources)) if job.mix else []
+    if not kept:
+        raise ValueError(f"none of {len(sources)} lines would be left: give other limits, or no --filter")
+    different = len({said[line].tobytes() for line in kept})
+    report = report_of(job, len(sources), len(kept), different, Counter(why.values()))
+    sides = (
+        (sources[line] for line in (*originals, *kept)),
+        (
+            targets[line] if original else torch.from_numpy(said[line])
+            for original, lines in ((True, originals), (False, kept))
+            for line in lines
+        ),
+    )
+
+    with folder.temporary() as made:
+        for path in data.copied:
+            shutil.copyfile(path, made / path.name)
+        for lines, stem, dictionary in zip(sides, data.stems, (task.source_dictionary, task.target_dictionary)):
+            binarise(lines, str(made / stem), len(dictionary))
+        (made / folder.report.name).write_text(report, encoding="utf-8")
+        os.replace(made / folder.report.name, folder.report)
+        for path in sorted(made.iterdir(), key=lambda path: path.name == data.last_file):
+            os.replace(path, job.out / path.name)
+    return report
+
+
+def binarise(lines: Iterable[torch.Tensor], stem: str, vocabulary: int) -> None:
+    """Write STEM.bin and STEM.idx as ``fairseq-preprocess`` does."""
+    builder = indexed_dataset.make_builder(f"{stem}.bin", "mmap", vocabulary)
+    for tokens in lines:
+        builder.add_item(tokens)
+    builder.finalize(f"{stem}.idx")
+
+
+def report_of(job: Job, lines: int, kept: int, different: int, broken: Counter) -> str:
+    """What became of every line.
+
+    Args:
+        different: how many different outputs the kept lines have.
+        broken: lines by reason, None for those with nothing wrong.
+    """
+    said = [f"teacher: {job.teacher}", f"lines: {lines}"]
+    if job.mix:
+        said.append(f"original pairs written first: {lines}")
+    few = " (very few: the teacher hardly heeds its sources)" if kept > 10 * different else ""
+    said += [f"distilled pairs written: {kept}", f"different outputs: {different}{few}"]
+    said += [f"left out, longer than the positions: {lines - sum(broken.values())}"]
+    said += [f"{'dropped' if job.drop else 'kept (--filter drops them)'}, {name}: {broken[name]}" for name in REASONS]
+    return "\n".join(said) + "\n"

@@ -1,0 +1,74 @@
+"""A job of ``nar-distill``, and the settings by which a stopped one is known again."""
+
+import hashlib
+from pathlib import Path
+from typing import Dict, NamedTuple, Sequence
+
+from fairseq import utils
+
+from nar_plugins.corpora.filters import Limits
+
+# the flags of fairseq-generate that decide, with the files and the job, what is written
+SETTINGS = {
+    "generation": (
+        "beam",
+        "lenpen",
+        "max_len_a",
+        "max_len_b",
+        "min_len",
+        "unkpen",
+        "unnormalized",
+        "temperature",
+        "no_repeat_ngram_size",
+        "diverse_beam_groups",
+        "diverse_beam_strength",
+        "diversity_rate",
+    ),
+    "common": ("seed", "fp16"),
+    "dataset": ("train_subset", "max_tokens", "batch_size", "skip_invalid_size_inputs_valid_test"),
+    "task": (
+        "source_lang",
+        "target_lang",
+        "decode_dtype",
+        "truncate_source",
+        "num_batch_buckets",
+        "max_source_positions",
+        "max_target_positions",
+    ),
+}
+
+
+class Job(NamedTuple):
+    """What is distilled, and how much of it is kept."""
+
+    teacher: str  # checkpoint, or several as fairseq-generate's --path has them: an ensemble
+    out: Path
+    mix: bool = False  # the original pairs first, then the distilled ones
+    drop: bool = False  # leave broken outputs out
+    limits: Limits = Limits()  # of what is broken
+
+
+def settings_of(cfg, job: Job, task, files: Sequence[Path]) -> Dict:
+    """All that decides what is written, in values that JSON keeps.
+
+    Args:
+        cfg: of ``fairseq-generate``.
+        files: of the data set.
+    """
+    values = {"task": task.cfg, "generation": cfg.generation, "common": cfg.common, "dataset": cfg.dataset}
+    flags = {name: getattr(values[group], name) for group, names in SETTINGS.items() for name in names}
+    flags = {
+        name: value if isinstance(value, (int, float, type(None))) else str(value) for name, value in flags.items()
+    }
+    teachers = ":".join(fingerprint(Path(path)) for path in utils.split_paths(job.teacher))
+    hashes = {"teacher": teachers, **{path.name: fingerprint(path) for path in files}}
+    return {**hashes, **flags, "mix": job.mix, "filter": job.drop, **job.limits._asdict()}
+
+
+def fingerprint(path: Path) -> str:
+    """A hash of a file's content."""
+    content = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            content.update(block)
+    return content.hexdigest()[:16]
