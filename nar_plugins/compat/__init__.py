@@ -22,7 +22,7 @@ def no_tensorboard(record: logging.LogRecord) -> bool:
 
 leave_out_advice_on_speech()  # before the first import of fairseq
 
-from nar_plugins.compat import checkpoints, commands, data  # noqa: E402
+from nar_plugins.compat import checkpoints, commands, data, parallel  # noqa: E402
 from nar_plugins.compat.checkpoints import CheckpointError, checked  # noqa: E402,F401
 
 
@@ -38,3 +38,4 @@ def apply() -> None:
     commands.show_all_flags_in_help()
     commands.refuse_workers_without_gpu()
     data.stop_loader_threads_at_exit()
+    parallel.name_no_device_on_cpus()
