@@ -10,12 +10,12 @@ from fairseq.models.transformer import TransformerDecoderBase
 from fairseq.modules import PositionalEmbedding
 from torch import Tensor
 
-from nar_plugins.models.bang.cache import BangCache, plan_block
+from nar_plugins.models.bang.cache import plan_block
 from nar_plugins.models.bang.layer import BangDecoderLayer
 from nar_plugins.models.bang.stream_layout import Layout, lay_out
 from nar_plugins.models.base import NarEncoder, wrap
 from nar_plugins.modules.attention import allowed_sources, split_heads
-from nar_plugins.modules.block_decoder import mean_attention
+from nar_plugins.modules.block_decoder import BlockCache, mean_attention
 from nar_plugins.modules.memory import Memory
 from nar_plugins.modules.relative_positions import bucket_table
 
@@ -213,15 +213,15 @@ class BangDecoder(TransformerDecoderBase):
     # -- decoding
     # --------------------------------------------------------------------------------------------------------
 
-    def start(self, encoder_out: Dict) -> BangCache:
+    def start(self, encoder_out: Dict) -> BlockCache:
         """The empty cache of a batch, from fairseq's encoder output; ``cache.select(rows)`` drops finished rows."""
-        return BangCache(self.memory(encoder_out))
+        return BlockCache(self.memory(encoder_out))
 
     def block(
         self,
         tokens: Tensor,
         lengths: Tensor,
-        cache: BangCache,
+        cache: BlockCache,
         masks: int,
         rows: Tensor,
         longest: Optional[int] = None,
