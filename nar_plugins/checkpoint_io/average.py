@@ -1,6 +1,5 @@
 """One model of several checkpoints of a run: the mean of their parameters (Vaswani et al. 2017, section 6.1)."""
 
-import os
 import re
 from pathlib import Path
 from typing import Dict, Iterator, List, NamedTuple, Optional, Sequence
@@ -8,8 +7,10 @@ from typing import Dict, Iterator, List, NamedTuple, Optional, Sequence
 import torch
 from torch import Tensor
 
-from nar_plugins import compat
+from nar_plugins.checkpoint_io.read import read_mapped
+from nar_plugins.checkpoint_io.symbols import kept_symbols
 from nar_plugins.data.dictionary import check_same_symbols
+from nar_plugins.data.whole_file import written_whole
 
 NAMED_BY_TRAINER = re.compile(r"checkpoint(_\d+_\d+|\d+|\.best_.+|_best|_last).*\.pt$")
 
@@ -35,7 +36,7 @@ def candidates(folder: Path) -> List[Candidate]:
     for path in sorted(folder.glob("checkpoint*.pt")):
         if not NAMED_BY_TRAINER.match(path.name):
             continue
-        state = compat.checked(path)
+        state = read_mapped(path)
         history, extra = state.get("optimizer_history") or [{}], state.get("extra_state") or {}
         update = int(history[-1].get("num_updates", 0))
         score = extra.get("val_loss")
@@ -106,10 +107,10 @@ def average(paths: Sequence[Path], out: Path) -> Dict:
             raise ValueError(f"{path} is given twice: it would count twice")
         if out.exists() and out.samefile(path):
             raise ValueError(f"--out {out} is one of the checkpoints: give another file")
-    state = compat.checked(paths[-1])
+    state = read_mapped(paths[-1])
     sums = {name: value.double() for name, value in floating(state["model"])}
     for path in paths[:-1]:
-        other = compat.checked(path)
+        other = read_mapped(path)
         check_alike(state, other, paths[-1], path)
         for name, value in floating(other["model"]):
             if name in sums:  # the first name of what is shared
@@ -119,9 +120,8 @@ def average(paths: Sequence[Path], out: Path) -> Dict:
     state["last_optimizer_state"] = None
     state.setdefault("extra_state", {})["averaged"] = [path.name for path in paths]
     out.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = out.with_name(f"{out.name}.tmp")
-    torch.save(state, unfinished)
-    os.replace(unfinished, out)
+    with written_whole(out) as temporary:
+        torch.save(state, temporary)
     return state
 
 
@@ -149,6 +149,6 @@ def check_alike(mine: Dict, theirs: Dict, path: Path, other: Path) -> None:
                 f"{name} is {tuple(theirs['model'][name].shape)} in {other} and {tuple(value.shape)} in {path}: only "
                 "checkpoints of one model have an average"
             )
-    symbols, others = ((state.get("task_state") or {}).get("symbols", {}) for state in (mine, theirs))
+    symbols, others = (kept_symbols(state.get("task_state")) for state in (mine, theirs))
     for side in symbols.keys() & others.keys():
-        check_same_symbols(others[side].split("\n"), symbols[side].split("\n"), f"the {side} dictionary of {path}")
+        check_same_symbols(others[side], symbols[side], f"the {side} dictionary of {path}")

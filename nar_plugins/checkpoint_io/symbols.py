@@ -1,7 +1,7 @@
 """Whether a checkpoint's dictionaries are the data's: by the symbols that it keeps, or by the files it was made of."""
 
 from pathlib import Path
-from typing import Dict, Optional
+from typing import Dict, List, Optional
 
 from fairseq import utils
 from fairseq.data import Dictionary
@@ -14,19 +14,28 @@ def stored_symbols(dictionaries: Dict[str, Dictionary]) -> Dict[str, Dict[str, s
     return {"symbols": {side: "\n".join(dictionary.symbols) for side, dictionary in dictionaries.items()}}
 
 
+def kept_symbols(task_state: Optional[Dict]) -> Dict[str, List[str]]:
+    """The symbols of a checkpoint's dictionaries by side; empty where its task keeps none.
+
+    Args:
+        task_state: the checkpoint's; None where it has none.
+    """
+    return {side: text.split("\n") for side, text in (task_state or {}).get("symbols", {}).items()}
+
+
 def check_stored_symbols(task_state: Optional[Dict], side: str, dictionary: Dictionary, name: str) -> bool:
     """Raise when the symbols that a checkpoint keeps for a side are not the dictionary's; whether it keeps any.
 
     Args:
-        task_state: the checkpoint's; None where it has none.
+        task_state: see ``kept_symbols``.
         name: what the message calls the dictionary.
 
     Raises:
         ValueError: the first symbol that differs.
     """
-    symbols = (task_state or {}).get("symbols", {}).get(side)
+    symbols = kept_symbols(task_state).get(side)
     if symbols is not None:
-        check_same_symbols(symbols.split("\n"), dictionary.symbols, name)
+        check_same_symbols(symbols, dictionary.symbols, name)
     return symbols is not None
 
 

@@ -9,16 +9,15 @@ For --best the training keeps them: --keep-best-checkpoints N, or every epoch's 
 """
 
 import argparse
-import sys
 from pathlib import Path
+from typing import List
 
 from nar_plugins.checkpoint_io.average import average, choose
+from nar_plugins.cli.command import new_parser, one_line_errors
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="nar-average", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = new_parser("nar-average", __doc__)
     parser.add_argument(
         "paths", type=Path, nargs="+", metavar="PATH", help="checkpoints; one --save-dir with --best or --last"
     )
@@ -29,22 +28,25 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def chosen(args) -> List[Path]:
+    """The checkpoints that the command line names or asks for."""
+    if args.best is None and args.last is None:
+        if any(path.is_dir() for path in args.paths):
+            raise ValueError("a folder needs --best N or --last N")
+        return args.paths
+    option, number = ("--best", args.best) if args.best is not None else ("--last", args.last)
+    if number < 2:
+        raise ValueError(f"{option} {number}: an average needs two checkpoints at least")
+    if len(args.paths) != 1 or not args.paths[0].is_dir():
+        raise ValueError(f"{option} {number} takes one folder, the --save-dir of a training")
+    return choose(args.paths[0], args.last, args.best)
+
+
 def main(argv=None) -> None:
     args = build_parser().parse_args(argv)
-    try:
-        paths = args.paths
-        if args.best is not None or args.last is not None:
-            flag, number = ("--best", args.best) if args.best is not None else ("--last", args.last)
-            if number < 2:
-                raise ValueError(f"{flag} {number}: an average needs two checkpoints at least")
-            if len(paths) != 1 or not paths[0].is_dir():
-                raise ValueError(f"{flag} {number} takes one folder, the --save-dir of a training")
-            paths = choose(paths[0], args.last, args.best)
-        elif any(path.is_dir() for path in paths):
-            raise ValueError("a folder needs --best N or --last N")
+    with one_line_errors("nar-average"):
+        paths = chosen(args)
         average(paths, args.out)
-    except (ValueError, OSError) as error:
-        sys.exit(f"nar-average: {error}")
     print(f"{args.out}: the mean of {', '.join(path.name for path in paths)}")
 
 

@@ -13,10 +13,11 @@ from pathlib import Path
 
 import pytest
 
-UPDATES = 4
+UPDATES = 3
 COMMON = (
-    "--user-dir nar_plugins --task nar_translation --optimizer adam --lr 1e-3 --max-tokens 200 --seed 3 --cpu --dropout 0 "
-    f"--log-format json --log-interval 1 --disable-validation --no-save --max-update {UPDATES} --label-smoothing "
+    "--user-dir nar_plugins --task nar_translation --optimizer adam --lr 1e-3 --max-tokens 200 --seed 3 --cpu "
+    f"--dropout 0 --log-format json --log-interval 1 --disable-validation --no-save --max-update {UPDATES} "
+    "--label-smoothing "
 )
 LEGACY, DEFAULT, UNUSED = "legacy_ddp", "pytorch_ddp", "pytorch_ddp --find-unused-parameters"
 CMLM, NAT = "0.1 --arch cmlm_tiny --criterion nar_loss", "0 --arch nat_tiny --criterion nar_loss"

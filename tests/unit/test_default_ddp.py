@@ -1,17 +1,19 @@
 """Every model trains under PyTorch's DistributedDataParallel, fairseq's default: it refuses a parameter without a
 gradient.
 
-fairseq cannot wrap so on CPUs (it names a device), so the wrapping is done here as it does it, in a group of one
-process.
+The wrapping is fairseq's, in a group of one process; tests/system/test_two_processes.py has two.
 """
 
 import pytest
 import torch
 from conftest import source_batch
-from fairseq.distributed import ModuleProxyWrapper
+from fairseq.dataclass.configs import DistributedTrainingConfig
+from fairseq.models import DistributedFairseqModel
 from fairseq.registry import REGISTRIES
+from test_cmlm import transformer_checkpoint
 from tiny import arguments, model
-from torch.nn.parallel import DistributedDataParallel
+
+from nar_plugins.criterions.base import unwrapped
 
 PAD, EOS = 1, 2
 SOURCE, TARGET = source_batch([5, 9, 4], 20), source_batch([6, 3, 8], 20, seed=8)
@@ -37,6 +39,13 @@ def sample():
     }
 
 
+def wrapped_by_fairseq(one):
+    settings = DistributedTrainingConfig(device_id=0)
+    settings.tpu = False  # fairseq's trainer sets it
+    assert settings.ddp_backend == "pytorch_ddp"
+    return DistributedFairseqModel(settings, one, torch.distributed.group.WORLD, torch.device("cpu"))
+
+
 TRAININGS = {
     "cmlm": ("nar_loss", "cmlm_tiny", ()),
     "cmlm, pooled length, untied": ("nar_loss", "cmlm", ("--encoder-embed-dim", "64", "--decoder-embed-dim", "64")),
@@ -52,19 +61,24 @@ TRAININGS = {
     ),
     "bang": ("bang_loss", "bang_tiny", ("--bang-rows", "sample:1")),
     "bang, modes in turn": ("bang_loss", "bang_tiny", ("--nar-ratio", "0.5")),
+    "cmlm, distilled": ("nar_loss", "cmlm_tiny", ("--teacher", "ar.pt")),
+    "nat, fine-tuned": ("nar_loss", "nat_tiny", ("--teacher", "ar.pt", "--finetune-weight", "0.25")),
 }
 
 
 @pytest.mark.parametrize("name", TRAININGS)
-def test_every_update_has_the_gradients_of_the_unwrapped_model(name, group):
+def test_every_update_has_the_gradients_of_the_unwrapped_model(name, group, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    transformer_checkpoint(tmp_path / "ar.pt")
     criterion, arch, flags = TRAININGS[name]
     found = []
-    for wrap in (lambda one: one, lambda one: ModuleProxyWrapper(DistributedDataParallel(one))):
+    for wrap in (lambda one: one, wrapped_by_fairseq):
         one, task = model(*flags, arch=arch, criterion=criterion)
         made = REGISTRIES["criterion"]["registry"][criterion].build_criterion(
             arguments(*flags, arch=arch, criterion=criterion), task
         )
         trained, batch = wrap(one.train()), sample()
+        assert unwrapped(trained) is one
         if getattr(one, "needs_fertilities", False):
             batch["net_input"]["fertilities"] = FERTILITIES
         for update in (1, 2, 3):

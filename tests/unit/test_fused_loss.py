@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn as nn
 
-from nar_plugins.modules.fused_loss import fused_word_loss
+from nar_plugins.modules.fused_loss import SoftTargets, fused_word_loss
 
 
 def plain_word_loss(logits, words, label_smoothing):
@@ -118,3 +118,42 @@ def test_the_loss_of_half_precision_is_summed_in_single():
     # 4096 equal rows of two classes: log 2 each; in half precision the sum would stop at 2048
     part = of_logits(torch.zeros(4096, 2, dtype=torch.bfloat16), torch.zeros(4096, dtype=torch.int64), 0.0)
     assert float(part.loss) == pytest.approx(4096 * math.log(2), rel=1e-5)
+
+
+@pytest.mark.parametrize("share, temperature, smoothing", [(1.0, 1.0, 0.1), (0.4, 2.0, 0.1), (0.7, 0.5, 0.0)])
+def test_distributions_as_targets(share, temperature, smoothing):
+    projection, features, words = made()
+    aims = torch.randn(150, 30, dtype=torch.float64).softmax(-1)
+    pieces = []
+
+    def probabilities(part):
+        pieces.append(part)
+        return aims[part]
+
+    found = fused(projection, features, words, smoothing, soft=SoftTargets(probabilities, share, temperature))
+    assert len(pieces) > 1  # they are never all in memory
+    logits = projection(features)
+    distilled = -(aims * (logits / temperature).log_softmax(-1)).sum() * temperature**2
+    plain = plain_word_loss(logits, words, smoothing)
+    wanted = (1 - share) * plain.loss + share * distilled
+    torch.testing.assert_close(found.loss, wanted)
+    torch.testing.assert_close(found.nll.sum(), plain.nll)
+    derived = torch.autograd.grad(3 * wanted, (features, projection.weight))
+    for one, other in zip(torch.autograd.grad(3 * found.loss, (features, projection.weight)), derived):
+        torch.testing.assert_close(one, other)
+
+
+def test_losses_that_are_summed_in_parts_have_the_gradient_of_the_whole():
+    projection, features, words = made()
+    wanted = torch.autograd.grad(2 * fused(projection, features, words, 0.1).loss, (features, projection.weight))
+    losses = fused(projection, features, words, 0.1).losses
+    parts = sum(2 * part.sum() for part in losses.split([100, 0, 50]))
+    for one, other in zip(torch.autograd.grad(parts, (features, projection.weight)), wanted):
+        torch.testing.assert_close(one, other)
+
+
+def test_parts_that_count_differently_are_refused():
+    projection, features, words = made()
+    first, second = fused(projection, features, words, 0.1).losses.split(75)
+    with pytest.raises(ValueError, match="must count alike: give what each counts as its weight"):
+        (first.sum() + 2 * second.sum()).backward()
