@@ -4,7 +4,7 @@
 
 Random weights, one sentence. For some model sizes: a decoder call with 1 to 8 tokens, output layer and selection
 included, and one proposal of a sequential head. ``OVERHEAD`` (drafters/length_policy.py) is the fixed cost of a call,
-in tokens; ``HEAD``, ``LAYER`` and ``CALL`` (drafters/base.py) are the share of a call that one proposal takes. All are
+in tokens; ``HEAD``, ``LAYER`` and ``CALL`` (drafters/heads.py) are the share of a call that one proposal takes. All are
 timed in turn, and the median counts.
 """
 
@@ -15,9 +15,10 @@ import torch
 from bench_against_stock import build, in_turn, task_of
 
 import nar_plugins  # noqa: F401
-from nar_plugins.generators.left_to_right.drafters.base import Verified, heads_drafter
+from nar_plugins.generators.left_to_right.drafters import own_drafter
+from nar_plugins.generators.left_to_right.drafters.base import Verified
 from nar_plugins.generators.left_to_right.drafters.length_policy import BlockSize
-from nar_plugins.modules.block_decoder import BlockDecoder
+from nar_plugins.modules.block_decoder import block_decoder
 
 SIZES = ((128, 2), (128, 3), (128, 6), (256, 3), (512, 6))  # dimensions, layers a side
 TOKENS = (1, 2, 4, 8)
@@ -40,7 +41,7 @@ def main():
     print(f"{'dimensions, layers':20}" + "".join(f"{cell:>11}" for cell in cells))
     for dim, layers in SIZES:
         model = sequential(dim, layers, task).to(args.device).eval()
-        drafter = heads_drafter([model], task.mask_index, task.target_dictionary.pad(), None)
+        drafter = own_drafter([model.block_decoder()], (task.mask_index, task.target_dictionary.pad()))
         calls, proposal = measure(model, drafter, args)
         size = BlockSize(drafter, None, args.device)
         token = (calls[-1] - calls[1]) / (TOKENS[-1] - TOKENS[1])
@@ -74,7 +75,7 @@ def measure(model, drafter, args) -> tuple:
     source = torch.randint(4, args.words - 2, (1, LENGTH), device=args.device)
     lengths = torch.full((1,), LENGTH, device=args.device)
     encoded = model.encoder.forward_torchscript({"src_tokens": source, "src_lengths": lengths})
-    decoder = BlockDecoder(model.decoder)
+    decoder = block_decoder(model)
     cache, state = decoder.start(encoded), drafter.begin({}, [encoded])
     decoder(source[:, :BEFORE], torch.zeros_like(lengths), 0, 0, LENGTH, cache)
     first = torch.full_like(lengths, BEFORE)

@@ -69,7 +69,8 @@ def task_flags(name: str) -> List[Flag]:
     actions = actions_of(lambda parser: gen_parser_from_dataclass(parser, dataclass()))
     flags = {dest: flag(action) for dest, action in actions.items() if dest in defined - registry.option_names()}
     if "generator" in flags:  # which has no choices, because others may be registered
-        flags["generator"] = flags["generator"]._replace(value=f"{{auto,beam,{','.join(names_of('generator'))}}}")
+        others = [one for one in names_of("generator") if one != "beam"]
+        flags["generator"] = flags["generator"]._replace(value=f"{{auto,beam,{','.join(others)}}}")
     return [one for one in flags.values() if one.names]  # not the data folder
 
 
@@ -120,8 +121,7 @@ def registered_flags(kind: str, name: str) -> List[Flag]:
 
 def generator_sections(names: List[str]) -> List[Section]:
     """The options of these generators; those that several share stand once."""
-    configs = {"beam": registry.DecodingConfig, **registry.CONFIGS}  # fairseq's search takes what all share
-    owners, flags = {}, {}
+    configs, owners, flags = registry.CONFIGS, {}, {}
     for name in sorted(set(configs) & set(names)):
         for dest, action in actions_of(lambda parser: gen_parser_from_dataclass(parser, configs[name]())).items():
             owners.setdefault(dest, []).append(name)
@@ -160,7 +160,7 @@ def sections(command: Optional[str] = None, arch: Optional[str] = None) -> List[
         if command in ("generate", "interactive") and kind == "task":
             names = [name for name in names if name == "nar_translation"]  # the others have no generation
         if kind == "generator":
-            found += generator_sections(names if model else ["beam", *names])
+            found += generator_sections(names)
             continue
         for name in names:
             if kind == "model":

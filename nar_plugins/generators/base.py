@@ -2,6 +2,7 @@
 
 import logging
 import math
+from argparse import Namespace
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Iterable, NamedTuple, Optional, Sequence, Tuple
@@ -95,12 +96,17 @@ class Generator:
         options: fairseq's ``GenerationConfig``.
     """
 
-    def __init__(self, models, config, options):
+    def __init__(self, models, config: Namespace, options: Namespace):
         self.models, self.config, self.options = list(models), config, options
         self.dtype = getattr(torch, str(config.decode_dtype))
         self.statistics = Statistics()
         for model in self.models:
             model.eval()
+
+    @classmethod
+    def served_by(cls, config: Namespace) -> Tuple[str, Namespace]:
+        """The generator that these options of this one mean, and its options: another one where they are an alias."""
+        return cls.name, config
 
     @contextmanager
     def decoding(self, device: torch.device, *others, lean: bool = False):

@@ -2,43 +2,47 @@
 
 from argparse import Namespace
 from contextlib import ExitStack, contextmanager
-from typing import Dict, List, Optional
+from dataclasses import dataclass
+from typing import Dict, List
 
-import torch
 from fairseq.sequence_generator import SequenceGenerator, SequenceGeneratorWithAlignment
 
 from nar_plugins.data.inference import part_of
-from nar_plugins.generators.base import check_min_len
+from nar_plugins.generators.base import Generator, ban, banned_symbols, check_min_len
 from nar_plugins.generators.hypothesis import prefixes
-from nar_plugins.generators.options import generation_options
+from nar_plugins.generators.options import refuse_in_batch, refuse_options
+from nar_plugins.generators.registry import DecodingConfig, register_generator
 from nar_plugins.modules.adaptive_softmax import refuse_adaptive_softmax
-from nar_plugins.modules.linear import fast_linear
 
 
-class BeamGenerator:
+@dataclass
+class BeamConfig(DecodingConfig):
+    """fairseq's own options are the others."""
+
+
+@register_generator("beam", dataclass=BeamConfig)
+class BeamGenerator(Generator):
     """fairseq's generator, with ``<mask>`` at -inf before the softmax.
 
     A checkpoint trained without ``<mask>`` then gives the text that it gives under fairseq's ``translation``.
 
     Args:
-        generator: what ``FairseqTask.build_generator`` made.
-        models: its models.
-        mask: index of ``<mask>``; None where it is a word that the models know.
-        dtype: ``--decode-dtype``, the type of the autocast.
-        options: fairseq's ``GenerationConfig``; None for its defaults.
+        models: those of ``search``. dictionary: the target's. mask: index of ``<mask>``.
+        config: with ``decode_dtype``. options: fairseq's ``GenerationConfig``.
+        search: what ``FairseqTask.build_generator`` made.
 
     Raises:
         ValueError: an option is set that fairseq does not honour itself, or a model has an adaptive softmax, which has
             no logits to ban ``<mask>`` in.
     """
 
-    def __init__(self, generator, models, mask: int, dtype="float32", options: Optional[Namespace] = None):
+    def __init__(self, models, dictionary, config, options: Namespace, mask: int, search):
         for model in models:
             refuse_adaptive_softmax(model, f"--generator beam cannot decode this {type(model).__name__}")
-        self.generator, self.mask, self.dtype = generator, mask, getattr(torch, str(dtype))
-        self.models = models
-        self.options = generation_options(options)
-        refuse_unprintable(self.options)
+        refuse_options("beam", options, config)
+        self.generator = search
+        super().__init__(models, config, options)
+        self.unlearnt = banned_symbols(dictionary, mask, models).unlearnt
         self.projections = [m.decoder.output_projection for m in models if hasattr(m.decoder, "output_projection")]
 
     def generate(self, models, sample, **kwargs):
@@ -47,24 +51,11 @@ class BeamGenerator:
         Raises:
             ValueError: the batch lacks what an option reads.
         """
-        if self.options.score_reference and sample.get("target") is None:
-            raise ValueError(
-                "--score-reference needs references, and fairseq-interactive has none: use fairseq-generate"
-            )
-        if self.options.constraints and kwargs.get("constraints") is None:
-            raise ValueError(
-                "--constraints are read from the lines of fairseq-interactive: leave it out of fairseq-generate"
-            )
+        given = kwargs.get("prefix_tokens"), kwargs.get("constraints")
+        refuse_in_batch("beam", self.options, *given, sample.get("target"))
         self.check_shortest(sample["net_input"]["src_tokens"].size(1))
-        device = sample["net_input"]["src_tokens"].device.type
-        autocast = torch.autocast(device, self.dtype, enabled=self.dtype != torch.float32)
-        with (
-            torch.no_grad(),
-            self.without_mask(),
-            self.with_attention(),
-            fast_linear(self.models, self.dtype),
-            autocast,
-        ):
+        device = sample["net_input"]["src_tokens"].device
+        with self.decoding(device), self.without_mask(), self.with_attention():
             found = self.search(models, sample, **kwargs)
         for hypo in (hypo for hypos in found for hypo in hypos):
             hypo["steps"] = len(hypo["tokens"])
@@ -143,15 +134,11 @@ class BeamGenerator:
     @contextmanager
     def without_mask(self):
         """While decoding, and only then, the models' vocabulary has no ``<mask>``."""
-        if self.mask is None:
-            yield
-            return
-        column = torch.tensor([self.mask])
 
-        def ban(module, inputs, logits):
-            return logits.index_fill(-1, column.to(logits.device), -float("inf"))
+        def without(module, inputs, logits):
+            return ban(logits, self.unlearnt)
 
-        handles = [p.register_forward_hook(ban) for p in self.projections]
+        handles = [p.register_forward_hook(without) for p in self.projections if self.unlearnt]
         try:
             yield
         finally:
@@ -161,18 +148,3 @@ class BeamGenerator:
     def __getattr__(self, name):
         # fairseq's commands read the symbols to strip, and more, from the generator
         return getattr(self.__dict__["generator"], name)
-
-
-def refuse_unprintable(options: Namespace) -> None:
-    """Raise for an option that fairseq accepts and that then ends its commands in an error of Python's.
-
-    fairseq's ``replace_unk`` takes an alignment for a list of source positions, and its search makes pairs of them: the
-    first ``<unk>`` that is said is a TypeError, without ``--print-alignment`` an IndexError. Its scorer makes hard
-    alignments only.
-    """
-    if options.replace_unk is not None:
-        raise ValueError(
-            "--replace-unk cannot be honoured: fairseq fails at the first <unk> that is said; leave it out"
-        )
-    if options.score_reference and str(options.print_alignment) == "soft":
-        raise ValueError("--print-alignment soft: --score-reference has hard alignments only")

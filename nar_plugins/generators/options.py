@@ -2,13 +2,30 @@
 
 import json
 from argparse import Namespace
-from dataclasses import fields
+from dataclasses import field, fields
 from enum import Enum
-from typing import Any, Dict, Optional, Union, get_args, get_origin, get_type_hints
+from typing import (
+    Any,
+    Callable,
+    Dict,
+    Iterable,
+    NamedTuple,
+    Optional,
+    Tuple,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 from fairseq.dataclass.configs import GenerationConfig
 
 from nar_plugins.generators import registry
+
+
+def option(default, text: str):
+    """A field of a generator's dataclass: its default, and what ``--help`` says of the flag."""
+    return field(default=default, metadata={"help": text})
 
 
 def check_json(name: str, text: Optional[str]) -> None:
@@ -65,11 +82,8 @@ def wrong_type(kind, value) -> Optional[str]:
 
 
 def refuse_foreign(config: Namespace, name: str) -> None:
-    """Raise for an option of another generator that was set: it would be ignored.
-
-    fairseq's own search (``beam``) takes ``--decode-dtype``.
-    """
-    mine = {"decode_dtype"} if name == "beam" else {f.name for f in fields(registry.CONFIGS[name])}
+    """Raise for an option of another generator that was set: it would be ignored."""
+    mine = {f.name for f in fields(registry.CONFIGS[name])}
     for other in registry.CONFIGS.values():
         for f in fields(other):
             if f.name in mine or f.name.startswith("_"):
@@ -87,7 +101,9 @@ def generation_options(args) -> Namespace:
     return options
 
 
-# fairseq's options that no parallel decoder refuses: they choose or print, or name what it has too
+# -- what each generator serves ----------------------------------------------------------------------------------------
+
+# fairseq's options that no generator refuses: they choose or print, or name what it has too
 HONOURED = {
     "beam",
     "nbest",
@@ -107,6 +123,195 @@ OURS = {
     "iter_decode_with_beam": "use --length-beam",
     "iter_decode_eos_penalty": "it has no meaning here",
 }
+# the others that a generator serves; beam is fairseq's own search and serves all
+ON_CANVAS = {"lenpen", "unnormalized", "max_len_a", "max_len_b", "min_len"}
+FROM_LEFT = ON_CANVAS | {"unkpen", "temperature"}
+SERVED = {"canvas": ON_CANVAS, "bang": FROM_LEFT, "blockwise": FROM_LEFT | {"prefix_size", "print_alignment"}}
+INSTEAD_OF_BEAM = {
+    "canvas": "use --length-beam {}",
+    "bang": "use --bang-policy ar",
+    "blockwise": "use --beam 1, or --generator beam",
+}
+
+
+class Refusal(NamedTuple):
+    """What a generator does not serve.
+
+    Attributes:
+        generators: their names; "canvas" stands for all that have no row of their own in ``SERVED``.
+        refused: whether it is asked for; of all options as attributes, and of what the caller adds to them.
+        message: with places for these.
+    """
+
+    generators: Tuple[str, ...]
+    refused: Callable[[Namespace], bool]
+    message: str
+
+
+LEFT_TO_RIGHT = ("bang", "blockwise")
+ONE_OUTPUT = "{} cannot be honoured by --generator {{generator}}, which has one output: leave it out"
+AT_LEAST_ONE = "{}: at least one token is needed"
+
+# of the options alone
+OPTIONS = (
+    Refusal(
+        ("beam",),
+        lambda o: o.replace_unk is not None,
+        "--replace-unk cannot be honoured: fairseq fails at the first <unk> that is said; leave it out",
+    ),
+    Refusal(
+        ("beam",),
+        lambda o: o.score_reference and str(o.print_alignment) == "soft",
+        "--print-alignment soft: --score-reference has hard alignments only",
+    ),
+    Refusal(LEFT_TO_RIGHT, lambda o: o.nbest != 1, ONE_OUTPUT.format("--nbest")),
+    Refusal(LEFT_TO_RIGHT, lambda o: o.retain_dropout, ONE_OUTPUT.format("--retain-dropout")),
+    Refusal(
+        LEFT_TO_RIGHT,
+        lambda o: o.iter_decode_with_external_reranker or o.rescorer is not None,
+        ONE_OUTPUT.format("--iter-decode-with-external-reranker"),
+    ),
+    Refusal(
+        ("beam", *LEFT_TO_RIGHT), lambda o: o.temperature <= 0, "--temperature {temperature}: choose a number above 0"
+    ),
+    Refusal(("blockwise",), lambda o: below(o.verify_block, 1), AT_LEAST_ONE.format("--verify-block {verify_block}")),
+    Refusal(("blockwise",), lambda o: below(o.accept_top, 1), AT_LEAST_ONE.format("--accept-top {accept_top}")),
+    Refusal(("blockwise",), lambda o: o.min_block < 1, AT_LEAST_ONE.format("--min-block {min_block}")),
+    Refusal(("blockwise",), lambda o: below(o.draft_words, 1), AT_LEAST_ONE.format("--draft-words {draft_words}")),
+    Refusal(
+        ("blockwise",),
+        lambda o: below(o.verify_block, o.min_block),
+        "--min-block {min_block}: no more than --verify-block {verify_block} can be accepted",
+    ),
+    Refusal(("blockwise",), lambda o: below(o.accept_gap, 0), "--accept-gap {accept_gap}: choose a number from 0 up"),
+    Refusal(
+        ("blockwise",),
+        lambda o: str(o.accept) == "exact" and (o.accept_top, o.accept_gap) != (None, None),
+        "--accept-top and --accept-gap need --accept top",
+    ),
+    Refusal(
+        ("bang",), lambda o: below(o.bang_block, 1), "--bang-block {bang_block}: at least one token a pass is needed"
+    ),
+    Refusal(("bang",), lambda o: o.bang_prefix < 0, "--bang-prefix {bang_prefix}: choose a number from 0 up"),
+    Refusal(
+        ("bang",), lambda o: o.bang_tau < 0, "--bang-tau {bang_tau}: choose a probability; above 1 is one token a pass"
+    ),
+    Refusal(("bang",), lambda o: o.bang_theta > 0, "--bang-theta {bang_theta}: a mean log-probability is at most 0"),
+    Refusal(
+        ("bang",),
+        lambda o: o.bang_release_output and str(o.dedup) != "none",
+        "--bang-release-output drops repeated tokens and words by itself: leave --dedup out",
+    ),
+)
+# of the options and the models
+MODELS = (
+    Refusal(
+        ("blockwise",),
+        lambda o: o.print_alignment and o.full_context,
+        "--print-alignment of a model with full-context alignment: use --generator beam",
+    ),
+    Refusal(
+        ("blockwise",),
+        lambda o: o.draft_words is not None and not o.heads,
+        "--draft-words is for the proposal heads of a blockwise checkpoint: leave it out",
+    ),
+    Refusal(
+        ("blockwise",),
+        lambda o: o.verify_block is not None and o.verify_block > o.most,
+        "--verify-block {verify_block}: these proposals are for blocks of at most {most} tokens",
+    ),
+    Refusal(
+        ("blockwise",),
+        lambda o: o.min_block > o.most,
+        "--min-block {min_block}: these proposals are for blocks of at most {most} tokens",
+    ),
+    Refusal(("blockwise",), lambda o: o.top > o.symbols, "--accept-top {top}: the dictionary has {symbols} symbols"),
+)
+# of the options and a batch
+BATCHES = (
+    Refusal(
+        ("beam",),
+        lambda o: o.score_reference and not o.targets,
+        "--score-reference needs references, and fairseq-interactive has none: use fairseq-generate",
+    ),
+    Refusal(
+        ("beam",),
+        lambda o: o.constraints and not o.constrained,
+        "--constraints are read from the lines of fairseq-interactive: leave it out of fairseq-generate",
+    ),
+    Refusal(
+        ("blockwise",),
+        lambda o: o.constrained,
+        "--constraints cannot be honoured by --generator blockwise: use --generator beam",
+    ),
+    Refusal(
+        ("bang",),
+        lambda o: o.prefixed or o.constrained,
+        "--prefix-size and --constraints cannot be honoured by --generator bang: use --bang-policy ar",
+    ),
+    Refusal(
+        ("canvas",),
+        lambda o: o.prefixed or o.constrained,
+        "{generator} takes no prefix and no constraints: leave out --prefix-size and --constraints",
+    ),
+)
+# of the options in fairseq-interactive, which accepts them, reads no references, and prints pairs
+INTERACTIVE = (
+    Refusal(
+        ("any",),
+        lambda o: o.prefix_size > 0,
+        "--prefix-size {prefix_size}: fairseq-interactive has no references; leave it out",
+    ),
+    Refusal(
+        ("any",),
+        lambda o: str(o.print_alignment) == "soft",
+        "--print-alignment soft: fairseq-interactive prints hard alignments only; use fairseq-generate",
+    ),
+)
+
+
+def below(value: Optional[float], least: float) -> bool:
+    """Whether an option that may be unset is too small."""
+    return value is not None and value < least
+
+
+def refuse(rules: Iterable[Refusal], generator: str, *given: Namespace, **facts) -> None:
+    """Raise for the first row that refuses something.
+
+    Args:
+        given: fairseq's options, and the generator's own. facts: what the rows read besides.
+
+    Raises:
+        ValueError: names the option.
+    """
+    values = {name: value for options in given for name, value in vars(options).items()}
+    asked = Namespace(**{**values, **facts, "generator": generator})
+    for row in rules:
+        if row_of(generator) in row.generators and row.refused(asked):
+            raise ValueError(row.message.format(**vars(asked)))
+
+
+def row_of(generator: str) -> str:
+    """Whose row of the table it is."""
+    return generator if generator in (*SERVED, "beam", "any") else "canvas"
+
+
+def refuse_options(generator: str, options: Namespace, config: Namespace, rescorer=None) -> None:
+    """Raise for the first option that a generator does not serve, whatever the models are.
+
+    Args:
+        rescorer: the model of ``--rescorer``, or None.
+    """
+    row = row_of(generator)
+    if row in SERVED:
+        refuse_unserved(options, generator, SERVED[row], INSTEAD_OF_BEAM[row])
+    refuse(OPTIONS, generator, options, config, rescorer=rescorer)
+
+
+def refuse_in_batch(generator: str, options: Namespace, prefix, constraints, target=None) -> None:
+    """Raise for what a generator cannot do with a batch of fairseq's; None: the batch has none."""
+    given = dict(prefixed=prefix is not None, constrained=constraints is not None, targets=target is not None)
+    refuse(BATCHES, generator, options, **given)
 
 
 def refuse_unserved(options: Namespace, generator: str, honoured: set, instead: str = "use --length-beam {}") -> None:
@@ -128,35 +333,3 @@ def refuse_unserved(options: Namespace, generator: str, honoured: set, instead: 
             continue
         hint = OURS.get(f.name, "leave it out")
         raise ValueError(f"--{f.name.replace('_', '-')} cannot be honoured by --generator {generator}: {hint}")
-
-
-def refuse_for_one_output(options: Namespace, generator: str, rescorer) -> None:
-    """Raise for the first of fairseq's options that a left-to-right decoder with one output a sentence cannot honour.
-
-    Args:
-        rescorer: the model of ``--rescorer``, or None.
-    """
-    refused = {
-        "--nbest": options.nbest != 1,
-        "--retain-dropout": options.retain_dropout,
-        "--iter-decode-with-external-reranker": options.iter_decode_with_external_reranker or rescorer is not None,
-    }
-    for flag, given in refused.items():
-        if given:
-            raise ValueError(
-                f"{flag} cannot be honoured by --generator {generator}, which has one output: leave it out"
-            )
-    if options.temperature <= 0:
-        raise ValueError(f"--temperature {options.temperature}: choose a number above 0")
-
-
-def refuse_interactive(options: Namespace) -> None:
-    """Raise for an option that ``fairseq-interactive`` accepts and cannot honour: it reads no references, and prints
-    pairs.
-    """
-    if options.prefix_size > 0:
-        raise ValueError(f"--prefix-size {options.prefix_size}: fairseq-interactive has no references; leave it out")
-    if str(options.print_alignment) == "soft":
-        raise ValueError(
-            "--print-alignment soft: fairseq-interactive prints hard alignments only; use fairseq-generate"
-        )

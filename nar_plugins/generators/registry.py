@@ -190,8 +190,9 @@ def resolve(name: str, models, beam: int = 1) -> str:
         if name == "blockwise" and beam != 1:
             logger.info(f"--beam {beam}: fairseq's beam search; --beam 1 or --generator blockwise decodes blockwise")
             name = "beam"
-    if name not in GENERATORS.keys() | {"beam"}:
-        raise ValueError(f"--generator {name} does not exist: choose auto, beam, {', '.join(sorted(GENERATORS))}")
+    if name not in GENERATORS:
+        others = sorted(GENERATORS.keys() - {"beam"})
+        raise ValueError(f"--generator {name} does not exist: choose auto, beam, {', '.join(others)}")
     for model, names in zip(models, served):
         if name not in names:
             raise ValueError(

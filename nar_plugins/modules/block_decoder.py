@@ -55,6 +55,7 @@ class BlockDecoder:
 
     Args:
         decoder: in evaluation mode.
+        proposes: what the model drafts with, "heads" or "sequential heads"; None: it has nothing of its own.
 
     Raises:
         ValueError: its layers are not the stock Transformer's; the message says what differs.
@@ -62,9 +63,9 @@ class BlockDecoder:
 
     masks = 0  # after every token; a BANG decoder's ``BangBlocks`` has them
 
-    def __init__(self, decoder):
+    def __init__(self, decoder, proposes: Optional[str] = None):
         refuse_other_decoders(decoder)
-        self.decoder = decoder
+        self.decoder, self.proposes = decoder, proposes
 
     def start(self, encoder_out: Dict) -> BlockCache:
         """The cache of a batch, from fairseq's encoder output."""
@@ -149,6 +150,13 @@ class BlockDecoder:
         y = layer.final_layer_norm(x) if before else x
         x = x + layer.fc2(layer.activation_fn(layer.fc1(y)))
         return (x if before else layer.final_layer_norm(x)), asked
+
+
+def block_decoder(model):
+    """What decodes blocks with a model: its own ``block_decoder()``, or for one of fairseq's that has none a
+    ``BlockDecoder``.
+    """
+    return model.block_decoder() if hasattr(model, "block_decoder") else BlockDecoder(model.decoder)
 
 
 def positional(module, positions: Tensor, last: int, like: Tensor) -> Tensor:

@@ -18,19 +18,19 @@ from nar_plugins.checkpoint_io.roles import check_teacher
 from nar_plugins.checkpoint_io.teachers import load_drafter, load_teacher
 from nar_plugins.compat.commands import at_end_of_command
 from nar_plugins.data import bleu, checks, reserved, splits
-from nar_plugins.data.dictionary import add_mask, knows_mask, not_words
+from nar_plugins.data.dictionary import add_mask, not_words
 from nar_plugins.data.fertility import FertilityDataset, fertility_path
 from nar_plugins.data.inference import InferenceDataset, part_of
 from nar_plugins.generators import registry
-from nar_plugins.generators.beam import BeamGenerator
 from nar_plugins.generators.hypothesis import empty_hypothesis
-from nar_plugins.generators.left_to_right.bang import served_by
 from nar_plugins.generators.options import (
+    INTERACTIVE,
     check_json,
     check_values,
     generation_options,
+    refuse,
     refuse_foreign,
-    refuse_interactive,
+    refuse_options,
 )
 from nar_plugins.models.flags import flag
 from nar_plugins.tasks.base import NarTask, NarTaskConfig
@@ -186,7 +186,7 @@ class NarTranslationTask(NarTask, TranslationTask):
     def inference_step(self, generator, models, sample, prefix_tokens=None, constraints=None):
         """fairseq's hypotheses; empty ones where an ``InferenceDataset`` says that the source is too long."""
         if "id" not in sample:  # only fairseq-interactive's batches have none
-            refuse_interactive(generator.options)
+            refuse(INTERACTIVE, "any", generator.options)
         wanted = sample["net_input"]["src_lengths"].gt(0)
         if bool(wanted.all()):
             return super().inference_step(generator, models, sample, prefix_tokens, constraints)
@@ -228,27 +228,23 @@ class NarTranslationTask(NarTask, TranslationTask):
         refuse_foreign(config, name)
         if self.for_validation:
             config, args = self.validation_defaults(name, models, config, args)
-        if name == "bang":
-            name = served_by(config)
+        name, config = registry.GENERATORS[name].served_by(config)
+        options, others = generation_options(args), {}
         if name == "beam":
-            if getattr(args, "temperature", 1) <= 0:  # an assertion in fairseq
-                raise ValueError(f"--temperature {args.temperature}: choose a number above 0")
-            generator = super().build_generator(
+            refuse_options(name, options, config)  # before fairseq's assertions
+            others["search"] = super().build_generator(
                 models, args, seq_gen_cls, extra_gen_cls_kwargs, prefix_allowed_tokens_fn
             )
-            known = knows_mask(self.target_dictionary) and not any(map(registry.is_parallel, models))
-            return BeamGenerator(generator, models, None if known else self.mask_index, config.decode_dtype, args)
-        if prefix_allowed_tokens_fn is not None:
-            raise ValueError(f"prefix_allowed_tokens_fn cannot be honoured by --generator {name}: leave it out")
-        options = generation_options(args)
-        others = {"rescorer": rescorer}
-        if config.drafter_path:
-            others["drafter"] = load_drafter(config.drafter_path, self)
-        self.companions = [model for model in others.values() if model is not None]
+        else:
+            if prefix_allowed_tokens_fn is not None:
+                raise ValueError(f"prefix_allowed_tokens_fn cannot be honoured by --generator {name}: leave it out")
+            others["rescorer"] = rescorer
+            if config.drafter_path:
+                others["drafter"] = load_drafter(config.drafter_path, self)
+            self.companions = [model for model in others.values() if model is not None]
         kind, words = registry.GENERATORS[name], self.target_dictionary
         generator = kind(models, words, config, options, self.mask_index, **others)
-        if hasattr(generator, "report"):
-            at_end_of_command(generator.report)
+        at_end_of_command(generator.report)
         return generator
 
     def rescorer(self, models: list, config: Namespace, args) -> tuple:

@@ -71,6 +71,12 @@ def blockwise(models, task, oracle=None, drafts_from=None, **settings) -> Blockw
     return made
 
 
+def beam(search, models, dictionary) -> BeamGenerator:
+    """fairseq's ``search`` without ``<mask>``."""
+    config, options = SimpleNamespace(decode_dtype="float32"), generation_options(SimpleNamespace())
+    return BeamGenerator(models, dictionary, config, options, MASK, search)
+
+
 def sample_of(source) -> dict:
     """fairseq's batch."""
     return {"net_input": {"src_tokens": source, "src_lengths": source.ne(PAD).sum(1)}}
@@ -84,7 +90,7 @@ def greedy(models, task, source, prefix=None, **settings):
     search = SequenceGenerator(
         models, task.target_dictionary, beam_size=1, normalize_scores=not settings.get("unnormalized"), **options
     )
-    found = BeamGenerator(search, models, MASK).generate(models, sample_of(source), prefix_tokens=prefix)
+    found = beam(search, models, task.target_dictionary).generate(models, sample_of(source), prefix_tokens=prefix)
     return [hypos[0] for hypos in found]
 
 

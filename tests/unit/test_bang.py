@@ -11,8 +11,8 @@ from bang_twin import EOS, PAD, SOURCE, dense_decoder, inputs, random_bang, row
 from fairseq.models import ARCH_MODEL_REGISTRY
 from tiny import arguments, model, total
 
-from nar_plugins.generators.left_to_right.drafters.masks import BangBlocks
 from nar_plugins.generators.options import generation_options
+from nar_plugins.models.bang.block_decoder import BangBlocks
 from nar_plugins.models.bang.losses import CellObjective
 from nar_plugins.models.bang.stream_layout import row_sizes
 

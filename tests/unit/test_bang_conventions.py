@@ -11,7 +11,7 @@ from test_bang_generator import LIMIT, SOURCE, random_bang, settings_of
 
 from nar_plugins.data.dictionary import BertDictionary
 from nar_plugins.generators import registry
-from nar_plugins.generators.left_to_right.bang import BangConfig, BangGenerator, ParallelBangGenerator, report
+from nar_plugins.generators.left_to_right.bang import BangConfig, BangGenerator, ParallelBangGenerator
 from nar_plugins.generators.options import generation_options
 
 BOS, EMPTY = 0, 4  # the row of SOURCE that is </s> only
@@ -96,7 +96,7 @@ def test_an_empty_source_has_an_empty_translation_and_touches_no_other(made, set
     rows = torch.tensor([row for row in range(6) if row != EMPTY])
     for hypo, row in zip(decode(generator(*made, **settings), SOURCE[rows]), rows.tolist()):
         assert hypo["tokens"].equal(found[row]["tokens"]) and hypo["accepted"] == found[row]["accepted"]
-    assert gen.statistics["sentences"] == 6
+    assert gen.statistics.sentences == 6
 
 
 def test_empty_sources_alone(made, caplog):
@@ -104,7 +104,7 @@ def test_empty_sources_alone(made, caplog):
     source = torch.tensor([[EOS, PAD, PAD], [EOS, PAD, PAD]])
     assert [hypo["tokens"].tolist() for hypo in decode(gen, source)] == [[EOS], [EOS]]
     with caplog.at_level("INFO"):
-        report(gen.statistics)
+        gen.report()
     assert "wasted" not in caplog.text
 
 

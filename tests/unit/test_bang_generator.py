@@ -8,13 +8,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from blockwise_twin import EOS, MASK, PAD, WORDS, sample_of
+from blockwise_twin import EOS, MASK, PAD, WORDS, beam, sample_of
 from conftest import source_batch
 from fairseq.sequence_generator import SequenceGenerator
 from tiny import model
 
-from nar_plugins.generators.beam import BeamGenerator
-from nar_plugins.generators.left_to_right.bang import BangConfig, BangGenerator, report, served_by
+from nar_plugins.generators.left_to_right.bang import BangConfig, BangGenerator
 from nar_plugins.generators.left_to_right.blockwise import BlockwiseConfig, BlockwiseGenerator
 from nar_plugins.generators.left_to_right.drafters.masks import RowDrafter
 from nar_plugins.generators.options import generation_options
@@ -59,7 +58,7 @@ def decode(models, task, policy="adaptive", source=SOURCE, **settings):
 
 def greedy(models, task, source=SOURCE, **settings):
     search = SequenceGenerator(models, task.target_dictionary, beam_size=1, max_len_b=LIMIT, **settings)
-    return [hypos[0] for hypos in BeamGenerator(search, models, MASK).generate(models, sample_of(source))]
+    return [hypos[0] for hypos in beam(search, models, task.target_dictionary).generate(models, sample_of(source))]
 
 
 def texts(hypos):
@@ -226,7 +225,7 @@ def test_verify_says_what_greedy_search_says(block, flags):
         found = [hypos[0] for hypos in gen.generate([one], sample_of(source))]
         same(found, greedy([one], task, source))
         assert all(hypo["steps"] <= len(hypo["tokens"]) for hypo in found)
-        tokens, masks = gen.statistics["tokens"], gen.statistics["masks"]
+        tokens, masks = gen.statistics.tokens, gen.statistics.mask_positions
         assert tokens == sum(len(hypo["tokens"]) for hypo in found) and (
             masks == tokens if block == 1 else masks > tokens
         )
@@ -242,13 +241,13 @@ def test_verify_drafts_what_the_masks_say(made):
         generation_options(Namespace(beam=1, max_len_b=LIMIT)),
         MASK,
     )
-    batch = gen.start(SOURCE, [one.encoder.forward_torchscript(sample_of(SOURCE)["net_input"])], None, EOS)
-    from nar_plugins.generators.left_to_right.drafters.length_policy import BlockSize
-
-    gen.step(batch, None, BlockSize(gen.drafter, 3, "cpu"))
+    calls = []
+    gen.observer = calls.append
+    gen.generate([one], sample_of(SOURCE))
     wanted = decode([one], task, "block", bang_block=3)
-    live = batch.rows.tolist()
-    assert [row[1:3] for row in texts(wanted)][0] == batch.drafts[live.index(0)].tolist()
+    second = calls[1]
+    live = second.active.tolist()
+    assert [row[1:3] for row in texts(wanted)][0] == second.proposed[live.index(0)].tolist()
 
 
 # -- options and output
@@ -300,14 +299,14 @@ def test_what_makes_no_sense_is_refused(made, settings, said):
 )
 def test_an_option_that_the_policy_does_not_read_is_refused(settings, said):
     with pytest.raises(ValueError, match=said):
-        served_by(settings_of(BangConfig, settings))
+        BangGenerator.served_by(settings_of(BangConfig, settings))
 
 
 def test_who_serves_a_policy():
     for policy, name in (("ar", "beam"), ("verify", "blockwise"), ("cascade", "bang")):
-        assert served_by(settings_of(BangConfig, {"bang_policy": policy})) == name
-    config = settings_of(BangConfig, {"bang_policy": "verify", "bang_block": 5})
-    assert served_by(config) == "blockwise" and config.verify_block == 5
+        assert BangGenerator.served_by(settings_of(BangConfig, {"bang_policy": policy}))[0] == name
+    name, config = BangGenerator.served_by(settings_of(BangConfig, {"bang_policy": "verify", "bang_block": 5}))
+    assert name == "blockwise" and config.verify_block == 5
 
 
 def test_output_of_the_release(made):
@@ -321,10 +320,10 @@ def test_history_statistics_and_report(made, caplog):
     for hypo in found:
         assert [len(past["tokens"]) for past in hypo["history"]][-1] == len(hypo["tokens"])
     with caplog.at_level("INFO"):
-        report(gen.statistics)
+        gen.report()
     tokens, passes = sum(len(h["tokens"]) for h in found), sum(h["steps"] for h in found)
     assert f"6 sentences, {passes / 6:.2f} passes and {tokens / 6:.2f} tokens a sentence" in caplog.text
-    assert f"{1 - tokens / gen.statistics['masks']:.1%} of the masks wasted" in caplog.text
+    assert f"{1 - tokens / gen.statistics.mask_positions:.1%} of the masks wasted" in caplog.text
 
 
 def test_cascade_decodes_the_doubtful_again(made):

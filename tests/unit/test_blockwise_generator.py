@@ -14,8 +14,9 @@ from conftest import source_batch
 from fairseq.dataclass.configs import GenerationConfig
 from tiny import model
 
-from nar_plugins.generators.left_to_right.blockwise import BlockwiseGenerator, report
-from nar_plugins.generators.left_to_right.drafters.base import CopyDrafter, Drafter, Drafts, JacobiDrafter, Verified
+from nar_plugins.generators.left_to_right.blockwise import BlockwiseGenerator
+from nar_plugins.generators.left_to_right.drafters import CopyDrafter, JacobiDrafter
+from nar_plugins.generators.left_to_right.drafters.base import Drafter, Drafts, Verified
 from nar_plugins.generators.left_to_right.drafters.length_policy import BlockSize
 from nar_plugins.generators.registry import resolve
 from nar_plugins.modules.block_decoder import BlockDecoder
@@ -53,7 +54,7 @@ def test_perfect_drafts_take_the_calls_of_the_formula(block):
     gen = blockwise(models, task, Oracle([h["tokens"] for h in wanted], 0.0), verify_block=block, max_len_b=24)
     for hypo in decode(gen):
         assert hypo["steps"] == 1 + math.ceil((len(hypo["tokens"]) - 1) / block)
-    assert gen.statistics["calls"] == max(1 + math.ceil((len(hypo["tokens"]) - 1) / block) for hypo in wanted)
+    assert gen.statistics.decoder_calls == max(1 + math.ceil((len(hypo["tokens"]) - 1) / block) for hypo in wanted)
 
 
 def test_wrong_drafts_never_take_more_calls_than_greedy():
@@ -62,7 +63,7 @@ def test_wrong_drafts_never_take_more_calls_than_greedy():
     for block in (None, 2, 5):
         gen = blockwise(models, task, Oracle([h["tokens"] for h in wanted], 1.0), verify_block=block, max_len_b=24)
         assert all(hypo["accepted"] == [1] * len(hypo["tokens"]) for hypo in decode(gen))
-        assert gen.statistics["calls"] == max(len(hypo["tokens"]) for hypo in wanted)
+        assert gen.statistics.decoder_calls == max(len(hypo["tokens"]) for hypo in wanted)
 
 
 def test_rows_do_not_touch_one_another():
@@ -91,10 +92,10 @@ def test_steps_history_and_statistics(caplog):
         ends = torch.tensor(hypo["accepted"]).cumsum(0).tolist()
         assert [past["tokens"].tolist() for past in hypo["history"]] == [hypo["tokens"][:end].tolist() for end in ends]
     calls = [count for hypo in found for count in hypo["accepted"][1:]]
-    assert gen.statistics["sentences"] == gen.statistics["first"] == 6
-    assert sum(gen.statistics["accepted"].values()) == len(calls)
+    assert gen.statistics.sentences == gen.statistics.first_call_tokens == 6
+    assert sum(gen.statistics.accepted_lengths.values()) == len(calls)
     with caplog.at_level(logging.INFO):
-        report(gen.statistics)
+        gen.report()
     assert f"mean accepted block {sum(calls) / len(calls):.2f} after the first call" in caplog.text
     assert f"6 sentences, {max(hypo['steps'] for hypo in found)} decoder calls" in caplog.text
 
@@ -105,25 +106,18 @@ def test_steps_history_and_statistics(caplog):
 
 @torch.no_grad()
 @pytest.mark.parametrize("break_it", [False, True])
-def test_the_cache_holds_what_a_fresh_forward_pass_makes(break_it, monkeypatch):
+def test_the_cache_holds_what_a_fresh_forward_pass_makes(break_it):
     (one,), task = random_models("--decoder-normalize-before", "--decoder-learned-pos")
     wanted = greedy([one], task, SOURCE, max_len_b=24)
     gen = blockwise([one], task, Oracle([h["tokens"] for h in wanted], 0.3), verify_block=4, max_len_b=24)
     seen = []
-    keep = BlockwiseGenerator.keep
 
-    def permuted(self, batch, live):
-        keep(self, batch, live)
-        if break_it and live.numel() > 1:  # the negative control: rows of the cache exchanged
-            batch.caches[0].select(torch.arange(live.numel()).roll(1))
-
-    monkeypatch.setattr(BlockwiseGenerator, "keep", permuted)
-    step = BlockwiseGenerator.step
-
-    def checked(self, batch, state, size):
-        step(self, batch, state, size)
-        cache, decoder = batch.caches[0], self.decoders[0]
-        for row, (sentence, n) in enumerate(zip(batch.rows.tolist(), batch.lengths.tolist())):
+    def check(call):
+        batch = call.batch
+        cache, decoder = batch.caches[0], gen.decoders[0]
+        if break_it and 1 < len(batch.active) < len(call.active):  # the negative control: rows of the cache exchanged
+            cache.select(torch.arange(len(batch.active)).roll(1))
+        for row, (sentence, n) in enumerate(zip(batch.active.tolist(), batch.lengths.tolist())):
             source = SOURCE[sentence : sentence + 1]
             fresh = decoder.start(one.encoder(source, src_lengths=source.ne(PAD).sum(1)))
             inputs = torch.cat([torch.tensor([EOS]), batch.tokens[sentence, : n - 1]]).unsqueeze(0)
@@ -134,7 +128,7 @@ def test_the_cache_holds_what_a_fresh_forward_pass_makes(break_it, monkeypatch):
                 real = source.ne(PAD)[0]
                 seen.extend(float((a[row][:, real] - b[0][:, real]).abs().max()) for a, b in zip(mine, theirs))
 
-    monkeypatch.setattr(BlockwiseGenerator, "step", checked)
+    gen.observer = check
     found = decode(gen)
     if break_it:
         assert max(seen) > 0.1
@@ -220,10 +214,9 @@ def test_only_the_first_words_are_proposed_and_the_output_stays(head):
     one, task = with_heads("--block-head", head)
     whole = decode(blockwise([one], task, verify_block=4, max_len_b=16))
     gen, seen = blockwise([one], task, verify_block=4, max_len_b=16, draft_words=12), []
-    draft = gen.drafter.draft
-    gen.drafter.draft = lambda *asked: seen.append(draft(*asked)) or seen[-1]
+    gen.observer = lambda call: seen.extend(call.proposed.flatten().tolist())
     some = decode(gen)
-    assert texts(some) == texts(whole) and max(int(drafts.tokens.max()) for drafts in seen) < 12
+    assert texts(some) == texts(whole) and max(seen) < 12
     assert [h["accepted"] for h in some] != [h["accepted"] for h in whole]  # rarer words are no longer proposed
     assert gen.drafter.work(3) < blockwise([one], task, max_len_b=16).drafter.work(3)
 

@@ -82,4 +82,8 @@ READS = {
     "adaptive": ("bang_block", "bang_tau", *OUTPUT),
     "cascade": ("bang_block", "bang_tau", "bang_theta", *OUTPUT),
 }
+ALIASES = {  # policies that are other generators: their names, and what bang's options are called there
+    "ar": ("beam", {}),
+    "verify": ("blockwise", {"bang_block": "verify_block"}),
+}
 POLICIES = {"nar": Parallel, "block": Block, "prefix": Prefix, "adaptive": Adaptive, "cascade": Parallel}

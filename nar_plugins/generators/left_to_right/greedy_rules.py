@@ -2,12 +2,12 @@
 
 import math
 from argparse import Namespace
-from typing import Optional
+from typing import Optional, Sequence
 
 import torch
 from torch import Tensor
 
-from nar_plugins.generators.base import check_min_len
+from nar_plugins.generators.base import ban, check_min_len
 
 
 class GreedyRules:
@@ -16,10 +16,11 @@ class GreedyRules:
     Args:
         options: fairseq's ``GenerationConfig``.
         pad, unk, eos: indices in the target dictionary.
+        unwanted: symbols that are never chosen; of fairseq's search it is padding only.
     """
 
-    def __init__(self, options: Namespace, pad: int, unk: int, eos: int):
-        self.options, self.pad, self.unk, self.eos = options, pad, unk, eos
+    def __init__(self, options: Namespace, pad: int, unk: int, eos: int, unwanted: Sequence[int]):
+        self.options, self.pad, self.unk, self.eos, self.unwanted = options, pad, unk, eos, unwanted
 
     def limit(self, width: int, models) -> int:
         """No token but ``</s>`` may stand at this index or beyond it, for a batch of sources ``width`` wide.
@@ -46,7 +47,7 @@ class GreedyRules:
         broken = lprobs[..., :1].isnan()  # a softmax with one NaN is NaN everywhere
         if broken.device.type != "cpu" or broken.any():
             lprobs.masked_fill_(broken, -math.inf)
-        lprobs[..., self.pad] = -math.inf
+        ban(lprobs, self.unwanted)
         if self.options.unkpen:
             lprobs[..., self.unk] -= self.options.unkpen
         if last >= limit:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from nar_plugins.checkpoint_io.start import check_tables
 from nar_plugins.models.architectures import default, sizes, switch_on
+from nar_plugins.models.bang.block_decoder import BangBlocks
 from nar_plugins.models.bang.decoder import BangDecoder, BangEncoder
 from nar_plugins.models.bang.losses import (
     ALL_CELLS,
@@ -105,6 +106,10 @@ class BangModel(TransformerModel):
     def row_sizes(self, real: Tensor, target_idx: Optional[Tensor] = None) -> Tensor:
         """The cells of every row with the model's streams; see ``cells.row_sizes``."""
         return row_sizes(real, target_idx, self.args.ngram)
+
+    def block_decoder(self) -> BangBlocks:
+        """What decodes blocks of tokens with it, and drafts them by its masks."""
+        return BangBlocks(self.decoder)
 
     def forward(
         self,

@@ -18,6 +18,7 @@ from nar_plugins.models.blockwise.sequential_heads import SequentialHeads
 from nar_plugins.models.flags import UNREAD, UNSUPPORTED, refuse_unsupported
 from nar_plugins.models.pairing import check_task
 from nar_plugins.modules.attention import allowed_sources, attend_packed
+from nar_plugins.modules.block_decoder import BlockDecoder
 from nar_plugins.modules.fused_loss import fused_word_loss
 from nar_plugins.modules.losses import LossPart
 from nar_plugins.modules.packing import queries_of_sentences
@@ -173,6 +174,11 @@ class BlockwiseModel(TransformerModel):
         head.
         """
         return {}
+
+    def block_decoder(self) -> BlockDecoder:
+        """What decodes blocks of tokens with it; its heads draft them, where there are any besides the first."""
+        kind = "sequential heads" if self.decoder.sequential else "heads"
+        return BlockDecoder(self.decoder, kind if self.decoder.block_size > 1 else None)
 
     def trained_heads(self) -> range:
         """The numbers of the heads that have parameters, and of head 1 unless the base is frozen."""
