@@ -154,12 +154,12 @@ def extend_tasks() -> None:
 def check_model(model: type) -> None:
     """Raise unless every generator that a class of models names is registered, and finds the methods that it calls."""
     for name in getattr(model, "generators", ()):
-        if name not in GENERATORS.keys() | {"beam"}:
+        if name not in GENERATORS:
             raise ValueError(
                 f"{model.__name__} names the generator '{name}', which is not registered: register it with "
                 "@register_generator where the model is registered"
             )
-        check_methods(model, name, getattr(GENERATORS.get(name), "needs", ()))
+        check_methods(model, name, getattr(GENERATORS[name], "needs", ()))
 
 
 def option_names() -> set:

@@ -8,9 +8,8 @@ A sentence meets the methods in this order:
     logits = model.project(features)            only where a token is wanted
 
 ``CanvasModel`` lists them for the models that predict a canvas at once; ``NarModel`` (``models/base.py``) implements
-all but ``canvas`` and ``forward``. What decodes from left to right offers ``block_decoder`` instead, and fairseq's own
-Transformers offer nothing. A model names its generators in ``generators``, the default first; a generator lists in
-``needs`` the methods that it calls.
+all but ``canvas`` and ``forward``. ``BlockModel`` is for what is decoded from left to right. A model names its
+generators in ``generators``, the default first; a generator lists in ``needs`` the methods that it calls.
 
 Shapes: B sentences, R canvases (rows), one or several a sentence, S source and T target positions, D the model's width,
 V the vocabulary.
@@ -22,7 +21,7 @@ from torch import Tensor
 
 from nar_plugins.modules.memory import Memory
 
-__all__ = ["Canvas", "CanvasModel", "Memory", "Plan", "check_methods"]
+__all__ = ["BlockModel", "Canvas", "CanvasModel", "Memory", "Plan", "check_methods"]
 
 
 class Plan(NamedTuple):
@@ -99,6 +98,20 @@ class CanvasModel(Protocol):
 
     def max_decoder_positions(self) -> int:
         """The longest canvas."""
+
+
+class BlockModel(Protocol):
+    """A model of fairseq's encoder-decoder kind that is decoded from left to right, several tokens a call.
+
+    A stock Transformer needs no method: ``modules.block_decoder.block_decoder`` makes its ``BlockDecoder``. Generators
+    ask besides for the ``encoder`` of fairseq's interface and for ``full_context_alignment``, where it is there.
+    """
+
+    generators: Tuple[str, ...]  # that decode it, the default first
+
+    def block_decoder(self):
+        """What decodes blocks of tokens: ``modules.block_decoder.BlockDecoder``, or an object with its ``start``,
+        ``__call__``, ``logits`` and ``proposes``."""
 
 
 def check_methods(model: type, generator: str, methods: Iterable[str], apart_from: Tuple[type, ...] = ()) -> None:

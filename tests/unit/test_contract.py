@@ -141,6 +141,13 @@ def test_generators_of_canvases_touch_nothing_else_of_a_model():
         assert not names & {"decoder", "encoder", "args", "output_layer"}, path
 
 
+def test_generators_from_left_to_right_ask_for_a_block_decoder_and_fairseqs_encoder():
+    files = (GENERATORS / "left_to_right").rglob("*.py")
+    asked = set().union(*(asked_of_models(path.read_text(encoding="utf-8")) for path in files))
+    of_fairseq = {"encoder", "full_context_alignment", "max_positions", "max_decoder_positions", "eval", "to"}
+    assert {"block_decoder", "encoder"} <= asked <= {"block_decoder", "generators"} | of_fairseq
+
+
 def test_the_search_for_attributes_finds_them():
     text = "[m.decoder(x) for m in self.models]; self.models[0].args; getattr(model, 'encoder'); models.append(1)"
     assert asked_of_models(text) == {"decoder", "args", "encoder"}
