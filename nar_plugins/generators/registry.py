@@ -1,15 +1,26 @@
 """Generators by name, as fairseq registers everything else: ``@register_generator("mask_predict", dataclass=...)``.
 
-A generator's options are the fields of its dataclass. The task's config inherits them, so they are flags of fairseq's
-commands, and validation with BLEU decodes with them.
+A generator's options are the fields of its dataclass. The config of every task that takes generators' options inherits
+them, so they are flags of fairseq's commands, and validation with BLEU decodes with them.
 """
 
 import logging
-from dataclasses import dataclass, field, fields
-from typing import Dict, Optional, Tuple
+from argparse import ArgumentParser
+from dataclasses import Field, dataclass, field, fields, is_dataclass, make_dataclass
+from functools import lru_cache
+from typing import Dict, Iterator, List, Optional, Set, Tuple
 
+from fairseq.criterions import CRITERION_DATACLASS_REGISTRY
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
+from fairseq.dataclass.configs import FairseqConfig
+from fairseq.models import MODEL_REGISTRY
 from fairseq.models.nat import FairseqNATModel
+from fairseq.registry import REGISTRIES
+from fairseq.tasks import TASK_DATACLASS_REGISTRY, TASK_REGISTRY
+
+from nar_plugins.compat.registration import replace_dataclass
+from nar_plugins.models.contract import check_methods
+from nar_plugins.models.flags import flag
 
 logger = logging.getLogger(__name__)
 
@@ -51,21 +62,104 @@ class SharedGeneratorConfig(DecodingConfig):
 
 
 def register_generator(name: str, dataclass: type):
-    """Class decorator: make a generator known as ``--generator name``, with the options of ``dataclass``."""
+    """Class decorator: make a generator known as ``--generator name``, with the options of ``dataclass``.
+
+    It may be used at any time before the command line is read, in a user's own ``--user-dir`` too: the tasks that take
+    generators' options get the new ones.
+
+    Raises:
+        ValueError: the name, or the flag of an option, is taken.
+    """
 
     def register(cls):
         if name in GENERATORS:
             raise ValueError(f"generator {name} is registered twice")
+        check_flags(name, dataclass)
         GENERATORS[name], CONFIGS[name] = cls, dataclass
         cls.name = name
+        extend_tasks()
         return cls
 
     return register
 
 
-def config_classes() -> Tuple[type, ...]:
-    """The dataclasses of all generators, for the task's config to inherit."""
-    return tuple(CONFIGS.values())
+def check_flags(name: str, config: type) -> None:
+    """Raise for the first option of a new generator whose flag is taken; fairseq would drop the second in silence.
+
+    Generators may share an option: a field of the same type, default and help.
+    """
+    mine = {f.name: f for f in fields(config) if not f.name.startswith("_")}
+    for other, theirs in CONFIGS.items():
+        for f in fields(theirs):
+            if f.name in mine and definition(f) != definition(mine[f.name]):
+                raise ValueError(
+                    f"generator {name}: {flag(f.name)} is an option of generator {other} with another meaning: rename "
+                    "it"
+                )
+    for option in mine.keys() - option_names():
+        for owner, names in taken_flags():
+            if option in names:
+                raise ValueError(f"generator {name}: {flag(option)} is a flag of {owner}: rename it")
+
+
+def definition(f: Field) -> tuple:
+    """What two options of one name must have in common."""
+    return f.type, f.default, f.default_factory, dict(f.metadata)
+
+
+def taken_flags() -> Iterator[Tuple[str, Set[str]]]:
+    """Who -> the options that stand beside a generator's in a parser of fairseq's commands."""
+    groups = [f.type for f in fields(FairseqConfig) if is_dataclass(f.type)]
+    for kind in REGISTRIES.keys() - {"criterion"}:
+        groups += REGISTRIES[kind]["dataclass_registry"].values()
+    yield "fairseq", {f.name for group in groups for f in fields(group)} | REGISTRIES.keys() | {"arch", "task"}
+    for task in generating_tasks():
+        yield f"--task {task}", {f.name for f in fields(TASK_DATACLASS_REGISTRY[task])} - option_names()
+    for name, model in MODEL_REGISTRY.items():
+        if getattr(model, "generators", ()):  # one that a generator here decodes
+            yield f"--arch {name}", options_of(model)
+            for criterion in CRITERION_DATACLASS_REGISTRY.keys() & set(getattr(model, "criterions", ())):
+                yield f"--criterion {criterion}", {f.name for f in fields(CRITERION_DATACLASS_REGISTRY[criterion])}
+
+
+@lru_cache
+def options_of(model: type) -> Set[str]:
+    """The options of a class of models."""
+    parser = ArgumentParser()
+    model.add_args(parser)
+    return {action.dest for action in parser._actions}
+
+
+def generating_tasks() -> List[str]:
+    """The registered tasks whose options include generators'."""
+    return [name for name, options in TASK_DATACLASS_REGISTRY.items() if issubclass(options, DecodingConfig)]
+
+
+def with_generator_options(base: type) -> type:
+    """A task's dataclass with the options of all generators that it lacks."""
+    missing = [config for config in dict.fromkeys(CONFIGS.values()) if not issubclass(base, config)]
+    bases = [config for config in missing if sum(issubclass(other, config) for other in missing) == 1]
+    return make_dataclass(base.__name__, [], bases=(base, *bases)) if bases else base
+
+
+def extend_tasks() -> None:
+    """Give the registered tasks that take generators' options those that were registered later."""
+    for name in generating_tasks():
+        options = TASK_DATACLASS_REGISTRY[name]
+        extended = with_generator_options(options)
+        if extended is not options:
+            replace_dataclass("task", name, TASK_REGISTRY[name], TASK_DATACLASS_REGISTRY, extended)
+
+
+def check_model(model: type) -> None:
+    """Raise unless every generator that a class of models names is registered, and finds the methods that it calls."""
+    for name in getattr(model, "generators", ()):
+        if name not in GENERATORS:
+            raise ValueError(
+                f"{model.__name__} names the generator '{name}', which is not registered: register it with "
+                "@register_generator where the model is registered"
+            )
+        check_methods(model, name, getattr(GENERATORS[name], "needs", ()))
 
 
 def option_names() -> set:

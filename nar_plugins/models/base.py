@@ -1,12 +1,12 @@
 """What the non-autoregressive models share: fairseq's Transformer with a decoder that sees the whole canvas.
 
-A model has three hooks, in the order in which a sentence meets them: ``encode``, ``initial_canvas`` and ``predict`` (a
-pass of the decoder). In training and validation ``forward`` returns the parts of the loss by name.
+``contract.py`` says what is asked of a model; ``NarModel`` implements it but for ``canvas`` and ``forward``, which in
+training and validation returns the parts of the loss by name.
 """
 
 from contextlib import nullcontext
 from functools import partial
-from typing import Dict, List, NamedTuple, Optional
+from typing import Dict, List, Optional
 
 import torch
 import torch.nn as nn
@@ -23,6 +23,7 @@ from torch.autograd.graph import save_on_cpu
 from torch.utils.checkpoint import checkpoint
 
 from nar_plugins.checkpoint_io.start import NewParameters, start_from, start_new_parameters
+from nar_plugins.models.contract import Canvas, Memory, check_methods
 from nar_plugins.models.flags import UNREAD_IN_PARALLEL, UNSUPPORTED_IN_PARALLEL, refuse_unsupported
 from nar_plugins.models.initialise import bert_init
 from nar_plugins.models.pairing import check_task
@@ -31,22 +32,6 @@ from nar_plugins.modules.fused_loss import SoftTargets, fused_word_loss
 from nar_plugins.modules.layers import NarDecoderLayer, NarEncoderLayer
 from nar_plugins.modules.length_head import LENGTH_HEADS, LengthHead
 from nar_plugins.modules.losses import LossPart, TokenObjective
-
-
-class Memory(NamedTuple):
-    """What the decoder asks of a sentence, computed once: keys and values of every layer, each (B, H, S, D/H)."""
-
-    keys: List[Tensor]
-    values: List[Tensor]
-    allowed: Optional[Tensor]  # (B, 1, 1, S) bool; None: no padding
-
-    def select(self, sentences: Tensor) -> "Memory":
-        """The memory of some sentences: (n,) int64."""
-        return Memory(
-            [k[sentences] for k in self.keys],
-            [v[sentences] for v in self.values],
-            None if self.allowed is None else self.allowed[sentences],
-        )
 
 
 class NarEncoder(TransformerEncoderBase):
@@ -112,10 +97,15 @@ class NarDecoder(TransformerDecoderBase):
         return wrap(NarDecoderLayer(cfg, no_encoder_attn), cfg)
 
     def memory(self, encoder_out: Dict) -> Memory:
-        """Keys and values of every layer's cross-attention, from the encoder's (S, B, D)."""
+        """What the decoder reads of fairseq's encoder output, and in ``encoded`` what the heads read."""
         states = [state.transpose(0, 1) for state in self.attended_states(encoder_out)]
-        both = [layer.encoder_attn.keys_values(state) for layer, state in zip(self.layers, states)]
-        return Memory([k for k, _ in both], [v for _, v in both], allowed_sources(encoder_out))
+        attentions = [layer.encoder_attn for layer in self.layers]
+        return Memory.of(attentions, states, allowed_sources(encoder_out), self.read_by_heads(encoder_out))
+
+    def read_by_heads(self, encoder_out: Dict) -> Dict[str, Tensor]:
+        """``Memory.encoded``: of this class the length head's input (B, D), where there is a length head."""
+        state = encoder_out["length_state"][0]
+        return {} if state is None else {"length_state": state}
 
     def attended_states(self, encoder_out: Dict) -> List[Tensor]:
         """The encoder's states (S, B, D) that each layer attends to: the top ones."""
@@ -134,25 +124,14 @@ class NarDecoder(TransformerDecoderBase):
             x = self.layernorm_embedding(x)
         return self.dropout_module(x)
 
-    def forward(
-        self, tokens: Tensor, memory: Memory, padding: Optional[Tensor] = None, picked: Optional[Tensor] = None
-    ) -> Tensor:
-        """One pass.
-
-        Args:
-            tokens: (B*N, T) int64, N canvases a sentence.
-            padding: (B*N, T) bool, True = padding; None: there is none.
-            picked: (B*N, n) int64, the positions that are wanted; None: all.
-
-        Returns:
-            (B*N, T or n, D) features, to be projected by ``output_layer``.
-        """
-        return self.through_layers(self.embed(tokens), memory, padding, picked)
+    def forward(self, canvas: Canvas, memory: Memory, picked: Optional[Tensor] = None) -> Tensor:
+        """One pass: features (R, T or n, D), to be projected by ``output_layer``; see ``CanvasModel.decode``."""
+        return self.through_layers(self.embed(canvas.inputs), memory, canvas.padding, picked)
 
     def through_layers(
         self, x: Tensor, memory: Memory, padding: Optional[Tensor] = None, picked: Optional[Tensor] = None, **extra
     ) -> Tensor:
-        """``forward`` from the embedded canvas (B*N, T, D) on; ``extra`` is what the layers of a subclass need
+        """``forward`` from the embedded canvas (R, T, D) on; ``extra`` is what the layers of a subclass need
         besides.
         """
         allowed = self.allowed_positions(padding, x)
@@ -172,14 +151,18 @@ class NarDecoder(TransformerDecoderBase):
         return x if self.project_out_dim is None else self.project_out_dim(x)
 
     def allowed_positions(self, padding: Optional[Tensor], x: Tensor) -> Optional[Tensor]:
-        """Where a position of the canvas (B*N, T, D) may look: anywhere but at padding."""
+        """Where a position of the canvas (R, T, D) may look: anywhere but at padding."""
         return allowed_keys(padding)
 
 
 class NarModel(TransformerModel):
-    """Base of the models that predict every position of a canvas at once, and of whose length a head decides."""
+    """Base of the models that predict every position of a canvas at once, and of whose length a head decides.
 
-    generators = ()  # the generators that can decode it, the default first
+    A subclass defines ``canvas`` and ``forward``; one that is only a base of others says ``abstract=True``.
+    """
+
+    generators = ()  # that can decode it, the default first
+    predicts, blank, canvas_kind = "lengths", None, ()  # see ``CanvasModel``
     tasks, criterions = ("nar_translation",), ("nar_loss",)  # that serve and train it
     new_parameters = (  # that an AR model does not have
         NewParameters(
@@ -190,6 +173,13 @@ class NarModel(TransformerModel):
         ),
     )
     unread_flags = UNREAD_IN_PARALLEL  # the task refuses them in training
+
+    def __init_subclass__(cls, abstract: bool = False, **kwargs):
+        """Raise a ValueError for a subclass that names generators and lacks a method of the contract, unless it says
+        that it is ``abstract``."""
+        super().__init_subclass__(**kwargs)
+        if not abstract and cls.generators:
+            check_methods(cls, cls.generators[0], ("canvas", "forward"), NarModel.__mro__)  # the rest is defined here
 
     @classmethod
     def add_args(cls, parser):
@@ -244,25 +234,38 @@ class NarModel(TransformerModel):
     def build_decoder(cls, args, tgt_dict, embed_tokens):
         return NarDecoder(TransformerConfig.from_namespace(args), tgt_dict, embed_tokens)
 
+    # -- the contract ------------------------------------------------------------------------------------------------
+
+    @property
+    def length_classes(self) -> int:
+        """How many lengths ``length_lprobs`` knows."""
+        head = self.encoder.length_head
+        return 0 if head is None else head.weight.size(0)
+
+    def encode(self, src_tokens: Tensor, src_lengths: Optional[Tensor] = None) -> Memory:
+        """See ``CanvasModel``; ``encoded`` has the ``length_state`` (B, D)."""
+        return self.decoder.memory(self.encoder(src_tokens, src_lengths=src_lengths))
+
+    def decode(self, canvas: Canvas, memory: Memory, picked: Optional[Tensor] = None) -> Tensor:
+        """See ``CanvasModel``."""
+        return self.decoder(canvas, memory, picked)
+
+    def project(self, features: Tensor) -> Tensor:
+        """See ``CanvasModel``."""
+        return self.decoder.output_layer(features)
+
     def noise(self, sample: Dict, seed: int, update: int) -> Dict[str, Tensor]:
-        """What training adds to a batch's ``net_input``: a function of (seed, update, sentence), or of (seed,
-        sentence).
-        """
+        """See ``CanvasModel``; none."""
         return {}
 
-    # -- the hooks ----------------------------------------------------------------------------------------------
+    def length_lprobs(self, memory: Memory) -> Tensor:
+        """See ``CanvasModel``; with ``--stop-length-gradient`` the encoder does not learn from it."""
+        state = memory.encoded["length_state"]
+        if self.training and getattr(self.args, "stop_length_gradient", False):
+            state = state.detach()
+        return self.encoder.length_head(state)
 
-    def encode(self, src_tokens: Tensor, src_lengths: Optional[Tensor] = None) -> Dict:
-        """Source (B, S) int64 -> fairseq's encoder output, with what the length head reads."""
-        return self.encoder(src_tokens, src_lengths=src_lengths)
-
-    def initial_canvas(self, encoder_out: Dict, lengths: Tensor) -> Tensor:
-        """The decoder's first input for lengths (B, N): (B*N, T) int64, padded on the right."""
-        raise NotImplementedError(f"{type(self).__name__} defines no canvas")
-
-    def predict(self, tokens: Tensor, memory: Memory, padding=None, picked=None) -> Tensor:
-        """A pass of the decoder: logits (B*N, T or n, V); the arguments are ``NarDecoder.forward``'s."""
-        return self.decoder.output_layer(self.decoder(tokens, memory, padding, picked))
+    # -- training ----------------------------------------------------------------------------------------------------
 
     def word_loss(self, features: Tensor, target: Tensor, picked: Tensor, objective: TokenObjective) -> LossPart:
         """The loss of the tokens at the predicted positions; few of their logits are in memory at a time.
@@ -281,15 +284,6 @@ class NarModel(TransformerModel):
             self.decoder.output_projection, features[picked], targets, objective.label_smoothing, soft=soft
         )
         return LossPart(losses.sum(), nll.sum(), torch.tensor(targets.numel(), device=targets.device), weight=1)
-
-    # ----------------------------------------------------------------------------------------------------------------
-
-    def length_lprobs(self, encoder_out: Dict) -> Tensor:
-        """Log-probabilities of the target lengths: (B, classes) float32."""
-        state = encoder_out["length_state"][0]
-        if self.training and getattr(self.args, "stop_length_gradient", False):
-            state = state.detach()
-        return self.encoder.length_head(state)
 
     def start_from_checkpoints(self, task) -> None:
         """Honour ``--init-encoder-from`` and ``--init-decoder-from``; the task says which dictionaries must be

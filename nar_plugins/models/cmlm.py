@@ -2,14 +2,16 @@
 
 from typing import Dict
 
+import torch
 from fairseq.models import register_model, register_model_architecture
 from fairseq.models.transformer.transformer_legacy import base_architecture as transformer_base
 from torch import Tensor
 
-from nar_plugins.data.canvas import blank_canvas
-from nar_plugins.data.noise import mask_uniform
+from nar_plugins.data.noise import noise_named
 from nar_plugins.models.architectures import default, sizes, switch_on
 from nar_plugins.models.base import NarModel
+from nar_plugins.models.contract import Canvas, Memory, Plan
+from nar_plugins.models.pairing import check_task
 from nar_plugins.modules.losses import LIKELIHOOD, LossPart, TokenObjective, length_loss
 
 
@@ -24,14 +26,32 @@ class CmlmModel(NarModel):
 
     generators = ("mask_predict",)
 
-    def noise(self, sample: Dict, seed: int, update: int) -> Dict[str, Tensor]:
-        """The target with masks, section 3.1."""
-        canvas, _ = mask_uniform(sample["target"], sample["id"], seed, update, self.pad, self.mask)
-        return {"prev_output_tokens": canvas}
+    @classmethod
+    def add_args(cls, parser):
+        """``NarModel``'s flags and the noise."""
+        NarModel.add_args(parser)
+        parser.add_argument(
+            "--noise", metavar="NAME", help="which target tokens are masked in training: uniform, or a registered noise"
+        )
 
-    def initial_canvas(self, encoder_out: Dict, lengths: Tensor) -> Tensor:
-        """``<mask>`` everywhere: lengths (B, N) -> (B*N, T) int64."""
-        return blank_canvas(lengths.flatten(), int(lengths.max()), self.mask, self.pad)
+    @classmethod
+    def build_model(cls, args, task):
+        """Build; raise for a noise that does not exist."""
+        check_task(cls, args, task)
+        noise_named(args.noise)
+        return super().build_model(args, task)
+
+    def noise(self, sample: Dict, seed: int, update: int) -> Dict[str, Tensor]:
+        """The target with masks; ``uniform`` is section 3.1."""
+        corrupt = noise_named(self.args.noise)
+        return {"prev_output_tokens": corrupt(sample["target"], sample["id"], seed, update, self.pad, self.mask)}
+
+    def canvas(self, memory: Memory, plan: Plan) -> Canvas:
+        """``<mask>`` everywhere: tokens (R, T)."""
+        width = plan.width or int(plan.lengths.max())
+        tokens = blank_canvas(plan.lengths, width, self.mask, self.pad)
+        padding = tokens.eq(self.pad)
+        return Canvas(tokens, padding if bool(padding.any()) else None)
 
     def forward(
         self,
@@ -46,20 +66,26 @@ class CmlmModel(NarModel):
         Args:
             src_tokens: (B, S) int64. prev_output_tokens: (B, T) int64, the target with masks. target: (B, T) int64.
         """
-        encoder_out = self.encode(src_tokens, src_lengths)
+        memory = self.encode(src_tokens, src_lengths)
         padding = target.eq(self.pad)
-        features = self.decoder(prev_output_tokens, self.decoder.memory(encoder_out), padding)
+        features = self.decode(Canvas(prev_output_tokens, padding), memory)
         masked = prev_output_tokens.eq(self.mask) & ~padding
         return {
             "words": self.word_loss(features, target, masked, objective),
-            "length": length_loss(self.length_lprobs(encoder_out), (~padding).sum(1)),
+            "length": length_loss(self.length_lprobs(memory), (~padding).sum(1)),
         }
+
+
+def blank_canvas(lengths: Tensor, width: int, mask: int, pad: int) -> Tensor:
+    """``mask`` at the first ``lengths`` positions, ``pad`` after them: (...,) int64 -> (..., width) int64."""
+    positions = torch.arange(width, device=lengths.device)
+    return torch.where(positions < lengths.unsqueeze(-1), mask, pad)
 
 
 @register_model_architecture("cmlm", "cmlm")
 def cmlm(args):
     """fairseq's form, the sizes of its ``transformer``."""
-    default(args, length_head="pooled")
+    default(args, length_head="pooled", noise="uniform")
     transformer_base(args)
 
 

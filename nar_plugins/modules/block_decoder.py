@@ -5,7 +5,7 @@ rows (``transformer_decoder.py``, ``extract_features_scriptable``), so a block o
 """
 
 import math
-from typing import Dict, List, Optional, Tuple
+from typing import Dict, Optional
 
 import torch
 import torch.nn.functional as F
@@ -16,27 +16,37 @@ from torch import Tensor
 
 from nar_plugins.modules.attention import allowed_sources, attend, split_heads
 from nar_plugins.modules.kv_cache import Slots
+from nar_plugins.modules.memory import Memory
 
 
 class BlockCache:
-    """Keys and values of the sentences that are still being decoded.
+    """What a decoder keeps of the sentences that are still being decoded.
 
-    A query at position p sees the slots 0 to p, which are the accepted ones and those of its own call.
+    A query at position p sees the slots 0 to p, which are the accepted ones and those of its own call. Whatever pads a
+    row's tokens at their end is overwritten like rejected tokens.
 
     Attributes:
-        memory: for every layer keys and values (B, H, S, D/H) of the encoder's states, computed once a sentence.
-        allowed: (B, 1, 1, S) bool, or None where the source has no padding.
-        own: keys and values (B, room, D) of the decoder's inputs.
+        memory: of the encoded sources.
+        own: keys and values (B, room, ...) of the decoder's inputs; a slot is the input's position.
     """
 
-    def __init__(self, memory: List[Tuple[Tensor, Tensor]], allowed: Optional[Tensor]):
-        self.memory, self.allowed = memory, allowed
-        self.own = Slots()
+    def __init__(self, memory: Memory):
+        self.memory, self.own = memory, Slots()
 
-    def select(self, rows: Tensor) -> None:
-        """Keep these rows (n,) only."""
-        self.memory = [(keys[rows], values[rows]) for keys, values in self.memory]
-        self.allowed = None if self.allowed is None else self.allowed[rows]
+    @property
+    def rows(self) -> int:
+        """B, the sentences it holds."""
+        return self.memory.keys[0].size(0)
+
+    def select(self, rows: Tensor, memory: bool = True) -> None:
+        """Keep these rows, (n,) int64; they may repeat.
+
+        Args:
+            memory: False: the rows' sentences stay where they are (a beam's hypotheses change places), only the
+                decoder's inputs move.
+        """
+        if memory:
+            self.memory = self.memory.select(rows)
         self.own.select(rows)
 
 
@@ -59,13 +69,9 @@ class BlockDecoder:
 
     def start(self, encoder_out: Dict) -> BlockCache:
         """The cache of a batch, from fairseq's encoder output."""
-        states = encoder_out["encoder_out"][0].transpose(0, 1)
-        memory = []
-        for layer in self.decoder.layers:
-            attention = layer.encoder_attn
-            both = (attention.k_proj(states), attention.v_proj(states))
-            memory.append(tuple(split_heads(attention, one).contiguous() for one in both))
-        return BlockCache(memory, allowed_sources(encoder_out))
+        states = [encoder_out["encoder_out"][0].transpose(0, 1)] * len(self.decoder.layers)
+        attentions = [layer.encoder_attn for layer in self.decoder.layers]
+        return BlockCache(Memory.of(attentions, states, allowed_sources(encoder_out), contiguous=True))
 
     def __call__(
         self,
@@ -103,7 +109,7 @@ class BlockDecoder:
         for number, layer in enumerate(self.decoder.layers):
             x, asked = self.layer(number, layer, x, slots, allowed, width, least == last, cache)
             if weights and number + 1 == len(self.decoder.layers):
-                attention = mean_attention(layer.encoder_attn, asked, cache.memory[number][0], cache.allowed)
+                attention = mean_attention(layer.encoder_attn, asked, cache.memory.keys[number], cache.memory.allowed)
         if self.decoder.layer_norm is not None:
             x = self.decoder.layer_norm(x)
         return (x if self.decoder.project_out_dim is None else self.decoder.project_out_dim(x)), attention
@@ -137,7 +143,8 @@ class BlockDecoder:
 
         y = layer.encoder_attn_layer_norm(x) if before else x
         asked = split_heads(theirs, theirs.q_proj(y))
-        x = x + attend(theirs, asked, *cache.memory[number], cache.allowed)
+        memory = cache.memory
+        x = x + attend(theirs, asked, memory.keys[number], memory.values[number], memory.allowed)
         x = x if before else layer.encoder_attn_layer_norm(x)
 
         y = layer.final_layer_norm(x) if before else x

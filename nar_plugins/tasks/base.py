@@ -12,6 +12,7 @@ from typing import Dict, List, Optional
 
 import torch
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
+from fairseq.models import ARCH_MODEL_REGISTRY
 from fairseq.tasks import FairseqTask
 from omegaconf import II
 from torch import Tensor
@@ -21,6 +22,7 @@ from nar_plugins.checkpoint_io.start import check_finetuned
 from nar_plugins.checkpoint_io.symbols import check_stored_symbols, stored_symbols
 from nar_plugins.data.dictionary import load_dictionary
 from nar_plugins.data.noise import VALIDATION_UPDATE
+from nar_plugins.generators import registry
 from nar_plugins.models.flags import refuse_unread, refuse_untrainable
 from nar_plugins.models.pairing import check_criterion, check_foreign_model
 from nar_plugins.modules.attention import training_kernel
@@ -154,6 +156,7 @@ class NarTask(FairseqTask):
         """The model, ready to load checkpoints that were made before ``<mask>`` was in the dictionary."""
         if not from_checkpoint:  # generators name what they cannot decode
             check_foreign_model(cfg, self)
+            registry.check_model(ARCH_MODEL_REGISTRY.get(getattr(cfg, "_name", None) or getattr(cfg, "arch", None)))
             self.refuse_half()
             refuse_untrainable(cfg, "merge_src_tgt_embed")
         model = super().build_model(cfg, from_checkpoint)

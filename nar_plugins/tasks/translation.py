@@ -3,7 +3,7 @@
 import json
 import logging
 from argparse import Namespace
-from dataclasses import dataclass, field, make_dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import List, Optional
 
@@ -55,9 +55,7 @@ class NarTranslationBase(NarTaskConfig, TranslationConfig):
 
 
 # every generator's options become flags of fairseq-train, -generate and -interactive
-NarTranslationConfig = make_dataclass(
-    "NarTranslationConfig", [], bases=(NarTranslationBase, *registry.config_classes())
-)
+NarTranslationConfig = registry.with_generator_options(NarTranslationBase)
 
 
 @register_task("nar_translation", dataclass=NarTranslationConfig)
@@ -81,6 +79,12 @@ class NarTranslationTask(NarTask, TranslationTask):
         self.for_validation = False  # whether the generator that is being built is that of --eval-bleu
         self.companions = []  # the models that a generator reads a source with besides those that decode it
         self.lines_read = 0  # by fairseq-interactive
+
+    @classmethod
+    def add_args(cls, parser):
+        """The flags of the task and of all generators that are registered by now."""
+        registry.extend_tasks()
+        super().add_args(parser)
 
     @classmethod
     def setup_task(cls, cfg, **kwargs):
@@ -272,7 +276,7 @@ class NarTranslationTask(NarTask, TranslationTask):
         }
         bounds = (
             {}
-            if {"max_len_a", "max_len_b"} & given.keys() or any(getattr(m.args, "ctc", False) for m in models)
+            if {"max_len_a", "max_len_b"} & given.keys() or any(getattr(m, "blank", None) is not None for m in models)
             else BOUNDS
         )
         if quick or bounds:

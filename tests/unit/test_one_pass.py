@@ -13,6 +13,7 @@ from tiny import model
 
 from nar_plugins.generators.options import generation_options
 from nar_plugins.generators.registry import CONFIGS, GENERATORS
+from nar_plugins.models.contract import Plan
 from nar_plugins.modules import source_copy
 
 PAD, EOS, MASK, WORDS = 1, 2, 24, 20
@@ -53,9 +54,9 @@ def decode(gen, source, target=None):
 
 def logits_of(m, source, plan):
     """Logits (T, V) of one sentence alone, banned words at -inf, and the log-probabilities before the ban."""
-    out = m.encode(source.unsqueeze(0))
-    canvas = m.initial_canvas(out, torch.tensor([0]), None if plan is None else torch.tensor([plan]))
-    lprobs = m.predict(canvas, m.decoder.memory(out))[0].log_softmax(-1)
+    memory = m.encode(source.unsqueeze(0))
+    canvas = m.canvas(memory, Plan(torch.tensor([0]), **({} if plan is None else {m.predicts: torch.tensor([plan])})))
+    lprobs = m.project(m.decode(canvas, memory))[0].log_softmax(-1)
     return lprobs
 
 

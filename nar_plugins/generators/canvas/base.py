@@ -8,11 +8,12 @@ from typing import Dict, List, NamedTuple, Optional
 import torch
 from torch import Tensor
 
-from nar_plugins.data.canvas import candidate_lengths, gold_lengths
 from nar_plugins.generators.base import Generator, ban, banned_on_canvas, check_min_len, ensemble_mean, refuse_nan
+from nar_plugins.generators.canvas.lengths import candidate_lengths, gold_lengths
 from nar_plugins.generators.canvas.rescore import Rescorer
 from nar_plugins.generators.hypothesis import Dedup, empty_hypothesis, hypothesis
 from nar_plugins.generators.options import refuse_unserved
+from nar_plugins.models.contract import Memory, Plan
 from nar_plugins.modules.linear import CPU_ROWS
 from nar_plugins.modules.precision import full
 
@@ -37,7 +38,7 @@ class ParallelGenerator(Generator):
     """Base of the parallel decoding loops; a subclass defines ``search``.
 
     Args:
-        models: one or more models with the hooks of ``NarModel``; several are an ensemble.
+        models: one or more models of the contract (``models/contract.py``); several are an ensemble.
         dictionary: the target's.
         config: the options of the generator's dataclass.
         options: fairseq's ``GenerationConfig``.
@@ -45,6 +46,7 @@ class ParallelGenerator(Generator):
         rescorer: an AR model that orders the candidates, or None.
     """
 
+    needs = ("encode", "canvas", "decode", "project", "max_decoder_positions")  # the methods that are called of a model
     honoured = {"lenpen", "unnormalized", "max_len_a", "max_len_b", "min_len"}
     default_length_beam = 1
 
@@ -78,15 +80,15 @@ class ParallelGenerator(Generator):
         source = sample["net_input"]["src_tokens"]
         others = [] if self.rescorer is None else [self.rescorer.model]
         with self.decoding(source.device, *others):
-            encoded = [model.encode(source, sample["net_input"].get("src_lengths")) for model in self.models]
-            found = self.search(encoded, source, sample.get("target"))
+            memories = [model.encode(source, sample["net_input"].get("src_lengths")) for model in self.models]
+            found = self.search(memories, source, sample.get("target"))
             return self.finish(found, source)
 
-    def search(self, encoded: List[Dict], source: Tensor, target: Optional[Tensor]) -> Found:
+    def search(self, memories: List[Memory], source: Tensor, target: Optional[Tensor]) -> Found:
         """The loop.
 
         Args:
-            encoded: every model's encoder output. source: (B, S) int64. target: (B, T) int64, where there is one.
+            memories: every model's, of the batch. source: (B, S) int64. target: (B, T) int64, where there is one.
         """
         raise NotImplementedError
 
@@ -95,9 +97,9 @@ class ParallelGenerator(Generator):
         real = source.ne(self.pad).sum(1)
         return (self.options.max_len_a * real + self.options.max_len_b).long() + 1
 
-    def lengths(self, encoded: List[Dict], source: Tensor, target: Optional[Tensor]) -> tuple:
+    def lengths(self, memories: List[Memory], source: Tensor, target: Optional[Tensor]) -> tuple:
         """Candidate lengths (B, N) and which of them to keep (B, N)."""
-        lprobs = ensemble_mean([m.length_lprobs(out) for m, out in zip(self.models, encoded)])
+        lprobs = ensemble_mean([model.length_lprobs(memory) for model, memory in zip(self.models, memories)])
         refuse_nan(bool(lprobs.isnan().any()))
         longest = self.longest(source)
         shortest = max(2, self.options.min_len + 1)  # fairseq's --min-len does not count </s>
@@ -142,7 +144,7 @@ class ParallelGenerator(Generator):
 
     def best_words(self, features: tuple) -> tuple:
         """``words`` of one chunk; log-probabilities are among all words, the banned ones counted."""
-        logits = [full(m.decoder.output_layer(one)) for m, one in zip(self.models, features)]
+        logits = [full(m.project(one)) for m, one in zip(self.models, features)]
         if len(logits) == 1:  # no need of all log-probabilities
             scores, normaliser = logits[0], logits[0].logsumexp(-1)
         else:
@@ -218,13 +220,18 @@ def rectangle(sentences: int, candidates: int, device) -> Tensor:
     return torch.arange(sentences * candidates, device=device).view(sentences, candidates)
 
 
+def plan_lengths(lengths: Tensor) -> Plan:
+    """The plan of N canvases a sentence, next to each other: lengths (B, N)."""
+    sentences = torch.arange(lengths.size(0), device=lengths.device).repeat_interleave(lengths.size(1))
+    return Plan(sentences, lengths.flatten())
+
+
 def check_lengths(models) -> None:
     """Raise for an ensemble whose models do not predict the same lengths: their probabilities have no mean.
 
     The form of the length head may differ from model to model, what it says is the same.
     """
-    heads = [getattr(model.encoder, "length_head", None) for model in models]
-    classes = {head.weight.size(0) - 1 for head in heads if head is not None}
+    classes = {model.length_classes - 1 for model in models if model.predicts == "lengths"}
     if len(classes) > 1:
         sizes = " and ".join(str(size) for size in sorted(classes))
         raise ValueError(

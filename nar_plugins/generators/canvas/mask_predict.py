@@ -3,15 +3,16 @@
 import math
 from argparse import Namespace
 from dataclasses import dataclass, field
-from typing import Dict, List, NamedTuple, Optional
+from typing import List, NamedTuple, Optional
 
 import torch
 from fairseq.dataclass import ChoiceEnum
 from torch import Tensor
 
-from nar_plugins.data.canvas import SCHEDULES, remask_count
-from nar_plugins.generators.canvas.base import Found, ParallelGenerator, rectangle
+from nar_plugins.generators.canvas.base import Found, ParallelGenerator, plan_lengths, rectangle
+from nar_plugins.generators.canvas.schedule import SCHEDULES, remask_count
 from nar_plugins.generators.registry import SharedGeneratorConfig, register_generator
+from nar_plugins.models.contract import Canvas, Memory
 
 
 @dataclass
@@ -42,13 +43,14 @@ class Candidates(NamedTuple):
 
 @register_generator("mask_predict", dataclass=MaskPredictConfig)
 class MaskPredictGenerator(ParallelGenerator):
-    """Decodes ``cmlm`` checkpoints, one or an ensemble.
+    """Decodes ``cmlm`` checkpoints, one or an ensemble, and others that predict lengths and masked tokens.
 
     Every pass projects to the vocabulary, and computes the last layer for, only the positions that are masked; the
     encoder's keys and values stand once a sentence, however many lengths are tried. Within a pass nothing is read back
     by the host; ``confidence`` reads back once after each, to let finished sentences leave the batch.
     """
 
+    needs = (*ParallelGenerator.needs, "length_lprobs")
     default_length_beam = 5
     in_validation = {
         "iterations": 4,
@@ -60,25 +62,24 @@ class MaskPredictGenerator(ParallelGenerator):
         if config.iterations < 1:
             raise ValueError(f"--iterations {config.iterations}: at least one pass of the decoder is needed")
 
-    def search(self, encoded: List[Dict], source: Tensor, target: Optional[Tensor]) -> Found:
+    def search(self, memories: List[Memory], source: Tensor, target: Optional[Tensor]) -> Found:
         """All passes over all candidate lengths."""
-        lengths, keep = self.lengths(encoded, source, target)
-        memories = [model.decoder.memory(out) for model, out in zip(self.models, encoded)]
-        now, history = self.decode(self.start(encoded, lengths), memories, lengths.size(1))
+        lengths, keep = self.lengths(memories, source, target)
+        now, history = self.decode(self.start(memories, lengths), memories, lengths.size(1))
         lprobs = now.lprobs.masked_fill(now.lprobs.eq(float("inf")), 0)
         rows = rectangle(*lengths.shape, lengths.device)
         return Found(now.tokens, lprobs, now.lengths, now.steps, rows, keep, history=history)
 
-    def start(self, encoded: List[Dict], lengths: Tensor) -> Candidates:
+    def start(self, memories: List[Memory], lengths: Tensor) -> Candidates:
         """Blank canvases for lengths (B, N)."""
-        tokens = self.models[0].initial_canvas(encoded[0], lengths)
-        lengths = lengths.flatten()
-        padding = tokens.eq(self.pad)
-        lprobs = torch.zeros(tokens.shape, device=tokens.device).masked_fill(padding, float("inf"))
-        steps = torch.zeros_like(lengths)
-        return Candidates(tokens, lprobs, lengths, steps, padding if bool(padding.any()) else None)
+        plan = plan_lengths(lengths)
+        tokens, padding = self.models[0].canvas(memories[0], plan)
+        lprobs = torch.zeros(tokens.shape, device=tokens.device)
+        if padding is not None:
+            lprobs = lprobs.masked_fill(padding, float("inf"))
+        return Candidates(tokens, lprobs, plan.lengths, torch.zeros_like(plan.lengths), padding)
 
-    def decode(self, now: Candidates, memories: List, beam: int) -> tuple:
+    def decode(self, now: Candidates, memories: List[Memory], beam: int) -> tuple:
         """All passes; the candidates and, with ``--retain-iter-history``, the tokens (R, T) after each pass."""
         history = [] if self.options.retain_iter_history else None
         passes, schedule = self.config.iterations, str(self.config.schedule)
@@ -105,7 +106,7 @@ class MaskPredictGenerator(ParallelGenerator):
 
     # -- one pass --------------------------------------------------------------------------------------------------
 
-    def fill(self, now: Candidates, memories: List, picked: Optional[Tensor], chosen: Tensor) -> Candidates:
+    def fill(self, now: Candidates, memories: List[Memory], picked: Optional[Tensor], chosen: Tensor) -> Candidates:
         """Mask the chosen ones of the picked positions and predict them; all other tokens keep value and probability.
 
         Args:
@@ -124,9 +125,12 @@ class MaskPredictGenerator(ParallelGenerator):
             lprobs = now.lprobs.scatter(1, picked, torch.where(chosen, lprobs, now.lprobs.gather(1, picked)))
         return now._replace(tokens=tokens, lprobs=lprobs, steps=now.steps + chosen.any(1))
 
-    def predict(self, tokens: Tensor, memories: List, padding: Optional[Tensor], picked: Optional[Tensor]) -> tuple:
+    def predict(
+        self, tokens: Tensor, memories: List[Memory], padding: Optional[Tensor], picked: Optional[Tensor]
+    ) -> tuple:
         """The best allowed word at every picked position and its log-probability among all words: (R, n) each."""
-        features = [m.decoder(tokens, memory, padding, picked) for m, memory in zip(self.models, memories)]
+        canvas = Canvas(tokens, padding)
+        features = [model.decode(canvas, memory, picked) for model, memory in zip(self.models, memories)]
         shape = features[0].shape[:2]
         words, lprobs = self.words([one.flatten(0, 1) for one in features])
         return words.view(shape), lprobs.view(shape)
@@ -138,7 +142,9 @@ class MaskPredictGenerator(ParallelGenerator):
         value = self.config.confidence_threshold
         return math.log(value) if value > 0 else -math.inf
 
-    def fill_some(self, now: Candidates, memories: List, picked, chosen, sentences: Tensor, beam: int) -> Candidates:
+    def fill_some(
+        self, now: Candidates, memories: List[Memory], picked, chosen, sentences: Tensor, beam: int
+    ) -> Candidates:
         """``fill`` for some sentences (n,), all their candidates; the others stay as they are."""
         if sentences.numel() * beam == now.tokens.size(0):
             return self.fill(now, memories, picked, chosen)

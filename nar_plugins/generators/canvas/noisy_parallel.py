@@ -2,7 +2,7 @@
 
 from argparse import Namespace
 from dataclasses import dataclass, field
-from typing import Dict, List, Optional
+from typing import List, Optional
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from nar_plugins.generators.base import Statistics
 from nar_plugins.generators.canvas.base import Found
 from nar_plugins.generators.canvas.one_pass import NatGenerator
 from nar_plugins.generators.registry import SharedGeneratorConfig, register_generator
+from nar_plugins.models.contract import Memory, Plan
 from nar_plugins.modules import source_copy
 
 
@@ -57,13 +58,13 @@ class NoisyParallelGenerator(NatGenerator):
             raise ValueError(f"--fertility-samples {config.fertility_samples}: at least one candidate is needed")
         self.statistics = NoisyParallelStatistics()
 
-    def search(self, encoded: List[Dict], source: Tensor, target: Optional[Tensor]) -> Found:
+    def search(self, memories: List[Memory], source: Tensor, target: Optional[Tensor]) -> Found:
         """One pass over all distinct fertilities of all sentences."""
-        fertilities = self.bounded(self.draw(self.fertility_probabilities(encoded), source), source)
+        fertilities = self.bounded(self.draw(self.fertility_probabilities(memories), source), source)
         keep = source_copy.distinct(fertilities)
         sentences = keep.nonzero()[:, 0]
         rows = (keep.flatten().cumsum(0) - 1).view(keep.shape)
-        tokens, lprobs, lengths = self.decode(encoded, sentences, fertilities[keep], ragged=True)
+        tokens, lprobs, lengths = self.decode(memories, Plan(sentences, fertilities=fertilities[keep]), ragged=True)
         self.statistics.sentences += keep.size(0)
         self.statistics.drawn += keep.numel()
         self.statistics.decoded += tokens.size(0)

@@ -2,15 +2,16 @@
 
 from argparse import Namespace
 from dataclasses import dataclass, field
-from typing import Dict, List, Optional
+from typing import List, Optional
 
 import torch
 from fairseq.dataclass import ChoiceEnum
 from torch import Tensor
 
 from nar_plugins.generators.base import ban, ensemble_mean, refuse_nan
-from nar_plugins.generators.canvas.base import Found, ParallelGenerator, rectangle
+from nar_plugins.generators.canvas.base import Found, ParallelGenerator, plan_lengths, rectangle
 from nar_plugins.generators.registry import SharedGeneratorConfig, register_generator
+from nar_plugins.models.contract import Memory, Plan
 from nar_plugins.modules import ctc, source_copy
 from nar_plugins.modules.precision import full
 
@@ -32,27 +33,27 @@ class NatGenerator(ParallelGenerator):
 
     def __init__(self, models, dictionary, config, options: Namespace, mask: int, rescorer=None):
         super().__init__(models, dictionary, config, options, mask, rescorer)
-        args = [model.args for model in self.models]
-        kinds = {(one.source_copy, one.ctc, one.upsample if one.ctc else 0) for one in args}
-        if len(kinds) > 1:
+        if len({(model.predicts, model.canvas_kind) for model in self.models}) > 1:
             raise ValueError(
                 "an ensemble of nat models needs the same --source-copy, --ctc and --upsample in all of them"
             )
-        self.fertile, self.ctc = args[0].source_copy == "fertility", args[0].ctc
-        if (self.fertile or self.ctc) and config.length_beam is not None:
+        self.fertile, self.blank = self.models[0].predicts == "fertilities", self.models[0].blank
+        lengthless = self.models[0].predicts != "lengths"
+        if lengthless and config.length_beam is not None:
             raise ValueError("--length-beam: these models predict no length; leave it out")
-        if (self.fertile or self.ctc) and options.min_len > 1:
+        if lengthless and options.min_len > 1:
             raise ValueError("--min-len cannot be honoured: these models predict no length; leave it out")
-        if (self.fertile or self.ctc) and config.gold_length:
+        if lengthless and config.gold_length:
             raise ValueError("--gold-length: these models predict no length; leave it out")
-        if self.ctc and (options.max_len_a, options.max_len_b) != (0, 200):
+        if self.blank is not None and (options.max_len_a, options.max_len_b) != (0, 200):
             raise ValueError(
                 "--max-len-a/b cannot be honoured: CTC's canvas is as long as --upsample says; leave them out"
             )
 
-    def fertility_probabilities(self, encoded: List[Dict]) -> Tensor:
+    def fertility_probabilities(self, memories: List[Memory]) -> Tensor:
         """(B, S, 50), the mean of the models'."""
-        found = ensemble_mean([m.fertility_lprobs(out) for m, out in zip(self.models, encoded)]).exp()
+        found = [model.fertility_lprobs(memory) for model, memory in zip(self.models, memories)]
+        found = ensemble_mean(found).exp()
         refuse_nan(bool(found.isnan().any()))
         return found
 
@@ -62,26 +63,24 @@ class NatGenerator(ParallelGenerator):
         shape = (-1,) + (1,) * (fertilities.dim() - 2)
         return source_copy.bounded(fertilities, source.ne(self.pad).sum(1).view(shape), longest.view(shape))
 
-    def features(self, encoded: List[Dict], sentences: Tensor, plan: Optional[Tensor], ragged: bool = False) -> tuple:
-        """Every model's features (R, T, D) on the canvases of ``sentences`` (R,), and the canvases' padding (R, T).
+    def features(self, memories: List[Memory], plan: Plan, ragged: bool = False) -> tuple:
+        """Every model's features (R, T, D) on the planned canvases, and where these have positions, (R, T) bool.
 
         Args:
             ragged: not every sentence has as many canvases.
         """
         features = []
-        for model, out in zip(self.models, encoded):
-            canvas = model.initial_canvas(out, sentences, plan)
-            memory = model.decoder.memory(out)
-            features.append(model.decoder(canvas, memory.select(sentences) if ragged else memory))
-        return features, canvas.padding
+        for model, memory in zip(self.models, memories):
+            canvas = model.canvas(memory, plan)
+            features.append(model.decode(canvas, memory.select(plan.sentences) if ragged else memory))
+        return features, canvas.real()
 
-    def decode(self, encoded: List[Dict], sentences: Tensor, plan: Optional[Tensor], ragged: bool = False) -> tuple:
+    def decode(self, memories: List[Memory], plan: Plan, ragged: bool = False) -> tuple:
         """Words (R, T) and their log-probabilities, ``pad`` and 0 beyond the lengths (R,)."""
-        features, padding = self.features(encoded, sentences, plan, ragged)
-        real = ~padding
+        features, real = self.features(memories, plan, ragged)
         words, lprobs = self.words([one[real] for one in features])
-        tokens = torch.full(padding.shape, self.pad, device=padding.device).masked_scatter(real, words)
-        scores = torch.zeros(padding.shape, dtype=lprobs.dtype, device=padding.device).masked_scatter(real, lprobs)
+        tokens = torch.full(real.shape, self.pad, device=real.device).masked_scatter(real, words)
+        scores = torch.zeros(real.shape, dtype=lprobs.dtype, device=real.device).masked_scatter(real, lprobs)
         return tokens, scores, real.sum(1)
 
     def history(self, tokens: Tensor) -> Optional[List[Tensor]]:
@@ -101,40 +100,38 @@ class OnePassGenerator(NatGenerator):
         super().__init__(models, dictionary, config, options, mask, rescorer)
         if config.ctc_beam < 1:
             raise ValueError(f"--ctc-beam {config.ctc_beam}: at least one output is needed")
-        if config.ctc_beam > 1 and not self.ctc:
+        if config.ctc_beam > 1 and self.blank is None:
             raise ValueError("--ctc-beam: these models were not trained with --ctc; leave it out")
         if str(config.fertility) != "argmax" and not self.fertile:
             raise ValueError("--fertility: these models have no fertilities; leave it out")
-        if self.ctc:
-            self.banned = tuple(symbol for symbol in self.banned if symbol != mask)  # <mask> is the blank
+        if self.blank is not None:  # it is predicted, and dropped from the output
+            self.banned = tuple(symbol for symbol in self.banned if symbol != self.blank)
 
-    def search(self, encoded: List[Dict], source: Tensor, target: Optional[Tensor]) -> Found:
+    def search(self, memories: List[Memory], source: Tensor, target: Optional[Tensor]) -> Found:
         """The pass."""
-        if self.ctc:
-            return self.search_ctc(encoded, source)
         sentences = torch.arange(source.size(0), device=source.device)
+        if self.blank is not None:
+            return self.search_ctc(memories, sentences)
         if self.fertile:
-            probabilities = self.fertility_probabilities(encoded)
+            probabilities = self.fertility_probabilities(memories)
             average = str(self.config.fertility) == "average"
             chosen = source_copy.average(probabilities) if average else probabilities.argmax(-1)
-            plan, rows = self.bounded(chosen, source), sentences.unsqueeze(1)
+            plan, rows = Plan(sentences, fertilities=self.bounded(chosen, source)), sentences.unsqueeze(1)
             keep = torch.ones_like(rows, dtype=torch.bool)
         else:
-            lengths, keep = self.lengths(encoded, source, target)
-            rows = rectangle(*lengths.shape, lengths.device)
-            plan, sentences = lengths.flatten(), sentences.repeat_interleave(lengths.size(1))
-        tokens, lprobs, lengths = self.decode(encoded, sentences, plan)
+            lengths, keep = self.lengths(memories, source, target)
+            plan, rows = plan_lengths(lengths), rectangle(*lengths.shape, lengths.device)
+        tokens, lprobs, lengths = self.decode(memories, plan)
         return Found(tokens, lprobs, lengths, torch.ones_like(lengths), rows, keep, history=self.history(tokens))
 
     # -- CTC -----------------------------------------------------------------------------------------------------------
 
-    def search_ctc(self, encoded: List[Dict], source: Tensor) -> Found:
+    def search_ctc(self, memories: List[Memory], sentences: Tensor) -> Found:
         """Best path, or the best outputs; the score is per position of the canvas, blanks counted."""
-        sentences = torch.arange(source.size(0), device=source.device)
         if self.config.ctc_beam > 1:
-            return self.search_outputs(encoded, sentences)
-        path, lprobs, canvas = self.decode(encoded, sentences, None)
-        kept = ctc.collapse(path.masked_fill(path.eq(self.pad), self.mask), canvas, self.mask)
+            return self.search_outputs(memories, sentences)
+        path, lprobs, canvas = self.decode(memories, Plan(sentences))
+        kept = ctc.collapse(path.masked_fill(path.eq(self.pad), self.blank), canvas, self.blank)
         order = (~kept).long().argsort(dim=1, stable=True)
         sizes = kept.sum(1)
         width = max(1, int(sizes.max()))
@@ -155,16 +152,16 @@ class OnePassGenerator(NatGenerator):
             self.history(tokens),
         )
 
-    def search_outputs(self, encoded: List[Dict], sentences: Tensor) -> Found:
+    def search_outputs(self, memories: List[Memory], sentences: Tensor) -> Found:
         """Prefix beam search; the log-probability of an output is shared out among its tokens, which have none of their
         own.
         """
-        features, padding = self.features(encoded, sentences, None)
-        lprobs = [full(m.decoder.output_layer(x)).log_softmax(-1) for m, x in zip(self.models, features)]
+        features, real = self.features(memories, Plan(sentences))
+        lprobs = [full(m.project(x)).log_softmax(-1) for m, x in zip(self.models, features)]
         lprobs = ban(ensemble_mean(lprobs), self.banned)
-        canvas = (~padding).sum(1)
+        canvas = real.sum(1)
         beam = self.config.ctc_beam
-        tokens, sizes, scores = ctc.prefix_beam_search(lprobs, canvas, self.mask, beam, max(10, beam))
+        tokens, sizes, scores = ctc.prefix_beam_search(lprobs, canvas, self.blank, beam, max(10, beam))
         keep = scores > -float("inf")
         tokens, sizes, scores = tokens.flatten(0, 1), sizes.flatten(), scores.flatten()
         tokens = tokens[:, : max(1, int(sizes.max()))]

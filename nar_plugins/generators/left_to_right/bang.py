@@ -76,7 +76,7 @@ class BangGenerator(LeftToRightGenerator):
         if options.beam == 5:
             logger.info(f"--bang-policy {config.bang_policy} has no beam: --beam is not used; --bang-policy ar has one")
         super().__init__(models, dictionary, config, options, mask)
-        self.decoders = [model.decoder for model in self.models]
+        self.decoders = [model.block_decoder().decoder for model in self.models]
         self.policy = POLICIES[str(config.bang_policy)](config)
         self.release = config.bang_release_output
         self.dedups = [Dedup(how, dictionary) for how in (("token", "word") if self.release else (str(config.dedup),))]

@@ -8,9 +8,10 @@ import torch.nn.functional as F
 from fairseq.modules.fairseq_dropout import FairseqDropout
 from torch import Tensor
 
-from nar_plugins.models.bang.cache import BangCache, Block
+from nar_plugins.models.bang.cache import Block
 from nar_plugins.models.bang.row_attention import row_attention
 from nar_plugins.models.bang.stream_layout import Layout, Rectangle
+from nar_plugins.modules.block_decoder import BlockCache
 from nar_plugins.modules.relative_positions import BUCKETS
 
 
@@ -95,7 +96,7 @@ class NStreamAttention(nn.Module):
             drop.p if self.training or drop.apply_during_inference else 0.0,
         )
 
-    def block(self, x: Tensor, block: Block, cache: BangCache, layer: int, masks_only: bool = False) -> Tensor:
+    def block(self, x: Tensor, block: Block, cache: BlockCache, layer: int, masks_only: bool = False) -> Tensor:
         """The decoding pass: new main tokens and the masks after them, on top of the cache.
 
         Args:

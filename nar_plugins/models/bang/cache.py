@@ -1,4 +1,4 @@
-"""What decoding with BANG keeps between passes, and what is asked of one pass.
+"""What is asked of one pass of decoding with BANG; between passes a ``BlockCache`` keeps the main tokens, never masks.
 
 The interface of the generators is ``BangDecoder.start`` and ``BangDecoder.block``; at inference a row is an ordinary
 causal sequence, the accepted tokens and then masks, so there is no n-stream mask here.
@@ -11,40 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nar_plugins.models.bang.stream_layout import HIDDEN
-from nar_plugins.modules.kv_cache import Slots
 from nar_plugins.modules.relative_positions import look_up
-
-
-class BangCache:
-    """Keys and values of the sentences that are still being decoded.
-
-    The slot of a main token is its index in the decoder's input (0: the start token); padding at the end of a row's
-    ``tokens`` is overwritten like rejected tokens. Masks are never kept.
-
-    Attributes:
-        memory: keys and values of the encoder's states for every layer, computed once a sentence (``nar_base.Memory``).
-        own: keys and values (b, room, H, D/H) of the main tokens.
-    """
-
-    def __init__(self, memory):
-        self.memory = memory
-        self.own = Slots()
-
-    @property
-    def rows(self) -> int:
-        """b, the sentences it holds."""
-        return self.memory.keys[0].size(0)
-
-    def select(self, rows: Tensor, memory: bool = True) -> None:
-        """Keep these rows, (n,) int64; they may repeat.
-
-        Args:
-            memory: False: the rows' sentences stay where they are (a beam's hypotheses change places), only the main
-                tokens move.
-        """
-        if memory:
-            self.memory = self.memory.select(rows)
-        self.own.select(rows)
 
 
 class Block(NamedTuple):

@@ -10,12 +10,13 @@ from fairseq.models.transformer import TransformerDecoderBase
 from fairseq.modules import PositionalEmbedding
 from torch import Tensor
 
-from nar_plugins.models.bang.cache import BangCache, plan_block
+from nar_plugins.models.bang.cache import plan_block
 from nar_plugins.models.bang.layer import BangDecoderLayer
 from nar_plugins.models.bang.stream_layout import Layout, lay_out
-from nar_plugins.models.base import Memory, NarEncoder, wrap
+from nar_plugins.models.base import NarEncoder, wrap
 from nar_plugins.modules.attention import allowed_sources, split_heads
-from nar_plugins.modules.block_decoder import mean_attention
+from nar_plugins.modules.block_decoder import BlockCache, mean_attention
+from nar_plugins.modules.memory import Memory
 from nar_plugins.modules.relative_positions import bucket_table
 
 
@@ -62,9 +63,8 @@ class BangDecoder(TransformerDecoderBase):
 
     def memory(self, encoder_out: Dict) -> Memory:
         """Keys and values of every layer's cross-attention, from fairseq's encoder output."""
-        states = encoder_out["encoder_out"][0].transpose(0, 1)
-        both = [layer.encoder_attn.keys_values(states) for layer in self.layers]
-        return Memory([k for k, _ in both], [v for _, v in both], allowed_sources(encoder_out))
+        states = [encoder_out["encoder_out"][0].transpose(0, 1)] * len(self.layers)
+        return Memory.of([layer.encoder_attn for layer in self.layers], states, allowed_sources(encoder_out))
 
     def embed(self, contents: Tensor, positions: Tensor) -> Tensor:
         """Contents (..., D) at rows (...) of the table of positions -> (..., D)."""
@@ -213,15 +213,15 @@ class BangDecoder(TransformerDecoderBase):
     # -- decoding
     # --------------------------------------------------------------------------------------------------------
 
-    def start(self, encoder_out: Dict) -> BangCache:
+    def start(self, encoder_out: Dict) -> BlockCache:
         """The empty cache of a batch, from fairseq's encoder output; ``cache.select(rows)`` drops finished rows."""
-        return BangCache(self.memory(encoder_out))
+        return BlockCache(self.memory(encoder_out))
 
     def block(
         self,
         tokens: Tensor,
         lengths: Tensor,
-        cache: BangCache,
+        cache: BlockCache,
         masks: int,
         rows: Tensor,
         longest: Optional[int] = None,

@@ -5,9 +5,10 @@ from typing import Optional
 from torch import Tensor
 
 from nar_plugins.models.bang.attention import NStreamAttention
-from nar_plugins.models.bang.cache import BangCache, Block
+from nar_plugins.models.bang.cache import Block
 from nar_plugins.models.bang.stream_layout import Layout
 from nar_plugins.modules.attention import attend_packed
+from nar_plugins.modules.block_decoder import BlockCache
 from nar_plugins.modules.layers import NarDecoderLayer
 
 
@@ -49,7 +50,7 @@ class BangDecoderLayer(NarDecoderLayer):
         y = attend_packed(self.encoder_attn, x, memory_keys, memory_values, memory_allowed, slots, layout.memory_width)
         return self.feed_forward(self.add(x, y, self.encoder_attn_layer_norm))
 
-    def block(self, x: Tensor, block: Block, cache: BangCache, number: int, masks_only: bool = False) -> Tensor:
+    def block(self, x: Tensor, block: Block, cache: BlockCache, number: int, masks_only: bool = False) -> Tensor:
         """One layer of a decoding pass: x (b, m + r*n, D) -> (b, m + r*n or r*n, D)."""
         y = self.ngram_self_attn.block(x, block, cache, number, masks_only)
         x = self.add(x[:, x.size(1) - y.size(1) :], y, self.self_attn_layer_norm)

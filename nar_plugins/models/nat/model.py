@@ -1,7 +1,7 @@
 """The non-autoregressive Transformer (Gu et al. 2018), with the vanilla, glancing and CTC models that came of it."""
 
 from argparse import BooleanOptionalAction
-from typing import Dict, List, NamedTuple, Optional, Tuple
+from typing import Dict, List, Optional, Tuple
 
 import torch
 from fairseq.models import register_model, register_model_architecture
@@ -12,7 +12,8 @@ from torch import Tensor
 from nar_plugins.checkpoint_io.start import NewParameters
 from nar_plugins.data.noise import GLANCING_STREAM, uniform
 from nar_plugins.models.architectures import default, sizes
-from nar_plugins.models.base import Memory, NarDecoder, NarEncoder, NarModel, wrap
+from nar_plugins.models.base import NarDecoder, NarEncoder, NarModel, wrap
+from nar_plugins.models.contract import Canvas, Memory, Plan
 from nar_plugins.models.flags import UNREAD_WITHOUT_PQ, UNSUPPORTED_IN_PARALLEL, layers, refuse_unsupported
 from nar_plugins.models.nat import glancing
 from nar_plugins.models.nat.fertility_head import FertilityHead, fertility_loss
@@ -21,20 +22,9 @@ from nar_plugins.models.nat.positional_attention import PositionalDecoderLayer, 
 from nar_plugins.models.pairing import check_task
 from nar_plugins.modules import ctc, source_copy
 from nar_plugins.modules.attention import Attention
-from nar_plugins.modules.layers import NarDecoderLayer
+from nar_plugins.modules.layers import NarDecoderLayer, pick
 from nar_plugins.modules.losses import LIKELIHOOD, LossPart, TokenObjective, length_loss
 from nar_plugins.modules.precision import full
-
-
-class Canvas(NamedTuple):
-    """The decoder's input before the target positions are added: R rows, one or several a sentence."""
-
-    copied: Tensor  # (R, T, D), of the embedded source
-    padding: Tensor  # (R, T) bool, True beyond the length
-
-    def lengths(self) -> Tensor:
-        """(R,) int64."""
-        return (~self.padding).sum(1)
 
 
 class NatEncoder(NarEncoder):
@@ -44,10 +34,17 @@ class NatEncoder(NarEncoder):
         super().__init__(cfg, dictionary, embed_tokens)
         self.fertility_head = FertilityHead(cfg.encoder.embed_dim) if cfg.source_copy == "fertility" else None
 
-    def copies(self, src_tokens: Tensor, embedding: Tensor) -> Tensor:
-        """What the canvas is made of, (B, S, D): the embedded source with its positions, before any dropout or norm."""
+    def forward(self, src_tokens: Tensor, src_lengths=None, return_all_hiddens=True, token_embeddings=None) -> Dict:
+        """``NarEncoder``'s with the states of all layers and, in ``copies``, what the canvas is made of, (B, S, D): the
+        embedded source with its positions, before any dropout or norm.
+        """
+        out = super().forward(src_tokens, src_lengths, True, token_embeddings)
+        if self.layer_norm is not None:  # it norms the top only, and every layer may be attended to
+            states = out["encoder_states"]
+            out["encoder_states"] = [states[0], *(self.layer_norm(state) for state in states[1:])]
         positions = 0 if self.embed_positions is None else self.embed_positions(src_tokens)
-        return (embedding + positions).masked_fill(src_tokens.eq(self.padding_idx).unsqueeze(-1), 0)
+        copies = out["encoder_embedding"][0] + positions
+        return {**out, "copies": [copies.masked_fill(src_tokens.eq(self.padding_idx).unsqueeze(-1), 0)]}
 
 
 class NatDecoder(NarDecoder):
@@ -67,29 +64,35 @@ class NatDecoder(NarDecoder):
         """With ``--mask-diagonal`` a position may not look at itself."""
         return not_itself(padding, x) if self.cfg.mask_diagonal else super().allowed_positions(padding, x)
 
-    def forward(
-        self, canvas: Canvas, memory: Memory, revealed: Optional[Tensor] = None, gold: Optional[Tensor] = None
-    ) -> Tensor:
-        """One pass over the canvas: features (R, T, D), to be projected by ``output_layer``.
-
-        Args:
-            revealed: (R, T) bool, where the decoder sees ``gold`` (R, T) int64 and not the source (glancing).
+    def read_by_heads(self, encoder_out: Dict) -> Dict[str, Tensor]:
+        """``Memory.encoded``: copies and top (B, S, D) for canvas and fertilities, source_lengths (B,), and
+        length_state (B, D) where there is a length head.
         """
-        x = canvas.copied
-        if revealed is not None:
-            seen = self.embed_scale * self.embed_tokens(gold)
-            seen = seen if self.project_in_dim is None else self.project_in_dim(seen)
-            x = torch.where(revealed.unsqueeze(-1), seen.to(x), x)
-        places = torch.where(
-            canvas.padding, self.padding_idx, self.padding_idx + 1
-        )  # tokens only by being padding or not
+        return {
+            **super().read_by_heads(encoder_out),
+            "copies": encoder_out["copies"][0],
+            "top": encoder_out["encoder_out"][0].transpose(0, 1),
+            "source_lengths": encoder_out["src_lengths"][0].squeeze(1),
+        }
+
+    def embed_revealed(self, gold: Tensor) -> Tensor:
+        """What the canvas has where tokens (R, T) int64 are revealed: (R, T, D), before the positions are added."""
+        x = self.embed_scale * self.embed_tokens(gold)
+        return x if self.project_in_dim is None else self.project_in_dim(x)
+
+    def forward(self, canvas: Canvas, memory: Memory, picked: Optional[Tensor] = None) -> Tensor:
+        """One pass over a canvas of embeddings: features (R, T or n, D); the target's positions are added here."""
+        x, padding = canvas
+        places = torch.full(x.shape[:2], self.padding_idx + 1, device=x.device)  # tokens only by being padding or not
+        if padding is not None:
+            places = places.masked_fill(padding, self.padding_idx)
         positions = 0 if self.embed_positions is None else self.embed_positions(places).to(x)
         x = x + positions
         if self.layernorm_embedding is not None:
             x = self.layernorm_embedding(x)
-        padding = canvas.padding if canvas.padding.any() else None
         extra = {"positions": positions} if self.cfg.positional_attention else {}
-        return self.through_layers(self.dropout_module(x), memory, padding, **extra)
+        features = self.through_layers(self.dropout_module(x), memory, padding, **extra)
+        return features if picked is None else pick(features, picked)
 
 
 @register_model("nat")
@@ -221,9 +224,26 @@ class NatModel(NarModel):
         return source, target
 
     @property
+    def predicts(self) -> Optional[str]:
+        """See ``CanvasModel``."""
+        if self.args.ctc:
+            return None
+        return "fertilities" if self.args.source_copy == "fertility" else "lengths"
+
+    @property
+    def canvas_kind(self) -> tuple:
+        """See ``CanvasModel``."""
+        return self.args.source_copy, self.args.ctc, self.args.upsample if self.args.ctc else 0
+
+    @property
+    def blank(self) -> Optional[int]:
+        """See ``CanvasModel``: ``<mask>``."""
+        return self.mask if self.args.ctc else None
+
+    @property
     def needs_fertilities(self) -> bool:
         """Whether training reads the fertility files of ``nar-align``."""
-        return self.args.source_copy == "fertility"
+        return self.predicts == "fertilities"
 
     def set_num_updates(self, num_updates: int) -> None:
         """fairseq says it before every update; glancing follows it."""
@@ -241,47 +261,38 @@ class NatModel(NarModel):
         width = self.args.upsample * source.size(1) if self.args.ctc else target.size(1)
         return {"reveal_draws": uniform(seed, update ^ GLANCING_STREAM, sample["id"], width)}
 
-    def encode(self, src_tokens: Tensor, src_lengths: Optional[Tensor] = None) -> Dict:
-        """Source (B, S) int64 -> fairseq's encoder output, with the states of all layers and, in ``copies``, (B, S,
-        D).
+    def canvas(self, memory: Memory, plan: Plan) -> Canvas:
+        """Copies of the source's embeddings (R, T, D): by fertilities, stretched to lengths, or, with ``--ctc``,
+        ``--upsample`` of every token.
         """
-        out = self.encoder(src_tokens, src_lengths=src_lengths, return_all_hiddens=True)
-        norm = self.encoder.layer_norm
-        if norm is not None:  # a pre-norm encoder norms its top only, and every layer may be attended to
-            out["encoder_states"] = [out["encoder_states"][0], *(norm(state) for state in out["encoder_states"][1:])]
-        return {**out, "copies": [self.encoder.copies(src_tokens, out["encoder_embedding"][0])]}
-
-    def initial_canvas(self, encoder_out: Dict, rows: Tensor, plan: Optional[Tensor] = None, width: int = 0) -> Canvas:
-        """The canvas of the sentences ``rows`` (R,) int64, each of them as often as it is to be decoded.
-
-        Args:
-            plan: what decides the canvas: fertilities (R, S) for ``--source-copy fertility``, nothing for ``--ctc``,
-                lengths (R,) otherwise.
-            width: T, when it is not to be the longest row's length.
-        """
-        embedded = encoder_out["copies"][0]
-        sources = encoder_out["src_lengths"][0].squeeze(1)[rows]
-        if self.needs_fertilities:
-            copy = source_copy.from_fertilities(plan, width)
+        copies, sentences = memory.encoded["copies"], plan.sentences
+        sources = memory.encoded["source_lengths"][sentences]
+        if self.predicts == "fertilities":
+            copy = source_copy.from_fertilities(plan.fertilities, plan.width)
         elif self.args.ctc:
             copy = source_copy.upsampled(sources, self.args.upsample)
         else:
-            copy = source_copy.uniformly(sources, plan, width)
+            copy = source_copy.uniformly(sources, plan.lengths, plan.width)
         if self.args.source_copy == "soft":
             lengths = (~copy.padding).sum(1)
-            weights = source_copy.soft_weights(sources, lengths, embedded.size(1), copy.padding.size(1))
-            copied = weights.to(embedded) @ embedded[rows]
+            weights = source_copy.soft_weights(sources, lengths, copies.size(1), copy.padding.size(1))
+            inputs = weights.to(copies) @ copies[sentences]
         else:
-            copied = embedded[rows.unsqueeze(1), copy.index]
-        return Canvas(copied, copy.padding)
+            inputs = copies[sentences.unsqueeze(1), copy.index]
+        return Canvas(inputs, copy.padding if copy.padding.any() else None)
 
-    def predict(self, canvas: Canvas, memory: Memory, revealed=None, gold=None) -> Tensor:
-        """A pass of the decoder: logits (R, T, V)."""
-        return self.decoder.output_layer(self.decoder(canvas, memory, revealed, gold))
-
-    def fertility_lprobs(self, encoder_out: Dict) -> Tensor:
+    def fertility_lprobs(self, memory: Memory) -> Tensor:
         """Log-probabilities of the fertility of every source token: (B, S, 50)."""
-        return self.encoder.fertility_head(encoder_out["encoder_out"][0])
+        return self.encoder.fertility_head(memory.encoded["top"].transpose(0, 1))
+
+    def with_revealed(self, canvas: Canvas, revealed: Tensor, gold: Tensor) -> Canvas:
+        """The canvas with tokens in place of the source's copies (glancing).
+
+        Args:
+            revealed: (R, T) bool, where. gold: (R, T) int64, which.
+        """
+        seen = self.decoder.embed_revealed(gold).to(canvas.inputs)
+        return canvas._replace(inputs=torch.where(revealed.unsqueeze(-1), seen, canvas.inputs))
 
     def forward(
         self,
@@ -304,12 +315,11 @@ class NatModel(NarModel):
             reveal_draws: uniform numbers, one for every position of the canvas (glancing).
             prev_output_tokens: an autoregressive decoder's input; not read.
         """
-        encoder_out = self.encode(src_tokens, src_lengths)
-        memory = self.decoder.memory(encoder_out)
+        memory = self.encode(src_tokens, src_lengths)
         real = target.ne(self.pad)
         rows = torch.arange(target.size(0), device=target.device)
         if self.args.ctc:
-            return self.forward_ctc(encoder_out, memory, rows, target, real, reveal_draws, objective)
+            return self.forward_ctc(memory, rows, target, real, reveal_draws, objective)
 
         lengths = real.sum(1)
         usable = torch.ones_like(lengths, dtype=torch.bool)
@@ -317,30 +327,31 @@ class NatModel(NarModel):
             if fertilities is None:
                 raise ValueError("these data have no fertilities: run nar-align on the data folder")
             usable = src_lengths.gt(1) | lengths.le(1)  # the fertilities of an empty source mean nothing
-        canvas = self.initial_canvas(
-            encoder_out, rows, fertilities if self.needs_fertilities else lengths, target.size(1)
-        )
+        plan = Plan(rows, lengths, fertilities, width=target.size(1))
+        canvas = self.canvas(memory, plan)
         revealed = self.reveal(canvas, memory, reveal_draws, lambda logits: target, real)
         picked = real & usable.unsqueeze(1)
         hidden = picked if revealed is None else picked & ~revealed
-        features = self.decoder(canvas, memory, revealed, target)
+        if revealed is not None:
+            canvas = self.with_revealed(canvas, revealed, target)
+        features = self.decode(canvas, memory)
         words = self.word_loss(features, target, hidden, objective)._replace(skipped=(~usable).sum())
         if not self.needs_fertilities:
             shares = hidden.sum(1) / picked.sum(1)
-            return {"words": words, "length": length_loss(self.length_lprobs(encoder_out), lengths, shares)}
+            return {"words": words, "length": length_loss(self.length_lprobs(memory), lengths, shares)}
         fertile = torch.arange(src_tokens.size(1), device=rows.device) < (src_lengths - 1).unsqueeze(1)
         fertile = fertile & usable.unsqueeze(1)
-        lprobs = self.fertility_lprobs(encoder_out)
+        lprobs = self.fertility_lprobs(memory)
         parts = {"words": words, "fertility": fertility_loss(lprobs, fertilities, fertile)}
         if objective.fertility_draws is not None:
-            passes, sampled = self.finetuning_passes(encoder_out, memory, rows, lprobs, objective.fertility_draws)
-            passes["gold"] = (self.decoder.output_layer(features), real)
+            passes, sampled = self.finetuning_passes(memory, rows, lprobs, objective.fertility_draws)
+            passes["gold"] = (self.project(features), real)
             sampled_lprobs = sampled.masked_fill(~fertile, 0).sum(1)
             parts.update(finetuning_losses(objective.teacher, passes, sampled_lprobs, usable))
         return parts
 
     def finetuning_passes(
-        self, encoder_out: Dict, memory: Memory, rows: Tensor, lprobs: Tensor, draws: Tensor
+        self, memory: Memory, rows: Tensor, lprobs: Tensor, draws: Tensor
     ) -> Tuple[Dict[str, Tuple[Tensor, Tensor]], Tensor]:
         """Decode, without gradient, at ``sampled`` and at ``expected`` fertilities.
 
@@ -352,20 +363,19 @@ class NatModel(NarModel):
             fertilities.
         """
         probabilities = lprobs.detach().exp()
-        sources = encoder_out["src_lengths"][0].squeeze(1)
+        sources = memory.encoded["source_lengths"]
         sampled = source_copy.sample(probabilities, draws)
         passes = {}
         with torch.no_grad():
             for name, fertilities in (("sampled", sampled), ("expected", source_copy.average(probabilities))):
                 longest = (2 * sources).clamp(max=self.max_decoder_positions())  # the official code's bound
-                plan = source_copy.bounded(fertilities, sources, longest)
-                canvas = self.initial_canvas(encoder_out, rows, plan)
-                passes[name] = (self.predict(canvas, memory), ~canvas.padding)
+                bounded = source_copy.bounded(fertilities, sources, longest)
+                canvas = self.canvas(memory, Plan(rows, fertilities=bounded))
+                passes[name] = (self.project(self.decode(canvas, memory)), canvas.real())
         return passes, lprobs.gather(-1, sampled.unsqueeze(-1)).squeeze(-1)
 
     def forward_ctc(
         self,
-        encoder_out: Dict,
         memory: Memory,
         rows: Tensor,
         target: Tensor,
@@ -378,7 +388,7 @@ class NatModel(NarModel):
             raise ValueError("--label-smoothing has no meaning with --ctc: leave it out")
         if objective.teacher is not None:
             raise ValueError("--teacher: word-level distillation needs a target at every position, and --ctc has none")
-        canvas = self.initial_canvas(encoder_out, rows)
+        canvas = self.canvas(memory, Plan(rows))
         lengths = canvas.lengths()
         found = []
 
@@ -386,8 +396,10 @@ class NatModel(NarModel):
             found.append(ctc.best_alignment(full(logits), lengths, target, real, self.mask))
             return found[0]
 
-        revealed = self.reveal(canvas, memory, draws, gold, ~canvas.padding)
-        logits = self.predict(canvas, memory, revealed, found[0] if found else None)
+        revealed = self.reveal(canvas, memory, draws, gold, canvas.real())
+        if revealed is not None:
+            canvas = self.with_revealed(canvas, revealed, found[0])
+        logits = self.project(self.decode(canvas, memory))
         return {"words": ctc.ctc_loss(full(logits).log_softmax(-1), lengths, target, real, self.mask)}
 
     def reveal(self, canvas: Canvas, memory: Memory, draws: Optional[Tensor], gold, real: Tensor) -> Optional[Tensor]:
@@ -402,7 +414,7 @@ class NatModel(NarModel):
         if self.glancing is None or not self.training or draws is None:
             return None
         with torch.no_grad(), glancing.same_dropout(real.device):
-            logits = self.predict(canvas, memory)
+            logits = self.project(self.decode(canvas, memory))
         torch.clear_autocast_cache()  # before 2.9 PyTorch kept weights cast here, without gradient, for the second pass
         draws = draws[:, : real.size(1)]  # the batch may be padded beyond its longest sentence
         return glancing.reveal(logits.argmax(-1), gold(logits), real, draws, self.glancing.at(self.num_updates))
