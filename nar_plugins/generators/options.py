@@ -1,84 +1,13 @@
-"""Which options a generator serves: fairseq's and this package's, and what a user is told about the others."""
+"""Which of fairseq's options and of this package's a generator serves, and what a user is told about the others."""
 
-import json
 from argparse import Namespace
-from dataclasses import field, fields
-from enum import Enum
-from typing import (
-    Any,
-    Callable,
-    Dict,
-    Iterable,
-    NamedTuple,
-    Optional,
-    Tuple,
-    Union,
-    get_args,
-    get_origin,
-    get_type_hints,
-)
+from dataclasses import fields
+from typing import Callable, Iterable, NamedTuple, Optional, Tuple
 
 from fairseq.dataclass.configs import GenerationConfig
 
 from nar_plugins.generators import registry
-
-
-def option(default, text: str):
-    """A field of a generator's dataclass: its default, and what ``--help`` says of the flag."""
-    return field(default=default, metadata={"help": text})
-
-
-def check_json(name: str, text: Optional[str]) -> None:
-    """Raise unless a flag's text is a JSON object."""
-    flag = f"--{name.replace('_', '-')}"
-    try:
-        value = json.loads(text or "")
-    except ValueError:
-        value = None
-    if not isinstance(value, dict):
-        raise ValueError(f"{flag} {text!r} is no JSON object such as '{{\"beam\": 1}}'")
-
-
-# a field's type -> what a user is told to give, and what is taken for it; 1 is fine where 1.0 is
-TYPES = {
-    bool: ("choose true or false", bool),
-    int: ("give a whole number", int),
-    float: ("give a number", (int, float)),
-    str: ("give a string", str),
-}
-
-
-def check_values(given: Dict, where: str) -> None:
-    """Raise for the first generation option, of fairseq's or of this package's, that does not have its value.
-
-    Command lines are read by a parser that knows types and choices; ``--eval-bleu-args`` and the keywords of fairseq's
-    hub are not.
-
-    Args:
-        given: option -> value. where: what the message begins with.
-    """
-    kinds = {"generator": str}
-    for config in (GenerationConfig, *registry.CONFIGS.values()):
-        kinds.update(get_type_hints(config))
-    for name, value in given.items():
-        wanted = wrong_type(kinds.get(name, Any), value)
-        if wanted:
-            shown = json.dumps(str(value) if isinstance(value, Enum) else value, default=str)
-            raise ValueError(f"{where}{name} is {shown}: {wanted}")
-
-
-def wrong_type(kind, value) -> Optional[str]:
-    """What is wanted instead of a value that is not of a dataclass's type; None for one that is."""
-    if get_origin(kind) is Union:  # Optional
-        return None if value is None else wrong_type(get_args(kind)[0], value)
-    if isinstance(kind, type) and issubclass(kind, Enum):
-        choices = [choice.value for choice in kind]
-        return None if str(value) in choices else f"choose {', '.join(choices)}"
-    if kind not in TYPES:  # Any
-        return None
-    wanted, types = TYPES[kind]
-    fine = isinstance(value, types) and (kind is bool) == isinstance(value, bool) and value == value  # NaN is no number
-    return None if fine else wanted
+from nar_plugins.models.flags import flag
 
 
 def refuse_foreign(config: Namespace, name: str) -> None:
@@ -89,7 +18,7 @@ def refuse_foreign(config: Namespace, name: str) -> None:
             if f.name in mine or f.name.startswith("_"):
                 continue
             if str(getattr(config, f.name)) != str(f.default):
-                raise ValueError(f"--{f.name.replace('_', '-')} is no option of --generator {name}: leave it out")
+                raise ValueError(f"{flag(f.name)} is no option of --generator {name}: leave it out")
 
 
 def generation_options(args) -> Namespace:
@@ -100,8 +29,6 @@ def generation_options(args) -> Namespace:
             setattr(options, name, getattr(args, name))
     return options
 
-
-# -- what each generator serves ----------------------------------------------------------------------------------------
 
 # fairseq's options that no generator refuses: they choose or print, or name what it has too
 HONOURED = {
@@ -177,7 +104,11 @@ OPTIONS = (
     Refusal(("blockwise",), lambda o: below(o.verify_block, 1), AT_LEAST_ONE.format("--verify-block {verify_block}")),
     Refusal(("blockwise",), lambda o: below(o.accept_top, 1), AT_LEAST_ONE.format("--accept-top {accept_top}")),
     Refusal(("blockwise",), lambda o: o.min_block < 1, AT_LEAST_ONE.format("--min-block {min_block}")),
-    Refusal(("blockwise",), lambda o: below(o.draft_words, 1), AT_LEAST_ONE.format("--draft-words {draft_words}")),
+    Refusal(
+        ("blockwise",),
+        lambda o: below(o.draft_vocab_size, 1),
+        AT_LEAST_ONE.format("--draft-vocab-size {draft_vocab_size}"),
+    ),
     Refusal(
         ("blockwise",),
         lambda o: below(o.verify_block, o.min_block),
@@ -196,7 +127,11 @@ OPTIONS = (
     Refusal(
         ("bang",), lambda o: o.bang_tau < 0, "--bang-tau {bang_tau}: choose a probability; above 1 is one token a pass"
     ),
-    Refusal(("bang",), lambda o: o.bang_theta > 0, "--bang-theta {bang_theta}: a mean log-probability is at most 0"),
+    Refusal(
+        ("bang",),
+        lambda o: o.bang_min_score > 0,
+        "--bang-min-score {bang_min_score}: a mean log-probability is at most 0",
+    ),
     Refusal(
         ("bang",),
         lambda o: o.bang_release_output and str(o.dedup) != "none",
@@ -212,8 +147,8 @@ MODELS = (
     ),
     Refusal(
         ("blockwise",),
-        lambda o: o.draft_words is not None and not o.heads,
-        "--draft-words is for the proposal heads of a blockwise checkpoint: leave it out",
+        lambda o: o.draft_vocab_size is not None and not o.heads,
+        "--draft-vocab-size is for the proposal heads of a blockwise checkpoint: leave it out",
     ),
     Refusal(
         ("blockwise",),
@@ -332,4 +267,4 @@ def refuse_unserved(options: Namespace, generator: str, honoured: set, instead: 
         if f.name.startswith("_") or f.name in HONOURED | honoured or value == f.default:
             continue
         hint = OURS.get(f.name, "leave it out")
-        raise ValueError(f"--{f.name.replace('_', '-')} cannot be honoured by --generator {generator}: {hint}")
+        raise ValueError(f"{flag(f.name)} cannot be honoured by --generator {generator}: {hint}")

@@ -23,15 +23,8 @@ from nar_plugins.data.fertility import FertilityDataset, fertility_path
 from nar_plugins.data.inference import InferenceDataset, part_of
 from nar_plugins.generators import registry
 from nar_plugins.generators.hypothesis import empty_hypothesis
-from nar_plugins.generators.options import (
-    INTERACTIVE,
-    check_json,
-    check_values,
-    generation_options,
-    refuse,
-    refuse_foreign,
-    refuse_options,
-)
+from nar_plugins.generators.option_values import check_json, check_values, with_new_names
+from nar_plugins.generators.options import INTERACTIVE, generation_options, refuse, refuse_foreign, refuse_options
 from nar_plugins.models.flags import flag
 from nar_plugins.tasks.base import NarTask, NarTaskConfig
 
@@ -292,14 +285,17 @@ class NarTranslationTask(NarTask, TranslationTask):
         Raises:
             ValueError: no generator has an option of that name, or the option does not have that value.
         """
-        given = dict(args.items()) if hasattr(args, "items") else vars(args)
-        ours = registry.option_names() | {"generator"}
-        unknown = given.keys() - ours - set(GenerationConfig.__dataclass_fields__)
+        where = "--eval-bleu-args: " if isinstance(args, Namespace) else ""
+        given = with_new_names(dict(args.items()) if hasattr(args, "items") else vars(args), where)
+        defaults = {name: registry.default_of(name) for name in registry.option_names()}
+        unknown = given.keys() - defaults.keys() - {"generator"} - set(GenerationConfig.__dataclass_fields__)
         if unknown:
-            where = "--eval-bleu-args: " if isinstance(args, Namespace) else ""
             raise ValueError(f"{where}no generator has an option '{sorted(unknown)[0]}'")
-        check_values(given, "--eval-bleu-args: " if isinstance(args, Namespace) else "")
-        config = Namespace(**{name: given.get(name, getattr(self.cfg, name)) for name in ours})
+        check_values(given, where)
+        flags = {name: getattr(self.cfg, name) for name in defaults}
+        flags = with_new_names({name: value for name, value in flags.items() if value != defaults[name]})
+        config = {"generator": self.cfg.generator, **defaults, **flags}
+        config = Namespace(**{name: given.get(name, value) for name, value in config.items()})
         for name, value in vars(config).items():
             if isinstance(value, float) and value != value:  # which is neither below nor above any bound
                 raise ValueError(f"{flag(name)} {value}: give a number")

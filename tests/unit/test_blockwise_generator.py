@@ -165,7 +165,7 @@ def test_decoding_leaves_nothing_that_training_cannot_use():
 @pytest.mark.parametrize("words", [None, 20])
 def test_autocast_casts_a_weight_once_a_batch(words):
     one, task = with_heads("--block-head", "sequential", "--share-all-embeddings")
-    gen = blockwise([one], task, verify_block=4, max_len_b=16, decode_dtype="bfloat16", draft_words=words)
+    gen = blockwise([one], task, verify_block=4, max_len_b=16, decode_dtype="bfloat16", draft_vocab_size=words)
     with torch.profiler.profile(record_shapes=True) as profile:
         found = decode(gen)
     rows = {len(one.decoder.output_projection.weight), words or 0}
@@ -213,7 +213,7 @@ def test_heads_against_a_slow_loop(flags):
 def test_only_the_first_words_are_proposed_and_the_output_stays(head):
     one, task = with_heads("--block-head", head)
     whole = decode(blockwise([one], task, verify_block=4, max_len_b=16))
-    gen, seen = blockwise([one], task, verify_block=4, max_len_b=16, draft_words=12), []
+    gen, seen = blockwise([one], task, verify_block=4, max_len_b=16, draft_vocab_size=12), []
     gen.observer = lambda call: seen.extend(call.proposed.flatten().tolist())
     some = decode(gen)
     assert texts(some) == texts(whole) and max(seen) < 12
@@ -450,8 +450,8 @@ def test_every_option_of_fairseqs_is_kept_or_refused_by_name():
     "settings, said",
     [
         (dict(beam=4), "--beam 4: blockwise has no beam; use --beam 1, or --generator beam"),
-        (dict(draft_words=0), "--draft-words 0: at least one"),
-        (dict(draft_words=9), "--draft-words is for the proposal heads"),
+        (dict(draft_vocab_size=0), "--draft-vocab-size 0: at least one"),
+        (dict(draft_vocab_size=9), "--draft-vocab-size is for the proposal heads"),
         (dict(verify_block=0), "--verify-block 0: at least one"),
         (dict(min_block=0), "--min-block 0"),
         (dict(verify_block=17), "--verify-block 17: these proposals are for blocks of at most 16 tokens"),

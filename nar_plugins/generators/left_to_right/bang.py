@@ -18,7 +18,8 @@ from nar_plugins.generators.hypothesis import Dedup, empty_hypothesis, greedy_hy
 from nar_plugins.generators.left_to_right.bang_policies import ALIASES, BLOCK, POLICIES, READS, Adaptive
 from nar_plugins.generators.left_to_right.base import Batch, Decision, LeftToRightGenerator, LeftToRightStatistics
 from nar_plugins.generators.left_to_right.drafters.base import MOST
-from nar_plugins.generators.options import option, refuse_options
+from nar_plugins.generators.option_values import old_name, option
+from nar_plugins.generators.options import refuse_options
 from nar_plugins.generators.registry import DEDUP, DecodingConfig, register_generator
 from nar_plugins.modules.linear import CPU_ROWS
 
@@ -41,7 +42,10 @@ class BangConfig(DecodingConfig):
     )
     bang_tau: float = option(0.9, "adaptive, cascade: tokens after the first are kept while at least this probable")
     bang_prefix: int = option(1, "prefix: this many tokens one by one, the rest at once")
-    bang_theta: float = option(-0.5, "cascade: the least mean log-probability with which the one-pass output is kept")
+    bang_min_score: float = option(
+        -0.5, "cascade: the one-pass output is kept where its mean log-probability is at least this"
+    )
+    bang_theta: float = old_name("bang_min_score", -0.5)
     bang_release_output: bool = option(
         False, "drop tokens equal to the one before, then such words, as the release's script does"
     )
@@ -154,7 +158,7 @@ class BangGenerator(LeftToRightGenerator):
         real = torch.arange(batch.tokens.size(1), device=source.device) < batch.sizes.unsqueeze(1)
         mean = batch.scores.masked_fill(~real, 0).sum(1) / batch.sizes
         same = (batch.tokens[:, 1:] == batch.tokens[:, :-1]) & real[:, 1:]
-        doubtful = ((mean < self.config.bang_theta) | same.any(1)).nonzero().squeeze(1)
+        doubtful = ((mean < self.config.bang_min_score) | same.any(1)).nonzero().squeeze(1)
         if not doubtful.numel():
             return
         second = self.decode(Adaptive(self.config), source, encoded, active=doubtful)

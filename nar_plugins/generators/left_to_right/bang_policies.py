@@ -80,7 +80,7 @@ READS = {
     "block": ("bang_block", *OUTPUT),
     "prefix": ("bang_prefix", *OUTPUT),
     "adaptive": ("bang_block", "bang_tau", *OUTPUT),
-    "cascade": ("bang_block", "bang_tau", "bang_theta", *OUTPUT),
+    "cascade": ("bang_block", "bang_tau", "bang_min_score", *OUTPUT),
 }
 ALIASES = {  # policies that are other generators: their names, and what bang's options are called there
     "ar": ("beam", {}),

@@ -18,7 +18,8 @@ from nar_plugins.generators.left_to_right.drafters import choose_drafter
 from nar_plugins.generators.left_to_right.drafters.base import Drafts, Verified
 from nar_plugins.generators.left_to_right.drafters.heads import HeadsDrafter
 from nar_plugins.generators.left_to_right.drafters.length_policy import BlockSize
-from nar_plugins.generators.options import MODELS, option, refuse, refuse_options
+from nar_plugins.generators.option_values import old_name, option
+from nar_plugins.generators.options import MODELS, refuse, refuse_options
 from nar_plugins.generators.registry import DecodingConfig, register_generator
 from nar_plugins.modules.block_decoder import block_decoder
 
@@ -40,11 +41,12 @@ class BlockwiseConfig(DecodingConfig):
     verify_block: Optional[int] = option(
         None, "tokens verified a call; 1: no proposals (unset: follows from their confidence and the batch)"
     )
-    draft_words: Optional[int] = option(
+    draft_vocab_size: Optional[int] = option(
         None,
         "the heads propose the dictionary's first N symbols only (fairseq sorts it by frequency): the same "
         "output, cheaper proposals, and none of a rare word (unset: all)",
     )
+    draft_words: Optional[int] = old_name("draft_vocab_size", None)
     accept: ChoiceEnum(["exact", "top"]) = option(
         "exact", "exact: what greedy search would say; top: what is among its best, which changes the output"
     )

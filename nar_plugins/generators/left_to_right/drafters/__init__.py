@@ -11,19 +11,19 @@ from nar_plugins.generators.left_to_right.drafters.text import CopyDrafter, Mode
 HEADS = {"heads": HeadsDrafter, "sequential heads": SequentialDrafter}  # by what a ``block_decoder`` proposes with
 
 
-def own_drafter(decoders: Sequence, never: Sequence[int], draft_words: Optional[int] = None) -> Optional[Drafter]:
+def own_drafter(decoders: Sequence, never: Sequence[int], draft_vocab_size: Optional[int] = None) -> Optional[Drafter]:
     """What the models propose themselves: the masks of the first one, or the heads of the first that has some; None
     where there are neither.
 
     Args:
         decoders: every model's ``block_decoder``. never: indices that are never proposed.
-        draft_words: ``--draft-words``.
+        draft_vocab_size: ``--draft-vocab-size``.
     """
     if decoders[0].proposes == "masks":
         return RowDrafter(decoders, never)
     for number, decoder in enumerate(decoders):
         if decoder.proposes in HEADS:
-            return HEADS[decoder.proposes](decoder.decoder, number, never, draft_words)
+            return HEADS[decoder.proposes](decoder.decoder, number, never, draft_vocab_size)
     return None
 
 
@@ -37,7 +37,7 @@ def choose_drafter(config, models: Sequence, decoders: List, dictionary, mask: i
     Raises:
         ValueError: the models or the options do not fit it.
     """
-    name, own = str(config.drafter), own_drafter(decoders, (mask, dictionary.pad()), config.draft_words)
+    name, own = str(config.drafter), own_drafter(decoders, (mask, dictionary.pad()), config.draft_vocab_size)
     if (name == "model" and model is None) or (name not in ("auto", "model") and model is not None):
         raise ValueError(f"--drafter {name}: --drafter model and --drafter-path CKPT go together")
     if model is not None:
