@@ -57,7 +57,7 @@ def check_json(name: str, text: Optional[str]) -> None:
         raise ValueError(f"{flag} {text!r} is no JSON object such as '{{\"beam\": 1}}'")
 
 
-# a field's type -> what a user is told to give, and what is taken for it; 1 is fine where 1.0 is
+# a field's type -> the advice in the message, and the accepted types; 1 is fine where 1.0 is
 TYPES = {
     bool: ("choose true or false", bool),
     int: ("give a whole number", int),
@@ -67,26 +67,26 @@ TYPES = {
 
 
 def check_values(given: Dict, where: str) -> None:
-    """Raise for the first generation option, of fairseq's or of this package's, that does not have its value.
+    """Raise for the first generation option, fairseq's or this package's, whose value has a wrong type.
 
-    Command lines are read by a parser that knows types and choices; ``--eval-bleu-args`` and the keywords of fairseq's
-    hub are not.
+    The parser checks types and choices of a command line. Nothing checks those of ``--eval-bleu-args`` and of the
+    keywords of fairseq's hub.
 
     Args:
-        given: option -> value. where: what the message begins with.
+        given: option -> value. where: the beginning of the message.
     """
     kinds = {"generator": str}
     for config in (GenerationConfig, *registry.CONFIGS.values()):
         kinds.update(get_type_hints(config))
     for name, value in given.items():
-        wanted = wrong_type(kinds.get(name, Any), value)
-        if wanted:
+        advice = wrong_type(kinds.get(name, Any), value)
+        if advice:
             shown = json.dumps(str(value) if isinstance(value, Enum) else value, default=str)
-            raise ValueError(f"{where}{name} is {shown}: {wanted}")
+            raise ValueError(f"{where}{name} is {shown}: {advice}")
 
 
 def wrong_type(kind, value) -> Optional[str]:
-    """What is wanted instead of a value that is not of a dataclass's type; None for one that is."""
+    """The advice for a value that is not of a field's type; None for one that is."""
     if get_origin(kind) is Union:  # Optional
         return None if value is None else wrong_type(get_args(kind)[0], value)
     if isinstance(kind, type) and issubclass(kind, Enum):
@@ -94,6 +94,6 @@ def wrong_type(kind, value) -> Optional[str]:
         return None if str(value) in choices else f"choose {', '.join(choices)}"
     if kind not in TYPES:  # Any
         return None
-    wanted, types = TYPES[kind]
+    advice, types = TYPES[kind]
     fine = isinstance(value, types) and (kind is bool) == isinstance(value, bool) and value == value  # NaN is no number
-    return None if fine else wanted
+    return None if fine else advice

@@ -1,4 +1,4 @@
-"""Which of fairseq's options and of this package's a generator serves, and what a user is told about the others."""
+"""The table of the options that each generator serves, and the messages that refuse the others."""
 
 from argparse import Namespace
 from dataclasses import fields
@@ -12,10 +12,10 @@ from nar_plugins.models.flags import flag
 
 def refuse_foreign(config: Namespace, name: str) -> None:
     """Raise for an option of another generator that was set: it would be ignored."""
-    mine = {f.name for f in fields(registry.CONFIGS[name])}
+    served = {f.name for f in fields(registry.CONFIGS[name])}
     for other in registry.CONFIGS.values():
         for f in fields(other):
-            if f.name in mine or f.name.startswith("_"):
+            if f.name in served or f.name.startswith("_"):
                 continue
             if str(getattr(config, f.name)) != str(f.default):
                 raise ValueError(f"{flag(f.name)} is no option of --generator {name}: leave it out")
@@ -30,7 +30,7 @@ def generation_options(args) -> Namespace:
     return options
 
 
-# fairseq's options that no generator refuses: they choose or print, or name what it has too
+# fairseq's options that no generator refuses
 HONOURED = {
     "beam",
     "nbest",
@@ -44,13 +44,13 @@ HONOURED = {
     "no_beamable_mm",
     "iter_decode_with_external_reranker",
 }
-OURS = {
+ALTERNATIVES = {  # fairseq's options that have another name or none here
     "iter_decode_max_iter": "--iterations counts all passes (fairseq's number plus one)",
     "iter_decode_force_max_iter": "--schedule linear never stops early",
     "iter_decode_with_beam": "use --length-beam",
     "iter_decode_eos_penalty": "it has no meaning here",
 }
-# the others that a generator serves; beam is fairseq's own search and serves all
+# further options that a generator serves; beam, fairseq's own search, serves all
 ON_CANVAS = {"lenpen", "unnormalized", "max_len_a", "max_len_b", "min_len"}
 FROM_LEFT = ON_CANVAS | {"unkpen", "temperature"}
 SERVED = {"canvas": ON_CANVAS, "bang": FROM_LEFT, "blockwise": FROM_LEFT | {"prefix_size", "print_alignment"}}
@@ -62,12 +62,12 @@ INSTEAD_OF_BEAM = {
 
 
 class Refusal(NamedTuple):
-    """What a generator does not serve.
+    """An option or combination of options that a generator does not serve.
 
     Attributes:
-        generators: their names; "canvas" stands for all that have no row of their own in ``SERVED``.
-        refused: whether it is asked for; of all options as attributes, and of what the caller adds to them.
-        message: with places for these.
+        generators: their names; "canvas" is all that ``SERVED`` does not name.
+        refused: whether the options ask for it. Its argument has all options as attributes, and the caller's facts.
+        message: a format string of these attributes.
     """
 
     generators: Tuple[str, ...]
@@ -79,7 +79,7 @@ LEFT_TO_RIGHT = ("bang", "blockwise")
 ONE_OUTPUT = "{} cannot be honoured by --generator {{generator}}, which has one output: leave it out"
 AT_LEAST_ONE = "{}: at least one token is needed"
 
-# of the options alone
+# decided by the options alone
 OPTIONS = (
     Refusal(
         ("beam",),
@@ -138,7 +138,7 @@ OPTIONS = (
         "--bang-release-output drops repeated tokens and words by itself: leave --dedup out",
     ),
 )
-# of the options and the models
+# decided by the options and the models
 MODELS = (
     Refusal(
         ("blockwise",),
@@ -152,17 +152,17 @@ MODELS = (
     ),
     Refusal(
         ("blockwise",),
-        lambda o: o.verify_block is not None and o.verify_block > o.most,
-        "--verify-block {verify_block}: these proposals are for blocks of at most {most} tokens",
+        lambda o: o.verify_block is not None and o.verify_block > o.max_block,
+        "--verify-block {verify_block}: these proposals are for blocks of at most {max_block} tokens",
     ),
     Refusal(
         ("blockwise",),
-        lambda o: o.min_block > o.most,
-        "--min-block {min_block}: these proposals are for blocks of at most {most} tokens",
+        lambda o: o.min_block > o.max_block,
+        "--min-block {min_block}: these proposals are for blocks of at most {max_block} tokens",
     ),
     Refusal(("blockwise",), lambda o: o.top > o.symbols, "--accept-top {top}: the dictionary has {symbols} symbols"),
 )
-# of the options and a batch
+# decided by the options and a batch
 BATCHES = (
     Refusal(
         ("beam",),
@@ -190,7 +190,7 @@ BATCHES = (
         "{generator} takes no prefix and no constraints: leave out --prefix-size and --constraints",
     ),
 )
-# of the options in fairseq-interactive, which accepts them, reads no references, and prints pairs
+# decided by the options of fairseq-interactive, which accepts them all, reads no references, and prints pairs
 INTERACTIVE = (
     Refusal(
         ("any",),
@@ -205,29 +205,29 @@ INTERACTIVE = (
 )
 
 
-def below(value: Optional[float], least: float) -> bool:
-    """Whether an option that may be unset is too small."""
-    return value is not None and value < least
+def below(value: Optional[float], bound: float) -> bool:
+    """Whether an option is set and below its bound."""
+    return value is not None and value < bound
 
 
 def refuse(rules: Iterable[Refusal], generator: str, *given: Namespace, **facts) -> None:
-    """Raise for the first row that refuses something.
+    """Raise for the first rule that refuses the options.
 
     Args:
-        given: fairseq's options, and the generator's own. facts: what the rows read besides.
+        given: fairseq's options, and the generator's. facts: further attributes that the rules read.
 
     Raises:
         ValueError: names the option.
     """
     values = {name: value for options in given for name, value in vars(options).items()}
-    asked = Namespace(**{**values, **facts, "generator": generator})
-    for row in rules:
-        if row_of(generator) in row.generators and row.refused(asked):
-            raise ValueError(row.message.format(**vars(asked)))
+    values = Namespace(**{**values, **facts, "generator": generator})
+    for rule in rules:
+        if kind_of(generator) in rule.generators and rule.refused(values):
+            raise ValueError(rule.message.format(**vars(values)))
 
 
-def row_of(generator: str) -> str:
-    """Whose row of the table it is."""
+def kind_of(generator: str) -> str:
+    """The name of a generator in the table."""
     return generator if generator in (*SERVED, "beam", "any") else "canvas"
 
 
@@ -237,16 +237,16 @@ def refuse_options(generator: str, options: Namespace, config: Namespace, rescor
     Args:
         rescorer: the model of ``--rescorer``, or None.
     """
-    row = row_of(generator)
-    if row in SERVED:
-        refuse_unserved(options, generator, SERVED[row], INSTEAD_OF_BEAM[row])
+    kind = kind_of(generator)
+    if kind in SERVED:
+        refuse_unserved(options, generator, SERVED[kind], INSTEAD_OF_BEAM[kind])
     refuse(OPTIONS, generator, options, config, rescorer=rescorer)
 
 
 def refuse_in_batch(generator: str, options: Namespace, prefix, constraints, target=None) -> None:
-    """Raise for what a generator cannot do with a batch of fairseq's; None: the batch has none."""
-    given = dict(prefixed=prefix is not None, constrained=constraints is not None, targets=target is not None)
-    refuse(BATCHES, generator, options, **given)
+    """Raise where a generator does not serve a batch's prefix, constraints or lack of targets (None: it has none)."""
+    facts = dict(prefixed=prefix is not None, constrained=constraints is not None, targets=target is not None)
+    refuse(BATCHES, generator, options, **facts)
 
 
 def refuse_unserved(options: Namespace, generator: str, honoured: set, instead: str = "use --length-beam {}") -> None:
@@ -255,7 +255,7 @@ def refuse_unserved(options: Namespace, generator: str, honoured: set, instead: 
     ``--beam`` is 5 by default and a typed 5 looks the same, so only values other than 1 and 5 can be refused.
 
     Args:
-        instead: what to do instead of ``--beam``, with a place for its value.
+        instead: the advice for ``--beam``, a format string of its value.
 
     Raises:
         ValueError: names the option.
@@ -266,5 +266,5 @@ def refuse_unserved(options: Namespace, generator: str, honoured: set, instead: 
         value = getattr(options, f.name, f.default)
         if f.name.startswith("_") or f.name in HONOURED | honoured or value == f.default:
             continue
-        hint = OURS.get(f.name, "leave it out")
+        hint = ALTERNATIVES.get(f.name, "leave it out")
         raise ValueError(f"{flag(f.name)} cannot be honoured by --generator {generator}: {hint}")

@@ -15,7 +15,7 @@ from tiny import model
 
 from nar_plugins.generators.left_to_right.bang import BangConfig, BangGenerator
 from nar_plugins.generators.left_to_right.blockwise import BlockwiseConfig, BlockwiseGenerator
-from nar_plugins.generators.left_to_right.drafters.masks import RowDrafter
+from nar_plugins.generators.left_to_right.drafters.masks import MaskDrafter
 from nar_plugins.generators.options import generation_options
 from nar_plugins.generators.registry import resolve
 
@@ -221,7 +221,7 @@ def test_verify_says_what_greedy_search_says(block, flags):
     options = generation_options(Namespace(beam=1, max_len_b=LIMIT))
     for source in (SOURCE, SOURCE[:1]):
         gen = BlockwiseGenerator([one], task.target_dictionary, config, options, MASK)
-        assert isinstance(gen.drafter, RowDrafter)
+        assert isinstance(gen.drafter, MaskDrafter)
         found = [hypos[0] for hypos in gen.generate([one], sample_of(source))]
         same(found, greedy([one], task, source))
         assert all(hypo["steps"] <= len(hypo["tokens"]) for hypo in found)

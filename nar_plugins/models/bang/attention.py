@@ -108,7 +108,7 @@ class NStreamAttention(nn.Module):
         """
         queries, keys, values, bias = self.project(x)
         new = block.slots.size(1)
-        before = cache.own.write(layer, block.slots, keys[:, :new], values[:, :new], block.width)
+        before = cache.inputs.write(layer, block.slots, keys[:, :new], values[:, :new], block.width)
         keys, values = (torch.cat([old, one[:, new:]], 1).transpose(1, 2) for old, one in zip(before, (keys, values)))
         queries, bias = queries.transpose(1, 2), bias.transpose(1, 2)
         buckets = block.buckets
