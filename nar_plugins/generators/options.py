@@ -11,6 +11,7 @@ from typing import (
     Iterable,
     NamedTuple,
     Optional,
+    Set,
     Tuple,
     Union,
     get_args,
@@ -138,7 +139,7 @@ class Refusal(NamedTuple):
     """What a generator does not serve.
 
     Attributes:
-        generators: their names; "canvas" stands for all that have no row of their own in ``SERVED``.
+        generators: their names; "canvas" stands for all that have no row of their own in ``SERVED``, too.
         refused: whether it is asked for; of all options as attributes, and of what the caller adds to them.
         message: with places for these.
     """
@@ -148,7 +149,7 @@ class Refusal(NamedTuple):
     message: str
 
 
-LEFT_TO_RIGHT = ("bang", "blockwise")
+LEFT_TO_RIGHT, NAT = ("bang", "blockwise"), ("one_pass", "noisy_parallel")
 ONE_OUTPUT = "{} cannot be honoured by --generator {{generator}}, which has one output: leave it out"
 AT_LEAST_ONE = "{}: at least one token is needed"
 
@@ -205,6 +206,53 @@ OPTIONS = (
 )
 # of the options and the models
 MODELS = (
+    Refusal(("canvas",), lambda o: o.beams < 1, "--length-beam {beams}: at least one length must be tried"),
+    Refusal(
+        ("mask_predict",),
+        lambda o: o.iterations < 1,
+        "--iterations {iterations}: at least one pass of the decoder is needed",
+    ),
+    Refusal(
+        NAT,
+        lambda o: o.predicts != "lengths" and o.length_beam is not None,
+        "--length-beam: these models predict no length; leave it out",
+    ),
+    Refusal(
+        NAT,
+        lambda o: o.predicts != "lengths" and o.min_len > 1,
+        "--min-len cannot be honoured: these models predict no length; leave it out",
+    ),
+    Refusal(
+        NAT,
+        lambda o: o.predicts != "lengths" and o.gold_length,
+        "--gold-length: these models predict no length; leave it out",
+    ),
+    Refusal(
+        NAT,
+        lambda o: o.blank is not None and (o.max_len_a, o.max_len_b) != (0, 200),
+        "--max-len-a/b cannot be honoured: CTC's canvas is as long as --upsample says; leave them out",
+    ),
+    Refusal(("one_pass",), lambda o: o.ctc_beam < 1, "--ctc-beam {ctc_beam}: at least one output is needed"),
+    Refusal(
+        ("one_pass",),
+        lambda o: o.ctc_beam > 1 and o.blank is None,
+        "--ctc-beam: these models were not trained with --ctc; leave it out",
+    ),
+    Refusal(
+        ("one_pass",),
+        lambda o: str(o.fertility) != "argmax" and o.predicts != "fertilities",
+        "--fertility: these models have no fertilities; leave it out",
+    ),
+    Refusal(
+        ("noisy_parallel",),
+        lambda o: not o.rescored,
+        "--generator noisy_parallel needs an autoregressive model to choose: give --rescorer CKPT",
+    ),
+    Refusal(
+        ("noisy_parallel",),
+        lambda o: o.fertility_samples < 1,
+        "--fertility-samples {fertility_samples}: at least one candidate is needed",
+    ),
     Refusal(
         ("blockwise",),
         lambda o: o.print_alignment and o.full_context,
@@ -275,10 +323,11 @@ def below(value: Optional[float], least: float) -> bool:
     return value is not None and value < least
 
 
-def refuse(rules: Iterable[Refusal], generator: str, *given: Namespace, **facts) -> None:
+def refuse(rules: Iterable[Refusal], generator: str, *given: Namespace, bases: Iterable[str] = (), **facts) -> None:
     """Raise for the first row that refuses something.
 
     Args:
+        bases: generators whose rows are its own, too: those that it is a subclass of.
         given: fairseq's options, and the generator's own. facts: what the rows read besides.
 
     Raises:
@@ -286,8 +335,9 @@ def refuse(rules: Iterable[Refusal], generator: str, *given: Namespace, **facts)
     """
     values = {name: value for options in given for name, value in vars(options).items()}
     asked = Namespace(**{**values, **facts, "generator": generator})
+    names = {generator, row_of(generator), *bases}
     for row in rules:
-        if row_of(generator) in row.generators and row.refused(asked):
+        if names.intersection(row.generators) and row.refused(asked):
             raise ValueError(row.message.format(**vars(asked)))
 
 
@@ -296,15 +346,18 @@ def row_of(generator: str) -> str:
     return generator if generator in (*SERVED, "beam", "any") else "canvas"
 
 
-def refuse_options(generator: str, options: Namespace, config: Namespace, rescorer=None) -> None:
+def refuse_options(
+    generator: str, options: Namespace, config: Namespace, rescorer=None, honoured: Optional[Set[str]] = None
+) -> None:
     """Raise for the first option that a generator does not serve, whatever the models are.
 
     Args:
         rescorer: the model of ``--rescorer``, or None.
+        honoured: fairseq's options that it serves; None: those of its row in ``SERVED``.
     """
     row = row_of(generator)
     if row in SERVED:
-        refuse_unserved(options, generator, SERVED[row], INSTEAD_OF_BEAM[row])
+        refuse_unserved(options, generator, SERVED[row] if honoured is None else honoured, INSTEAD_OF_BEAM[row])
     refuse(OPTIONS, generator, options, config, rescorer=rescorer)
 
 
