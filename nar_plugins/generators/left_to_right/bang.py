@@ -191,6 +191,7 @@ class ParallelBangGenerator(BangGenerator):
     empty translation, and the start symbol is never output.
     """
 
+    needs = ("block_decoder",)  # the methods that are called of a model
     bans_start = True
 
     def sentences(self, source: Tensor) -> Optional[Tensor]:
