@@ -2,7 +2,7 @@
 
 from argparse import Namespace
 from dataclasses import fields
-from typing import Callable, Iterable, NamedTuple, Optional, Tuple
+from typing import Callable, Iterable, NamedTuple, Optional, Set, Tuple
 
 from fairseq.dataclass.configs import GenerationConfig
 
@@ -65,7 +65,7 @@ class Refusal(NamedTuple):
     """An option or combination of options that a generator does not serve.
 
     Attributes:
-        generators: their names; "canvas" is all that ``SERVED`` does not name.
+        generators: their names; "canvas" is also all that ``SERVED`` does not name.
         refused: whether the options ask for it. Its argument has all options as attributes, and the caller's facts.
         message: a format string of these attributes.
     """
@@ -75,7 +75,7 @@ class Refusal(NamedTuple):
     message: str
 
 
-LEFT_TO_RIGHT = ("bang", "blockwise")
+LEFT_TO_RIGHT, NAT = ("bang", "blockwise"), ("one_pass", "noisy_parallel")
 ONE_OUTPUT = "{} cannot be honoured by --generator {{generator}}, which has one output: leave it out"
 AT_LEAST_ONE = "{}: at least one token is needed"
 
@@ -140,6 +140,53 @@ OPTIONS = (
 )
 # decided by the options and the models
 MODELS = (
+    Refusal(("canvas",), lambda o: o.beams < 1, "--length-beam {beams}: at least one length must be tried"),
+    Refusal(
+        ("mask_predict",),
+        lambda o: o.iterations < 1,
+        "--iterations {iterations}: at least one pass of the decoder is needed",
+    ),
+    Refusal(
+        NAT,
+        lambda o: o.predicts != "lengths" and o.length_beam is not None,
+        "--length-beam: these models predict no length; leave it out",
+    ),
+    Refusal(
+        NAT,
+        lambda o: o.predicts != "lengths" and o.min_len > 1,
+        "--min-len cannot be honoured: these models predict no length; leave it out",
+    ),
+    Refusal(
+        NAT,
+        lambda o: o.predicts != "lengths" and o.gold_length,
+        "--gold-length: these models predict no length; leave it out",
+    ),
+    Refusal(
+        NAT,
+        lambda o: o.blank is not None and (o.max_len_a, o.max_len_b) != (0, 200),
+        "--max-len-a/b cannot be honoured: CTC's canvas is as long as --upsample says; leave them out",
+    ),
+    Refusal(("one_pass",), lambda o: o.ctc_beam < 1, "--ctc-beam {ctc_beam}: at least one output is needed"),
+    Refusal(
+        ("one_pass",),
+        lambda o: o.ctc_beam > 1 and o.blank is None,
+        "--ctc-beam: these models were not trained with --ctc; leave it out",
+    ),
+    Refusal(
+        ("one_pass",),
+        lambda o: str(o.fertility) != "argmax" and o.predicts != "fertilities",
+        "--fertility: these models have no fertilities; leave it out",
+    ),
+    Refusal(
+        ("noisy_parallel",),
+        lambda o: not o.rescored,
+        "--generator noisy_parallel needs an autoregressive model to choose: give --rescorer CKPT",
+    ),
+    Refusal(
+        ("noisy_parallel",),
+        lambda o: o.fertility_samples < 1,
+        "--fertility-samples {fertility_samples}: at least one candidate is needed",
+    ),
     Refusal(
         ("blockwise",),
         lambda o: o.print_alignment and o.full_context,
@@ -210,10 +257,11 @@ def below(value: Optional[float], bound: float) -> bool:
     return value is not None and value < bound
 
 
-def refuse(rules: Iterable[Refusal], generator: str, *given: Namespace, **facts) -> None:
+def refuse(rules: Iterable[Refusal], generator: str, *given: Namespace, bases: Iterable[str] = (), **facts) -> None:
     """Raise for the first rule that refuses the options.
 
     Args:
+        bases: names of the generators that it is a subclass of; their rules apply too.
         given: fairseq's options, and the generator's. facts: further attributes that the rules read.
 
     Raises:
@@ -221,8 +269,9 @@ def refuse(rules: Iterable[Refusal], generator: str, *given: Namespace, **facts)
     """
     values = {name: value for options in given for name, value in vars(options).items()}
     values = Namespace(**{**values, **facts, "generator": generator})
+    names = {generator, kind_of(generator), *bases}
     for rule in rules:
-        if kind_of(generator) in rule.generators and rule.refused(values):
+        if names.intersection(rule.generators) and rule.refused(values):
             raise ValueError(rule.message.format(**vars(values)))
 
 
@@ -231,15 +280,18 @@ def kind_of(generator: str) -> str:
     return generator if generator in (*SERVED, "beam", "any") else "canvas"
 
 
-def refuse_options(generator: str, options: Namespace, config: Namespace, rescorer=None) -> None:
+def refuse_options(
+    generator: str, options: Namespace, config: Namespace, rescorer=None, honoured: Optional[Set[str]] = None
+) -> None:
     """Raise for the first option that a generator does not serve, whatever the models are.
 
     Args:
         rescorer: the model of ``--rescorer``, or None.
+        honoured: fairseq's options that it serves; None: those of ``SERVED``.
     """
     kind = kind_of(generator)
     if kind in SERVED:
-        refuse_unserved(options, generator, SERVED[kind], INSTEAD_OF_BEAM[kind])
+        refuse_unserved(options, generator, SERVED[kind] if honoured is None else honoured, INSTEAD_OF_BEAM[kind])
     refuse(OPTIONS, generator, options, config, rescorer=rescorer)
 
 

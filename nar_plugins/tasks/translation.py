@@ -125,7 +125,7 @@ class NarTranslationTask(NarTask, TranslationTask):
                 logger.warning(f"{error}; only a loss needs them")  # generation does not
 
     def fertility_files(self, folder: str, split: str, combine: bool) -> List[Path]:
-        """The fertility files of a split and of those that fairseq combines with it (split1 ...), in fairseq's order."""
+        """The fertility files of a split and of those that fairseq combines with it (split1 ...), in its order."""
         source, target = self.cfg.source_lang, self.cfg.target_lang
         names = [split]
         if combine:
@@ -269,7 +269,8 @@ class NarTranslationTask(NarTask, TranslationTask):
         if quick or bounds:
             cheap = json.dumps({**quick, **bounds})
             logger.info(
-                f"--eval-bleu decodes by {name} with {cheap}: --eval-bleu-args changes it, fairseq-generate does without"
+                f"--eval-bleu decodes by {name} with {cheap}: "
+                "--eval-bleu-args changes it, fairseq-generate does without"
             )
         return Namespace(**{**vars(config), **quick}), Namespace(**{**bounds, **given})
 

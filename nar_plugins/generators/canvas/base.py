@@ -12,7 +12,7 @@ from nar_plugins.generators.base import Generator, ban, banned_on_canvas, check_
 from nar_plugins.generators.canvas.lengths import candidate_lengths, gold_lengths
 from nar_plugins.generators.canvas.rescore import Rescorer
 from nar_plugins.generators.hypothesis import Dedup, empty_hypothesis, hypothesis
-from nar_plugins.generators.options import refuse_unserved
+from nar_plugins.generators.options import MODELS, SERVED, refuse, refuse_in_batch, refuse_options
 from nar_plugins.models.contract import Memory, Plan
 from nar_plugins.modules.linear import CPU_ROWS
 from nar_plugins.modules.precision import full
@@ -47,14 +47,15 @@ class CanvasGenerator(Generator):
     """
 
     needs = ("encode", "canvas", "decode", "project", "max_decoder_positions")  # methods of the model that are called
-    honoured = {"lenpen", "unnormalized", "max_len_a", "max_len_b", "min_len"}
+    honoured = SERVED["canvas"]
     default_length_beam = 1
 
     def __init__(self, models, dictionary, config, options: Namespace, mask: int, rescorer=None):
-        refuse_unserved(options, self.name, self.honoured)
+        refuse_options(self.name, options, config, rescorer, self.honoured)
         self.beam = self.default_length_beam if config.length_beam is None else config.length_beam
-        if self.beam < 1:
-            raise ValueError(f"--length-beam {self.beam}: at least one length must be tried")
+        facts = dict(predicts=models[0].predicts, blank=models[0].blank, beams=self.beam, rescored=rescorer is not None)
+        bases = [vars(base)["name"] for base in type(self).__mro__ if "name" in vars(base)]
+        refuse(MODELS, self.name, options, config, bases=bases, **facts)
         if options.beam == 5:
             logger.info(f"{self.name} has no beam: --beam is not used; --length-beam is {self.beam}")
         check_lengths(models)
@@ -73,10 +74,7 @@ class CanvasGenerator(Generator):
             models: ignored; fairseq passes the models that the generator was built with.
             sample: fairseq's batch, with ``net_input`` and, for ``--gold-length``, ``target``.
         """
-        if prefix_tokens is not None or constraints is not None:
-            raise ValueError(
-                f"{self.name} takes no prefix and no constraints: leave out --prefix-size and --constraints"
-            )
+        refuse_in_batch(self.name, self.options, prefix_tokens, constraints)
         source = sample["net_input"]["src_tokens"]
         others = [] if self.rescorer is None else [self.rescorer.model]
         with self.decoding(source.device, *others):

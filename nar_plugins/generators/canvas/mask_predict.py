@@ -1,7 +1,6 @@
 """Mask-Predict decoding (Ghazvininejad et al. 2019, sections 3.2 and 3.3)."""
 
 import math
-from argparse import Namespace
 from dataclasses import dataclass, field
 from typing import List, NamedTuple, Optional
 
@@ -53,11 +52,6 @@ class MaskPredictGenerator(CanvasGenerator):
     default_length_beam = 5
     # the defaults of --eval-bleu: a twelfth of the work, and the checkpoints in the same order
     in_validation = {"iterations": 4, "length_beam": 1}
-
-    def __init__(self, models, dictionary, config, options: Namespace, mask: int, rescorer=None):
-        super().__init__(models, dictionary, config, options, mask, rescorer)
-        if config.iterations < 1:
-            raise ValueError(f"--iterations {config.iterations}: at least one pass of the decoder is needed")
 
     def search(self, memories: List[Memory], source: Tensor, target: Optional[Tensor]) -> DecodedCanvases:
         """All passes over all candidate lengths."""

@@ -50,10 +50,6 @@ class NoisyParallelGenerator(NatGenerator):
 
     def __init__(self, models, dictionary, config, options: Namespace, mask: int, rescorer=None):
         super().__init__(models, dictionary, config, options, mask, rescorer)
-        if rescorer is None:
-            raise ValueError("--generator noisy_parallel needs an autoregressive model to choose: give --rescorer CKPT")
-        if config.fertility_samples < 1:
-            raise ValueError(f"--fertility-samples {config.fertility_samples}: at least one candidate is needed")
         self.statistics = NoisyParallelStatistics()
 
     def search(self, memories: List[Memory], source: Tensor, target: Optional[Tensor]) -> DecodedCanvases:

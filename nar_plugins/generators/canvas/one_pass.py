@@ -40,17 +40,6 @@ class NatGenerator(CanvasGenerator):
                 "an ensemble of nat models needs the same --source-copy, --ctc and --upsample in all of them"
             )
         self.fertile, self.blank = self.models[0].predicts == "fertilities", self.models[0].blank
-        lengthless = self.models[0].predicts != "lengths"
-        if lengthless and config.length_beam is not None:
-            raise ValueError("--length-beam: these models predict no length; leave it out")
-        if lengthless and options.min_len > 1:
-            raise ValueError("--min-len cannot be honoured: these models predict no length; leave it out")
-        if lengthless and config.gold_length:
-            raise ValueError("--gold-length: these models predict no length; leave it out")
-        if self.blank is not None and (options.max_len_a, options.max_len_b) != (0, 200):
-            raise ValueError(
-                "--max-len-a/b cannot be honoured: CTC's canvas is as long as --upsample says; leave them out"
-            )
 
     def fertility_probabilities(self, memories: List[Memory]) -> Tensor:
         """(B, S, 50), the mean of the models'."""
@@ -99,12 +88,6 @@ class OnePassGenerator(NatGenerator):
 
     def __init__(self, models, dictionary, config, options: Namespace, mask: int, rescorer=None):
         super().__init__(models, dictionary, config, options, mask, rescorer)
-        if config.ctc_beam < 1:
-            raise ValueError(f"--ctc-beam {config.ctc_beam}: at least one output is needed")
-        if config.ctc_beam > 1 and self.blank is None:
-            raise ValueError("--ctc-beam: these models were not trained with --ctc; leave it out")
-        if str(config.fertility) != "argmax" and not self.fertile:
-            raise ValueError("--fertility: these models have no fertilities; leave it out")
         if self.blank is not None:  # it is predicted, and dropped from the output
             self.banned = tuple(symbol for symbol in self.banned if symbol != self.blank)
 
