@@ -25,6 +25,12 @@ def old_name(new: str, default):
     return field(default=default, metadata={"help": f"the old name of {flag(new)}", "new_name": new})
 
 
+def old_names() -> Dict[str, str]:
+    """The old name of every renamed option -> the new one."""
+    renamed = [f for config in registry.CONFIGS.values() for f in fields(config) if "new_name" in f.metadata]
+    return {f.name: f.metadata["new_name"] for f in renamed}
+
+
 def with_new_names(given: Dict, where: str = "") -> Dict:
     """Options and their values; the old name of an option is replaced by the new one.
 
@@ -35,14 +41,11 @@ def with_new_names(given: Dict, where: str = "") -> Dict:
         ValueError: an option is given by both of its names.
     """
     given = dict(given)
-    for config in registry.CONFIGS.values():
-        for f in fields(config):
-            if "new_name" not in f.metadata or f.name not in given:
-                continue
-            new = f.metadata["new_name"]
-            if new in given:
-                raise ValueError(f"{where}{flag(f.name)} is the old name of {flag(new)}: give one of them")
-            given[new] = given.pop(f.name)
+    for old, new in old_names().items():
+        if old in given and new in given:
+            raise ValueError(f"{where}{flag(old)} is the old name of {flag(new)}: give one of them")
+        if old in given:
+            given[new] = given.pop(old)
     return given
 
 

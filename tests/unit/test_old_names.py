@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 from tiny import model
 
 from nar_plugins.generators import registry
+from nar_plugins.generators.option_values import old_names
 
 OPTIONS = [("bang_theta", "bang_min_score", -2.0), ("draft_words", "draft_vocab_size", 7)]
 RENAMED = pytest.mark.parametrize("old, new, value", OPTIONS)
@@ -20,14 +21,8 @@ def flag(option: str) -> str:
 
 
 def test_these_are_all_old_names():
-    found = {
-        (name, f.metadata["new_name"])
-        for config in registry.CONFIGS.values()
-        for name, f in config.__dataclass_fields__.items()
-        if "new_name" in f.metadata
-    }
-    assert found == {(old, new) for old, new, _ in OPTIONS}
-    for old, new in found:
+    assert old_names() == {old: new for old, new, _ in OPTIONS}
+    for old, new in old_names().items():
         assert registry.default_of(old) == registry.default_of(new)
 
 
