@@ -26,7 +26,7 @@ from nar_plugins.models.bang.losses import (
 from nar_plugins.models.bang.stream_layout import mask_counts, span_starts
 from nar_plugins.models.flags import UNREAD_BY_BANG, UNSUPPORTED_BY_BANG, refuse_unsupported
 from nar_plugins.models.pairing import check_task
-from nar_plugins.modules.fused_loss import fused_word_loss
+from nar_plugins.modules.fused_loss import fused_token_loss
 
 
 @register_model("bang")
@@ -144,7 +144,7 @@ class BangModel(TransformerModel):
         masks = layout.masks
         weights = dict.fromkeys(CLASSES, 1.0) if objective.weights is None else objective.weights
         shares = class_shares(class_members(masks, starts, sees_bos), masks, objective)
-        losses, nll, _ = fused_word_loss(
+        losses, nll, _ = fused_token_loss(
             self.decoder.output_projection,
             features,
             target[masks.sentence, masks.start + masks.offset],

@@ -19,7 +19,7 @@ from nar_plugins.models.flags import UNREAD, UNSUPPORTED, refuse_unsupported
 from nar_plugins.models.pairing import check_task
 from nar_plugins.modules.attention import allowed_sources, attend_packed
 from nar_plugins.modules.block_decoder import BlockDecoder
-from nar_plugins.modules.fused_loss import fused_word_loss
+from nar_plugins.modules.fused_loss import fused_token_loss
 from nar_plugins.modules.losses import LossPart
 from nar_plugins.modules.packing import queries_of_sentences
 
@@ -216,7 +216,7 @@ class BlockwiseModel(TransformerModel):
             states, words = zip(*(self.asked(features, target, head, positions) for head in heads))
         counts = [len(part) for part in words]
         weights = torch.cat([features.new_full((n,), weight) for n, weight in zip(counts, heads.values())])
-        of_all = fused_word_loss(
+        of_all = fused_token_loss(
             self.decoder.output_projection, torch.cat(states), torch.cat(words), objective.label_smoothing, weights
         )
         split = zip(heads.items(), counts, *(part.split(counts) for part in of_all))
