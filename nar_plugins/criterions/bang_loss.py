@@ -11,7 +11,7 @@ from torch import Tensor
 
 from nar_plugins.criterions.base import PartsCriterion, check_label_smoothing
 from nar_plugins.data.noise import MODE_STREAM, ROW_STREAM, uniform
-from nar_plugins.models.bang.losses import CellObjective
+from nar_plugins.models.bang.losses import BangObjective
 from nar_plugins.models.bang.stream_layout import span_starts
 from nar_plugins.modules.losses import LossPart
 
@@ -96,7 +96,7 @@ class BangLoss(PartsCriterion):
         """The weight of a cell of each class."""
         return {"ar": self.ar_weight, "bridge": self.bridge_weight, "nar": self.nar_weight}
 
-    def objective(self, model, sample: Dict) -> CellObjective:
+    def objective(self, model, sample: Dict) -> BangObjective:
         """The cells of this batch and their weights."""
         if "update" not in sample and (self.sampled is not None or self.nar_ratio is not None):
             raise ValueError(
@@ -106,9 +106,9 @@ class BangLoss(PartsCriterion):
         if self.nar_ratio and model.args.ngram:
             raise ValueError(f"--ngram {model.args.ngram} would cut the NAR rows of --nar-ratio: leave it out")
         real, spans = sample["target"].ne(model.decoder.padding_idx), sample["net_input"].get("target_idx")
-        return self.share(sample, model.row_sizes(real, spans), span_starts(real, spans), model.training)
+        return self.share(sample, model.mask_counts(real, spans), span_starts(real, spans), model.training)
 
-    def share(self, sample: Dict, full: Tensor, starts: Tensor, training: bool) -> CellObjective:
+    def share(self, sample: Dict, full: Tensor, starts: Tensor, training: bool) -> BangObjective:
         """What to compute of a batch whose rows have ``full`` cells (B, T), and what it weighs."""
         weights = dict(self.class_weights(), both=max(self.ar_weight, self.nar_weight))
         if self.nar_ratio is not None:
@@ -128,7 +128,7 @@ class BangLoss(PartsCriterion):
             nar = torch.zeros_like(nar)
         if training and weights["bridge"] == 0:
             bridge = torch.zeros_like(bridge)
-        return CellObjective(weights, self.label_smoothing, nar + bridge, not training or weights["ar"] > 0, scale)
+        return BangObjective(weights, self.label_smoothing, nar + bridge, not training or weights["ar"] > 0, scale)
 
     def logged(self, model, parts: Dict[str, LossPart]) -> Dict[str, LossPart]:
         """All classes, in every update; a cell that is AR and NAR is in both. What training leaves out has no cell."""

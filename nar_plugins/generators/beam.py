@@ -125,10 +125,10 @@ class BeamGenerator(Generator):
     @contextmanager
     def with_attention(self):
         """While decoding a decoder that must be asked for its attention returns it, if it is to be printed."""
-        decoders = [model.decoder for model in self.models if hasattr(model.decoder, "attending")]
+        decoders = [model.decoder for model in self.models if hasattr(model.decoder, "returning_attention")]
         with ExitStack() as asked:
             for decoder in decoders if self.options.print_alignment else ():
-                asked.enter_context(decoder.attending())
+                asked.enter_context(decoder.returning_attention())
             yield
 
     @contextmanager

@@ -121,7 +121,7 @@ class BangGenerator(LeftToRightGenerator):
         self.statistics.mask_positions += masks * len(batch.active)
         last = (batch.lengths - batch.cached).unsqueeze(1)  # of the pending inputs
         features = [
-            decoder.block(
+            decoder.decode_step(
                 batch.pending, batch.cached, cache, masks, last, batch.most_cached, batch.state.sees_start
             ).squeeze(1)
             for decoder, cache in zip(self.decoders, batch.caches)

@@ -52,7 +52,7 @@ class HeadsDrafter(Drafter):
         return weight, bias
 
     def work(self, count: int) -> float:
-        shared, each = self.decoder.proposal_heads.work()
+        shared, each = self.decoder.proposal_heads.multiplications()
         return (shared + (each + self.table) * count) / self.token if count else 0.0
 
 
@@ -90,8 +90,8 @@ class SequentialDrafter(HeadsDrafter):
         return Drafts(*(torch.stack(parts, 1) for parts in zip(*found)))
 
     def work(self, count: int) -> float:
-        return count * (self.decoder.proposal_heads.work() + self.table) / self.token
+        return count * (self.decoder.proposal_heads.multiplications() + self.table) / self.token
 
     def wait(self, count: int) -> float:
-        weights = self.decoder.proposal_heads.work() + self.table
+        weights = self.decoder.proposal_heads.multiplications() + self.table
         return count * (HEAD + weights) / (CALL + LAYER * len(self.decoder.layers) + self.token)
