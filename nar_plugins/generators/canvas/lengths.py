@@ -1,4 +1,4 @@
-"""Which lengths a generator tries: the most probable ones, or those around the reference's."""
+"""The candidate lengths: the most probable ones, or those around the reference's."""
 
 from typing import Optional
 
@@ -9,12 +9,12 @@ from torch import Tensor
 def candidate_lengths(lprobs: Tensor, beam: int, longest: Optional[Tensor] = None, shortest: int = 2) -> tuple:
     """The ``beam`` most probable lengths of every sentence, best first.
 
-    As in the release, lengths are raised to ``shortest`` after the choice; the duplicates that this can make are
-    marked, not replaced.
+    As in the release, lengths are raised to ``shortest`` after the choice. Duplicates that this makes are marked, not
+    replaced.
 
     Args:
-        lprobs: (B, classes) log-probabilities; class k means k tokens with ``</s>``.
-        longest: (B,) int64, the longest length allowed (``--max-len-a/b``); None for no bound but the classes.
+        lprobs: (B, classes) log-probabilities; class k is k tokens with ``</s>``.
+        longest: (B,) int64, the longest allowed length (``--max-len-a/b``); None: only the classes are a bound.
 
     Returns:
         lengths: (B, N) int64, N = min(beam, classes - 1).
@@ -44,7 +44,7 @@ def gold_lengths(gold: Tensor, beam: int, classes: int, shortest: int = 2) -> tu
 
 
 def raise_and_mark(lengths: Tensor, keep: Tensor, shortest: int) -> tuple:
-    """Raise lengths (B, N) to ``shortest``; drop from ``keep`` (B, N) what equals an earlier kept column."""
+    """Raise lengths (B, N) to ``shortest``; clear ``keep`` (B, N) where a length equals an earlier kept one."""
     lengths = lengths.clamp(min=shortest)
     same = lengths.unsqueeze(2).eq(lengths.unsqueeze(1)) & keep.unsqueeze(1)
     earlier = torch.ones_like(same[0]).tril(-1)
