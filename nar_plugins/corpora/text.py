@@ -7,7 +7,7 @@ import numpy as np
 from fairseq.data import Dictionary, data_utils
 
 from nar_plugins.data import checks
-from nar_plugins.data.dictionary import load_dictionary, not_words
+from nar_plugins.data.dictionary import load_dictionary, unreadable_symbols
 from nar_plugins.data.splits import BINARISED, RAW, exists, find_stems
 
 
@@ -64,7 +64,7 @@ def load_pair(folder: str, split: str, source: str, target: str, home: str) -> L
     for file, dictionary in zip(files, load_dictionaries(home, source, target)):
         sides.append(load_text(file, dictionary.eos(), dictionary))
         checks.check_largest(sides[-1].tokens.max(initial=0), dictionary, file)
-        unread = np.isin(sides[-1].tokens, not_words(dictionary))
+        unread = np.isin(sides[-1].tokens, unreadable_symbols(dictionary))
         sides[-1].tokens[unread] = dictionary.unk()  # as the model will read them
     checks.check_pairs(split, (source, target), [len(text.sizes) for text in sides])  # raw text may have others
     return sides

@@ -7,7 +7,7 @@ from typing import Dict, List, Optional
 import torch
 from fairseq.sequence_generator import SequenceGenerator, SequenceGeneratorWithAlignment
 
-from nar_plugins.data.inference import part_of
+from nar_plugins.data.inference import select_sentences
 from nar_plugins.generators.hypothesis import prefixes
 from nar_plugins.generators.left_to_right.greedy_rules import check_min_len
 from nar_plugins.generators.registry import generation_options
@@ -105,7 +105,7 @@ class BeamGenerator:
             self.generator.beam_size = size
             try:
                 given = (prefix_tokens[rows], None if constraints is None else constraints[rows])
-                for row, hypos in zip(rows.tolist(), decode(part_of(sample, rows), *given)):
+                for row, hypos in zip(rows.tolist(), decode(select_sentences(sample, rows), *given)):
                     found[row] = hypos
             finally:
                 self.generator.beam_size = beam

@@ -17,9 +17,9 @@ from sacrebleu.metrics import BLEU
 from nar_plugins.checkpoint_io.roles import check_teacher
 from nar_plugins.checkpoint_io.teachers import load_drafter, load_teacher
 from nar_plugins.data import bleu, checks, reserved, splits
-from nar_plugins.data.dictionary import add_mask, knows_mask, not_words
+from nar_plugins.data.dictionary import add_mask, knows_mask, unreadable_symbols
 from nar_plugins.data.fertility import FertilityDataset, fertility_path
-from nar_plugins.data.inference import InferenceDataset, part_of
+from nar_plugins.data.inference import InferenceDataset, select_sentences
 from nar_plugins.generators import registry
 from nar_plugins.generators.beam import BeamGenerator
 from nar_plugins.generators.hypothesis import empty_hypothesis
@@ -92,10 +92,10 @@ class NarTranslationTask(NarTask, TranslationTask):
         super().load_dataset(split, epoch=epoch, combine=combine, **kwargs)
         dataset = self.datasets[split]
         training = "task_cfg" not in kwargs  # fairseq-generate and -validate pass the checkpoint's
-        judged = checks.judged(split == self.cfg.train_subset, training)
+        min_tokens = checks.min_tokens_to_refuse(split == self.cfg.train_subset, training)
         sides = {"src": (self.src_dict, source), "tgt": (self.tgt_dict, target)}
         for side, (dictionary, language) in sides.items():
-            checks.check_tokens(getattr(dataset, side), dictionary, f"{split} ({language})", judged)
+            checks.check_tokens(getattr(dataset, side), dictionary, f"{split} ({language})", min_tokens)
         blank = int(((dataset.src_sizes <= 1) | (dataset.tgt_sizes <= 1)).sum())
         if blank:
             logger.warning(f"{split}: {blank} of {len(dataset)} pairs have an empty side; they are kept")
@@ -105,7 +105,7 @@ class NarTranslationTask(NarTask, TranslationTask):
                 f"{split}: {checks.cut_sources(dataset.src)} of {len(dataset)} sources are cut to {longest} tokens"
             )
         for side, (dictionary, language) in sides.items():
-            text = reserved.readable(getattr(dataset, side), dictionary, f"{split} ({language})", self.parallel)
+            text = reserved.replace_reserved(getattr(dataset, side), dictionary, f"{split} ({language})", self.parallel)
             setattr(dataset, side, text)
         files = self.fertility_files(folder, split, combine)
         if self.needs_fertilities and (training or all(file.exists() for file in files)):
@@ -132,7 +132,7 @@ class NarTranslationTask(NarTask, TranslationTask):
     def build_dataset_for_inference(self, src_tokens, src_lengths, constraints=None):
         """The lines given to ``fairseq-interactive``, padded on the right and read as in training."""
         if self.parallel:
-            symbols, unk = not_words(self.source_dictionary), self.source_dictionary.unk()
+            symbols, unk = unreadable_symbols(self.source_dictionary), self.source_dictionary.unk()
             src_tokens = [reserved.as_unknown(tokens, symbols, unk) for tokens in src_tokens]
         return InferenceDataset(
             src_tokens,
@@ -181,7 +181,7 @@ class NarTranslationTask(NarTask, TranslationTask):
         rows, found = wanted.nonzero().squeeze(1), iter(())
         if len(rows):
             given = (None if one is None else one[rows] for one in (prefix_tokens, constraints))
-            found = iter(super().inference_step(generator, models, part_of(sample, rows), *given))
+            found = iter(super().inference_step(generator, models, select_sentences(sample, rows), *given))
         eos = self.target_dictionary.eos()
         return [next(found) if real else [empty_hypothesis(eos)] for real in wanted.tolist()]
 
