@@ -13,7 +13,7 @@ from fairseq.utils import split_paths
 
 from nar_plugins.cli.command import new_parser, one_line_errors
 from nar_plugins.corpora.align import Job, align
-from nar_plugins.corpora.aligner import MOST_LINKS
+from nar_plugins.corpora.aligner import MAX_LINKS
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -40,7 +40,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--most-links",
         type=int,
         metavar="N",
-        help=f"of a larger train, pairs with N possible links (default {MOST_LINKS}: 5 GB)",
+        help=f"of a larger train, pairs with N possible links (default {MAX_LINKS}: 5 GB)",
     )
     return parser
 
