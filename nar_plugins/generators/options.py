@@ -65,7 +65,7 @@ class Refusal(NamedTuple):
     """An option or combination of options that a generator does not serve.
 
     Attributes:
-        generators: their names; "canvas" is all that ``SERVED`` does not name.
+        generators: their names; "canvas" is also all that ``SERVED`` does not name.
         refused: whether the options ask for it. Its argument has all options as attributes, and the caller's facts.
         message: a format string of these attributes.
     """
@@ -261,7 +261,7 @@ def refuse(rules: Iterable[Refusal], generator: str, *given: Namespace, bases: I
     """Raise for the first rule that refuses the options.
 
     Args:
-        bases: generators that it is a subclass of; their rules hold for it, too.
+        bases: names of the generators that it is a subclass of; their rules apply too.
         given: fairseq's options, and the generator's. facts: further attributes that the rules read.
 
     Raises:
@@ -287,7 +287,7 @@ def refuse_options(
 
     Args:
         rescorer: the model of ``--rescorer``, or None.
-        honoured: fairseq's options that it serves; None: those of its row in ``SERVED``.
+        honoured: fairseq's options that it serves; None: those of ``SERVED``.
     """
     kind = kind_of(generator)
     if kind in SERVED:

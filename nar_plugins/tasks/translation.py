@@ -125,7 +125,7 @@ class NarTranslationTask(NarTask, TranslationTask):
                 logger.warning(f"{error}; only a loss needs them")  # generation does not
 
     def fertility_files(self, folder: str, split: str, combine: bool) -> List[Path]:
-        """The fertility files of a split and of those that fairseq combines with it, split1 and so on, in its order."""
+        """The fertility files of a split and of those that fairseq combines with it (split1 ...), in its order."""
         source, target = self.cfg.source_lang, self.cfg.target_lang
         names = [split]
         if combine:

@@ -199,7 +199,7 @@ class ParallelBangGenerator(BangGenerator):
     output.
     """
 
-    needs = ("block_decoder",)  # the methods that are called of a model
+    needs = ("block_decoder",)  # methods of the model that are called
     bans_start = True
 
     def sentences(self, source: Tensor) -> Optional[Tensor]:
