@@ -15,9 +15,9 @@ import torch
 from bench_against_stock import build, in_turn, task_of
 
 import nar_plugins  # noqa: F401
-from nar_plugins.generators.left_to_right.drafters import own_drafter
-from nar_plugins.generators.left_to_right.drafters.base import Verified
-from nar_plugins.generators.left_to_right.drafters.length_policy import BlockSize
+from nar_plugins.generators.left_to_right.drafters import self_drafter
+from nar_plugins.generators.left_to_right.drafters.base import VerifyResult
+from nar_plugins.generators.left_to_right.drafters.length_policy import DraftLengthPolicy
 from nar_plugins.modules.block_decoder import block_decoder
 
 SIZES = ((128, 2), (128, 3), (128, 6), (256, 3), (512, 6))  # dimensions, layers a side
@@ -41,16 +41,16 @@ def main():
     print(f"{'dimensions, layers':20}" + "".join(f"{cell:>11}" for cell in cells))
     for dim, layers in SIZES:
         model = sequential(dim, layers, task).to(args.device).eval()
-        drafter = own_drafter([model.block_decoder()], (task.mask_index, task.target_dictionary.pad()))
+        drafter = self_drafter([model.block_decoder()], (task.mask_index, task.target_dictionary.pad()))
         calls, proposal = measure(model, drafter, args)
-        size = BlockSize(drafter, None, args.device)
+        policy = DraftLengthPolicy(drafter, None, args.device)
         token = (calls[-1] - calls[1]) / (TOKENS[-1] - TOKENS[1])
-        assumed = (size.overhead * size.wait[1] + size.work[1]) / (size.overhead + 1)
+        assumed = (policy.overhead * policy.fixed_cost[1] + policy.cost_per_row[1]) / (policy.overhead + 1)
         numbers = [*calls, proposal]
         print(
             f"{f'{dim}, {layers}':20}"
             + "".join(f"{1000 * number:11.2f}" for number in numbers)
-            + f"{proposal / calls[0]:11.3f}{assumed:11.3f}{token / calls[0]:11.3f}{1 / (size.overhead + 1):11.3f}",
+            + f"{proposal / calls[0]:11.3f}{assumed:11.3f}{token / calls[0]:11.3f}{1 / (policy.overhead + 1):11.3f}",
             flush=True,
         )
 
@@ -84,7 +84,7 @@ def measure(model, drafter, args) -> tuple:
         features, _ = decoder(source[:, :tokens], first, BEFORE, BEFORE, 2 * LENGTH, cache)
         return features, decoder.logits(features).log_softmax(-1).topk(2)
 
-    verified = Verified(torch.arange(1, device=args.device), source, first, [call(1)[0][:, 0]], None, None)
+    verified = VerifyResult(torch.arange(1, device=args.device), source, first, [call(1)[0][:, 0]], None, None)
     works = [*(lambda m=m: call(m) for m in TOKENS), *(lambda n=n: drafter.draft(verified, n, state) for n in (1, 7))]
     *calls, one, seven = in_turn(works, args)
     return calls, (seven - one) / 6

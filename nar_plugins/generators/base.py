@@ -1,4 +1,4 @@
-"""What all generators share: the context of a decoding, the mean of an ensemble, the symbols that are never output."""
+"""The base of all generators: the decoding context, the mean of an ensemble, the symbols that are never output."""
 
 import logging
 import math
@@ -19,8 +19,8 @@ class Banned(NamedTuple):
     """Symbols that a generator never outputs.
 
     Attributes:
-        unlearnt: the models never learnt to predict them. They get no probability: -inf before the softmax.
-        unwanted: -inf after the softmax, so that the probabilities of the others are those that the models give.
+        unlearnt: the models were not trained to predict them. Their logits are -inf, so they have no probability.
+        unwanted: -inf after the softmax, so that the probabilities of the others do not change.
     """
 
     unlearnt: Tuple[int, ...]
@@ -28,12 +28,13 @@ class Banned(NamedTuple):
 
 
 def banned_symbols(dictionary, mask: int, models: Sequence = (), start: bool = False) -> Banned:
-    """What a generator that decodes from left to right never outputs.
+    """The symbols that a left-to-right generator never outputs.
 
-    ``<mask>`` is unlearnt, unless the dictionary's file has it and no model is one of those that read it as the mask.
+    ``<mask>`` is unlearnt, unless it is an ordinary symbol: the dictionary's file has it, and no model uses it as the
+    mask.
 
     Args:
-        models: those that decode. start: the start symbol is unwanted, too.
+        models: those that decode. start: the start symbol is unwanted too.
     """
     learnt = knows_mask(dictionary) and not any(map(is_parallel, models))
     unwanted = {dictionary.pad(), dictionary.bos()} if start else {dictionary.pad()}
@@ -41,27 +42,27 @@ def banned_symbols(dictionary, mask: int, models: Sequence = (), start: bool = F
 
 
 def banned_on_canvas(dictionary, mask: int) -> Tuple[int, ...]:
-    """What is never output at a position of a canvas; all of it is unwanted, and counts in the softmax."""
+    """The symbols that are never output on a canvas. All are unwanted: the softmax includes them."""
     return tuple(sorted({*banned_symbols(dictionary, mask, start=True).unwanted, mask}))
 
 
 def ban(scores: Tensor, symbols: Iterable[int]) -> Tensor:
-    """Scores (..., V) with -inf at some symbols, in place."""
+    """Set scores (..., V) of some symbols to -inf, in place."""
     for symbol in symbols:
         scores[..., symbol] = -math.inf
     return scores
 
 
 def ensemble_mean(lprobs: Sequence[Tensor]) -> Tensor:
-    """The logarithm of the mean of every model's probabilities: log-probabilities (...) of each -> (...)."""
+    """The logarithm of the models' mean probabilities, from the log-probabilities (...) of each."""
     if len(lprobs) == 1:
         return lprobs[0]
     return torch.stack(tuple(lprobs)).logsumexp(0) - math.log(len(lprobs))
 
 
-def refuse_nan(found: bool, whose: str = "the model's") -> None:
-    """Raise where a decoding met NaN: what it chose there means nothing."""
-    if found:
+def refuse_nan(nan: bool, whose: str = "the model's") -> None:
+    """Raise where the model's output is NaN."""
+    if nan:
         raise ValueError(
             f"{whose} output is NaN: half precision overflowed (decode with --decode-dtype float32 and without "
             "--fp16), or the weights are NaN themselves (a training that diverged)"
@@ -69,21 +70,19 @@ def refuse_nan(found: bool, whose: str = "the model's") -> None:
 
 
 def check_min_len(shortest: int, limit: int) -> None:
-    """Raise a ValueError where ``--min-len`` is above the most tokens, ``</s>`` not counted, that an output may
-    have.
-    """
+    """Raise where ``--min-len`` is above ``limit``, the most tokens of an output without ``</s>``."""
     if shortest > limit:
         raise ValueError(f"--min-len {shortest} is above the limit of {limit} tokens: see --max-len-a and -b")
 
 
 @dataclass
 class Statistics:
-    """What a generator counts over all its batches."""
+    """Counts over all batches of a generator."""
 
     sentences: int = 0
 
     def line(self) -> Optional[str]:
-        """What the log says of it at the end of a run; None: nothing."""
+        """The line for the log at the end of a run, or None."""
         return None
 
 
@@ -91,7 +90,7 @@ class Generator:
     """Base of all generators; a subclass defines ``generate``, as fairseq calls it.
 
     Args:
-        models: one or more; several are an ensemble. They are put into evaluation mode.
+        models: one, or several as an ensemble. They are put into evaluation mode.
         config: the options of the generator's dataclass.
         options: fairseq's ``GenerationConfig``.
     """
@@ -105,17 +104,18 @@ class Generator:
 
     @classmethod
     def served_by(cls, config: Namespace) -> Tuple[str, Namespace]:
-        """The generator that these options of this one mean, and its options: another one where they are an alias."""
+        """The name of the generator that serves these options, and its options; another one for an alias."""
         return cls.name, config
 
     @contextmanager
     def decoding(self, device: torch.device, *others, lean: bool = False):
-        """What decoding runs in: no gradients, ``--decode-dtype``, the faster linear layers.
+        """The decoding context: no gradients, ``--decode-dtype``, the faster linear layers.
 
         Args:
-            others: further models that are called within it.
-            lean: what is made in it never leaves it. Then ``inference_mode`` takes the place of ``no_grad`` and saves
-                time in every operation; under autocast it would cast every weight in every call.
+            others: further models that are called in it.
+            lean: no tensor made in it is used outside as an autograd input. Then ``inference_mode`` replaces
+                ``no_grad`` and saves time in every operation; not under autocast, where it casts every weight in every
+                call.
         """
         half = self.dtype != torch.float32
         without_gradients = torch.inference_mode() if lean and not half else torch.no_grad()
@@ -124,7 +124,7 @@ class Generator:
             yield
 
     def report(self) -> None:
-        """Log the statistics; the task has it called at the end of fairseq's command."""
+        """Log the statistics; called at the end of fairseq's command."""
         line = self.statistics.line()
         if line is not None:
             logging.getLogger(type(self).__module__).info(line)

@@ -1,95 +1,24 @@
-"""Which options a generator serves: fairseq's and this package's, and what a user is told about the others."""
+"""The table of the options that each generator serves, and the messages that refuse the others."""
 
-import json
 from argparse import Namespace
-from dataclasses import field, fields
-from enum import Enum
-from typing import (
-    Any,
-    Callable,
-    Dict,
-    Iterable,
-    NamedTuple,
-    Optional,
-    Tuple,
-    Union,
-    get_args,
-    get_origin,
-    get_type_hints,
-)
+from dataclasses import fields
+from typing import Callable, Iterable, NamedTuple, Optional, Set, Tuple
 
 from fairseq.dataclass.configs import GenerationConfig
 
 from nar_plugins.generators import registry
-
-
-def option(default, text: str):
-    """A field of a generator's dataclass: its default, and what ``--help`` says of the flag."""
-    return field(default=default, metadata={"help": text})
-
-
-def check_json(name: str, text: Optional[str]) -> None:
-    """Raise unless a flag's text is a JSON object."""
-    flag = f"--{name.replace('_', '-')}"
-    try:
-        value = json.loads(text or "")
-    except ValueError:
-        value = None
-    if not isinstance(value, dict):
-        raise ValueError(f"{flag} {text!r} is no JSON object such as '{{\"beam\": 1}}'")
-
-
-# a field's type -> what a user is told to give, and what is taken for it; 1 is fine where 1.0 is
-TYPES = {
-    bool: ("choose true or false", bool),
-    int: ("give a whole number", int),
-    float: ("give a number", (int, float)),
-    str: ("give a string", str),
-}
-
-
-def check_values(given: Dict, where: str) -> None:
-    """Raise for the first generation option, of fairseq's or of this package's, that does not have its value.
-
-    Command lines are read by a parser that knows types and choices; ``--eval-bleu-args`` and the keywords of fairseq's
-    hub are not.
-
-    Args:
-        given: option -> value. where: what the message begins with.
-    """
-    kinds = {"generator": str}
-    for config in (GenerationConfig, *registry.CONFIGS.values()):
-        kinds.update(get_type_hints(config))
-    for name, value in given.items():
-        wanted = wrong_type(kinds.get(name, Any), value)
-        if wanted:
-            shown = json.dumps(str(value) if isinstance(value, Enum) else value, default=str)
-            raise ValueError(f"{where}{name} is {shown}: {wanted}")
-
-
-def wrong_type(kind, value) -> Optional[str]:
-    """What is wanted instead of a value that is not of a dataclass's type; None for one that is."""
-    if get_origin(kind) is Union:  # Optional
-        return None if value is None else wrong_type(get_args(kind)[0], value)
-    if isinstance(kind, type) and issubclass(kind, Enum):
-        choices = [choice.value for choice in kind]
-        return None if str(value) in choices else f"choose {', '.join(choices)}"
-    if kind not in TYPES:  # Any
-        return None
-    wanted, types = TYPES[kind]
-    fine = isinstance(value, types) and (kind is bool) == isinstance(value, bool) and value == value  # NaN is no number
-    return None if fine else wanted
+from nar_plugins.models.flags import flag
 
 
 def refuse_foreign(config: Namespace, name: str) -> None:
     """Raise for an option of another generator that was set: it would be ignored."""
-    mine = {f.name for f in fields(registry.CONFIGS[name])}
+    served = {f.name for f in fields(registry.CONFIGS[name])}
     for other in registry.CONFIGS.values():
         for f in fields(other):
-            if f.name in mine or f.name.startswith("_"):
+            if f.name in served or f.name.startswith("_"):
                 continue
             if str(getattr(config, f.name)) != str(f.default):
-                raise ValueError(f"--{f.name.replace('_', '-')} is no option of --generator {name}: leave it out")
+                raise ValueError(f"{flag(f.name)} is no option of --generator {name}: leave it out")
 
 
 def generation_options(args) -> Namespace:
@@ -101,9 +30,7 @@ def generation_options(args) -> Namespace:
     return options
 
 
-# -- what each generator serves ----------------------------------------------------------------------------------------
-
-# fairseq's options that no generator refuses: they choose or print, or name what it has too
+# fairseq's options that no generator refuses
 HONOURED = {
     "beam",
     "nbest",
@@ -117,13 +44,13 @@ HONOURED = {
     "no_beamable_mm",
     "iter_decode_with_external_reranker",
 }
-OURS = {
+ALTERNATIVES = {  # fairseq's options that have another name or none here
     "iter_decode_max_iter": "--iterations counts all passes (fairseq's number plus one)",
     "iter_decode_force_max_iter": "--schedule linear never stops early",
     "iter_decode_with_beam": "use --length-beam",
     "iter_decode_eos_penalty": "it has no meaning here",
 }
-# the others that a generator serves; beam is fairseq's own search and serves all
+# further options that a generator serves; beam, fairseq's own search, serves all
 ON_CANVAS = {"lenpen", "unnormalized", "max_len_a", "max_len_b", "min_len"}
 FROM_LEFT = ON_CANVAS | {"unkpen", "temperature"}
 SERVED = {"canvas": ON_CANVAS, "bang": FROM_LEFT, "blockwise": FROM_LEFT | {"prefix_size", "print_alignment"}}
@@ -135,12 +62,12 @@ INSTEAD_OF_BEAM = {
 
 
 class Refusal(NamedTuple):
-    """What a generator does not serve.
+    """An option or combination of options that a generator does not serve.
 
     Attributes:
-        generators: their names; "canvas" stands for all that have no row of their own in ``SERVED``.
-        refused: whether it is asked for; of all options as attributes, and of what the caller adds to them.
-        message: with places for these.
+        generators: their names; "canvas" is all that ``SERVED`` does not name.
+        refused: whether the options ask for it. Its argument has all options as attributes, and the caller's facts.
+        message: a format string of these attributes.
     """
 
     generators: Tuple[str, ...]
@@ -148,11 +75,11 @@ class Refusal(NamedTuple):
     message: str
 
 
-LEFT_TO_RIGHT = ("bang", "blockwise")
+LEFT_TO_RIGHT, NAT = ("bang", "blockwise"), ("one_pass", "noisy_parallel")
 ONE_OUTPUT = "{} cannot be honoured by --generator {{generator}}, which has one output: leave it out"
 AT_LEAST_ONE = "{}: at least one token is needed"
 
-# of the options alone
+# decided by the options alone
 OPTIONS = (
     Refusal(
         ("beam",),
@@ -177,7 +104,11 @@ OPTIONS = (
     Refusal(("blockwise",), lambda o: below(o.verify_block, 1), AT_LEAST_ONE.format("--verify-block {verify_block}")),
     Refusal(("blockwise",), lambda o: below(o.accept_top, 1), AT_LEAST_ONE.format("--accept-top {accept_top}")),
     Refusal(("blockwise",), lambda o: o.min_block < 1, AT_LEAST_ONE.format("--min-block {min_block}")),
-    Refusal(("blockwise",), lambda o: below(o.draft_words, 1), AT_LEAST_ONE.format("--draft-words {draft_words}")),
+    Refusal(
+        ("blockwise",),
+        lambda o: below(o.draft_vocab_size, 1),
+        AT_LEAST_ONE.format("--draft-vocab-size {draft_vocab_size}"),
+    ),
     Refusal(
         ("blockwise",),
         lambda o: below(o.verify_block, o.min_block),
@@ -196,15 +127,66 @@ OPTIONS = (
     Refusal(
         ("bang",), lambda o: o.bang_tau < 0, "--bang-tau {bang_tau}: choose a probability; above 1 is one token a pass"
     ),
-    Refusal(("bang",), lambda o: o.bang_theta > 0, "--bang-theta {bang_theta}: a mean log-probability is at most 0"),
+    Refusal(
+        ("bang",),
+        lambda o: o.bang_min_score > 0,
+        "--bang-min-score {bang_min_score}: a mean log-probability is at most 0",
+    ),
     Refusal(
         ("bang",),
         lambda o: o.bang_release_output and str(o.dedup) != "none",
         "--bang-release-output drops repeated tokens and words by itself: leave --dedup out",
     ),
 )
-# of the options and the models
+# decided by the options and the models
 MODELS = (
+    Refusal(("canvas",), lambda o: o.beams < 1, "--length-beam {beams}: at least one length must be tried"),
+    Refusal(
+        ("mask_predict",),
+        lambda o: o.iterations < 1,
+        "--iterations {iterations}: at least one pass of the decoder is needed",
+    ),
+    Refusal(
+        NAT,
+        lambda o: o.predicts != "lengths" and o.length_beam is not None,
+        "--length-beam: these models predict no length; leave it out",
+    ),
+    Refusal(
+        NAT,
+        lambda o: o.predicts != "lengths" and o.min_len > 1,
+        "--min-len cannot be honoured: these models predict no length; leave it out",
+    ),
+    Refusal(
+        NAT,
+        lambda o: o.predicts != "lengths" and o.gold_length,
+        "--gold-length: these models predict no length; leave it out",
+    ),
+    Refusal(
+        NAT,
+        lambda o: o.blank is not None and (o.max_len_a, o.max_len_b) != (0, 200),
+        "--max-len-a/b cannot be honoured: CTC's canvas is as long as --upsample says; leave them out",
+    ),
+    Refusal(("one_pass",), lambda o: o.ctc_beam < 1, "--ctc-beam {ctc_beam}: at least one output is needed"),
+    Refusal(
+        ("one_pass",),
+        lambda o: o.ctc_beam > 1 and o.blank is None,
+        "--ctc-beam: these models were not trained with --ctc; leave it out",
+    ),
+    Refusal(
+        ("one_pass",),
+        lambda o: str(o.fertility) != "argmax" and o.predicts != "fertilities",
+        "--fertility: these models have no fertilities; leave it out",
+    ),
+    Refusal(
+        ("noisy_parallel",),
+        lambda o: not o.rescored,
+        "--generator noisy_parallel needs an autoregressive model to choose: give --rescorer CKPT",
+    ),
+    Refusal(
+        ("noisy_parallel",),
+        lambda o: o.fertility_samples < 1,
+        "--fertility-samples {fertility_samples}: at least one candidate is needed",
+    ),
     Refusal(
         ("blockwise",),
         lambda o: o.print_alignment and o.full_context,
@@ -212,22 +194,22 @@ MODELS = (
     ),
     Refusal(
         ("blockwise",),
-        lambda o: o.draft_words is not None and not o.heads,
-        "--draft-words is for the proposal heads of a blockwise checkpoint: leave it out",
+        lambda o: o.draft_vocab_size is not None and not o.heads,
+        "--draft-vocab-size is for the proposal heads of a blockwise checkpoint: leave it out",
     ),
     Refusal(
         ("blockwise",),
-        lambda o: o.verify_block is not None and o.verify_block > o.most,
-        "--verify-block {verify_block}: these proposals are for blocks of at most {most} tokens",
+        lambda o: o.verify_block is not None and o.verify_block > o.max_block,
+        "--verify-block {verify_block}: these proposals are for blocks of at most {max_block} tokens",
     ),
     Refusal(
         ("blockwise",),
-        lambda o: o.min_block > o.most,
-        "--min-block {min_block}: these proposals are for blocks of at most {most} tokens",
+        lambda o: o.min_block > o.max_block,
+        "--min-block {min_block}: these proposals are for blocks of at most {max_block} tokens",
     ),
     Refusal(("blockwise",), lambda o: o.top > o.symbols, "--accept-top {top}: the dictionary has {symbols} symbols"),
 )
-# of the options and a batch
+# decided by the options and a batch
 BATCHES = (
     Refusal(
         ("beam",),
@@ -255,7 +237,7 @@ BATCHES = (
         "{generator} takes no prefix and no constraints: leave out --prefix-size and --constraints",
     ),
 )
-# of the options in fairseq-interactive, which accepts them, reads no references, and prints pairs
+# decided by the options of fairseq-interactive, which accepts them all, reads no references, and prints pairs
 INTERACTIVE = (
     Refusal(
         ("any",),
@@ -270,48 +252,53 @@ INTERACTIVE = (
 )
 
 
-def below(value: Optional[float], least: float) -> bool:
-    """Whether an option that may be unset is too small."""
-    return value is not None and value < least
+def below(value: Optional[float], bound: float) -> bool:
+    """Whether an option is set and below its bound."""
+    return value is not None and value < bound
 
 
-def refuse(rules: Iterable[Refusal], generator: str, *given: Namespace, **facts) -> None:
-    """Raise for the first row that refuses something.
+def refuse(rules: Iterable[Refusal], generator: str, *given: Namespace, bases: Iterable[str] = (), **facts) -> None:
+    """Raise for the first rule that refuses the options.
 
     Args:
-        given: fairseq's options, and the generator's own. facts: what the rows read besides.
+        bases: generators that it is a subclass of; their rules hold for it, too.
+        given: fairseq's options, and the generator's. facts: further attributes that the rules read.
 
     Raises:
         ValueError: names the option.
     """
     values = {name: value for options in given for name, value in vars(options).items()}
-    asked = Namespace(**{**values, **facts, "generator": generator})
-    for row in rules:
-        if row_of(generator) in row.generators and row.refused(asked):
-            raise ValueError(row.message.format(**vars(asked)))
+    values = Namespace(**{**values, **facts, "generator": generator})
+    names = {generator, kind_of(generator), *bases}
+    for rule in rules:
+        if names.intersection(rule.generators) and rule.refused(values):
+            raise ValueError(rule.message.format(**vars(values)))
 
 
-def row_of(generator: str) -> str:
-    """Whose row of the table it is."""
+def kind_of(generator: str) -> str:
+    """The name of a generator in the table."""
     return generator if generator in (*SERVED, "beam", "any") else "canvas"
 
 
-def refuse_options(generator: str, options: Namespace, config: Namespace, rescorer=None) -> None:
+def refuse_options(
+    generator: str, options: Namespace, config: Namespace, rescorer=None, honoured: Optional[Set[str]] = None
+) -> None:
     """Raise for the first option that a generator does not serve, whatever the models are.
 
     Args:
         rescorer: the model of ``--rescorer``, or None.
+        honoured: fairseq's options that it serves; None: those of its row in ``SERVED``.
     """
-    row = row_of(generator)
-    if row in SERVED:
-        refuse_unserved(options, generator, SERVED[row], INSTEAD_OF_BEAM[row])
+    kind = kind_of(generator)
+    if kind in SERVED:
+        refuse_unserved(options, generator, SERVED[kind] if honoured is None else honoured, INSTEAD_OF_BEAM[kind])
     refuse(OPTIONS, generator, options, config, rescorer=rescorer)
 
 
 def refuse_in_batch(generator: str, options: Namespace, prefix, constraints, target=None) -> None:
-    """Raise for what a generator cannot do with a batch of fairseq's; None: the batch has none."""
-    given = dict(prefixed=prefix is not None, constrained=constraints is not None, targets=target is not None)
-    refuse(BATCHES, generator, options, **given)
+    """Raise where a generator does not serve a batch's prefix, constraints or lack of targets (None: it has none)."""
+    facts = dict(prefixed=prefix is not None, constrained=constraints is not None, targets=target is not None)
+    refuse(BATCHES, generator, options, **facts)
 
 
 def refuse_unserved(options: Namespace, generator: str, honoured: set, instead: str = "use --length-beam {}") -> None:
@@ -320,7 +307,7 @@ def refuse_unserved(options: Namespace, generator: str, honoured: set, instead: 
     ``--beam`` is 5 by default and a typed 5 looks the same, so only values other than 1 and 5 can be refused.
 
     Args:
-        instead: what to do instead of ``--beam``, with a place for its value.
+        instead: the advice for ``--beam``, a format string of its value.
 
     Raises:
         ValueError: names the option.
@@ -331,5 +318,5 @@ def refuse_unserved(options: Namespace, generator: str, honoured: set, instead: 
         value = getattr(options, f.name, f.default)
         if f.name.startswith("_") or f.name in HONOURED | honoured or value == f.default:
             continue
-        hint = OURS.get(f.name, "leave it out")
-        raise ValueError(f"--{f.name.replace('_', '-')} cannot be honoured by --generator {generator}: {hint}")
+        hint = ALTERNATIVES.get(f.name, "leave it out")
+        raise ValueError(f"{flag(f.name)} cannot be honoured by --generator {generator}: {hint}")

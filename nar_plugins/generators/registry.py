@@ -42,19 +42,19 @@ class DecodingConfig(FairseqDataclass):
 
 @dataclass
 class SharedGeneratorConfig(DecodingConfig):
-    """Options that the generators of the non-autoregressive models share."""
+    """Options that the generators on a canvas share."""
 
     length_beam: Optional[int] = field(
         default=None,
         metadata={
-            "help": "decode this many of the most probable lengths and keep the best (mask_predict 5, one_pass 1)"
+            "help": "decode this many of the most probable lengths; the best output wins (mask_predict 5, one_pass 1)"
         },
     )
     gold_length: bool = field(
-        default=False, metadata={"help": "analysis: take the length (beam: a window around it) from the reference"}
+        default=False, metadata={"help": "analysis: the length of the reference, with --length-beam lengths around it"}
     )
     rescorer: Optional[str] = field(
-        default=None, metadata={"help": "an autoregressive checkpoint that orders the candidates, in one pass"}
+        default=None, metadata={"help": "an autoregressive checkpoint that scores and orders the candidates"}
     )
     dedup: DEDUP = field(
         default="none", metadata={"help": "drop consecutive repeated tokens, or words, from the output"}
@@ -62,10 +62,10 @@ class SharedGeneratorConfig(DecodingConfig):
 
 
 def register_generator(name: str, dataclass: type):
-    """Class decorator: make a generator known as ``--generator name``, with the options of ``dataclass``.
+    """Class decorator: register a generator as ``--generator name``, with the options of ``dataclass``.
 
-    It may be used at any time before the command line is read, in a user's own ``--user-dir`` too: the tasks that take
-    generators' options get the new ones.
+    A user's own ``--user-dir`` may use it too, before the command line is read: the tasks that take generators' options
+    get the new ones.
 
     Raises:
         ValueError: the name, or the flag of an option, is taken.
@@ -88,27 +88,27 @@ def check_flags(name: str, config: type) -> None:
 
     Generators may share an option: a field of the same type, default and help.
     """
-    mine = {f.name: f for f in fields(config) if not f.name.startswith("_")}
-    for other, theirs in CONFIGS.items():
-        for f in fields(theirs):
-            if f.name in mine and definition(f) != definition(mine[f.name]):
+    new = {f.name: f for f in fields(config) if not f.name.startswith("_")}
+    for other, registered in CONFIGS.items():
+        for f in fields(registered):
+            if f.name in new and definition(f) != definition(new[f.name]):
                 raise ValueError(
                     f"generator {name}: {flag(f.name)} is an option of generator {other} with another meaning: rename "
                     "it"
                 )
-    for option in mine.keys() - option_names():
+    for option in new.keys() - option_names():
         for owner, names in taken_flags():
             if option in names:
                 raise ValueError(f"generator {name}: {flag(option)} is a flag of {owner}: rename it")
 
 
 def definition(f: Field) -> tuple:
-    """What two options of one name must have in common."""
+    """What two fields of one name must have in common."""
     return f.type, f.default, f.default_factory, dict(f.metadata)
 
 
 def taken_flags() -> Iterator[Tuple[str, Set[str]]]:
-    """Who -> the options that stand beside a generator's in a parser of fairseq's commands."""
+    """The owners of the other options in the parsers of fairseq's commands, and their options."""
     groups = [f.type for f in fields(FairseqConfig) if is_dataclass(f.type)]
     for kind in REGISTRIES.keys() - {"criterion"}:
         groups += REGISTRIES[kind]["dataclass_registry"].values()
@@ -116,7 +116,7 @@ def taken_flags() -> Iterator[Tuple[str, Set[str]]]:
     for task in generating_tasks():
         yield f"--task {task}", {f.name for f in fields(TASK_DATACLASS_REGISTRY[task])} - option_names()
     for name, model in MODEL_REGISTRY.items():
-        if getattr(model, "generators", ()):  # one that a generator here decodes
+        if getattr(model, "generators", ()):  # a model that a generator here decodes
             yield f"--arch {name}", options_of(model)
             for criterion in CRITERION_DATACLASS_REGISTRY.keys() & set(getattr(model, "criterions", ())):
                 yield f"--criterion {criterion}", {f.name for f in fields(CRITERION_DATACLASS_REGISTRY[criterion])}
@@ -124,7 +124,7 @@ def taken_flags() -> Iterator[Tuple[str, Set[str]]]:
 
 @lru_cache
 def options_of(model: type) -> Set[str]:
-    """The options of a class of models."""
+    """The options of a model class."""
     parser = ArgumentParser()
     model.add_args(parser)
     return {action.dest for action in parser._actions}
@@ -136,14 +136,14 @@ def generating_tasks() -> List[str]:
 
 
 def with_generator_options(base: type) -> type:
-    """A task's dataclass with the options of all generators that it lacks."""
+    """A task's dataclass, extended by the options of all generators."""
     missing = [config for config in dict.fromkeys(CONFIGS.values()) if not issubclass(base, config)]
     bases = [config for config in missing if sum(issubclass(other, config) for other in missing) == 1]
     return make_dataclass(base.__name__, [], bases=(base, *bases)) if bases else base
 
 
 def extend_tasks() -> None:
-    """Give the registered tasks that take generators' options those that were registered later."""
+    """Add the options of generators that were registered later to the registered tasks that take them."""
     for name in generating_tasks():
         options = TASK_DATACLASS_REGISTRY[name]
         extended = with_generator_options(options)
@@ -152,7 +152,7 @@ def extend_tasks() -> None:
 
 
 def check_model(model: type) -> None:
-    """Raise unless every generator that a class of models names is registered, and finds the methods that it calls."""
+    """Raise unless every generator that a model class names is registered, and the class has the methods it calls."""
     for name in getattr(model, "generators", ()):
         if name not in GENERATORS:
             raise ValueError(
@@ -168,7 +168,7 @@ def option_names() -> set:
 
 
 def default_of(option: str):
-    """The default of a generator's option, unset where it has none."""
+    """The default of a generator's option."""
     return next(f.default for config in CONFIGS.values() for f in fields(config) if f.name == option)
 
 
@@ -176,7 +176,7 @@ def resolve(name: str, models, beam: int = 1) -> str:
     """The generator that ``--generator name`` means for these models.
 
     Args:
-        beam: ``--beam``. With more than one, ``auto`` takes fairseq's search for a model with proposal heads.
+        beam: ``--beam``. Above 1, ``auto`` is fairseq's search for a model with proposal heads.
 
     Raises:
         ValueError: the models cannot be decoded with it, or not with one another.
@@ -184,7 +184,8 @@ def resolve(name: str, models, beam: int = 1) -> str:
     for model in models:
         if isinstance(model, FairseqNATModel):
             raise ValueError(f"a {type(model).__name__} is fairseq's own: decode it with --task translation_lev")
-    served = [tuple(getattr(model, "generators", ("beam", "blockwise"))) for model in models]  # fairseq's own name none
+    # fairseq's own models name no generators
+    served = [tuple(getattr(model, "generators", ("beam", "blockwise"))) for model in models]
     if name == "auto":
         name = served[0][0]
         if name == "blockwise" and beam != 1:
@@ -203,7 +204,5 @@ def resolve(name: str, models, beam: int = 1) -> str:
 
 
 def is_parallel(model) -> bool:
-    """Whether a model is one of those that predict several positions at once, and not decoded from left to right by
-    default.
-    """
+    """Whether a model's default generator is neither fairseq's search nor blockwise."""
     return not {"beam", "blockwise"} & {*getattr(model, "generators", ("beam",))[:1]}

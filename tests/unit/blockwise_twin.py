@@ -103,7 +103,7 @@ class Oracle(Drafter):
         junk: wrong drafts are this token instead of a neighbour of the right one.
     """
 
-    most = 100
+    max_draft_tokens = 100
 
     def __init__(self, texts, wrong, junk=None):
         self.table = torch.nn.utils.rnn.pad_sequence(list(texts), batch_first=True, padding_value=UNK)
@@ -115,7 +115,7 @@ class Oracle(Drafter):
 
     def draft(self, verified, count, state):
         after = verified.lengths.unsqueeze(1) + torch.arange(count)
-        return Drafts(self.table[verified.rows].gather(1, after.clamp(max=self.table.size(1) - 1)))
+        return Drafts(self.table[verified.sentences].gather(1, after.clamp(max=self.table.size(1) - 1)))
 
 
 def expected_calls(text, drafts, block, limit):

@@ -20,7 +20,7 @@ POLICIES = [
     dict(bang_policy="block", bang_block=3),
     dict(bang_policy="prefix", bang_prefix=2),
     dict(bang_policy="adaptive", bang_tau=0.2),
-    dict(bang_policy="cascade", bang_theta=-0.1, bang_tau=0.3),
+    dict(bang_policy="cascade", bang_min_score=-0.1, bang_tau=0.3),
 ]
 
 

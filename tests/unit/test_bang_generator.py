@@ -15,7 +15,7 @@ from tiny import model
 
 from nar_plugins.generators.left_to_right.bang import BangConfig, BangGenerator
 from nar_plugins.generators.left_to_right.blockwise import BlockwiseConfig, BlockwiseGenerator
-from nar_plugins.generators.left_to_right.drafters.masks import RowDrafter
+from nar_plugins.generators.left_to_right.drafters.masks import MaskDrafter
 from nar_plugins.generators.options import generation_options
 from nar_plugins.generators.registry import resolve
 
@@ -95,7 +95,7 @@ def test_the_random_model_is_worth_testing_with(made):
         dict(policy="adaptive", bang_tau=1.5),
         dict(policy="adaptive", bang_block=1),
         dict(policy="prefix", bang_prefix=LIMIT + 1),
-        dict(policy="cascade", bang_theta=0.0, bang_tau=1.5),
+        dict(policy="cascade", bang_min_score=0.0, bang_tau=1.5),
     ],
 )
 def test_one_token_a_pass_is_greedy_search(settings, flags):
@@ -114,7 +114,7 @@ def test_everything_at_once(flags):
     for settings in (
         dict(policy="prefix", bang_prefix=0),
         dict(policy="block", bang_block=LIMIT + 1),
-        dict(policy="cascade", bang_theta=-1e9),
+        dict(policy="cascade", bang_min_score=-1e9),
     ):
         found = decode([one], task, **settings)
         if settings["policy"] != "cascade":
@@ -221,7 +221,7 @@ def test_verify_says_what_greedy_search_says(block, flags):
     options = generation_options(Namespace(beam=1, max_len_b=LIMIT))
     for source in (SOURCE, SOURCE[:1]):
         gen = BlockwiseGenerator([one], task.target_dictionary, config, options, MASK)
-        assert isinstance(gen.drafter, RowDrafter)
+        assert isinstance(gen.drafter, MaskDrafter)
         found = [hypos[0] for hypos in gen.generate([one], sample_of(source))]
         same(found, greedy([one], task, source))
         assert all(hypo["steps"] <= len(hypo["tokens"]) for hypo in found)
@@ -267,7 +267,7 @@ def test_auto_is_bang_and_others_are_served():
         (dict(bang_block=0), "--bang-block 0"),
         (dict(bang_prefix=-1), "--bang-prefix -1"),
         (dict(bang_tau=-0.1), "--bang-tau -0.1"),
-        (dict(bang_theta=0.5), "--bang-theta 0.5"),
+        (dict(bang_min_score=0.5), "--bang-min-score 0.5"),
         (dict(bang_release_output=True, dedup="token"), "--bang-release-output"),
         (dict(sampling=True), "--sampling cannot be honoured by --generator bang"),
         (dict(temperature=0.0), "--temperature 0.0"),
@@ -330,7 +330,7 @@ def test_cascade_decodes_the_doubtful_again(made):
     one_pass = decode(*made, "nar", unnormalized=False)
     means = sorted(float(hypo["positional_scores"].mean()) for hypo in one_pass)
     theta = (means[2] + means[3]) / 2
-    found, adaptive = decode(*made, "cascade", bang_theta=theta), decode(*made, "adaptive")
+    found, adaptive = decode(*made, "cascade", bang_min_score=theta), decode(*made, "adaptive")
     for a, b, c in zip(found, one_pass, adaptive):
         doubtful = float(b["positional_scores"].mean()) < theta or bool((b["tokens"][1:] == b["tokens"][:-1]).any())
         assert a["tokens"].equal((c if doubtful else b)["tokens"])

@@ -147,7 +147,7 @@ def test_sampled_rows_have_the_same_expectation():
         full = one.mask_counts(batch()["target"].ne(PAD))
         starts = torch.zeros_like(full, dtype=torch.bool)
         starts[:, 0] = True
-        share = criterion.share(batch(update), full, starts, True)
+        share = criterion.mask_objective(batch(update), full, starts, True)
         rows = share.counts.clone()
         rows[:, 0] = 0
         assert rows.gt(0).sum(1).tolist() == [1, 1, 1] and share.bridge_scale.tolist() == [
@@ -194,7 +194,7 @@ def test_rows_are_a_function_of_seed_update_and_sentence():
 
     def rows(update, ids, order):
         sample = {"update": update, "id": torch.tensor(ids)}
-        return criterion.share(sample, full[order], starts[order], True).counts
+        return criterion.mask_objective(sample, full[order], starts[order], True).counts
 
     first = rows(5, [8, 9], [0, 1])
     torch.manual_seed(99)
@@ -213,12 +213,12 @@ def test_the_mixture_is_all_ar_or_all_nar(flags):
     nar = BangLoss(criterion.task, ar_weight=0, bridge_weight=0)(one, batch())
     found = {}
     for update in range(200):
-        mode = criterion.mode(update, "cpu", True)
+        mode = criterion.mode_weights(update, "cpu", True)
         assert mode["ar"] + mode["nar"] == 1 and mode["bridge"] == 0
         found.setdefault(mode["nar"], []).append(update)
     assert 30 < len(found[1.0]) < 90
     torch.manual_seed(5)
-    assert criterion.mode(found[1.0][0], "cpu", True)["nar"] == 1
+    assert criterion.mode_weights(found[1.0][0], "cpu", True)["nar"] == 1
     for expected, name, updates in ((ar, "ar", found[0.0]), (nar, "nar", found[1.0])):
         loss, size, logs = criterion(one, batch(updates[0]))
         torch.testing.assert_close(loss, expected[0], **EXACT)

@@ -131,8 +131,8 @@ def test_every_row_is_of_a_generator():
     rows = [*options.OPTIONS, *options.MODELS, *options.BATCHES]
     known = registry.GENERATORS.keys() | {"canvas"}
     assert all(set(row.generators) <= known for row in rows)
-    assert {options.row_of(name) for name in registry.GENERATORS} == {"canvas", "bang", "blockwise", "beam"}
-    assert options.row_of("somebody's") == "canvas"
+    assert {options.kind_of(name) for name in registry.GENERATORS} == {"canvas", "bang", "blockwise", "beam"}
+    assert options.kind_of("somebody's") == "canvas"
 
 
 def test_a_row_is_read_for_its_generators_only():

@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from tiny import model
 
 from nar_plugins.generators import registry
-from nar_plugins.generators.options import check_json, check_values
+from nar_plugins.generators.option_values import check_json, check_values
 
 WRONG = [
     ("drafter", "hedas", '"hedas": choose auto, heads, jacobi, copy, model'),
@@ -89,7 +89,7 @@ def test_a_training_stops_at_the_flag():
         model("--eval-bleu", "--eval-bleu-args", '{"iterations": "4"}')
 
 
-@pytest.mark.parametrize("option", ["bang_tau", "bang_theta", "confidence_threshold"])
+@pytest.mark.parametrize("option", ["bang_tau", "bang_min_score", "confidence_threshold"])
 def test_a_number_that_is_none_is_refused(option):
     one, task = model("--" + option.replace("_", "-"), "nan")
     with pytest.raises(ValueError, match=f"^--{option.replace('_', '-')} nan: give a number$"):

@@ -1,4 +1,4 @@
-"""How much of a canvas is masked again before every pass."""
+"""The number of positions that are masked again before every pass."""
 
 import math
 
@@ -8,7 +8,7 @@ SCHEDULES = ("linear", "cosine", "confidence")
 
 
 def remask_count(lengths: Tensor, done: int, passes: int, schedule: str) -> Tensor:
-    """How many positions to mask again after ``done`` of ``passes`` passes; at least one.
+    """The number of positions to mask again after ``done`` of ``passes`` passes; at least one.
 
     ``linear`` (and ``confidence``, which it bounds) is Mask-Predict's N(1 - t/R), section 3.2, in integer arithmetic:
     the exact floor, where a floating-point product is one lower for some lengths. ``cosine`` is MaskGIT's

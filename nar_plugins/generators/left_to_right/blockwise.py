@@ -1,4 +1,4 @@
-"""Blockwise parallel decoding (Stern et al. 2018, section 4): exactly the greedy output, several tokens at a time."""
+"""Blockwise parallel decoding (Stern et al. 2018, section 4): exactly the greedy output, several tokens a call."""
 
 import logging
 import math
@@ -15,58 +15,60 @@ from torch import Tensor
 from nar_plugins.generators.hypothesis import greedy_hypothesis
 from nar_plugins.generators.left_to_right.base import Batch, Decision, LeftToRightGenerator, LeftToRightStatistics
 from nar_plugins.generators.left_to_right.drafters import choose_drafter
-from nar_plugins.generators.left_to_right.drafters.base import Drafts, Verified
+from nar_plugins.generators.left_to_right.drafters.base import Drafts, VerifyResult
 from nar_plugins.generators.left_to_right.drafters.heads import HeadsDrafter
-from nar_plugins.generators.left_to_right.drafters.length_policy import BlockSize
-from nar_plugins.generators.options import MODELS, option, refuse, refuse_options
+from nar_plugins.generators.left_to_right.drafters.length_policy import DraftLengthPolicy
+from nar_plugins.generators.option_values import old_name, option
+from nar_plugins.generators.options import MODELS, refuse, refuse_options
 from nar_plugins.generators.registry import DecodingConfig, register_generator
 from nar_plugins.modules.block_decoder import block_decoder
 
 logger = logging.getLogger(__name__)
 
-TOP = 2  # of --accept top; the mildest of the paper's
+TOP = 2  # the default of --accept-top; the smallest in the paper
 
 
 @dataclass
 class BlockwiseConfig(DecodingConfig):
     drafter: ChoiceEnum(["auto", "heads", "jacobi", "copy", "model"]) = option(
         "auto",
-        "where proposals come from: the checkpoint's heads; the verifier's own tokens after a rejected one "
-        "(jacobi); the source (copy); the translation of --drafter-path (model); auto: that one where it is given, "
-        "heads where there are, else jacobi",
+        "source of the drafts: the checkpoint's heads; the verifier's own predictions after a rejected draft "
+        "(jacobi); the source sentence (copy); the translation by --drafter-path (model); auto: model with "
+        "--drafter-path, else heads where there are some, else jacobi",
     )
-    drafter_path: Optional[str] = option(None, "a cmlm or nat checkpoint whose translations are the proposals")
-    drafter_iterations: int = option(1, "passes of a cmlm drafter; more of them draft better and take longer")
+    drafter_path: Optional[str] = option(None, "a cmlm or nat checkpoint whose translations are the drafts")
+    drafter_iterations: int = option(1, "passes of a cmlm drafter; more passes draft better and take longer")
     verify_block: Optional[int] = option(
-        None, "tokens verified a call; 1: no proposals (unset: follows from their confidence and the batch)"
+        None, "tokens verified a call; 1: no drafts (unset: chosen by the drafts' probabilities and the batch size)"
     )
-    draft_words: Optional[int] = option(
+    draft_vocab_size: Optional[int] = option(
         None,
-        "the heads propose the dictionary's first N symbols only (fairseq sorts it by frequency): the same "
-        "output, cheaper proposals, and none of a rare word (unset: all)",
+        "the heads propose only the first N symbols of the dictionary, which fairseq sorts by frequency: the same "
+        "output, cheaper drafts, and no rare tokens among them (unset: all)",
     )
+    draft_words: Optional[int] = old_name("draft_vocab_size", None)
     accept: ChoiceEnum(["exact", "top"]) = option(
-        "exact", "exact: what greedy search would say; top: what is among its best, which changes the output"
+        "exact", "exact: a draft must be the greedy token; top: one of the best tokens, which changes the output"
     )
-    accept_top: Optional[int] = option(None, f"--accept top: the proposal is among this many best tokens ({TOP})")
+    accept_top: Optional[int] = option(None, f"--accept top: a draft must be among this many best tokens ({TOP})")
     accept_gap: Optional[float] = option(
-        None, "--accept top: and its log-probability at most this far below the best (no bound)"
+        None, "--accept top: a draft's log-probability must be at most this far below the best (no bound)"
     )
     min_block: int = option(
         1,
-        "accept at least this many tokens a call after the first, checked or not, up to a proposed </s> "
-        "that greedy search would not say; above 1 it changes the output",
+        "accept at least this many tokens a call after the first, unverified if need be, up to a drafted </s> that "
+        "is not the greedy token; above 1 it changes the output",
     )
 
 
 @dataclass
 class Drafting:
-    """What a batch's drafts depend on."""
+    """The drafting state of a batch."""
 
-    memory: Any  # the drafter's, of the B sentences
-    size: BlockSize
-    wanted: int = 0  # proposals after the next call
-    verified: Optional[Verified] = None  # what the last call decided about the active rows
+    drafter_state: Any  # of ``Drafter.begin``
+    policy: DraftLengthPolicy
+    budget: int = 0  # drafts after the next call
+    verified: Optional[VerifyResult] = None  # of the last call, for the active sentences
 
 
 @dataclass
@@ -94,12 +96,12 @@ class BlockwiseStatistics(LeftToRightStatistics):
 
 @register_generator("blockwise", dataclass=BlockwiseConfig)
 class BlockwiseGenerator(LeftToRightGenerator):
-    """Greedy search that verifies a block of proposals in every call of the decoder; one model or an ensemble.
+    """Greedy search that verifies a block of drafts in every decoder call; one model or an ensemble.
 
-    Before a call the first n tokens of a row are greedy search's, the cache holds the inputs before token n, and n is
-    not yet fed ("commit and carry"). The call feeds token n and the drafts after it; the verifier's choice after each
-    confirms the next draft, and its choice after the last confirmed one is a token more. So a call decides 1 to K
-    tokens: a token can only differ from greedy search's where the two best are as close as rounding.
+    Before a call n tokens of a sentence are decided, and the cache holds the inputs before token n. The call feeds
+    token n and the drafts after it. A draft is accepted where it is the greedy token after the inputs before it. The
+    greedy token after the last accepted draft is decided too, so a call decides 1 to K tokens. A token differs from
+    greedy search's only where rounding decides between the two best.
     """
 
     def __init__(self, models, dictionary, config, options: Namespace, mask: int, rescorer=None, drafter=None):
@@ -113,38 +115,40 @@ class BlockwiseGenerator(LeftToRightGenerator):
         self.drafter = choose_drafter(config, self.models, self.decoders, dictionary, mask, drafter)
         full_context = any(getattr(model, "full_context_alignment", False) for model in self.models)
         facts = dict(full_context=full_context, heads=isinstance(self.drafter, HeadsDrafter), top=self.top)
-        refuse(MODELS, "blockwise", options, config, most=self.drafter.most + 1, symbols=len(dictionary), **facts)
+        facts.update(max_block=self.drafter.max_draft_tokens + 1, symbols=len(dictionary))
+        refuse(MODELS, "blockwise", options, config, **facts)
         if str(config.accept) != "exact" or config.min_block > 1:
             logger.warning(
                 "blockwise accepts what greedy search would not say: the output is not that of greedy search"
             )
         self.statistics = BlockwiseStatistics()
 
-    def most_tokens(self, limit: int) -> int:
-        return self.drafter.most + 1
+    def max_tokens(self, limit: int) -> int:
+        return self.drafter.max_draft_tokens + 1
 
     def translate(self, sample: Dict, encoded: List[Dict], prefix: Optional[Tensor]) -> Batch:
-        source, fixed, least = sample["net_input"]["src_tokens"], self.config.verify_block, self.config.min_block - 1
-        size = BlockSize(self.drafter, fixed, source.device.type, least)
-        return self.decode(Drafting(self.drafter.begin(sample, encoded), size), source, encoded, prefix)
+        source = sample["net_input"]["src_tokens"]
+        fixed, min_drafts = self.config.verify_block, self.config.min_block - 1
+        policy = DraftLengthPolicy(self.drafter, fixed, source.device.type, min_drafts)
+        return self.decode(Drafting(self.drafter.begin(sample, encoded), policy), source, encoded, prefix)
 
     def propose(self, batch: Batch) -> Drafts:
-        """The next drafts, and how many there will be after them.
+        """Make the next drafts, and set the budget of those after the call.
 
-        They are made when finished rows have left, so that none are made for these (with one sentence, in one call of
-        six). The first ones are the prefix, which cannot be rejected.
+        Drafting comes after the finished sentences have left, so that nothing is drafted for them (with one sentence,
+        that saves one call in six). The first drafts are the prefix, which cannot be rejected.
         """
-        now = batch.state
-        if now.verified is None and batch.prefix is not None:
-            given = batch.prefix[:, : batch.limit]  # <unk> stands for a place that is not given; any draft would do
-            drafts = Drafts(given.masked_fill(given.eq(self.pad), self.unk))
-        elif now.verified is None or not now.wanted:
+        state = batch.state
+        if state.verified is None and batch.prefix is not None:
+            prefix = batch.prefix[:, : batch.limit]  # where it is padded, any draft will do
+            drafts = Drafts(prefix.masked_fill(prefix.eq(self.pad), self.unk))
+        elif state.verified is None or not state.budget:
             drafts = Drafts(batch.pending[:, :0])
         else:
-            drafts = self.drafter.draft(now.verified, now.wanted, now.memory)
-            drafts = Drafts(drafts.tokens[:, : now.size.chosen(drafts)])
-        now.wanted = now.size.wanted(len(batch.active), batch.limit - batch.shortest - 1)
-        self.drafter.ahead(now.wanted, now.size.worth(len(batch.active)))
+            drafts = self.drafter.draft(state.verified, state.budget, state.drafter_state)
+            drafts = Drafts(drafts.tokens[:, : state.policy.verify_length(drafts)])
+        state.budget = state.policy.budget(len(batch.active), batch.limit - batch.min_length - 1)
+        self.drafter.set_budget(state.budget, state.policy.min_survival(len(batch.active)))
         return drafts
 
     def decide(self, batch: Batch, proposal: Drafts) -> Decision:
@@ -154,55 +158,57 @@ class BlockwiseGenerator(LeftToRightGenerator):
         self.statistics.mask_positions += fed.numel() * self.decoders[0].masks
         steps = batch.lengths.unsqueeze(1) + torch.arange(fed.size(1), device=fed.device)
         lprobs, features, attention = self.call(batch, fed)
-        broken = lprobs[..., 0].isnan()  # a softmax with one NaN is NaN everywhere
-        lprobs = self.rules(lprobs, steps, batch.limit, batch.shortest, batch.longest + fed.size(1) - 1, batch.prefix)
+        nan = lprobs[..., 0].isnan()  # a softmax with one NaN is NaN everywhere
+        last = batch.max_length + fed.size(1) - 1
+        lprobs = self.processor(lprobs, steps, batch.limit, batch.min_length, last, batch.prefix)
         greedy = lprobs.topk(2).indices[..., 0]
-        confirmed = self.confirmed(lprobs, greedy, drafts)
-        end = confirmed.unsqueeze(1)
+        accepted = self.accepted_drafts(lprobs, greedy, drafts)
+        end = accepted.unsqueeze(1)
         tokens = torch.cat([drafts, batch.pending], 1).scatter(1, end, greedy.gather(1, end))
-        counts = confirmed + 1
-        features = [one.gather(1, end.unsqueeze(-1).expand(-1, 1, one.size(-1))).squeeze(1) for one in features]
-        batch.state.verified = Verified(batch.active, batch.tokens, batch.lengths + counts, features, greedy, confirmed)
+        counts = accepted + 1
+        at_end = [states.gather(1, end.unsqueeze(-1).expand(-1, 1, states.size(-1))).squeeze(1) for states in features]
+        lengths = batch.lengths + counts
+        batch.state.verified = VerifyResult(batch.active, batch.tokens, lengths, at_end, greedy, accepted)
         scores = lprobs.gather(2, tokens.unsqueeze(-1)).squeeze(-1)
-        return Decision(steps, tokens, scores, counts, broken, attention)
+        return Decision(steps, tokens, scores, counts, nan, attention)
 
     def call(self, batch: Batch, fed: Tensor) -> tuple:
-        """What follows every token fed (b, m): the ensemble's log-probabilities (b, m, V), every model's features
-        (b, m, D), and the attention (b, m, S) where it is asked for."""
+        """Feed tokens (b, m): the ensemble's log-probabilities (b, m, V) of the token after each, every model's
+        features (b, m, D), and for ``--print-alignment`` the attention (b, m, S)."""
         aligned = batch.attention is not None
         outputs = [
-            decoder(fed, batch.cached, batch.shortest, batch.longest, batch.limit, cache, aligned)
+            decoder(fed, batch.cached, batch.min_length, batch.max_length, batch.limit, cache, aligned)
             for decoder, cache in zip(self.decoders, batch.caches)
         ]
         features, attentions = zip(*outputs)
-        lprobs = self.mean_lprobs([decoder.logits(one) for decoder, one in zip(self.decoders, features)])
+        lprobs = self.mean_lprobs([decoder.logits(states) for decoder, states in zip(self.decoders, features)])
         return lprobs, features, torch.stack(attentions).mean(0) if aligned else None
 
-    def confirmed(self, lprobs: Tensor, greedy: Tensor, drafts: Tensor) -> Tensor:
-        """How many drafts (b, n) are accepted, from the first on: (b,) int64. ``</s>`` only where greedy search says
-        it.
+    def accepted_drafts(self, lprobs: Tensor, greedy: Tensor, drafts: Tensor) -> Tensor:
+        """The number of drafts (b, n) that are accepted, from the first on: (b,) int64. ``</s>`` is accepted only where
+        it is the greedy token.
         """
         exact = drafts.eq(greedy[:, :-1])
-        fine = exact
+        acceptable = exact
         if str(self.config.accept) == "top" or self.config.min_block > 1:
-            before = lprobs[:, :-1]
-            value = before.gather(2, drafts.unsqueeze(-1)).squeeze(-1)
-            likely = torch.zeros_like(exact)
+            draft_lprobs = lprobs[:, :-1].gather(2, drafts.unsqueeze(-1)).squeeze(-1)
+            tolerated = torch.zeros_like(exact)
             if str(self.config.accept) == "top":
-                best = before.topk(self.top)
-                likely = best.indices.eq(drafts.unsqueeze(-1)).any(-1) & (best.values[..., 0] - value <= self.gap)
-            likely[:, : self.config.min_block - 1] = True
-            fine = exact | (likely & value.gt(-math.inf) & drafts.ne(self.eos))
-        return fine.long().cumprod(1).sum(1)
+                best = lprobs[:, :-1].topk(self.top)
+                among_best = best.indices.eq(drafts.unsqueeze(-1)).any(-1)
+                tolerated = among_best & (best.values[..., 0] - draft_lprobs <= self.gap)
+            tolerated[:, : self.config.min_block - 1] = True
+            acceptable = exact | (tolerated & draft_lprobs.gt(-math.inf) & drafts.ne(self.eos))
+        return acceptable.long().cumprod(1).sum(1)
 
-    def learn(self, batch: Batch, counts: List[int]) -> None:
+    def update_policy(self, batch: Batch, counts: List[int]) -> None:
         drafts = batch.state.verified.greedy.size(1) - 1
-        if batch.prefix is None or batch.longest:  # the first drafts may be the prefix
-            batch.state.size.learn([count - 1 for count in counts], drafts)
+        if batch.prefix is None or batch.max_length:  # the first drafts may be the prefix
+            batch.state.policy.update([count - 1 for count in counts], drafts)
 
-    def keep(self, batch: Batch, live: Tensor) -> None:
-        super().keep(batch, live)
-        batch.state.verified = batch.state.verified.select(live)
+    def drop_finished(self, batch: Batch, unfinished: Tensor) -> None:
+        super().drop_finished(batch, unfinished)
+        batch.state.verified = batch.state.verified.select(unfinished)
 
     def hypothesis(self, batch: Batch, sentence: int, tokens: Tensor, scores: Tensor, accepted: List[int]) -> Dict:
         extra = {}

@@ -201,7 +201,7 @@ class BangDecoder(TransformerDecoderBase):
         """
         state = self.get_incremental_state(incremental_state, "main")
         if state is not None:
-            state["cache"].select(new_order, memory=new_order.numel() != state["cache"].rows)
+            state["cache"].select(new_order, memory=new_order.numel() != state["cache"].sentences)
 
     # -- decoding ----------------------------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""The interface between the blockwise loop and what drafts for it."""
+"""The interface between the blockwise loop and the drafters."""
 
 from typing import Any, Dict, List, NamedTuple, Optional
 
@@ -6,24 +6,28 @@ from torch import Tensor
 
 from nar_plugins.modules.precision import full
 
-MOST = 15  # proposals a call of the drafters that could go on for ever
+MAX_DRAFT_TOKENS = 15  # of the drafters that have no limit of their own
 
 
-class Verified(NamedTuple):
-    """What a call of the decoder decided about b rows, among the B sentences of the batch."""
+class VerifyResult(NamedTuple):
+    """The outcome of a verifying call for b active sentences of a batch of B."""
 
-    rows: Tensor  # (b,) int64: which sentence each is
-    tokens: Tensor  # (B, W) int64: the tokens of all sentences so far
-    lengths: Tensor  # (b,) int64: how many of them are decided
+    sentences: Tensor  # (b,) int64, their indices in the batch
+    tokens: Tensor  # (B, W) int64: the output of all sentences so far
+    lengths: Tensor  # (b,) int64: tokens decided
     features: List[Tensor]  # every model's (b, D) at the last decided position
-    greedy: Tensor  # (b, m) int64: the verifier's choice after every token of the block
-    accepted: Tensor  # (b,) int64: how many of the block's drafts it confirmed
+    greedy: Tensor  # (b, m) int64: the verifier's choice after every token that was fed
+    accepted: Tensor  # (b,) int64: drafts accepted
 
-    def select(self, rows: Tensor) -> "Verified":
-        """These rows (n,) of the b only."""
-        features = [one[rows] for one in self.features]
-        return Verified(
-            self.rows[rows], self.tokens, self.lengths[rows], features, self.greedy[rows], self.accepted[rows]
+    def select(self, kept: Tensor) -> "VerifyResult":
+        """The result for some of the b sentences: (n,) int64."""
+        return VerifyResult(
+            self.sentences[kept],
+            self.tokens,
+            self.lengths[kept],
+            [features[kept] for features in self.features],
+            self.greedy[kept],
+            self.accepted[kept],
         )
 
 
@@ -31,45 +35,53 @@ class Drafts(NamedTuple):
     """Proposals for the next tokens."""
 
     tokens: Tensor  # (b, n) int64
-    lprobs: Optional[Tensor] = None  # (b, n) log-probability that each is right if those before it are; None: unknown
+    lprobs: Optional[Tensor] = None  # (b, n) log-probability of each, given those before it; None: unknown
 
 
-def best_of(logits: Tensor) -> Drafts:
-    """The best tokens (...) of logits (..., V), and their log-probabilities.
+def best_drafts(logits: Tensor) -> Drafts:
+    """The most probable tokens (...) of logits (..., V), with their log-probabilities.
 
-    On a CPU core a log-softmax of all takes a third of the time of ``logsumexp`` for one row, and half for eight.
+    On a CPU core the full log-softmax takes a third of the time of ``logsumexp`` for one sentence, and half for eight.
     """
     lprobs, tokens = full(logits).log_softmax(-1).max(-1)
     return Drafts(tokens, lprobs)
 
 
 class Drafter:
-    """The interface: ``begin`` once a batch, ``ahead`` before and ``draft`` after each call."""
+    """The interface of all drafters: ``begin`` once a batch, ``set_budget`` before and ``draft`` after each call."""
 
-    most = MOST  # the most proposals that it can make
-    stops = False  # whether it heeds ``ahead``'s ``worth``
+    max_draft_tokens = MAX_DRAFT_TOKENS
+    adaptive_length = False  # whether it stops by itself, at the ``min_survival`` of ``set_budget``
 
     def begin(self, sample: Dict, encoded: List[Dict]) -> Any:
-        """What ``draft`` needs to know of fairseq's batch and of what every model's encoder made of it: its ``state``,
-        for all B sentences."""
+        """The ``state`` that ``draft`` needs, for all B sentences.
+
+        Args:
+            sample: fairseq's batch. encoded: every model's encoder output.
+        """
         return None
 
-    def ahead(self, count: int, worth: float) -> None:
-        """Told before a call how many proposals will be wanted after it, and that none pays whose probability to
-        survive, the mean over the rows, is below ``worth``."""
+    def set_budget(self, count: int, min_survival: float) -> None:
+        """Called before a call of the verifier.
 
-    def draft(self, verified: Verified, count: int, state: Any) -> Drafts:
-        """Proposals for every row: ``count``, at least 1 and at most ``most``, or the first of them that are worth
-        it.
+        Args:
+            count: the number of drafts that will be asked for after the call.
+            min_survival: the mean probability over the sentences that a draft and all before it are accepted, below
+                which a further draft costs more than it brings.
+        """
+
+    def draft(self, verified: VerifyResult, count: int, state: Any) -> Drafts:
+        """Drafts for every active sentence: ``count`` of them, 1 to ``max_draft_tokens``, or fewer with
+        ``adaptive_length``.
         """
         raise NotImplementedError
 
-    def work(self, count: int) -> float:
-        """What ``count`` proposals for a row cost, in tokens of the verifier's decoder."""
+    def cost_per_row(self, count: int) -> float:
+        """The cost of ``count`` drafts for one sentence; 1 is one token in the verifier's decoder."""
         return 0.0
 
-    def wait(self, count: int) -> float:
-        """What ``count`` proposals cost besides, however many rows there are; what a call of the verifier's decoder
-        costs so is 1.
+    def fixed_cost(self, count: int) -> float:
+        """The cost of ``count`` drafts for any number of sentences; 1 is the fixed cost of a call of the verifier's
+        decoder.
         """
         return 0.0

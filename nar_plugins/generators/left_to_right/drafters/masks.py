@@ -1,37 +1,43 @@
-"""Drafts of masks: a model drafts for itself what its next-token mode verifies, in the same pass.
+"""Drafts of mask tokens: the model drafts and verifies in the same pass, with one set of weights.
 
-The blockwise verifier asks a decoder what follows every token of a block. A BANG decoder (Qi et al. 2021) answers with
-the first of several masks after each; those after the last confirmed token are the next proposals. One set of weights,
-no heads.
+The blockwise loop asks a decoder for the token after every input. A BANG decoder (Qi et al. 2021) puts several masks
+after each input: the first mask is the next-token prediction, which verifies. The other masks after the last accepted
+token are the next drafts.
 """
 
 from typing import List, Sequence
 
 from nar_plugins.generators.base import ban
-from nar_plugins.generators.left_to_right.drafters.base import MOST, Drafter, Drafts, Verified, best_of
+from nar_plugins.generators.left_to_right.drafters.base import (
+    MAX_DRAFT_TOKENS,
+    Drafter,
+    Drafts,
+    VerifyResult,
+    best_drafts,
+)
 
 
-class RowDrafter(Drafter):
-    """The masks after the first one, of the first model.
+class MaskDrafter(Drafter):
+    """The second and later masks of the first model.
 
     Args:
         decoders: every model's ``block_decoder``; the first has masks.
-        never: indices that are never proposed.
+        banned: indices that are never proposed.
     """
 
-    most = MOST
+    max_draft_tokens = MAX_DRAFT_TOKENS
 
-    def __init__(self, decoders: List, never: Sequence[int]):
-        self.decoders, self.never = decoders, never
+    def __init__(self, decoders: List, banned: Sequence[int]):
+        self.decoders, self.banned = decoders, banned
 
-    def ahead(self, count: int, worth: float) -> None:
+    def set_budget(self, count: int, min_survival: float) -> None:
         for number, decoder in enumerate(self.decoders):
             decoder.masks = 1 + count if number == 0 else 1
 
-    def draft(self, verified: Verified, count: int, state: None) -> Drafts:
+    def draft(self, verified: VerifyResult, count: int, state: None) -> Drafts:
         masks = verified.features[0].unflatten(-1, (-1, self.decoders[0].width))[:, 1 : count + 1]
-        return best_of(ban(self.decoders[0].logits(masks), self.never))
+        return best_drafts(ban(self.decoders[0].logits(masks), self.banned))
 
-    def work(self, count: int) -> float:
-        """After each of ``count`` + 1 tokens stand as many masks, whichever of them will be the last confirmed one."""
+    def cost_per_row(self, count: int) -> float:
+        """The ``count`` + 1 inputs have as many masks each, because any of them may be the last accepted one."""
         return float((count + 1) ** 2)

@@ -1,4 +1,4 @@
-"""What fairseq's ``SequenceGenerator`` does to log-probabilities before it chooses, for several tokens at a time."""
+"""The logits processing of fairseq's ``SequenceGenerator``, for several tokens at a time."""
 
 import math
 from argparse import Namespace
@@ -10,39 +10,39 @@ from torch import Tensor
 from nar_plugins.generators.base import ban, check_min_len
 
 
-class GreedyRules:
-    """The changes of ``SequenceGenerator._generate``, in its order.
+class GreedyLogitsProcessor:
+    """Change log-probabilities before the choice, as ``SequenceGenerator._generate`` does, in its order.
 
     Args:
         options: fairseq's ``GenerationConfig``.
         pad, unk, eos: indices in the target dictionary.
-        unwanted: symbols that are never chosen; of fairseq's search it is padding only.
+        unwanted: symbols that are never chosen; in fairseq's search only padding.
     """
 
     def __init__(self, options: Namespace, pad: int, unk: int, eos: int, unwanted: Sequence[int]):
         self.options, self.pad, self.unk, self.eos, self.unwanted = options, pad, unk, eos, unwanted
 
     def limit(self, width: int, models) -> int:
-        """No token but ``</s>`` may stand at this index or beyond it, for a batch of sources ``width`` wide.
+        """The index from which on only ``</s>`` is allowed, for a batch of sources ``width`` wide.
 
         Raises:
             ValueError: ``--min-len`` is above it.
         """
-        wanted = int(self.options.max_len_a * width + self.options.max_len_b)
-        limit = min(wanted, *(model.max_decoder_positions() - 1 for model in models))
+        max_len = int(self.options.max_len_a * width + self.options.max_len_b)
+        limit = min(max_len, *(model.max_decoder_positions() - 1 for model in models))
         check_min_len(self.options.min_len, limit)
         return limit
 
     def __call__(
         self, lprobs: Tensor, steps: Tensor, limit: int, first: int, last: int, prefix: Optional[Tensor] = None
     ) -> Tensor:
-        """Log-probabilities (b, m, V) of the tokens at indices ``steps`` (b, m), changed in place where that can be.
+        """Process log-probabilities (b, m, V) of the tokens at indices ``steps`` (b, m), in place where possible.
 
-        NaN becomes -inf, as in fairseq; the caller looks for it before.
+        NaN becomes -inf, as in fairseq; the caller checks for NaN before.
 
         Args:
-            first, last: no step is below or above them, as far as the host knows.
-            prefix: (b, P) int64, padded, what every output begins with.
+            first, last: bounds of ``steps``, known to the host.
+            prefix: (b, P) int64, padded, the forced beginning of every output.
         """
         broken = lprobs[..., :1].isnan()  # a softmax with one NaN is NaN everywhere
         if broken.device.type != "cpu" or broken.any():
