@@ -142,17 +142,17 @@ def step(times: int, words: int, batch: int) -> None:
         },
     }
     found = {}
-    for name, weights in (("AR only", {"bridge_weight": 0.0, "nar_weight": 0.0}), ("all cells", {})):
+    for name, weights in (("AR only", {"bridge_weight": 0.0, "nar_weight": 0.0}), ("all masks", {})):
         criterion = BangLoss(task, **weights)
-        cells = float(criterion(model, sample)[1])
+        masks = float(criterion(model, sample)[1])
 
         def run():
             model.zero_grad()
             criterion(model, sample)[0].backward()
 
         found[name] = least(run, times)
-        print(f"bang_base, {batch} x 512 tokens, V={words}: {name:<9} {int(cells):5} cells {found[name]:8.0f} ms")
-    print(f"all cells cost {found['all cells'] / found['AR only']:.2f} times an AR-only step")
+        print(f"bang_base, {batch} x 512 tokens, V={words}: {name:<9} {int(masks):5} masks {found[name]:8.0f} ms")
+    print(f"all masks cost {found['all masks'] / found['AR only']:.2f} times an AR-only step")
 
 
 def main() -> None:

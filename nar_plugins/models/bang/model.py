@@ -50,7 +50,7 @@ class BangModel(TransformerModel):
             "--ngram",
             type=int,
             metavar="N",
-            help="streams in training: the most masks that a row has (0: as many as the target has tokens)",
+            help="predicting streams in training: the most masks in a row (0: as many as the target has tokens)",
         )
         parser.add_argument(
             "--nar-sees-bos",
@@ -196,7 +196,7 @@ def bang(args):
 
 @register_model_architecture("bang", "bang_tiny")
 def bang_tiny(args):
-    """For tests and tries: 2+2 layers, 64/128, 4 heads."""
+    """For tests: 2+2 layers, 64/128, 4 heads."""
     sizes(args, dim=64, ffn=128, heads=4, layers=2)
     default(args, dropout=0.0)
     bang(args)
@@ -227,7 +227,7 @@ def bang_large(args):
     released(args, dim=1024, ffn=4096, heads=16, layers=12)
 
 
-# the release has one model a mode; here all are ``bang``
+# the release has one model per mode; here all are ``bang``
 for _mode in ("bang_ar", "bang_nar", "bang_ar_nar_mixed"):
     for _size, _arch in (("base", bang_base), ("middle", bang_middle), ("large", bang_large)):
         register_model_architecture("bang", f"{_mode}_{_size}")(_arch)

@@ -64,16 +64,16 @@ class BlockwiseModel(TransformerModel):
         parser.add_argument(
             "--block-head",
             choices=HEADS,
-            help="full: one hidden layer that all heads see (the paper); diag: one of its own for each head; "
-            "sequential: one after the other, each told the token proposed before it",
+            help="full: one hidden layer that all heads see (the paper); diag: a separate layer for each head; "
+            "sequential: one after the other, each given the previously proposed token",
         )
         parser.add_argument(
-            "--block-ffn-dim", type=int, metavar="N", help="hidden units a head (the decoder's feed-forward size)"
+            "--block-ffn-dim", type=int, metavar="N", help="hidden units per head (the decoder's feed-forward size)"
         )
         parser.add_argument(
             "--freeze-base",
             action="store_true",
-            help="train heads 2 to K only; the output stays that of the base, word for word",
+            help="train heads 2 to K only; the output stays exactly that of the base",
         )
 
     @classmethod

@@ -58,13 +58,13 @@ class NatModel(NarModel):
         parser.add_argument(
             "--source-copy",
             choices=source_copy.SOURCE_COPIES,
-            help="what fills the canvas: the source by its fertilities, or stretched to a predicted length, "
+            help="the copies that fill the canvas: by fertilities, or the source stretched to a predicted length, "
             "hard (uniform) or blurred (soft)",
         )
         parser.add_argument(
             "--positional-attention",
             action=BooleanOptionalAction,
-            help="an attention by position alone in every decoder layer (Gu et al. 2018)",
+            help="positional attention in every decoder layer (Gu et al. 2018)",
         )
         parser.add_argument(
             "--mask-diagonal",
@@ -79,12 +79,12 @@ class NatModel(NarModel):
         parser.add_argument(
             "--width-scaled-attention",
             action=BooleanOptionalAction,
-            help="divide attention logits by the root of the model's width, as Gu et al. 2018, not of the head's",
+            help="divide attention logits by the root of the model's width (Gu et al. 2018), not of the head's",
         )
         parser.add_argument(
             "--glancing",
             metavar="SCHEDULE",
-            help="reveal gold tokens in training (Qian et al. 2021): a ratio of the wrong ones, as in "
+            help="reveal gold tokens in training (Qian et al. 2021): a ratio of the wrong tokens, as in "
             "0.5:0.3@300k, from 0.5 to 0.3 over 300,000 updates",
         )
         parser.add_argument(
