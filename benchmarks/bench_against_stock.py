@@ -25,7 +25,7 @@ import nar_plugins  # noqa: F401
 from nar_plugins.data.dictionary import add_mask
 from nar_plugins.data.noise import mask_uniform
 from nar_plugins.generators.canvas.mask_predict import MaskPredictConfig, MaskPredictGenerator
-from nar_plugins.generators.registry import generation_options
+from nar_plugins.generators.options import generation_options
 from nar_plugins.modules.losses import TokenObjective
 
 

@@ -12,6 +12,7 @@ import argparse
 import logging
 import statistics
 import time
+from argparse import Namespace
 from contextlib import nullcontext
 from unittest import mock
 
@@ -22,7 +23,8 @@ from fairseq.models import ARCH_MODEL_REGISTRY
 from fairseq.sequence_generator import SequenceGenerator
 
 import nar_plugins  # noqa: F401
-from nar_plugins.generators import beam
+from nar_plugins.generators.beam import BeamGenerator
+from nar_plugins.generators.options import generation_options
 from nar_plugins.modules import linear
 
 SIZES = {"128, 3+3 layers, 2,000 words": (128, 512, 3, 2000), "512, 6+6 layers, 10,000 words": (512, 2048, 6, 10000)}
@@ -59,7 +61,14 @@ def compare(name: str, size: tuple, width: int, args) -> None:
     arguments = options.parse_args_and_arch(options.get_training_parser("nar_translation"), given)
     model = ARCH_MODEL_REGISTRY["transformer"].build_model(arguments, task).eval()
     search = SequenceGenerator([model], task.target_dictionary, beam_size=width, max_len_b=11, min_len=11)
-    ours = beam.BeamGenerator(search, [model], task.mask_index)
+    ours = BeamGenerator(
+        [model],
+        task.target_dictionary,
+        Namespace(decode_dtype="float32"),
+        generation_options(Namespace()),
+        task.mask_index,
+        search,
+    )
     torch.manual_seed(2)
     sources = torch.randint(4, words - 2, (args.sentences, 1, 13))
     sources[..., -1] = 2
@@ -72,7 +81,7 @@ def compare(name: str, size: tuple, width: int, args) -> None:
             decode(ours)
 
     def without():
-        with mock.patch.object(beam, "fast_linear", lambda *args: nullcontext()):
+        with mock.patch.object(base, "fast_linear", lambda *args: nullcontext()):
             decode(ours)
 
     def decode(generator):

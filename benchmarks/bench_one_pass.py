@@ -22,7 +22,7 @@ from fairseq.sequence_generator import SequenceGenerator
 
 import nar_plugins  # noqa: F401
 from nar_plugins.generators.canvas.one_pass import OnePassConfig, OnePassGenerator
-from nar_plugins.generators.registry import generation_options
+from nar_plugins.generators.options import generation_options
 
 # How many of newstest2014's 3,003 English sentences have 3, 4, ... 59 tokens; the longer ones by length.
 COUNTS = """

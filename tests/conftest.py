@@ -17,7 +17,7 @@ from in_process import here
 
 from nar_plugins.data.dictionary import add_mask
 from nar_plugins.generators.canvas.mask_predict import MaskPredictConfig, MaskPredictGenerator
-from nar_plugins.generators.registry import generation_options
+from nar_plugins.generators.options import generation_options
 
 ROOT = Path(__file__).resolve().parent.parent
 FIXTURES = ROOT / "tests" / "fixtures"  # computed by the official releases

@@ -45,7 +45,7 @@ else
     echo "newstest2014 is left out, sacreBLEU cannot download it ($(tail -n 1 "$work/news/sacrebleu.err")): name a folder with NEWS=FOLDER"
 fi
 
-frequent="--draft-words 1500"  # of 6,000
+frequent="--draft-vocab-size 1500"  # of 6,000
 tuned_systems=(--system "fairseq's greedy search" "$tuned" "--generator beam --beam 1")
 for block in 1 2 4 8; do tuned_systems+=(--system "blockwise, $block a call" "$tuned" "--beam 1 --verify-block $block"); done
 tuned_systems+=(--system "blockwise, adaptive" "$tuned" "--beam 1" --system "blockwise, adaptive, frequent words" "$tuned" "--beam 1 $frequent")

@@ -21,7 +21,7 @@ for model in ${models//,/ }; do
     add "$model, prefix 1" "$model" "--bang-policy prefix --bang-prefix 1"
     for tau in 0.1 0.2 0.3 0.5 0.7 0.9; do add "$model, adaptive $tau" "$model" "--bang-policy adaptive --bang-tau $tau"; done
     add "$model, verify" "$model" "--bang-policy verify --bang-block 4"
-    for theta in -0.5 -1.5; do add "$model, cascade $theta" "$model" "--bang-policy cascade --bang-theta=$theta"; done
+    for score in -0.5 -1.5; do add "$model, cascade $score" "$model" "--bang-policy cascade --bang-min-score=$score"; done
 done
 plot=()
 if "$bin/python" -c "import matplotlib" 2> /dev/null; then plot=(--plot "$work/tau.png"); fi

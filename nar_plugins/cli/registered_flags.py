@@ -69,7 +69,8 @@ def task_flags(name: str) -> List[Flag]:
     actions = actions_of(lambda parser: gen_parser_from_dataclass(parser, dataclass()))
     flags = {dest: flag(action) for dest, action in actions.items() if dest in defined - registry.option_names()}
     if "generator" in flags:  # its parser has no choices, because others may register generators
-        flags["generator"] = flags["generator"]._replace(value=f"{{auto,beam,{','.join(names_of('generator'))}}}")
+        others = [generator for generator in names_of("generator") if generator != "beam"]
+        flags["generator"] = flags["generator"]._replace(value=f"{{auto,beam,{','.join(others)}}}")
     return [entry for entry in flags.values() if entry.names]  # the data folder is no flag
 
 
@@ -120,8 +121,7 @@ def registered_flags(kind: str, name: str) -> List[Flag]:
 
 def generator_sections(names: List[str]) -> List[Section]:
     """The options of generators; an option that several share is listed once."""
-    configs = {"beam": registry.DecodingConfig, **registry.CONFIGS}  # fairseq's search has the options that all share
-    owners, flags = {}, {}
+    configs, owners, flags = registry.CONFIGS, {}, {}
     for name in sorted(set(configs) & set(names)):
         for dest, action in actions_of(lambda parser: gen_parser_from_dataclass(parser, configs[name]())).items():
             owners.setdefault(dest, []).append(name)
@@ -164,7 +164,7 @@ def sections(command: Optional[str] = None, arch: Optional[str] = None) -> List[
         if command in ("generate", "interactive") and kind == "task":
             names = [name for name in names if name == "nar_translation"]  # the other tasks do not generate
         if kind == "generator":
-            listed += generator_sections(names if model else ["beam", *names])
+            listed += generator_sections(names)
             continue
         for name in names:
             if kind == "model":

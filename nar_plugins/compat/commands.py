@@ -5,7 +5,10 @@ import dataclasses
 import logging
 import os
 import sys
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
+from typing import Callable, List, Optional
 
 import fairseq_cli.generate
 import torch
@@ -17,6 +20,31 @@ from fairseq.tasks import TASK_DATACLASS_REGISTRY
 from nar_plugins.compat.replace import replaces
 
 logger = logging.getLogger(__name__)
+
+CALLS_AT_END: ContextVar[Optional[List[Callable[[], None]]]] = ContextVar("CALLS_AT_END", default=None)
+
+
+@contextmanager
+def command():
+    """A run of one of fairseq's commands: what ``at_end_of_command`` was given meanwhile is called when it ends.
+
+    fairseq tells nobody that a run is over: neither its tasks nor its generators. (No upstream issue.)
+    """
+    calls = []
+    token = CALLS_AT_END.set(calls)
+    try:
+        yield
+    finally:
+        CALLS_AT_END.reset(token)
+        for call in calls:
+            call()
+
+
+def at_end_of_command(call: Callable[[], None]) -> None:
+    """Have it called when the running command of fairseq's ends; outside of one, never."""
+    calls = CALLS_AT_END.get()
+    if calls is not None:
+        calls.append(call)
 
 
 def keep_results_of_a_run_before() -> None:
@@ -32,26 +60,33 @@ def keep_results_of_a_run_before() -> None:
     def generate(main, cfg):
         if isinstance(cfg, argparse.Namespace):
             cfg = convert_namespace_to_omegaconf(cfg)
-        folder = cfg.common_eval.results_path
-        if folder is None:
+        with command(), results_of_a_run_before(cfg):
             return main(cfg)
-        results = Path(folder, f"generate-{cfg.dataset.gen_subset}.txt")
-        before = results.with_suffix(".before")
-        stand_aside(results, before)
-        try:
-            scorer = main(cfg)
-        except BaseException:
-            if not results.is_file() or b"\nH-" not in results.read_bytes():
-                results.unlink(missing_ok=True)
-                if before.stat().st_size:
-                    os.replace(before, results)
-                else:
-                    before.unlink()
-            elif before.stat().st_size:
-                logger.warning(f"{results} is a part; the last complete result is {before}")
-            raise
-        before.unlink(missing_ok=True)
-        return scorer
+
+
+@contextmanager
+def results_of_a_run_before(cfg):
+    """A run of ``fairseq-generate``; the result of the one before it stands aside until this one is complete."""
+    folder = cfg.common_eval.results_path
+    if folder is None:
+        yield
+        return
+    results = Path(folder, f"generate-{cfg.dataset.gen_subset}.txt")
+    before = results.with_suffix(".before")
+    stand_aside(results, before)
+    try:
+        yield
+    except BaseException:
+        if not results.is_file() or b"\nH-" not in results.read_bytes():
+            results.unlink(missing_ok=True)
+            if before.stat().st_size:
+                os.replace(before, results)
+            else:
+                before.unlink()
+        elif before.stat().st_size:
+            logger.warning(f"{results} is a part; the last complete result is {before}")
+        raise
+    before.unlink(missing_ok=True)
 
 
 def stand_aside(results: Path, before: Path) -> None:
@@ -166,7 +201,8 @@ def refuse_workers_without_gpu() -> None:
     @replaces(distributed_utils, "call_main")
     def call_main_with_workers(call_main, cfg, main, **kwargs):
         check_workers(cfg)
-        return call_main(cfg, main, **kwargs)
+        with command():
+            return call_main(cfg, main, **kwargs)
 
 
 def check_workers(cfg) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from nar_plugins.criterions.base import PartsCriterion, check_label_smoothing
 from nar_plugins.data.noise import MODE_STREAM, ROW_STREAM, uniform
-from nar_plugins.models.bang.losses import CellObjective
+from nar_plugins.models.bang.losses import BangObjective
 from nar_plugins.models.bang.stream_layout import span_starts
 from nar_plugins.modules.losses import LossPart
 
@@ -103,7 +103,7 @@ class BangLoss(PartsCriterion):
         """The weight of a mask position of each class."""
         return {"ar": self.ar_weight, "bridge": self.bridge_weight, "nar": self.nar_weight}
 
-    def objective(self, model, sample: Dict) -> CellObjective:
+    def objective(self, model, sample: Dict) -> BangObjective:
         """The mask positions to compute in this batch, and their weights."""
         if "update" not in sample and (self.sampled is not None or self.nar_ratio is not None):
             raise ValueError(
@@ -113,9 +113,9 @@ class BangLoss(PartsCriterion):
         if self.nar_ratio and model.args.ngram:
             raise ValueError(f"--ngram {model.args.ngram} would cut the NAR rows of --nar-ratio: leave it out")
         real, spans = sample["target"].ne(model.decoder.padding_idx), sample["net_input"].get("target_idx")
-        return self.mask_objective(sample, model.row_sizes(real, spans), span_starts(real, spans), model.training)
+        return self.mask_objective(sample, model.mask_counts(real, spans), span_starts(real, spans), model.training)
 
-    def mask_objective(self, sample: Dict, full: Tensor, starts: Tensor, training: bool) -> CellObjective:
+    def mask_objective(self, sample: Dict, full: Tensor, starts: Tensor, training: bool) -> BangObjective:
         """The mask positions of a batch to compute, and their weights.
 
         Args:
@@ -140,7 +140,7 @@ class BangLoss(PartsCriterion):
             nar = torch.zeros_like(nar)
         if training and weights["bridge"] == 0:
             bridge = torch.zeros_like(bridge)
-        return CellObjective(weights, self.label_smoothing, nar + bridge, not training or weights["ar"] > 0, scale)
+        return BangObjective(weights, self.label_smoothing, nar + bridge, not training or weights["ar"] > 0, scale)
 
     def logged(self, model, parts: Dict[str, LossPart]) -> Dict[str, LossPart]:
         """All three classes in every update; ``ar`` and ``nar`` include ``both``. Untrained classes count 0 targets."""

@@ -5,7 +5,7 @@ and a run with ``--update-freq`` have the same noise. The random numbers are a c
 al. 2014, "Fast splittable pseudorandom number generators", figure 15) computed on the device.
 """
 
-from typing import Tuple
+from typing import Callable, Dict, Tuple
 
 import torch
 from torch import Tensor
@@ -83,3 +83,41 @@ def mask_uniform(
     rank = order.argsort(1).argsort(1)
     masked = (rank < count.unsqueeze(1)) & real
     return target.masked_fill(masked, mask), masked
+
+
+# (target (B, T) int64, sentences (B,) int64, seed, update, pad, mask) -> canvas (B, T) int64
+Noise = Callable[[Tensor, Tensor, int, int, int, int], Tensor]
+NOISES: Dict[str, Noise] = {}
+
+
+def register_noise(name: str) -> Callable[[Noise], Noise]:
+    """Function decorator: make a noise known as ``--noise name`` of the masked models.
+
+    It may be used at any time before the model is built, in a user's own ``--user-dir`` too. The function takes the
+    target, padded on the right, the numbers of its sentences, which with seed and update decide the noise, and the
+    indices of padding and ``<mask>``; it returns the decoder's input. Where that is ``<mask>`` the model learns.
+
+    Raises:
+        ValueError: the name is taken.
+    """
+
+    def register(function: Noise) -> Noise:
+        if name in NOISES:
+            raise ValueError(f"noise {name} is registered twice")
+        NOISES[name] = function
+        return function
+
+    return register
+
+
+def noise_named(name: str) -> Noise:
+    """The noise that ``--noise`` names."""
+    if name not in NOISES:
+        raise ValueError(f"--noise {name} does not exist: choose {', '.join(sorted(NOISES))}")
+    return NOISES[name]
+
+
+@register_noise("uniform")
+def uniformly_masked(target: Tensor, sentences: Tensor, seed: int, update: int, pad: int, mask: int) -> Tensor:
+    """The canvas of ``mask_uniform``."""
+    return mask_uniform(target, sentences, seed, update, pad, mask)[0]

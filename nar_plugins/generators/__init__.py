@@ -1,4 +1,5 @@
-"""The decoding loops, one a file. All return fairseq's hypotheses: for every sentence a list, best first."""
+"""The generators, one a file. All return fairseq's hypotheses: a list for every sentence, best first."""
 
+from nar_plugins.generators import beam  # noqa: F401
 from nar_plugins.generators.canvas import mask_predict, noisy_parallel, one_pass  # noqa: F401
 from nar_plugins.generators.left_to_right import bang, blockwise  # noqa: F401

@@ -1,19 +1,26 @@
 """Generators by name, as fairseq registers everything else: ``@register_generator("mask_predict", dataclass=...)``.
 
-A generator's options are the fields of its dataclass. The task's config inherits them, so they are flags of fairseq's
-commands, and validation with BLEU decodes with them.
+A generator's options are the fields of its dataclass. The config of every task that takes generators' options inherits
+them, so they are flags of fairseq's commands, and validation with BLEU decodes with them.
 """
 
-import json
 import logging
-from argparse import Namespace
-from dataclasses import dataclass, field, fields
-from enum import Enum
-from typing import Any, Dict, Optional, Tuple, Union, get_args, get_origin, get_type_hints
+from argparse import ArgumentParser
+from dataclasses import Field, dataclass, field, fields, is_dataclass, make_dataclass
+from functools import lru_cache
+from typing import Dict, Iterator, List, Optional, Set, Tuple
 
+from fairseq.criterions import CRITERION_DATACLASS_REGISTRY
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
-from fairseq.dataclass.configs import GenerationConfig
+from fairseq.dataclass.configs import FairseqConfig
+from fairseq.models import MODEL_REGISTRY
 from fairseq.models.nat import FairseqNATModel
+from fairseq.registry import REGISTRIES
+from fairseq.tasks import TASK_DATACLASS_REGISTRY, TASK_REGISTRY
+
+from nar_plugins.compat.registration import replace_dataclass
+from nar_plugins.models.contract import check_methods
+from nar_plugins.models.flags import flag
 
 logger = logging.getLogger(__name__)
 
@@ -35,19 +42,19 @@ class DecodingConfig(FairseqDataclass):
 
 @dataclass
 class SharedGeneratorConfig(DecodingConfig):
-    """Options that the generators of the non-autoregressive models share."""
+    """Options that the generators on a canvas share."""
 
     length_beam: Optional[int] = field(
         default=None,
         metadata={
-            "help": "decode this many of the most probable lengths and keep the best (mask_predict 5, one_pass 1)"
+            "help": "decode this many of the most probable lengths; the best output wins (mask_predict 5, one_pass 1)"
         },
     )
     gold_length: bool = field(
-        default=False, metadata={"help": "analysis: take the length (beam: a window around it) from the reference"}
+        default=False, metadata={"help": "analysis: the length of the reference, with --length-beam lengths around it"}
     )
     rescorer: Optional[str] = field(
-        default=None, metadata={"help": "an autoregressive checkpoint that orders the candidates, in one pass"}
+        default=None, metadata={"help": "an autoregressive checkpoint that scores and orders the candidates"}
     )
     dedup: DEDUP = field(
         default="none", metadata={"help": "drop consecutive repeated tokens, or words, from the output"}
@@ -55,21 +62,104 @@ class SharedGeneratorConfig(DecodingConfig):
 
 
 def register_generator(name: str, dataclass: type):
-    """Class decorator: make a generator known as ``--generator name``, with the options of ``dataclass``."""
+    """Class decorator: register a generator as ``--generator name``, with the options of ``dataclass``.
+
+    A user's own ``--user-dir`` may use it too, before the command line is read: the tasks that take generators' options
+    get the new ones.
+
+    Raises:
+        ValueError: the name, or the flag of an option, is taken.
+    """
 
     def register(cls):
         if name in GENERATORS:
             raise ValueError(f"generator {name} is registered twice")
+        check_flags(name, dataclass)
         GENERATORS[name], CONFIGS[name] = cls, dataclass
         cls.name = name
+        extend_tasks()
         return cls
 
     return register
 
 
-def config_classes() -> Tuple[type, ...]:
-    """The dataclasses of all generators, for the task's config to inherit."""
-    return tuple(CONFIGS.values())
+def check_flags(name: str, config: type) -> None:
+    """Raise for the first option of a new generator whose flag is taken; fairseq would drop the second in silence.
+
+    Generators may share an option: a field of the same type, default and help.
+    """
+    new = {f.name: f for f in fields(config) if not f.name.startswith("_")}
+    for other, registered in CONFIGS.items():
+        for f in fields(registered):
+            if f.name in new and definition(f) != definition(new[f.name]):
+                raise ValueError(
+                    f"generator {name}: {flag(f.name)} is an option of generator {other} with another meaning: rename "
+                    "it"
+                )
+    for option in new.keys() - option_names():
+        for owner, names in taken_flags():
+            if option in names:
+                raise ValueError(f"generator {name}: {flag(option)} is a flag of {owner}: rename it")
+
+
+def definition(f: Field) -> tuple:
+    """What two fields of one name must have in common."""
+    return f.type, f.default, f.default_factory, dict(f.metadata)
+
+
+def taken_flags() -> Iterator[Tuple[str, Set[str]]]:
+    """The owners of the other options in the parsers of fairseq's commands, and their options."""
+    groups = [f.type for f in fields(FairseqConfig) if is_dataclass(f.type)]
+    for kind in REGISTRIES.keys() - {"criterion"}:
+        groups += REGISTRIES[kind]["dataclass_registry"].values()
+    yield "fairseq", {f.name for group in groups for f in fields(group)} | REGISTRIES.keys() | {"arch", "task"}
+    for task in generating_tasks():
+        yield f"--task {task}", {f.name for f in fields(TASK_DATACLASS_REGISTRY[task])} - option_names()
+    for name, model in MODEL_REGISTRY.items():
+        if getattr(model, "generators", ()):  # a model that a generator here decodes
+            yield f"--arch {name}", options_of(model)
+            for criterion in CRITERION_DATACLASS_REGISTRY.keys() & set(getattr(model, "criterions", ())):
+                yield f"--criterion {criterion}", {f.name for f in fields(CRITERION_DATACLASS_REGISTRY[criterion])}
+
+
+@lru_cache
+def options_of(model: type) -> Set[str]:
+    """The options of a model class."""
+    parser = ArgumentParser()
+    model.add_args(parser)
+    return {action.dest for action in parser._actions}
+
+
+def generating_tasks() -> List[str]:
+    """The registered tasks whose options include generators'."""
+    return [name for name, options in TASK_DATACLASS_REGISTRY.items() if issubclass(options, DecodingConfig)]
+
+
+def with_generator_options(base: type) -> type:
+    """A task's dataclass, extended by the options of all generators."""
+    missing = [config for config in dict.fromkeys(CONFIGS.values()) if not issubclass(base, config)]
+    bases = [config for config in missing if sum(issubclass(other, config) for other in missing) == 1]
+    return make_dataclass(base.__name__, [], bases=(base, *bases)) if bases else base
+
+
+def extend_tasks() -> None:
+    """Add the options of generators that were registered later to the registered tasks that take them."""
+    for name in generating_tasks():
+        options = TASK_DATACLASS_REGISTRY[name]
+        extended = with_generator_options(options)
+        if extended is not options:
+            replace_dataclass("task", name, TASK_REGISTRY[name], TASK_DATACLASS_REGISTRY, extended)
+
+
+def check_model(model: type) -> None:
+    """Raise unless every generator that a model class names is registered, and the class has the methods it calls."""
+    for name in getattr(model, "generators", ()):
+        if name not in GENERATORS:
+            raise ValueError(
+                f"{model.__name__} names the generator '{name}', which is not registered: register it with "
+                "@register_generator where the model is registered"
+            )
+        check_methods(model, name, getattr(GENERATORS[name], "needs", ()))
 
 
 def option_names() -> set:
@@ -78,7 +168,7 @@ def option_names() -> set:
 
 
 def default_of(option: str):
-    """The default of a generator's option, unset where it has none."""
+    """The default of a generator's option."""
     return next(f.default for config in CONFIGS.values() for f in fields(config) if f.name == option)
 
 
@@ -86,7 +176,7 @@ def resolve(name: str, models, beam: int = 1) -> str:
     """The generator that ``--generator name`` means for these models.
 
     Args:
-        beam: ``--beam``. With more than one, ``auto`` takes fairseq's search for a model with proposal heads.
+        beam: ``--beam``. Above 1, ``auto`` is fairseq's search for a model with proposal heads.
 
     Raises:
         ValueError: the models cannot be decoded with it, or not with one another.
@@ -94,14 +184,16 @@ def resolve(name: str, models, beam: int = 1) -> str:
     for model in models:
         if isinstance(model, FairseqNATModel):
             raise ValueError(f"a {type(model).__name__} is fairseq's own: decode it with --task translation_lev")
-    served = [tuple(getattr(model, "generators", ("beam", "blockwise"))) for model in models]  # fairseq's own name none
+    # fairseq's own models name no generators
+    served = [tuple(getattr(model, "generators", ("beam", "blockwise"))) for model in models]
     if name == "auto":
         name = served[0][0]
         if name == "blockwise" and beam != 1:
             logger.info(f"--beam {beam}: fairseq's beam search; --beam 1 or --generator blockwise decodes blockwise")
             name = "beam"
-    if name not in GENERATORS.keys() | {"beam"}:
-        raise ValueError(f"--generator {name} does not exist: choose auto, beam, {', '.join(sorted(GENERATORS))}")
+    if name not in GENERATORS:
+        others = sorted(GENERATORS.keys() - {"beam"})
+        raise ValueError(f"--generator {name} does not exist: choose auto, beam, {', '.join(others)}")
     for model, names in zip(models, served):
         if name not in names:
             raise ValueError(
@@ -112,158 +204,5 @@ def resolve(name: str, models, beam: int = 1) -> str:
 
 
 def is_parallel(model) -> bool:
-    """Whether a model is one of those that predict several positions at once, and not decoded from left to right by
-    default.
-    """
+    """Whether a model's default generator is neither fairseq's search nor blockwise."""
     return not {"beam", "blockwise"} & {*getattr(model, "generators", ("beam",))[:1]}
-
-
-def check_json(name: str, text: Optional[str]) -> None:
-    """Raise unless a flag's text is a JSON object."""
-    flag = f"--{name.replace('_', '-')}"
-    try:
-        value = json.loads(text or "")
-    except ValueError:
-        value = None
-    if not isinstance(value, dict):
-        raise ValueError(f"{flag} {text!r} is no JSON object such as '{{\"beam\": 1}}'")
-
-
-# a field's type -> what a user is told to give, and what is taken for it; 1 is fine where 1.0 is
-TYPES = {
-    bool: ("choose true or false", bool),
-    int: ("give a whole number", int),
-    float: ("give a number", (int, float)),
-    str: ("give a string", str),
-}
-
-
-def check_values(given: Dict, where: str) -> None:
-    """Raise for the first generation option, of fairseq's or of this package's, that does not have its value.
-
-    Command lines are read by a parser that knows types and choices; ``--eval-bleu-args`` and the keywords of fairseq's
-    hub are not.
-
-    Args:
-        given: option -> value. where: what the message begins with.
-    """
-    kinds = {"generator": str}
-    for config in (GenerationConfig, *CONFIGS.values()):
-        kinds.update(get_type_hints(config))
-    for name, value in given.items():
-        wanted = wrong_type(kinds.get(name, Any), value)
-        if wanted:
-            shown = json.dumps(str(value) if isinstance(value, Enum) else value, default=str)
-            raise ValueError(f"{where}{name} is {shown}: {wanted}")
-
-
-def wrong_type(kind, value) -> Optional[str]:
-    """What is wanted instead of a value that is not of a dataclass's type; None for one that is."""
-    if get_origin(kind) is Union:  # Optional
-        return None if value is None else wrong_type(get_args(kind)[0], value)
-    if isinstance(kind, type) and issubclass(kind, Enum):
-        choices = [choice.value for choice in kind]
-        return None if str(value) in choices else f"choose {', '.join(choices)}"
-    if kind not in TYPES:  # Any
-        return None
-    wanted, types = TYPES[kind]
-    fine = isinstance(value, types) and (kind is bool) == isinstance(value, bool) and value == value  # NaN is no number
-    return None if fine else wanted
-
-
-def refuse_foreign(config: Namespace, name: str) -> None:
-    """Raise for an option of another generator that was set: it would be ignored.
-
-    fairseq's own search (``beam``) takes ``--decode-dtype``.
-    """
-    mine = {"decode_dtype"} if name == "beam" else {f.name for f in fields(CONFIGS[name])}
-    for other in CONFIGS.values():
-        for f in fields(other):
-            if f.name in mine or f.name.startswith("_"):
-                continue
-            if str(getattr(config, f.name)) != str(f.default):
-                raise ValueError(f"--{f.name.replace('_', '-')} is no option of --generator {name}: leave it out")
-
-
-def generation_options(args) -> Namespace:
-    """fairseq's generation options, with its defaults for those that ``args`` lacks."""
-    options = Namespace(**{f.name: f.default for f in fields(GenerationConfig) if f.name != "_name"})
-    for name in vars(options):
-        if hasattr(args, name):
-            setattr(options, name, getattr(args, name))
-    return options
-
-
-# fairseq's options that no parallel decoder refuses: they choose or print, or name what it has too
-HONOURED = {
-    "beam",
-    "nbest",
-    "print_step",
-    "retain_iter_history",
-    "sacrebleu",
-    "no_seed_provided",
-    "retain_dropout",
-    "retain_dropout_modules",
-    "no_early_stop",
-    "no_beamable_mm",
-    "iter_decode_with_external_reranker",
-}
-OURS = {
-    "iter_decode_max_iter": "--iterations counts all passes (fairseq's number plus one)",
-    "iter_decode_force_max_iter": "--schedule linear never stops early",
-    "iter_decode_with_beam": "use --length-beam",
-    "iter_decode_eos_penalty": "it has no meaning here",
-}
-
-
-def refuse_unserved(options: Namespace, generator: str, honoured: set, instead: str = "use --length-beam {}") -> None:
-    """Raise for the first of fairseq's options that is set and that ``generator`` does not honour.
-
-    ``--beam`` is 5 by default and a typed 5 looks the same, so only values other than 1 and 5 can be refused.
-
-    Args:
-        instead: what to do instead of ``--beam``, with a place for its value.
-
-    Raises:
-        ValueError: names the option.
-    """
-    if options.beam not in (1, 5):
-        raise ValueError(f"--beam {options.beam}: {generator} has no beam; {instead.format(options.beam)}")
-    for f in fields(GenerationConfig):
-        value = getattr(options, f.name, f.default)
-        if f.name.startswith("_") or f.name in HONOURED | honoured or value == f.default:
-            continue
-        hint = OURS.get(f.name, "leave it out")
-        raise ValueError(f"--{f.name.replace('_', '-')} cannot be honoured by --generator {generator}: {hint}")
-
-
-def refuse_for_one_output(options: Namespace, generator: str, rescorer) -> None:
-    """Raise for the first of fairseq's options that a left-to-right decoder with one output a sentence cannot honour.
-
-    Args:
-        rescorer: the model of ``--rescorer``, or None.
-    """
-    refused = {
-        "--nbest": options.nbest != 1,
-        "--retain-dropout": options.retain_dropout,
-        "--iter-decode-with-external-reranker": options.iter_decode_with_external_reranker or rescorer is not None,
-    }
-    for flag, given in refused.items():
-        if given:
-            raise ValueError(
-                f"{flag} cannot be honoured by --generator {generator}, which has one output: leave it out"
-            )
-    if options.temperature <= 0:
-        raise ValueError(f"--temperature {options.temperature}: choose a number above 0")
-
-
-def refuse_interactive(options: Namespace) -> None:
-    """Raise for an option that ``fairseq-interactive`` accepts and cannot honour: it reads no references, and prints
-    pairs.
-    """
-    if options.prefix_size > 0:
-        raise ValueError(f"--prefix-size {options.prefix_size}: fairseq-interactive has no references; leave it out")
-    if str(options.print_alignment) == "soft":
-        raise ValueError(
-            "--print-alignment soft: fairseq-interactive prints hard alignments only; use fairseq-generate"
-        )

@@ -143,8 +143,8 @@ class System:
 
     def mask_counts(self) -> Tuple[int, int]:
         """Masks computed and tokens accepted so far; zeros if the generator does not count masks."""
-        counts = getattr(self.generator, "statistics", {})
-        return (counts["masks"], counts["tokens"]) if "masks" in counts else (0, 0)
+        counts = getattr(self.generator, "statistics", None)
+        return (counts.mask_positions, counts.tokens) if hasattr(counts, "mask_positions") else (0, 0)
 
     def reference(self) -> List[str]:
         """The split's targets as text, with a placeholder for unknown words that no hypothesis matches."""

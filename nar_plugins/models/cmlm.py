@@ -2,36 +2,56 @@
 
 from typing import Dict
 
+import torch
 from fairseq.models import register_model, register_model_architecture
 from fairseq.models.transformer.transformer_legacy import base_architecture as transformer_base
 from torch import Tensor
 
-from nar_plugins.data.canvas import blank_canvas
-from nar_plugins.data.noise import mask_uniform
+from nar_plugins.data.noise import noise_named
 from nar_plugins.models.architectures import default, sizes, switch_on
 from nar_plugins.models.base import NarModel
+from nar_plugins.models.contract import Canvas, Memory, Plan
+from nar_plugins.models.pairing import check_task
 from nar_plugins.modules.losses import LIKELIHOOD, LossPart, TokenObjective, length_loss
 
 
 @register_model("cmlm")
 class CmlmModel(NarModel):
-    """Predicts the masked words of a target from its other words and the source.
+    """Predicts the masked tokens of a target from its other tokens and the source.
 
     The plain architecture ``cmlm`` is fairseq's form (pooled length, sinusoidal positions, ReLU, scaled embeddings);
-    the named presets are the release's: LENGTH token, learned positions, GELU, no embedding scale, BERT initialisation,
-    layer norms with epsilon 1e-12. Every difference is a flag.
+    the other architectures are the release's: LENGTH token, learned positions, GELU, no embedding scale, BERT
+    initialisation, layer norms with epsilon 1e-12. Every difference is a flag.
     """
 
     generators = ("mask_predict",)
 
-    def noise(self, sample: Dict, seed: int, update: int) -> Dict[str, Tensor]:
-        """The target with masks, section 3.1."""
-        canvas, _ = mask_uniform(sample["target"], sample["id"], seed, update, self.pad, self.mask)
-        return {"prev_output_tokens": canvas}
+    @classmethod
+    def add_args(cls, parser):
+        """``NarModel``'s flags and the noise."""
+        NarModel.add_args(parser)
+        parser.add_argument(
+            "--noise", metavar="NAME", help="which target tokens are masked in training: uniform, or a registered noise"
+        )
 
-    def initial_canvas(self, encoder_out: Dict, lengths: Tensor) -> Tensor:
-        """``<mask>`` everywhere: lengths (B, N) -> (B*N, T) int64."""
-        return blank_canvas(lengths.flatten(), int(lengths.max()), self.mask, self.pad)
+    @classmethod
+    def build_model(cls, args, task):
+        """Build; raise a ValueError for an unknown noise."""
+        check_task(cls, args, task)
+        noise_named(args.noise)
+        return super().build_model(args, task)
+
+    def noise(self, sample: Dict, seed: int, update: int) -> Dict[str, Tensor]:
+        """The target with masks; ``uniform`` is section 3.1."""
+        corrupt = noise_named(self.args.noise)
+        return {"prev_output_tokens": corrupt(sample["target"], sample["id"], seed, update, self.pad, self.mask)}
+
+    def canvas(self, memory: Memory, plan: Plan) -> Canvas:
+        """``<mask>`` everywhere: tokens (R, T)."""
+        width = plan.width or int(plan.lengths.max())
+        tokens = blank_canvas(plan.lengths, width, self.mask, self.pad)
+        padding = tokens.eq(self.pad)
+        return Canvas(tokens, padding if bool(padding.any()) else None)
 
     def forward(
         self,
@@ -41,30 +61,36 @@ class CmlmModel(NarModel):
         target: Tensor,
         objective: TokenObjective = LIKELIHOOD,
     ) -> Dict[str, LossPart]:
-        """The losses: ``words`` (smoothed), of the masked tokens, and ``length`` (not): section 3.1 and the release.
+        """The losses: ``words``, of the masked tokens, with label smoothing, and ``length`` without (section 3.1).
 
         Args:
             src_tokens: (B, S) int64. prev_output_tokens: (B, T) int64, the target with masks. target: (B, T) int64.
         """
-        encoder_out = self.encode(src_tokens, src_lengths)
+        memory = self.encode(src_tokens, src_lengths)
         padding = target.eq(self.pad)
-        features = self.decoder(prev_output_tokens, self.decoder.memory(encoder_out), padding)
+        features = self.decode(Canvas(prev_output_tokens, padding), memory)
         masked = prev_output_tokens.eq(self.mask) & ~padding
         return {
-            "words": self.word_loss(features, target, masked, objective),
-            "length": length_loss(self.length_lprobs(encoder_out), (~padding).sum(1)),
+            "words": self.token_loss(features, target, masked, objective),
+            "length": length_loss(self.length_lprobs(memory), (~padding).sum(1)),
         }
+
+
+def blank_canvas(lengths: Tensor, width: int, mask: int, pad: int) -> Tensor:
+    """``mask`` at the first ``lengths`` positions, ``pad`` after them: (...,) int64 -> (..., width) int64."""
+    positions = torch.arange(width, device=lengths.device)
+    return torch.where(positions < lengths.unsqueeze(-1), mask, pad)
 
 
 @register_model_architecture("cmlm", "cmlm")
 def cmlm(args):
     """fairseq's form, the sizes of its ``transformer``."""
-    default(args, length_head="pooled")
+    default(args, length_head="pooled", noise="uniform")
     transformer_base(args)
 
 
 def release_form(args) -> None:
-    """What the Mask-Predict release does otherwise than fairseq (``bert_seq2seq.py``)."""
+    """The differences of the Mask-Predict release from fairseq (``bert_seq2seq.py``)."""
     switch_on(args, "encoder_learned_pos", "decoder_learned_pos", "no_scale_embedding", "bert_init")
     default(args, length_head="token", activation_fn="gelu", layer_norm_eps=1e-12)
 
@@ -95,7 +121,7 @@ def cmlm_iwslt_de_en(args):
 
 @register_model_architecture("cmlm", "cmlm_tiny")
 def cmlm_tiny(args):
-    """For tests and tries: 2+2 layers, 64/128, 4 heads."""
+    """For tests: 2+2 layers, 64/128, 4 heads."""
     release_form(args)
     sizes(args, dim=64, ffn=128, heads=4, layers=2)
     default(args, dropout=0.0)

@@ -1,11 +1,11 @@
-"""Several new tokens a call on top of a cache, with the parameters of any of fairseq's Transformer decoders.
+"""Decode several new tokens a call on top of a cache, with the parameters of any of fairseq's Transformer decoders.
 
-fairseq's own incremental decoder keeps only the last of the tokens that it is given, and knows one position for all
-rows (``transformer_decoder.py``, ``extract_features_scriptable``), so a block of proposals cannot be fed to it.
+fairseq's incremental decoder keeps only the last of the tokens that it is given and has one position for all sentences
+(``transformer_decoder.py``, ``extract_features_scriptable``), so a block of drafts cannot be fed to it.
 """
 
 import math
-from typing import Dict, List, Optional, Tuple
+from typing import Dict, Optional
 
 import torch
 import torch.nn.functional as F
@@ -15,104 +15,111 @@ from fairseq.modules.transformer_layer import TransformerDecoderLayerBase
 from torch import Tensor
 
 from nar_plugins.modules.attention import allowed_sources, attend, split_heads
-from nar_plugins.modules.kv_cache import Slots
+from nar_plugins.modules.kv_cache import KVCache
+from nar_plugins.modules.memory import Memory
 
 
 class BlockCache:
-    """Keys and values of the sentences that are still being decoded.
+    """The keys and values that a decoder keeps of the active sentences.
 
-    A query at position p sees the slots 0 to p, which are the accepted ones and those of its own call.
+    A query at position p attends to the slots 0 to p: the accepted tokens and those of its own call. Padding after a
+    sentence's tokens is overwritten like rejected tokens.
 
     Attributes:
-        memory: for every layer keys and values (B, H, S, D/H) of the encoder's states, computed once a sentence.
-        allowed: (B, 1, 1, S) bool, or None where the source has no padding.
-        own: keys and values (B, room, D) of the decoder's inputs.
+        memory: keys and values of the encoded sources.
+        inputs: keys and values of the decoder's inputs.
     """
 
-    def __init__(self, memory: List[Tuple[Tensor, Tensor]], allowed: Optional[Tensor]):
-        self.memory, self.allowed = memory, allowed
-        self.own = Slots()
+    def __init__(self, memory: Memory):
+        self.memory, self.inputs = memory, KVCache()
 
-    def select(self, rows: Tensor) -> None:
-        """Keep these rows (n,) only."""
-        self.memory = [(keys[rows], values[rows]) for keys, values in self.memory]
-        self.allowed = None if self.allowed is None else self.allowed[rows]
-        self.own.select(rows)
+    @property
+    def sentences(self) -> int:
+        """B."""
+        return self.memory.keys[0].size(0)
+
+    def select(self, sentences: Tensor, memory: bool = True) -> None:
+        """Keep these sentences, (n,) int64; they may repeat.
+
+        Args:
+            memory: False: only the decoder's inputs move, because the hypotheses of a beam change places within their
+                sentence.
+        """
+        if memory:
+            self.memory = self.memory.select(sentences)
+        self.inputs.select(sentences)
 
 
 class BlockDecoder:
-    """A decoder of fairseq's that takes blocks; it holds no parameters of its own.
+    """One of fairseq's decoders, fed several tokens a call; it adds no parameters.
 
     Args:
         decoder: in evaluation mode.
+        proposes: the model's own drafter, "heads" or "sequential heads"; None: it has none.
 
     Raises:
-        ValueError: its layers are not the stock Transformer's; the message says what differs.
+        ValueError: its layers are not the stock Transformer's; the message names the difference.
     """
 
-    masks = 0  # after every token; a BANG decoder's ``BangBlocks`` has them
+    masks = 0  # after every token; only BANG's ``BangBlockDecoder`` has them
 
-    def __init__(self, decoder):
+    def __init__(self, decoder, proposes: Optional[str] = None):
         refuse_other_decoders(decoder)
-        self.decoder = decoder
+        self.decoder, self.proposes = decoder, proposes
 
     def start(self, encoder_out: Dict) -> BlockCache:
         """The cache of a batch, from fairseq's encoder output."""
-        states = encoder_out["encoder_out"][0].transpose(0, 1)
-        memory = []
-        for layer in self.decoder.layers:
-            attention = layer.encoder_attn
-            both = (attention.k_proj(states), attention.v_proj(states))
-            memory.append(tuple(split_heads(attention, one).contiguous() for one in both))
-        return BlockCache(memory, allowed_sources(encoder_out))
+        states = [encoder_out["encoder_out"][0].transpose(0, 1)] * len(self.decoder.layers)
+        attentions = [layer.encoder_attn for layer in self.decoder.layers]
+        return BlockCache(Memory.of(attentions, states, allowed_sources(encoder_out), contiguous=True))
 
     def __call__(
         self,
         tokens: Tensor,
-        first: Tensor,
-        least: int,
-        last: int,
-        longest: int,
+        cached: Tensor,
+        min_cached: int,
+        max_cached: int,
+        max_position: int,
         cache: BlockCache,
         weights: bool = False,
     ) -> tuple:
         """Features of new inputs.
 
         Args:
-            tokens: (B, m) int64, which follow what is in the cache.
-            first: (B,) int64, the position of each row's first token (how many inputs it has in the cache).
-            least, last: the smallest and the largest of ``first``, known to the host.
-            longest: positions beyond it use its embedding; nobody asks for their result.
+            tokens: (B, m) int64, the inputs that follow the cached ones.
+            cached: (B,) int64, the number of cached inputs, which is the position of each sentence's first new token.
+            min_cached, max_cached: the smallest and the largest of ``cached``, known to the host.
+            max_position: positions beyond it use its embedding; their output is not used.
             weights: also return the last layer's cross-attention.
 
         Returns:
             features (B, m, D) before the output layer; attention (B, m, S) float32, the mean over heads, or None.
         """
-        block, width = tokens.size(1), last + tokens.size(1)
-        slots = first.unsqueeze(1) + torch.arange(block, device=tokens.device)
-        x = self.embed(tokens, slots.clamp(max=longest), min(width - 1, longest))
-        # (B, 1, m, width): a query sees the slots up to its own; a single row's single query sees all of them
+        new, width = tokens.size(1), max_cached + tokens.size(1)
+        positions = cached.unsqueeze(1) + torch.arange(new, device=tokens.device)
+        x = self.embed(tokens, positions.clamp(max=max_position), min(width - 1, max_position))
+        # (B, 1, m, width): a query attends to the slots up to its own; the only query of a sentence alone, to all
         allowed = None
-        if block > 1 or tokens.size(0) > 1:
-            later = torch.arange(width, device=tokens.device) > slots.unsqueeze(-1)
-            # a bias, which every layer would otherwise make of the bool (under autocast it only casts it)
+        if new > 1 or tokens.size(0) > 1:
+            later = torch.arange(width, device=tokens.device) > positions.unsqueeze(-1)
+            # a bias: every layer would make one of a bool, and under autocast it only casts this one
             allowed = torch.zeros_like(later, dtype=x.dtype).masked_fill_(later, -math.inf).unsqueeze(1)
 
         attention = None
         for number, layer in enumerate(self.decoder.layers):
-            x, asked = self.layer(number, layer, x, slots, allowed, width, least == last, cache)
+            x, queries = self.layer(number, layer, x, positions, allowed, width, min_cached == max_cached, cache)
             if weights and number + 1 == len(self.decoder.layers):
-                attention = mean_attention(layer.encoder_attn, asked, cache.memory[number][0], cache.allowed)
+                attention = mean_attention(layer.encoder_attn, queries, cache.memory.keys[number], cache.memory.allowed)
         if self.decoder.layer_norm is not None:
             x = self.decoder.layer_norm(x)
         return (x if self.decoder.project_out_dim is None else self.decoder.project_out_dim(x)), attention
 
     def logits(self, features: Tensor) -> Tensor:
-        """What follows, as the model itself says it: (..., D) -> (..., V)."""
+        """The model's own next-token logits: features (..., D) -> (..., V)."""
         return self.decoder.output_layer(features)
 
     def embed(self, tokens: Tensor, positions: Tensor, last: int) -> Tensor:
-        """Embeddings of tokens at positions, both (B, m) with 0 as the first: (B, m, D); ``last`` is the largest."""
+        """Embeddings (B, m, D) of tokens (B, m) at positions (B, m), counted from 0; ``last`` is the largest."""
         decoder = self.decoder
         x = decoder.embed_scale * decoder.embed_tokens(tokens)
         if decoder.quant_noise is not None:
@@ -124,38 +131,45 @@ class BlockDecoder:
         return x if decoder.layernorm_embedding is None else decoder.layernorm_embedding(x)
 
     def layer(
-        self, number: int, layer, x: Tensor, slots: Tensor, allowed, width: int, level: bool, cache: BlockCache
+        self, number: int, layer, x: Tensor, positions: Tensor, allowed, width: int, aligned: bool, cache: BlockCache
     ) -> tuple:
-        """One layer: x (B, m, D), and the queries (B, H, m, D/H) of its cross-attention."""
-        mine, theirs, before = layer.self_attn, layer.encoder_attn, layer.normalize_before
-        y = layer.self_attn_layer_norm(x) if before else x
-        own = cache.own.write(number, slots, mine.k_proj(y), mine.v_proj(y), width, level)
-        keys, values = (split_heads(mine, one) for one in own)
-        x = x + attend(mine, split_heads(mine, mine.q_proj(y)), keys, values, allowed)
-        x = x if before else layer.self_attn_layer_norm(x)
+        """The output (B, m, D) of a layer, and the queries (B, H, m, D/H) of its cross-attention."""
+        self_attn, cross_attn, pre_norm = layer.self_attn, layer.encoder_attn, layer.normalize_before
+        y = layer.self_attn_layer_norm(x) if pre_norm else x
+        keys_values = cache.inputs.write(number, positions, self_attn.k_proj(y), self_attn.v_proj(y), width, aligned)
+        keys, values = (split_heads(self_attn, states) for states in keys_values)
+        x = x + attend(self_attn, split_heads(self_attn, self_attn.q_proj(y)), keys, values, allowed)
+        x = x if pre_norm else layer.self_attn_layer_norm(x)
 
-        y = layer.encoder_attn_layer_norm(x) if before else x
-        asked = split_heads(theirs, theirs.q_proj(y))
-        x = x + attend(theirs, asked, *cache.memory[number], cache.allowed)
-        x = x if before else layer.encoder_attn_layer_norm(x)
+        y = layer.encoder_attn_layer_norm(x) if pre_norm else x
+        queries = split_heads(cross_attn, cross_attn.q_proj(y))
+        memory = cache.memory
+        x = x + attend(cross_attn, queries, memory.keys[number], memory.values[number], memory.allowed)
+        x = x if pre_norm else layer.encoder_attn_layer_norm(x)
 
-        y = layer.final_layer_norm(x) if before else x
+        y = layer.final_layer_norm(x) if pre_norm else x
         x = x + layer.fc2(layer.activation_fn(layer.fc1(y)))
-        return (x if before else layer.final_layer_norm(x)), asked
+        return (x if pre_norm else layer.final_layer_norm(x)), queries
+
+
+def block_decoder(model):
+    """The model's own ``block_decoder()``; a ``BlockDecoder`` for one of fairseq's models, which have none."""
+    return model.block_decoder() if hasattr(model, "block_decoder") else BlockDecoder(model.decoder)
 
 
 def positional(module, positions: Tensor, last: int, like: Tensor) -> Tensor:
     """The embeddings (B, m, D) of positions (B, m) counted from 0; fairseq's modules count from the padding index + 1.
 
     Args:
-        like: a parameter of the same model: of its type and on its device.
+        last: the largest position.
+        like: a parameter of the same model; the result has its type and device.
     """
     index = positions + module.padding_idx + 1
     if not isinstance(module, SinusoidalPositionalEmbedding):
         return F.embedding(index, module.weight)
-    needed = last + module.padding_idx + 2
-    if needed > module.weights.size(0):  # fairseq grows its table in the same way
-        module.weights = module.get_embedding(needed, module.embedding_dim, module.padding_idx)
+    size = last + module.padding_idx + 2
+    if size > module.weights.size(0):  # fairseq grows its table in the same way
+        module.weights = module.get_embedding(size, module.embedding_dim, module.padding_idx)
     # in fairseq 0.12.2 the table is no buffer: it stays in float32 and on the CPU until the module's own forward
     if module.weights.dtype != like.dtype or module.weights.device != like.device:
         module.weights = module.weights.to(like)
@@ -171,7 +185,7 @@ def mean_attention(attention: MultiheadAttention, queries: Tensor, keys: Tensor,
 
 
 def refuse_other_decoders(decoder) -> None:
-    """Raise unless a decoder is made of the stock Transformer's parts, all of which ``BlockDecoder`` knows."""
+    """Raise unless a decoder consists of the stock Transformer's parts only, which ``BlockDecoder`` serves."""
     name = type(decoder).__name__
     stock = isinstance(decoder, TransformerDecoderBase) and all(
         getattr(type(decoder), method) is getattr(TransformerDecoderBase, method)
@@ -182,7 +196,7 @@ def refuse_other_decoders(decoder) -> None:
             f"--generator blockwise decodes Transformers, and {name} is another decoder: use --generator beam"
         )
     kinds = {type(layer).forward is TransformerDecoderLayerBase.forward for layer in decoder.layers}
-    wrong = {
+    unserved = {
         "adaptive softmax (--adaptive-softmax-cutoff)": decoder.adaptive_softmax is not None,
         "--cross-self-attention": decoder.cross_self_attention,
         "layers of another kind": kinds != {True},
@@ -199,6 +213,6 @@ def refuse_other_decoders(decoder) -> None:
             if attention is not None
         ),
     }
-    for what, found in wrong.items():
-        if found:
+    for what, present in unserved.items():
+        if present:
             raise ValueError(f"--generator blockwise cannot decode a model with {what}: use --generator beam")

@@ -37,7 +37,7 @@ class SoftTargets(NamedTuple):
     temperature: float
 
 
-def fused_word_loss(
+def fused_token_loss(
     projection: nn.Linear,
     features: Tensor,
     words: Tensor,
@@ -71,13 +71,13 @@ def fused_word_loss(
     dtype = cast if autocast else features.dtype
     with torch.autocast(device, enabled=False):
         train = torch.is_grad_enabled()  # within a Function it never is
-        return FusedWordLoss.apply(
+        return FusedTokenLoss.apply(
             features, projection.weight, words, weights, label_smoothing, dtype, rows, train, soft
         )
 
 
-class FusedWordLoss(torch.autograd.Function):
-    """See ``fused_word_loss``; with p the softmax of the logits, y the word and e the smoothing, d loss / d logits is
+class FusedTokenLoss(torch.autograd.Function):
+    """See ``fused_token_loss``; with p the softmax of the logits, y the word and e the smoothing, d loss / d logits is
     p - (1 - e) onehot(y) - e / V. With a distribution q as target and a temperature t it is t (p_t - q)."""
 
     @staticmethod

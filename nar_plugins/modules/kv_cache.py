@@ -1,4 +1,4 @@
-"""What a decoder keeps of its own inputs between calls: keys and values, in slots that are the inputs' positions."""
+"""The keys and values of a decoder's inputs, kept from call to call; an input's slot is its position."""
 
 from typing import List, Tuple
 
@@ -6,41 +6,47 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-ROOM = 32  # slots that there are at first; they double when they are used up
+INITIAL_SLOTS = 32  # doubled when they are used up
 
 
-class Slots:
-    """Keys and values of every layer, (B, room, ...) each; empty before the first call.
+class KVCache:
+    """Keys and values of every layer, (B, slots, ...) each; empty before the first call.
 
-    A rejected token is overwritten by the next call, so nothing is ever rolled back; what lies beyond the accepted ones
-    is finite, and for the caller to mask.
+    The next call overwrites rejected tokens, so nothing is rolled back. The slots after the accepted tokens hold finite
+    numbers; the caller masks them.
     """
 
     def __init__(self):
         self.layers: List[Tuple[Tensor, Tensor]] = []
 
     def write(
-        self, layer: int, slots: Tensor, keys: Tensor, values: Tensor, width: int, level: bool = False
+        self, layer: int, positions: Tensor, keys: Tensor, values: Tensor, width: int, aligned: bool = False
     ) -> Tuple[Tensor, Tensor]:
-        """Put keys and values (B, m, ...) into the slots (B, m); the first ``width`` slots (B, width, ...) of both.
+        """Write the keys and values of new inputs.
 
         Args:
-            level: all rows have the same slots, the last m of ``width``; a plain copy is several times as fast.
+            positions: (B, m) int64. keys, values: (B, m, ...).
+            width: the number of slots that are returned.
+            aligned: the positions are the last m of ``width`` in every sentence; a plain copy is several times as fast.
+
+        Returns:
+            keys and values of the first ``width`` slots, (B, width, ...) each.
         """
         if layer == len(self.layers):  # the first call: now the type is known
-            empty = keys.new_zeros(keys.size(0), max(ROOM, width), *keys.shape[2:])
+            empty = keys.new_zeros(keys.size(0), max(INITIAL_SLOTS, width), *keys.shape[2:])
             self.layers.append((empty, empty.clone()))
-        room = self.layers[layer][0].size(1)
-        if room < width:
-            more = (0, 0) * (keys.dim() - 2) + (0, max(2 * room, width) - room)
-            self.layers[layer] = tuple(F.pad(one, more) for one in self.layers[layer])
-        here = (slice(None), slice(width - slots.size(1), width))
-        if not level:
-            here = (torch.arange(slots.size(0), device=slots.device).unsqueeze(1), slots)
-        for kept, new in zip(self.layers[layer], (keys, values)):
-            kept[here] = new.to(kept.dtype)
-        return tuple(kept[:, :width] for kept in self.layers[layer])
+        slots = self.layers[layer][0].size(1)
+        if slots < width:
+            growth = (0, 0) * (keys.dim() - 2) + (0, max(2 * slots, width) - slots)
+            self.layers[layer] = tuple(F.pad(cached, growth) for cached in self.layers[layer])
+        if aligned:
+            index = (slice(None), slice(width - positions.size(1), width))
+        else:
+            index = (torch.arange(positions.size(0), device=positions.device).unsqueeze(1), positions)
+        for cached, new in zip(self.layers[layer], (keys, values)):
+            cached[index] = new.to(cached.dtype)
+        return tuple(cached[:, :width] for cached in self.layers[layer])
 
-    def select(self, rows: Tensor) -> None:
-        """Keep these rows, (n,) int64; they may repeat."""
-        self.layers = [(keys[rows], values[rows]) for keys, values in self.layers]
+    def select(self, sentences: Tensor) -> None:
+        """Keep these sentences, (n,) int64; they may repeat."""
+        self.layers = [(keys[sentences], values[sentences]) for keys, values in self.layers]

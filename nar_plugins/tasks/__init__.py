@@ -1,3 +1,3 @@
-"""What a run is: dictionaries, data, noise, which generator, BLEU in validation."""
+"""The tasks: dictionaries, data, noise, the choice of a generator, BLEU in validation."""
 
 from nar_plugins.tasks import bang_pretraining, translation  # noqa: F401

@@ -1,4 +1,4 @@
-"""Pre-training of BANG on raw text: spans are hidden from the encoder, and the decoder says them (Qi et al. 2021)."""
+"""Pre-training of BANG on raw text: spans are masked for the encoder, the decoder predicts them (Qi et al. 2021)."""
 
 import logging
 import os
@@ -23,21 +23,25 @@ logger = logging.getLogger(__name__)
 class BangPretrainingConfig(NarTaskConfig):
     data: str = field(
         default=MISSING,
-        metadata={"help": "folder of fairseq-preprocess --only-source; several, joined by colons, take turns by epoch"},
+        metadata={
+            "help": "folder of fairseq-preprocess --only-source; several, joined by colons, are read one an epoch"
+        },
     )
     tokens_per_sample: int = field(default=512, metadata={"help": "tokens a sample"})
     sample_break_mode: SAMPLE_BREAK_MODE_CHOICES = field(
         default="none",
         metadata={
-            "help": "none fills every sample; complete ends samples with a sentence, complete_doc with a document too "
-            "(an empty line ends one)"
+            "help": "none: every sample is full; complete: samples end with a sentence; complete_doc: also with a "
+            "document, which an empty line ends"
         },
     )
-    span_block: int = field(default=64, metadata={"help": "one span is hidden in every block of so many tokens"})
-    span_ratio: str = field(default="0.15", metadata={"help": "the part of a block that its span hides, rounded down"})
+    span_block: int = field(default=64, metadata={"help": "one span is masked in every block of this many tokens"})
+    span_ratio: str = field(default="0.15", metadata={"help": "the masked part of a block, rounded down to tokens"})
     mask_symbol: Optional[str] = field(
         default=None,
-        metadata={"help": "symbol of the dictionary that hides a token (default: [MASK] of BERT's, else <mask>)"},
+        metadata={
+            "help": "symbol of the dictionary that replaces a masked token (default: [MASK] of BERT's, else <mask>)"
+        },
     )
     dataset_impl: Optional[str] = II("dataset.dataset_impl")
     train_subset: str = II("dataset.train_subset")
@@ -45,11 +49,10 @@ class BangPretrainingConfig(NarTaskConfig):
 
 @register_task("bang_pretraining", dataclass=BangPretrainingConfig)
 class BangPretrainingTask(NarTask):
-    """Samples of running text with one hidden span a block, of any dictionary; BERT's keeps its ids and its ``[MASK]``.
+    """Samples of running text with one masked span a block. BERT's dictionary keeps its ids and its ``[MASK]``.
 
     Spans are a function of (seed, epoch, sample), in validation of (seed, sample); batches of (seed, epoch). The
-    vocabulary is the one that ``nar_translation`` makes of the same dictionary, so that a model fine-tunes without any
-    change to it.
+    vocabulary is that of ``nar_translation`` with the same dictionary, so a model fine-tunes unchanged.
     """
 
     serves_foreign_models = False
@@ -70,7 +73,7 @@ class BangPretrainingTask(NarTask):
 
     @classmethod
     def setup_task(cls, cfg, **kwargs):
-        """Load the dictionary; refuse what cannot be honoured before anything else is read."""
+        """Load the dictionary; raise for wrong options before any data are read."""
         check_options(cfg)
         folder = splits.folder_of(cfg.data)
         splits.check_folder(folder, "fairseq-preprocess --only-source")
@@ -79,7 +82,7 @@ class BangPretrainingTask(NarTask):
     source_dictionary = target_dictionary = property(lambda self: self.dictionary)
 
     def load_dataset(self, split, epoch=1, combine=False, **kwargs):
-        """Cut a split into samples; raise, naming what is wrong, when its files or its tokens make no sense."""
+        """Cut a split into samples; raise for missing files or wrong tokens."""
         training = split == self.cfg.train_subset
         stem = os.path.join(splits.folder_of(self.cfg.data, epoch if training else 1), split)
         checks.check_text(stem, split, self.cfg.dataset_impl)
@@ -120,7 +123,7 @@ class BangPretrainingTask(NarTask):
         return model
 
     def max_positions(self):
-        """None: the model's positions are the limit, on either side."""
+        """None: the limit is the model's positions."""
         return None
 
     def build_generator(self, models, args, *unused, **kwargs):
@@ -131,7 +134,7 @@ class BangPretrainingTask(NarTask):
 
 
 def check_options(cfg) -> None:
-    """Raise when an option cannot be honoured, or is out of range."""
+    """Raise for an option that is not served or out of range."""
     if str(cfg.sample_break_mode) == "eos":
         raise ValueError(
             "--sample-break-mode eos does not work with numpy 2 (fairseq's TokenBlockDataset needs np.compat), and "

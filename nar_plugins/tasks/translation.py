@@ -1,9 +1,9 @@
-"""The task of parallel text, for every model of this package and for fairseq's own ``transformer`` beside them."""
+"""The task of parallel text, for every model of this package and for fairseq's own ``transformer``."""
 
 import json
 import logging
 from argparse import Namespace
-from dataclasses import dataclass, field, make_dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import List, Optional
 
@@ -16,49 +16,49 @@ from sacrebleu.metrics import BLEU
 
 from nar_plugins.checkpoint_io.roles import check_teacher
 from nar_plugins.checkpoint_io.teachers import load_drafter, load_teacher
+from nar_plugins.compat.commands import at_end_of_command
 from nar_plugins.data import bleu, checks, reserved, splits
-from nar_plugins.data.dictionary import add_mask, knows_mask, unreadable_symbols
+from nar_plugins.data.dictionary import add_mask, unreadable_symbols
 from nar_plugins.data.fertility import FertilityDataset, fertility_path
 from nar_plugins.data.inference import InferenceDataset, select_sentences
 from nar_plugins.generators import registry
-from nar_plugins.generators.beam import BeamGenerator
 from nar_plugins.generators.hypothesis import empty_hypothesis
-from nar_plugins.generators.left_to_right.bang import served_by
+from nar_plugins.generators.option_values import check_json, check_values, with_new_names
+from nar_plugins.generators.options import INTERACTIVE, generation_options, refuse, refuse_foreign, refuse_options
 from nar_plugins.models.flags import flag
 from nar_plugins.tasks.base import NarTask, NarTaskConfig
 
 logger = logging.getLogger(__name__)
 
-BOUNDS = {"max_len_a": 2, "max_len_b": 20}  # of outputs in validation, in source tokens and besides
+BOUNDS = {"max_len_a": 2, "max_len_b": 20}  # output lengths in validation
 
 
 @dataclass
 class NarTranslationBase(NarTaskConfig, TranslationConfig):
     generator: str = field(
-        default="auto", metadata={"help": "decoding loop; auto: the checkpoint's own (beam: fairseq's search)"}
+        default="auto",
+        metadata={"help": "the generator; auto: the first that the checkpoint's model names; beam: fairseq's search"},
     )
     eval_bleu_tokenize: Optional[ChoiceEnum(bleu.TOKENIZERS)] = field(
         default=None,
         metadata={
             "help": "sacreBLEU's tokeniser for --eval-bleu; unset: zh, ja-mecab, ko-mecab or char where the target "
-            "language needs one, else 13a, which needs blanks between words"
+            "language needs it, else 13a, which needs blanks between words"
         },
     )
 
 
 # every generator's options become flags of fairseq-train, -generate and -interactive
-NarTranslationConfig = make_dataclass(
-    "NarTranslationConfig", [], bases=(NarTranslationBase, *registry.config_classes())
-)
+NarTranslationConfig = registry.with_generator_options(NarTranslationBase)
 
 
 @register_task("nar_translation", dataclass=NarTranslationConfig)
 class NarTranslationTask(NarTask, TranslationTask):
-    """Translation with fairseq's data and these conventions.
+    """Translation with fairseq's data, under these conventions.
 
-    Both sides are ``w .. </s>``, padded on the right whatever the command line says; ``<mask>`` ends both dictionaries;
-    validation, generation and interactive translation keep every sentence; noise is a function of (seed, update,
-    sentence) and batches of (seed, epoch), so that a resumed run continues as if it had never stopped.
+    Both sides are ``w .. </s>``, always padded on the right. ``<mask>`` is the last symbol of both dictionaries.
+    Validation, generation and interactive translation keep every sentence. Noise is a function of (seed, update,
+    sentence) and batches of (seed, epoch), so a resumed run continues exactly like an uninterrupted one.
     """
 
     def __init__(self, cfg, src_dict, tgt_dict):
@@ -68,11 +68,17 @@ class NarTranslationTask(NarTask, TranslationTask):
         self.mask_index = add_mask(tgt_dict)
         self.needs_fertilities = False  # the model's, set when it is built
         self.bleu = validation_bleu(cfg)
-        self.first_references: Optional[List[str]] = []  # of the validation, until they were looked at
+        self.first_references: Optional[List[str]] = []  # of the validation, until they are checked for blanks
         self.parallel = False  # whether a model is parallel, set when it is built
-        self.for_validation = False  # whether the generator that is being built is that of --eval-bleu
-        self.companions = []  # the models that a generator reads a source with besides those that decode it
+        self.for_validation = False  # whether build_generator is called for --eval-bleu
+        self.source_readers = []  # models besides the decoding ones that read the source: rescorer, drafter
         self.lines_read = 0  # by fairseq-interactive
+
+    @classmethod
+    def add_args(cls, parser):
+        """The flags of the task and of all generators registered so far."""
+        registry.extend_tasks()
+        super().add_args(parser)
 
     @classmethod
     def setup_task(cls, cfg, **kwargs):
@@ -85,7 +91,7 @@ class NarTranslationTask(NarTask, TranslationTask):
     # -- data ----------------------------------------------------------------------------------------------------------
 
     def load_dataset(self, split, epoch=1, combine=False, **kwargs):
-        """Load a split; raise, naming what is wrong, when its files or its tokens make no sense."""
+        """Load a split; raise for missing files or wrong tokens."""
         source, target = self.cfg.source_lang, self.cfg.target_lang
         folder = splits.folder_of(self.cfg.data, epoch if split == self.cfg.train_subset else 1)
         checks.check_files(folder, split, source, target, self.cfg.dataset_impl)
@@ -119,9 +125,7 @@ class NarTranslationTask(NarTask, TranslationTask):
                 logger.warning(f"{error}; only a loss needs them")  # generation does not
 
     def fertility_files(self, folder: str, split: str, combine: bool) -> List[Path]:
-        """The fertilities of a split and, where fairseq combines it with split1, split2 ..., of those, in fairseq's
-        order.
-        """
+        """The fertility files of a split and of those that fairseq combines with it, split1 and so on, in its order."""
         source, target = self.cfg.source_lang, self.cfg.target_lang
         names = [split]
         if combine:
@@ -144,54 +148,51 @@ class NarTranslationTask(NarTask, TranslationTask):
         )
 
     def get_batch_iterator(self, dataset, *args, **kwargs):
-        """fairseq's batches; of lines to translate, those that are too long are cut or marked (``InferenceDataset``).
+        """fairseq's batches; an ``InferenceDataset`` cuts or marks sources that are too long.
 
         Raises:
             ValueError: a sentence of a data set is longer than ``--max-tokens``.
         """
-        positions, most = kwargs.get("max_positions"), kwargs.get("max_tokens")
+        positions, max_tokens = kwargs.get("max_positions"), kwargs.get("max_tokens")
         skip = kwargs.get("ignore_invalid_inputs", False)
         if isinstance(dataset, InferenceDataset):
-            hub = kwargs.get(
-                "disable_iterator_cache", False
-            )  # fairseq's hub is given lists; interactive reads on in one input
-            sources = [model.max_positions()[0] for model in self.companions] + [positions[0]] * (positions is not None)
-            dataset.bound(
-                min(sources, default=None), most, self.cfg.truncate_source, skip, 0 if hub else self.lines_read
-            )
+            hub = kwargs.get("disable_iterator_cache", False)  # whose lines are a list; interactive's are one stream
+            limits = [model.max_positions()[0] for model in self.source_readers]
+            limits += [positions[0]] * (positions is not None)
+            first_line = 0 if hub else self.lines_read
+            dataset.bound(min(limits, default=None), max_tokens, self.cfg.truncate_source, skip, first_line)
             self.lines_read += len(dataset)
         try:
             return super().get_batch_iterator(dataset, *args, **kwargs)
         except (AssertionError, IndexError) as error:
-            if (
-                most is not None
-            ):  # fairseq counts --max-tokens among the positions in training: of none left, an IndexError
+            # in training --max-tokens limits fairseq's positions: an IndexError where no sentence is left
+            if max_tokens is not None:
                 checks.check_batch_size(
-                    dataset, most, positions if skip and isinstance(error, AssertionError) else None
+                    dataset, max_tokens, positions if skip and isinstance(error, AssertionError) else None
                 )
             raise
 
     def inference_step(self, generator, models, sample, prefix_tokens=None, constraints=None):
-        """fairseq's hypotheses; empty ones where an ``InferenceDataset`` says that the source is too long."""
+        """fairseq's hypotheses; empty ones for sources that ``InferenceDataset`` marks as too long."""
         if "id" not in sample:  # only fairseq-interactive's batches have none
-            registry.refuse_interactive(generator.options)
-        wanted = sample["net_input"]["src_lengths"].gt(0)
-        if bool(wanted.all()):
+            refuse(INTERACTIVE, "any", generator.options)
+        readable = sample["net_input"]["src_lengths"].gt(0)
+        if bool(readable.all()):
             return super().inference_step(generator, models, sample, prefix_tokens, constraints)
-        rows, found = wanted.nonzero().squeeze(1), iter(())
-        if len(rows):
-            given = (None if one is None else one[rows] for one in (prefix_tokens, constraints))
-            found = iter(super().inference_step(generator, models, select_sentences(sample, rows), *given))
+        sentences, hypotheses = readable.nonzero().squeeze(1), iter(())
+        if len(sentences):
+            forced = (None if tensor is None else tensor[sentences] for tensor in (prefix_tokens, constraints))
+            hypotheses = iter(super().inference_step(generator, models, select_sentences(sample, sentences), *forced))
         eos = self.target_dictionary.eos()
-        return [next(found) if real else [empty_hypothesis(eos)] for real in wanted.tolist()]
+        return [next(hypotheses) if decoded else [empty_hypothesis(eos)] for decoded in readable.tolist()]
 
     # -- models and generators -----------------------------------------------------------------------------------------
 
     def build_model(self, cfg, from_checkpoint=False):
-        """The model; it says whether its loss needs fertilities and how it reads a text."""
+        """The model; it sets ``needs_fertilities`` and ``parallel`` of the task."""
         if self.cfg.eval_bleu:
             for name in ("eval_bleu_args", "eval_bleu_detok_args"):
-                registry.check_json(name, getattr(self.cfg, name))
+                check_json(name, getattr(self.cfg, name))
         self.for_validation = True  # fairseq builds no other generator here
         model = super().build_model(cfg, from_checkpoint)
         self.for_validation = False
@@ -200,7 +201,7 @@ class NarTranslationTask(NarTask, TranslationTask):
         return model
 
     def build_generator(self, models, args, seq_gen_cls=None, extra_gen_cls_kwargs=None, prefix_allowed_tokens_fn=None):
-        """The generator that ``--generator`` names, or ``auto``'s choice for these models.
+        """The generator of ``--generator``; for ``auto``, the default of these models.
 
         Args:
             models: one or an ensemble.
@@ -213,31 +214,31 @@ class NarTranslationTask(NarTask, TranslationTask):
         config = self.generator_config(args)
         models, rescorer = self.rescorer(list(models), config, args)
         name = registry.resolve(config.generator, models, getattr(args, "beam", 5))
-        registry.refuse_foreign(config, name)
+        refuse_foreign(config, name)
         if self.for_validation:
             config, args = self.validation_defaults(name, models, config, args)
-        if name == "bang":
-            name = served_by(config)
+        name, config = registry.GENERATORS[name].served_by(config)
+        options, extra = generation_options(args), {}
         if name == "beam":
-            if getattr(args, "temperature", 1) <= 0:  # an assertion in fairseq
-                raise ValueError(f"--temperature {args.temperature}: choose a number above 0")
-            generator = super().build_generator(
+            refuse_options(name, options, config)  # before fairseq's assertions
+            extra["search"] = super().build_generator(
                 models, args, seq_gen_cls, extra_gen_cls_kwargs, prefix_allowed_tokens_fn
             )
-            known = knows_mask(self.target_dictionary) and not any(map(registry.is_parallel, models))
-            return BeamGenerator(generator, models, None if known else self.mask_index, config.decode_dtype, args)
-        if prefix_allowed_tokens_fn is not None:
-            raise ValueError(f"prefix_allowed_tokens_fn cannot be honoured by --generator {name}: leave it out")
-        options = registry.generation_options(args)
-        others = {"rescorer": rescorer}
-        if config.drafter_path:
-            others["drafter"] = load_drafter(config.drafter_path, self)
-        self.companions = [model for model in others.values() if model is not None]
-        return registry.GENERATORS[name](models, self.target_dictionary, config, options, self.mask_index, **others)
+        else:
+            if prefix_allowed_tokens_fn is not None:
+                raise ValueError(f"prefix_allowed_tokens_fn cannot be honoured by --generator {name}: leave it out")
+            extra["rescorer"] = rescorer
+            if config.drafter_path:
+                extra["drafter"] = load_drafter(config.drafter_path, self)
+            self.source_readers = [model for model in extra.values() if model is not None]
+        cls = registry.GENERATORS[name]
+        generator = cls(models, self.target_dictionary, config, options, self.mask_index, **extra)
+        at_end_of_command(generator.report)
+        return generator
 
     def rescorer(self, models: list, config: Namespace, args) -> tuple:
-        """The models that decode, and the AR model that chooses: ``--rescorer``'s, or the last of ``--path a.pt:ar.pt``
-        with fairseq's ``--iter-decode-with-external-reranker``; None without either."""
+        """The models that decode, and the AR model that rescores, or None: ``--rescorer``'s, or the last of
+        ``--path a.pt:ar.pt`` with fairseq's ``--iter-decode-with-external-reranker``."""
         if getattr(args, "iter_decode_with_external_reranker", False):
             if len(models) < 2 or config.rescorer:
                 raise ValueError(
@@ -249,12 +250,10 @@ class NarTranslationTask(NarTask, TranslationTask):
         return models, load_teacher(config.rescorer, self, "rescorer") if config.rescorer else None
 
     def validation_defaults(self, name: str, models: list, config: Namespace, args: Namespace) -> tuple:
-        """The options of ``--eval-bleu``'s generator: of the config and of ``args``, with cheaper ones where the user
-        gave none.
+        """The options of ``--eval-bleu``'s generator, with cheaper defaults for those that the user did not give.
 
-        An untrained length head takes any length, and what decodes left to right does not find its end, so outputs are
-        bounded by the source's length; and every validation costs what decoding costs. Options that have their default
-        are taken for not given.
+        An untrained length head predicts any length, and an untrained left-to-right model does not stop, so outputs are
+        bounded by the source's length. Options that have their default value count as not given.
         """
         given = vars(args)
         quick = {
@@ -264,13 +263,14 @@ class NarTranslationTask(NarTask, TranslationTask):
         }
         bounds = (
             {}
-            if {"max_len_a", "max_len_b"} & given.keys() or any(getattr(m.args, "ctc", False) for m in models)
+            if {"max_len_a", "max_len_b"} & given.keys() or any(getattr(m, "blank", None) is not None for m in models)
             else BOUNDS
         )
         if quick or bounds:
-            said = json.dumps({**quick, **bounds})
+            chosen = json.dumps({**quick, **bounds})
             logger.info(
-                f"--eval-bleu decodes by {name} with {said}: --eval-bleu-args changes it, fairseq-generate does without"
+                f"--eval-bleu decodes by {name} with {chosen}: --eval-bleu-args changes it, "
+                "fairseq-generate does without"
             )
         return Namespace(**{**vars(config), **quick}), Namespace(**{**bounds, **given})
 
@@ -278,45 +278,47 @@ class NarTranslationTask(NarTask, TranslationTask):
         """This package's generator options: the task's flags, overridden by those in ``args``.
 
         Raises:
-            ValueError: no generator has an option of that name, or the option does not have that value.
+            ValueError: no generator has an option of that name, its value has a wrong type, or it is given by its old
+                and by its new name.
         """
-        given = dict(args.items()) if hasattr(args, "items") else vars(args)
-        ours = registry.option_names() | {"generator"}
-        unknown = given.keys() - ours - set(GenerationConfig.__dataclass_fields__)
+        where = "--eval-bleu-args: " if isinstance(args, Namespace) else ""
+        given = with_new_names(dict(args.items()) if hasattr(args, "items") else vars(args), where)
+        defaults = {name: registry.default_of(name) for name in registry.option_names()}
+        unknown = given.keys() - defaults.keys() - {"generator"} - set(GenerationConfig.__dataclass_fields__)
         if unknown:
-            where = "--eval-bleu-args: " if isinstance(args, Namespace) else ""
             raise ValueError(f"{where}no generator has an option '{sorted(unknown)[0]}'")
-        registry.check_values(given, "--eval-bleu-args: " if isinstance(args, Namespace) else "")
-        config = Namespace(**{name: given.get(name, getattr(self.cfg, name)) for name in ours})
+        check_values(given, where)
+        flags = {name: getattr(self.cfg, name) for name in defaults}
+        flags = with_new_names({name: value for name, value in flags.items() if value != defaults[name]})
+        config = {"generator": self.cfg.generator, **defaults, **flags}
+        config = Namespace(**{name: given.get(name, value) for name, value in config.items()})
         for name, value in vars(config).items():
-            if isinstance(value, float) and value != value:  # which is neither below nor above any bound
+            if isinstance(value, float) and value != value:  # NaN passes every bound
                 raise ValueError(f"{flag(name)} {value}: give a number")
         return config
 
     # -- validation ----------------------------------------------------------------------------------------------------
 
     def _inference_with_bleu(self, generator, sample, model):
-        """BLEU's counts of a batch; fairseq's method of this name has the tokenisers 13a and none only."""
-        hypotheses = self.inference_step(generator, [model], sample, prefix_tokens=None)
-        said = [self.scored_text(best[0]["tokens"], bleu.UNKNOWN_IN_HYPOTHESIS) for best in hypotheses]
-        targets = (utils.strip_pad(row, self.tgt_dict.pad()) for row in sample["target"])
+        """BLEU's counts of a batch; fairseq's method of this name has only the tokenisers 13a and none."""
+        nbest_lists = self.inference_step(generator, [model], sample, prefix_tokens=None)
+        hypotheses = [self.scored_text(nbest[0]["tokens"], bleu.UNKNOWN_IN_HYPOTHESIS) for nbest in nbest_lists]
+        targets = (utils.strip_pad(target, self.tgt_dict.pad()) for target in sample["target"])
         references = [self.scored_text(target, bleu.UNKNOWN_IN_REFERENCE) for target in targets]
         if self.cfg.eval_bleu_print_samples:
-            logger.info(f"example hypothesis: {said[0].replace(bleu.UNKNOWN_IN_HYPOTHESIS, self.tgt_dict.unk_word)}")
-            logger.info(
-                f"example reference: {references[0].replace(bleu.UNKNOWN_IN_REFERENCE, self.tgt_dict.unk_word)}"
-            )
+            unk = self.tgt_dict.unk_word
+            logger.info(f"example hypothesis: {hypotheses[0].replace(bleu.UNKNOWN_IN_HYPOTHESIS, unk)}")
+            logger.info(f"example reference: {references[0].replace(bleu.UNKNOWN_IN_REFERENCE, unk)}")
         if self.first_references is not None:
             self.first_references += references
-            if (
-                len(self.first_references) >= 100
-            ):  # the first batches hold the shortest sentences, which may be single words
+            # the first batches have the shortest sentences, which may be single words
+            if len(self.first_references) >= 100:
                 bleu.warn_of_no_blanks(self.bleu, self.first_references, "--eval-bleu-tokenize")
                 self.first_references = None
-        return self.bleu.corpus_score(said, [references])
+        return self.bleu.corpus_score(hypotheses, [references])
 
     def scored_text(self, tokens, unknown: str) -> str:
-        """Tokens as text that is scored, by ``--eval-bleu-remove-bpe`` and ``--eval-bleu-detok``."""
+        """The text that BLEU scores, by ``--eval-bleu-remove-bpe`` and ``--eval-bleu-detok``."""
         text = self.tgt_dict.string(tokens.int().cpu(), self.cfg.eval_bleu_remove_bpe, unk_string=unknown)
         return self.tokenizer.decode(text) if self.tokenizer else text
 
@@ -333,10 +335,10 @@ class NarTranslationTask(NarTask, TranslationTask):
 
 
 def validation_bleu(cfg) -> Optional[BLEU]:
-    """The metric of ``--eval-bleu``, None without; its tokeniser is said.
+    """The metric of ``--eval-bleu``, or None; its tokeniser is logged.
 
     Raises:
-        ValueError: two flags choose the tokeniser, it is not there, or nothing would use it.
+        ValueError: two flags choose the tokeniser, it is not installed, or --eval-bleu is missing.
     """
     tokenizer, flag = cfg.eval_bleu_tokenize, "--eval-bleu-tokenize"
     if tokenizer and not cfg.eval_bleu:

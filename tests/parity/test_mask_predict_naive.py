@@ -6,21 +6,24 @@ import pytest
 import torch
 from conftest import mask_predict, random_model, source_batch
 
+from nar_plugins.models.contract import Canvas
+
 LENGTHS = [2, 3, 5, 9, 17, 33, 60]  # of the targets, one sentence each
 SOURCES = [2, 4, 3, 12, 9, 30, 25]
 
 
 def naive(model, source, length, passes, banned):
     """One sentence, one length, no cache: (tokens, their probabilities). A.2.3 of the specification, line by line."""
-    out = model.encode(source[None])
-    memory = model.decoder.memory(out)
+    memory = model.encode(source[None])
     y, p = [model.mask] * length, [0.0] * length
     for t in range(passes):
         count = length if t == 0 else max(1, length * (passes - t) // passes)
         chosen = sorted(range(length), key=lambda i: p[i])[:count] if t else range(length)
         for i in chosen:
             y[i] = model.mask
-        probabilities = model.predict(torch.tensor([y], device=source.device), memory)[0].softmax(-1)
+        probabilities = model.project(model.decode(Canvas(torch.tensor([y], device=source.device), None), memory))[
+            0
+        ].softmax(-1)
         allowed = probabilities.clone()
         allowed[:, banned] = -1
         for i in chosen:
@@ -168,7 +171,7 @@ def test_an_ensemble_averages_probabilities(model):
         blank = torch.full((1, n), task.mask_index, device=device)
         mean = (
             sum(
-                m.predict(blank, m.decoder.memory(m.encode(source[b : b + 1, : 4 + 2 * b]))).softmax(-1)[0]
+                m.project(m.decode(Canvas(blank, None), m.encode(source[b : b + 1, : 4 + 2 * b]))).softmax(-1)[0]
                 for m in (model, other)
             )
             / 2

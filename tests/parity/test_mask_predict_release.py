@@ -9,7 +9,9 @@ from conftest import FIXTURES, hypotheses, mask_predict, run
 from fairseq import checkpoint_utils, tasks
 
 from nar_plugins.cli import convert
-from nar_plugins.data.canvas import gold_lengths, remask_count
+from nar_plugins.generators.canvas.lengths import gold_lengths
+from nar_plugins.generators.canvas.schedule import remask_count
+from nar_plugins.models.contract import Canvas
 
 PASSES, BEAMS = (1, 2, 4, 10), (1, 3, 5)
 TOLERANCE = {torch.float64: (1e-10, 1e-10), torch.float32: (5e-5, 1e-4)}  # logits and states; sums of log-probabilities
@@ -73,17 +75,17 @@ def test_encoder_lengths_and_logits(model, release):
     model, _, dtype = model
     source = torch.tensor(release["src_tokens"])
     with torch.no_grad():
-        out = model.encode(source)
+        out, memory = model.encoder(source), model.encode(source)
         real = ~torch.tensor(release["encoder_padding_mask"])
         assert out["encoder_padding_mask"][0].equal(~real)
         close(out["encoder_out"][0].transpose(0, 1)[real], release["encoder_out"][real.numpy()], dtype)
-        lprobs = model.length_lprobs(out)
+        lprobs = model.length_lprobs(memory)
         assert lprobs[:, 0].eq(-float("inf")).all()
         close(lprobs[:, 1:], release["length_lprobs"][:, 1:], dtype)
         for name in ("dec", "decpad"):
             tokens = torch.tensor(release[f"{name}.prev_output_tokens"])
             padding = tokens.eq(model.pad)
-            logits = model.predict(tokens, model.decoder.memory(out), padding)
+            logits = model.project(model.decode(Canvas(tokens, padding), memory))
             close(logits[~padding], release[f"{name}.logits"][~padding.numpy()], dtype)
 
 

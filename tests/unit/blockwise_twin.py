@@ -14,7 +14,7 @@ from nar_plugins.data.noise import uniform
 from nar_plugins.generators.beam import BeamGenerator
 from nar_plugins.generators.left_to_right.blockwise import BlockwiseConfig, BlockwiseGenerator
 from nar_plugins.generators.left_to_right.drafters.base import Drafter, Drafts
-from nar_plugins.generators.registry import generation_options
+from nar_plugins.generators.options import generation_options
 
 PAD, EOS, UNK, MASK, WORDS = 1, 2, 3, 24, 20
 
@@ -71,6 +71,12 @@ def blockwise(models, task, oracle=None, drafts_from=None, **settings) -> Blockw
     return made
 
 
+def beam(search, models, dictionary) -> BeamGenerator:
+    """fairseq's ``search`` without ``<mask>``."""
+    config, options = SimpleNamespace(decode_dtype="float32"), generation_options(SimpleNamespace())
+    return BeamGenerator(models, dictionary, config, options, MASK, search)
+
+
 def sample_of(source) -> dict:
     """fairseq's batch."""
     return {"net_input": {"src_tokens": source, "src_lengths": source.ne(PAD).sum(1)}}
@@ -84,7 +90,7 @@ def greedy(models, task, source, prefix=None, **settings):
     search = SequenceGenerator(
         models, task.target_dictionary, beam_size=1, normalize_scores=not settings.get("unnormalized"), **options
     )
-    found = BeamGenerator(search, models, MASK).generate(models, sample_of(source), prefix_tokens=prefix)
+    found = beam(search, models, task.target_dictionary).generate(models, sample_of(source), prefix_tokens=prefix)
     return [hypos[0] for hypos in found]
 
 
@@ -97,7 +103,7 @@ class Oracle(Drafter):
         junk: wrong drafts are this token instead of a neighbour of the right one.
     """
 
-    most = 100
+    max_draft_tokens = 100
 
     def __init__(self, texts, wrong, junk=None):
         self.table = torch.nn.utils.rnn.pad_sequence(list(texts), batch_first=True, padding_value=UNK)
@@ -109,7 +115,7 @@ class Oracle(Drafter):
 
     def draft(self, verified, count, state):
         after = verified.lengths.unsqueeze(1) + torch.arange(count)
-        return Drafts(self.table[verified.rows].gather(1, after.clamp(max=self.table.size(1) - 1)))
+        return Drafts(self.table[verified.sentences].gather(1, after.clamp(max=self.table.size(1) - 1)))
 
 
 def expected_calls(text, drafts, block, limit):

@@ -11,7 +11,8 @@ from test_bang_generator import LIMIT, SOURCE, random_bang, settings_of
 
 from nar_plugins.data.dictionary import BertDictionary
 from nar_plugins.generators import registry
-from nar_plugins.generators.left_to_right.bang import BangConfig, BangGenerator, ParallelBangGenerator, report
+from nar_plugins.generators.left_to_right.bang import BangConfig, BangGenerator, ParallelBangGenerator
+from nar_plugins.generators.options import generation_options
 
 BOS, EMPTY = 0, 4  # the row of SOURCE that is </s> only
 POLICIES = [
@@ -19,7 +20,7 @@ POLICIES = [
     dict(bang_policy="block", bang_block=3),
     dict(bang_policy="prefix", bang_prefix=2),
     dict(bang_policy="adaptive", bang_tau=0.2),
-    dict(bang_policy="cascade", bang_theta=-0.1, bang_tau=0.3),
+    dict(bang_policy="cascade", bang_min_score=-0.1, bang_tau=0.3),
 ]
 
 
@@ -30,7 +31,7 @@ def made():
 
 def generator(one, task, kind=ParallelBangGenerator, **settings):
     config = settings_of(BangConfig, settings)
-    options = registry.generation_options(Namespace(**{"beam": 1, "max_len_b": LIMIT, **settings}))
+    options = generation_options(Namespace(**{"beam": 1, "max_len_b": LIMIT, **settings}))
     return kind([one], task.target_dictionary, config, options, MASK)
 
 
@@ -59,13 +60,13 @@ def test_the_start_symbol_is_never_said(made, settings):
     rule, tokens, scores = generator(*made, **settings).policy, [], []
     while not tokens or tokens[-1] != EOS:
         n = rule.masks(len(tokens), LIMIT + 1 - len(tokens))
-        x = one.decoder.block(
+        x = one.decoder.decode_step(
             torch.tensor([[EOS, *tokens]]),
             torch.tensor([0]),
             one.decoder.start(encoded),
             n,
             torch.tensor([[len(tokens)]]),
-            sees_start=rule.sees_start,
+            sees_bos=rule.sees_start,
         )
         logits = one.decoder.output_layer(x[0, 0])
         logits[:, MASK] = -math.inf
@@ -95,7 +96,7 @@ def test_an_empty_source_has_an_empty_translation_and_touches_no_other(made, set
     rows = torch.tensor([row for row in range(6) if row != EMPTY])
     for hypo, row in zip(decode(generator(*made, **settings), SOURCE[rows]), rows.tolist()):
         assert hypo["tokens"].equal(found[row]["tokens"]) and hypo["accepted"] == found[row]["accepted"]
-    assert gen.statistics["sentences"] == 6
+    assert gen.statistics.sentences == 6
 
 
 def test_empty_sources_alone(made, caplog):
@@ -103,7 +104,7 @@ def test_empty_sources_alone(made, caplog):
     source = torch.tensor([[EOS, PAD, PAD], [EOS, PAD, PAD]])
     assert [hypo["tokens"].tolist() for hypo in decode(gen, source)] == [[EOS], [EOS]]
     with caplog.at_level("INFO"):
-        report(gen.statistics)
+        gen.report()
     assert "wasted" not in caplog.text
 
 
@@ -129,7 +130,7 @@ def test_the_release_drops_words_that_read_alike_whatever_their_pieces(tmp_path,
     (tmp_path / "dict.txt").write_text("".join(f"{name} 1\n" for name in NAMES))
     words = BertDictionary.load(str(tmp_path / "dict.txt"))
     config = settings_of(BangConfig, {"bang_policy": "nar", "bang_release_output": True})
-    gen = ParallelBangGenerator([made[0]], words, config, registry.generation_options(Namespace(beam=1)), 4)
+    gen = ParallelBangGenerator([made[0]], words, config, generation_options(Namespace(beam=1)), 4)
     rng, differs = random.Random(3), 0
     for text in [
         "a ##b ab [SEP]",

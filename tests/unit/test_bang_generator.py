@@ -8,16 +8,16 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from blockwise_twin import EOS, MASK, PAD, WORDS, sample_of
+from blockwise_twin import EOS, MASK, PAD, WORDS, beam, sample_of
 from conftest import source_batch
 from fairseq.sequence_generator import SequenceGenerator
 from tiny import model
 
-from nar_plugins.generators.beam import BeamGenerator
-from nar_plugins.generators.left_to_right.bang import BangConfig, BangGenerator, report, served_by
+from nar_plugins.generators.left_to_right.bang import BangConfig, BangGenerator
 from nar_plugins.generators.left_to_right.blockwise import BlockwiseConfig, BlockwiseGenerator
-from nar_plugins.generators.left_to_right.drafters.masks import RowDrafter
-from nar_plugins.generators.registry import generation_options, resolve
+from nar_plugins.generators.left_to_right.drafters.masks import MaskDrafter
+from nar_plugins.generators.options import generation_options
+from nar_plugins.generators.registry import resolve
 
 SOURCE = source_batch([5, 9, 2, 7, 1, 12], WORDS)
 LIMIT = 14
@@ -58,7 +58,7 @@ def decode(models, task, policy="adaptive", source=SOURCE, **settings):
 
 def greedy(models, task, source=SOURCE, **settings):
     search = SequenceGenerator(models, task.target_dictionary, beam_size=1, max_len_b=LIMIT, **settings)
-    return [hypos[0] for hypos in BeamGenerator(search, models, MASK).generate(models, sample_of(source))]
+    return [hypos[0] for hypos in beam(search, models, task.target_dictionary).generate(models, sample_of(source))]
 
 
 def texts(hypos):
@@ -95,7 +95,7 @@ def test_the_random_model_is_worth_testing_with(made):
         dict(policy="adaptive", bang_tau=1.5),
         dict(policy="adaptive", bang_block=1),
         dict(policy="prefix", bang_prefix=LIMIT + 1),
-        dict(policy="cascade", bang_theta=0.0, bang_tau=1.5),
+        dict(policy="cascade", bang_min_score=0.0, bang_tau=1.5),
     ],
 )
 def test_one_token_a_pass_is_greedy_search(settings, flags):
@@ -114,7 +114,7 @@ def test_everything_at_once(flags):
     for settings in (
         dict(policy="prefix", bang_prefix=0),
         dict(policy="block", bang_block=LIMIT + 1),
-        dict(policy="cascade", bang_theta=-1e9),
+        dict(policy="cascade", bang_min_score=-1e9),
     ):
         found = decode([one], task, **settings)
         if settings["policy"] != "cascade":
@@ -157,13 +157,13 @@ def naive(one, task, source, policy, **settings):
     while not tokens or tokens[-1] != EOS:
         n = rule.masks(len(tokens), LIMIT + 1 - len(tokens))
         given = torch.tensor([[EOS, *tokens]])
-        x = one.decoder.block(
+        x = one.decoder.decode_step(
             given,
             torch.tensor([0]),
             one.decoder.start(encoded),
             n,
             torch.tensor([[len(tokens)]]),
-            sees_start=rule.sees_start,
+            sees_bos=rule.sees_start,
         )
         logits = one.decoder.output_layer(x[0, 0])
         logits[:, MASK] = -math.inf
@@ -221,11 +221,11 @@ def test_verify_says_what_greedy_search_says(block, flags):
     options = generation_options(Namespace(beam=1, max_len_b=LIMIT))
     for source in (SOURCE, SOURCE[:1]):
         gen = BlockwiseGenerator([one], task.target_dictionary, config, options, MASK)
-        assert isinstance(gen.drafter, RowDrafter)
+        assert isinstance(gen.drafter, MaskDrafter)
         found = [hypos[0] for hypos in gen.generate([one], sample_of(source))]
         same(found, greedy([one], task, source))
         assert all(hypo["steps"] <= len(hypo["tokens"]) for hypo in found)
-        tokens, masks = gen.statistics["tokens"], gen.statistics["masks"]
+        tokens, masks = gen.statistics.tokens, gen.statistics.mask_positions
         assert tokens == sum(len(hypo["tokens"]) for hypo in found) and (
             masks == tokens if block == 1 else masks > tokens
         )
@@ -241,13 +241,13 @@ def test_verify_drafts_what_the_masks_say(made):
         generation_options(Namespace(beam=1, max_len_b=LIMIT)),
         MASK,
     )
-    batch = gen.start(SOURCE, [one.encoder.forward_torchscript(sample_of(SOURCE)["net_input"])], None, EOS)
-    from nar_plugins.generators.left_to_right.drafters.length_policy import BlockSize
-
-    gen.step(batch, None, BlockSize(gen.drafter, 3, "cpu"))
+    calls = []
+    gen.observer = calls.append
+    gen.generate([one], sample_of(SOURCE))
     wanted = decode([one], task, "block", bang_block=3)
-    live = batch.rows.tolist()
-    assert [row[1:3] for row in texts(wanted)][0] == batch.drafts[live.index(0)].tolist()
+    second = calls[1]
+    live = second.active.tolist()
+    assert [row[1:3] for row in texts(wanted)][0] == second.proposed[live.index(0)].tolist()
 
 
 # -- options and output
@@ -267,7 +267,7 @@ def test_auto_is_bang_and_others_are_served():
         (dict(bang_block=0), "--bang-block 0"),
         (dict(bang_prefix=-1), "--bang-prefix -1"),
         (dict(bang_tau=-0.1), "--bang-tau -0.1"),
-        (dict(bang_theta=0.5), "--bang-theta 0.5"),
+        (dict(bang_min_score=0.5), "--bang-min-score 0.5"),
         (dict(bang_release_output=True, dedup="token"), "--bang-release-output"),
         (dict(sampling=True), "--sampling cannot be honoured by --generator bang"),
         (dict(temperature=0.0), "--temperature 0.0"),
@@ -299,14 +299,14 @@ def test_what_makes_no_sense_is_refused(made, settings, said):
 )
 def test_an_option_that_the_policy_does_not_read_is_refused(settings, said):
     with pytest.raises(ValueError, match=said):
-        served_by(settings_of(BangConfig, settings))
+        BangGenerator.served_by(settings_of(BangConfig, settings))
 
 
 def test_who_serves_a_policy():
     for policy, name in (("ar", "beam"), ("verify", "blockwise"), ("cascade", "bang")):
-        assert served_by(settings_of(BangConfig, {"bang_policy": policy})) == name
-    config = settings_of(BangConfig, {"bang_policy": "verify", "bang_block": 5})
-    assert served_by(config) == "blockwise" and config.verify_block == 5
+        assert BangGenerator.served_by(settings_of(BangConfig, {"bang_policy": policy}))[0] == name
+    name, config = BangGenerator.served_by(settings_of(BangConfig, {"bang_policy": "verify", "bang_block": 5}))
+    assert name == "blockwise" and config.verify_block == 5
 
 
 def test_output_of_the_release(made):
@@ -320,17 +320,17 @@ def test_history_statistics_and_report(made, caplog):
     for hypo in found:
         assert [len(past["tokens"]) for past in hypo["history"]][-1] == len(hypo["tokens"])
     with caplog.at_level("INFO"):
-        report(gen.statistics)
+        gen.report()
     tokens, passes = sum(len(h["tokens"]) for h in found), sum(h["steps"] for h in found)
     assert f"6 sentences, {passes / 6:.2f} passes and {tokens / 6:.2f} tokens a sentence" in caplog.text
-    assert f"{1 - tokens / gen.statistics['masks']:.1%} of the masks wasted" in caplog.text
+    assert f"{1 - tokens / gen.statistics.mask_positions:.1%} of the masks wasted" in caplog.text
 
 
 def test_cascade_decodes_the_doubtful_again(made):
     one_pass = decode(*made, "nar", unnormalized=False)
     means = sorted(float(hypo["positional_scores"].mean()) for hypo in one_pass)
     theta = (means[2] + means[3]) / 2
-    found, adaptive = decode(*made, "cascade", bang_theta=theta), decode(*made, "adaptive")
+    found, adaptive = decode(*made, "cascade", bang_min_score=theta), decode(*made, "adaptive")
     for a, b, c in zip(found, one_pass, adaptive):
         doubtful = float(b["positional_scores"].mean()) < theta or bool((b["tokens"][1:] == b["tokens"][:-1]).any())
         assert a["tokens"].equal((c if doubtful else b)["tokens"])

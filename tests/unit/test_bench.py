@@ -57,16 +57,16 @@ class StandIn(System):
 
     def __init__(self, **counts):
         self.dataset = [0, 1]
-        self.generator = SimpleNamespace(statistics=counts)
+        self.generator = SimpleNamespace(statistics=SimpleNamespace(**counts))
 
     def batches(self, size, sentences=0):
         return []
 
     def decode(self, batches):
         counts = self.generator.statistics
-        for name, more in (("masks", 40), ("tokens", 10)):
-            if name in counts:
-                counts[name] += more
+        for name, more in (("mask_positions", 40), ("tokens", 10)):
+            if hasattr(counts, name):
+                setattr(counts, name, getattr(counts, name) + more)
         return [(i, [{"tokens": torch.tensor([4, 2]), "steps": 5}]) for i in (1, 0)]
 
     def string(self, tokens):
@@ -76,8 +76,8 @@ class StandIn(System):
 @pytest.mark.parametrize(
     "counts, wasted",
     [
-        (dict(masks=0, tokens=0), 0.75),
-        (dict(masks=1000, tokens=1000), 0.75),  # what it decoded before does not count
+        (dict(mask_positions=0, tokens=0), 0.75),
+        (dict(mask_positions=1000, tokens=1000), 0.75),  # what it decoded before does not count
         (dict(tokens=5), None),
         ({}, None),
     ],

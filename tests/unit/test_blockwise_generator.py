@@ -14,9 +14,10 @@ from conftest import source_batch
 from fairseq.dataclass.configs import GenerationConfig
 from tiny import model
 
-from nar_plugins.generators.left_to_right.blockwise import BlockwiseGenerator, report
-from nar_plugins.generators.left_to_right.drafters.base import CopyDrafter, Drafter, Drafts, JacobiDrafter, Verified
-from nar_plugins.generators.left_to_right.drafters.length_policy import BlockSize
+from nar_plugins.generators.left_to_right.blockwise import BlockwiseGenerator
+from nar_plugins.generators.left_to_right.drafters import CopyDrafter, JacobiDrafter
+from nar_plugins.generators.left_to_right.drafters.base import Drafter, Drafts, VerifyResult
+from nar_plugins.generators.left_to_right.drafters.length_policy import DraftLengthPolicy
 from nar_plugins.generators.registry import resolve
 from nar_plugins.modules.block_decoder import BlockDecoder
 
@@ -53,7 +54,7 @@ def test_perfect_drafts_take_the_calls_of_the_formula(block):
     gen = blockwise(models, task, Oracle([h["tokens"] for h in wanted], 0.0), verify_block=block, max_len_b=24)
     for hypo in decode(gen):
         assert hypo["steps"] == 1 + math.ceil((len(hypo["tokens"]) - 1) / block)
-    assert gen.statistics["calls"] == max(1 + math.ceil((len(hypo["tokens"]) - 1) / block) for hypo in wanted)
+    assert gen.statistics.decoder_calls == max(1 + math.ceil((len(hypo["tokens"]) - 1) / block) for hypo in wanted)
 
 
 def test_wrong_drafts_never_take_more_calls_than_greedy():
@@ -62,7 +63,7 @@ def test_wrong_drafts_never_take_more_calls_than_greedy():
     for block in (None, 2, 5):
         gen = blockwise(models, task, Oracle([h["tokens"] for h in wanted], 1.0), verify_block=block, max_len_b=24)
         assert all(hypo["accepted"] == [1] * len(hypo["tokens"]) for hypo in decode(gen))
-        assert gen.statistics["calls"] == max(len(hypo["tokens"]) for hypo in wanted)
+        assert gen.statistics.decoder_calls == max(len(hypo["tokens"]) for hypo in wanted)
 
 
 def test_rows_do_not_touch_one_another():
@@ -91,10 +92,10 @@ def test_steps_history_and_statistics(caplog):
         ends = torch.tensor(hypo["accepted"]).cumsum(0).tolist()
         assert [past["tokens"].tolist() for past in hypo["history"]] == [hypo["tokens"][:end].tolist() for end in ends]
     calls = [count for hypo in found for count in hypo["accepted"][1:]]
-    assert gen.statistics["sentences"] == gen.statistics["first"] == 6
-    assert sum(gen.statistics["accepted"].values()) == len(calls)
+    assert gen.statistics.sentences == gen.statistics.first_call_tokens == 6
+    assert sum(gen.statistics.accepted_lengths.values()) == len(calls)
     with caplog.at_level(logging.INFO):
-        report(gen.statistics)
+        gen.report()
     assert f"mean accepted block {sum(calls) / len(calls):.2f} after the first call" in caplog.text
     assert f"6 sentences, {max(hypo['steps'] for hypo in found)} decoder calls" in caplog.text
 
@@ -105,36 +106,29 @@ def test_steps_history_and_statistics(caplog):
 
 @torch.no_grad()
 @pytest.mark.parametrize("break_it", [False, True])
-def test_the_cache_holds_what_a_fresh_forward_pass_makes(break_it, monkeypatch):
+def test_the_cache_holds_what_a_fresh_forward_pass_makes(break_it):
     (one,), task = random_models("--decoder-normalize-before", "--decoder-learned-pos")
     wanted = greedy([one], task, SOURCE, max_len_b=24)
     gen = blockwise([one], task, Oracle([h["tokens"] for h in wanted], 0.3), verify_block=4, max_len_b=24)
     seen = []
-    keep = BlockwiseGenerator.keep
 
-    def permuted(self, batch, live):
-        keep(self, batch, live)
-        if break_it and live.numel() > 1:  # the negative control: rows of the cache exchanged
-            batch.caches[0].select(torch.arange(live.numel()).roll(1))
-
-    monkeypatch.setattr(BlockwiseGenerator, "keep", permuted)
-    step = BlockwiseGenerator.step
-
-    def checked(self, batch, state, size):
-        step(self, batch, state, size)
-        cache, decoder = batch.caches[0], self.decoders[0]
-        for row, (sentence, n) in enumerate(zip(batch.rows.tolist(), batch.lengths.tolist())):
+    def check(call):
+        batch = call.batch
+        cache, decoder = batch.caches[0], gen.decoders[0]
+        if break_it and 1 < len(batch.active) < len(call.active):  # the negative control: rows of the cache exchanged
+            cache.select(torch.arange(len(batch.active)).roll(1))
+        for row, (sentence, n) in enumerate(zip(batch.active.tolist(), batch.lengths.tolist())):
             source = SOURCE[sentence : sentence + 1]
             fresh = decoder.start(one.encoder(source, src_lengths=source.ne(PAD).sum(1)))
             inputs = torch.cat([torch.tensor([EOS]), batch.tokens[sentence, : n - 1]]).unsqueeze(0)
             decoder(inputs, torch.zeros(1, dtype=torch.long), 0, 0, batch.limit, fresh)
-            for mine, theirs in zip(cache.own.layers, fresh.own.layers):
+            for mine, theirs in zip(cache.inputs.layers, fresh.inputs.layers):
                 seen.extend(float((a[row, :n] - b[0, :n]).abs().max()) for a, b in zip(mine, theirs))
-            for mine, theirs in zip(cache.memory, fresh.memory):
+            for mine, theirs in zip(zip(*cache.memory[:2]), zip(*fresh.memory[:2])):  # layer by layer
                 real = source.ne(PAD)[0]
                 seen.extend(float((a[row][:, real] - b[0][:, real]).abs().max()) for a, b in zip(mine, theirs))
 
-    monkeypatch.setattr(BlockwiseGenerator, "step", checked)
+    gen.observer = check
     found = decode(gen)
     if break_it:
         assert max(seen) > 0.1
@@ -171,7 +165,7 @@ def test_decoding_leaves_nothing_that_training_cannot_use():
 @pytest.mark.parametrize("words", [None, 20])
 def test_autocast_casts_a_weight_once_a_batch(words):
     one, task = with_heads("--block-head", "sequential", "--share-all-embeddings")
-    gen = blockwise([one], task, verify_block=4, max_len_b=16, decode_dtype="bfloat16", draft_words=words)
+    gen = blockwise([one], task, verify_block=4, max_len_b=16, decode_dtype="bfloat16", draft_vocab_size=words)
     with torch.profiler.profile(record_shapes=True) as profile:
         found = decode(gen)
     rows = {len(one.decoder.output_projection.weight), words or 0}
@@ -219,13 +213,12 @@ def test_heads_against_a_slow_loop(flags):
 def test_only_the_first_words_are_proposed_and_the_output_stays(head):
     one, task = with_heads("--block-head", head)
     whole = decode(blockwise([one], task, verify_block=4, max_len_b=16))
-    gen, seen = blockwise([one], task, verify_block=4, max_len_b=16, draft_words=12), []
-    draft = gen.drafter.draft
-    gen.drafter.draft = lambda *asked: seen.append(draft(*asked)) or seen[-1]
+    gen, seen = blockwise([one], task, verify_block=4, max_len_b=16, draft_vocab_size=12), []
+    gen.observer = lambda call: seen.extend(call.proposed.flatten().tolist())
     some = decode(gen)
-    assert texts(some) == texts(whole) and max(int(drafts.tokens.max()) for drafts in seen) < 12
+    assert texts(some) == texts(whole) and max(seen) < 12
     assert [h["accepted"] for h in some] != [h["accepted"] for h in whole]  # rarer words are no longer proposed
-    assert gen.drafter.work(3) < blockwise([one], task, max_len_b=16).drafter.work(3)
+    assert gen.drafter.cost_per_row(3) < blockwise([one], task, max_len_b=16).drafter.cost_per_row(3)
 
 
 @torch.no_grad()
@@ -235,19 +228,19 @@ def test_sequential_heads_stop_where_the_next_would_not_pay():
     encoded = [one.encoder.forward_torchscript(sample_of(SOURCE)["net_input"])]
     rows = torch.arange(6)
     features = torch.randn(6, 64, generator=torch.Generator().manual_seed(3))
-    verified = Verified(rows, SOURCE, torch.ones(6, dtype=torch.long), [features], None, None)
+    verified = VerifyResult(rows, SOURCE, torch.ones(6, dtype=torch.long), [features], None, None)
     state = gen.drafter.begin(sample_of(SOURCE), encoded)
-    gen.drafter.ahead(5, 0.0)
+    gen.drafter.set_budget(5, 0.0)
     whole = gen.drafter.draft(verified, 5, state)
     survival = whole.lprobs.cumsum(1).exp().mean(0)
     assert whole.tokens.shape == (6, 5) and (survival[1:] < survival[:-1]).all()
     for place in range(4):
-        gen.drafter.ahead(5, float(survival[place : place + 2].mean()))  # the next is not worth it
+        gen.drafter.set_budget(5, float(survival[place : place + 2].mean()))  # the next is not worth it
         part = gen.drafter.draft(verified, 5, state)
         assert part.tokens.equal(whole.tokens[:, : place + 2]) and part.lprobs.equal(whole.lprobs[:, : place + 2])
-    size = BlockSize(gen.drafter, None, "cpu")
-    assert size.wanted(1, 20) == 5  # all that there are: it stops by itself
-    assert 0 < size.worth(1) < 1 and BlockSize(gen.drafter, 4, "cpu").worth(1) == 0
+    policy = DraftLengthPolicy(gen.drafter, None, "cpu")
+    assert policy.budget(1, 20) == 5  # all that there are: it stops by itself
+    assert 0 < policy.min_survival(1) < 1 and DraftLengthPolicy(gen.drafter, 4, "cpu").min_survival(1) == 0
 
 
 @torch.no_grad()
@@ -256,7 +249,7 @@ def test_an_ensemble_drafts_with_the_first_heads():
     plain, _ = random_models("--decoder-normalize-before", seed=8)
     both = [plain[0], one]
     gen = blockwise(both, task, verify_block=4, max_len_b=16)
-    assert gen.drafter.which == 1
+    assert gen.drafter.model_index == 1
     assert texts(decode(gen)) == texts(greedy(both, task, SOURCE, max_len_b=16))
 
 
@@ -304,7 +297,7 @@ def test_a_lossy_mode_never_takes_an_end_or_padding_that_greedy_search_does_not_
 def verified(tokens, greedy_=None, accepted=None):
     lengths = torch.tensor([len(row) for row in tokens])
     table = torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in tokens], batch_first=True, padding_value=PAD)
-    return Verified(torch.arange(len(tokens)), table, lengths, [], greedy_, accepted)
+    return VerifyResult(torch.arange(len(tokens)), table, lengths, [], greedy_, accepted)
 
 
 def test_jacobi_takes_what_followed_the_rejected_draft():
@@ -353,7 +346,7 @@ def test_a_right_translation_is_accepted_block_by_block(monkeypatch):
     wanted = greedy(models, task, SOURCE, max_len_b=24)
     gen = blockwise(models, task, drafts_from=model(seed=2)[0].eval(), max_len_b=24, verify_block=6)
     monkeypatch.setattr(gen.drafter.generator, "generate", lambda models, sample: [[one] for one in wanted])
-    monkeypatch.setattr(type(gen.drafter), "matched", 24)  # these random texts repeat themselves
+    monkeypatch.setattr(type(gen.drafter), "match_length", 24)  # these random texts repeat themselves
     found = decode(gen)
     assert texts(found) == texts(wanted)
     assert all(hypo["steps"] == 1 + math.ceil((len(hypo["tokens"]) - 1) / 6) for hypo in found)
@@ -370,23 +363,24 @@ def test_passes_of_the_drafter():
         blockwise(models, task, drafts_from=model()[0].eval(), drafter="jacobi")
 
 
-def chosen(size, rows, right):
+def chosen(policy, rows, right):
     """How many of seven proposals are verified that are right with this probability each."""
-    return size.chosen(Drafts(torch.zeros(rows, 7, dtype=torch.long), torch.full((rows, 7), math.log(right))))
+    return policy.verify_length(Drafts(torch.zeros(rows, 7, dtype=torch.long), torch.full((rows, 7), math.log(right))))
 
 
 def test_the_block_grows_with_confidence_and_shrinks_with_the_batch():
-    size = BlockSize(Drafter(), None, "cpu")
+    policy = DraftLengthPolicy(Drafter(), None, "cpu")
     sure, unsure = 0.9, 0.2
-    assert chosen(size, 1, sure) == 7 and chosen(size, 1, unsure) == 1
-    assert chosen(size, 32, sure) < 5 and chosen(size, 200, unsure) == 0
-    assert size.chosen(Drafts(torch.zeros(1, 7, dtype=torch.long))) == 7
-    assert size.wanted(1, 3) == 3 and size.wanted(1, -1) == 0
-    before = size.wanted(1, 20)
+    assert chosen(policy, 1, sure) == 7 and chosen(policy, 1, unsure) == 1
+    assert chosen(policy, 32, sure) < 5 and chosen(policy, 200, unsure) == 0
+    assert policy.verify_length(Drafts(torch.zeros(1, 7, dtype=torch.long))) == 7
+    assert policy.budget(1, 3) == 3 and policy.budget(1, -1) == 0
+    before = policy.budget(1, 20)
     for _ in range(20):
-        size.learn([0, 0], 4)
-    assert size.wanted(1, 20) < before and size.wanted(100, 20) == 0
-    assert BlockSize(Drafter(), 4, "cpu").wanted(1, 20) == 3 and BlockSize(Drafter(), 1, "cpu").wanted(1, 20) == 0
+        policy.update([0, 0], 4)
+    assert policy.budget(1, 20) < before and policy.budget(100, 20) == 0
+    assert DraftLengthPolicy(Drafter(), 4, "cpu").budget(1, 20) == 3
+    assert DraftLengthPolicy(Drafter(), 1, "cpu").budget(1, 20) == 0
 
 
 # -- options
@@ -457,8 +451,8 @@ def test_every_option_of_fairseqs_is_kept_or_refused_by_name():
     "settings, said",
     [
         (dict(beam=4), "--beam 4: blockwise has no beam; use --beam 1, or --generator beam"),
-        (dict(draft_words=0), "--draft-words 0: at least one"),
-        (dict(draft_words=9), "--draft-words is for the proposal heads"),
+        (dict(draft_vocab_size=0), "--draft-vocab-size 0: at least one"),
+        (dict(draft_vocab_size=9), "--draft-vocab-size is for the proposal heads"),
         (dict(verify_block=0), "--verify-block 0: at least one"),
         (dict(min_block=0), "--min-block 0"),
         (dict(verify_block=17), "--verify-block 17: these proposals are for blocks of at most 16 tokens"),

@@ -8,7 +8,9 @@ from math import floor
 import pytest
 import torch
 
-from nar_plugins.data.canvas import blank_canvas, candidate_lengths, gold_lengths, remask_count
+from nar_plugins.generators.canvas.lengths import candidate_lengths, gold_lengths
+from nar_plugins.generators.canvas.schedule import remask_count
+from nar_plugins.models.cmlm import blank_canvas
 
 LENGTHS = torch.arange(1, 201)
 PI = Decimal("3.14159265358979323846264338327950288419716939937510")

@@ -9,6 +9,7 @@ from fairseq.models.transformer import TransformerModel
 from fairseq.modules import LearnedPositionalEmbedding, SinusoidalPositionalEmbedding
 from tiny import arguments, dictionary, model
 
+from nar_plugins.models.contract import Plan
 from nar_plugins.modules.length_head import LengthHead
 
 MASK = 24  # the last of tiny's 25 symbols
@@ -93,7 +94,7 @@ def test_the_official_form_can_be_put_together_from_flags():
     assert {k: v.shape for k, v in plain.state_dict().items()} == {k: v.shape for k, v in tiny.state_dict().items()}
     assert all(torch.equal(v, tiny.state_dict()[k]) for k, v in plain.state_dict().items())  # the same draws, too
     source = torch.tensor([[5, 6, 2], [7, 2, 1]])
-    outs = [m.eval().encode(source) for m in (plain, tiny)]
+    outs = [m.eval().encoder(source) for m in (plain, tiny)]
     assert torch.equal(outs[0]["encoder_out"][0], outs[1]["encoder_out"][0])
     assert torch.equal(outs[0]["length_state"][0], outs[1]["length_state"][0])
 
@@ -158,10 +159,11 @@ def test_rows_of_padding_are_drawn_like_the_others():
 def test_padding_does_not_reach_the_other_positions():
     cmlm, _ = model()
     cmlm.eval()
-    alone = cmlm.encode(torch.tensor([[5, 6, 2]]))
-    padded = cmlm.encode(torch.tensor([[5, 6, 2, 1, 1], [5, 6, 7, 8, 2]]))
-    torch.testing.assert_close(padded["encoder_out"][0][:3, :1], alone["encoder_out"][0], rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(cmlm.length_lprobs(padded)[:1], cmlm.length_lprobs(alone), rtol=1e-5, atol=1e-6)
+    sources = torch.tensor([[5, 6, 2]]), torch.tensor([[5, 6, 2, 1, 1], [5, 6, 7, 8, 2]])
+    alone, padded = (cmlm.encoder(source)["encoder_out"][0] for source in sources)
+    torch.testing.assert_close(padded[:3, :1], alone, rtol=1e-5, atol=1e-6)
+    alone, padded = (cmlm.length_lprobs(cmlm.encode(source)) for source in sources)
+    torch.testing.assert_close(padded[:1], alone, rtol=1e-5, atol=1e-6)
 
 
 # -- the length --------------------------------------------------------------------------------------------------------
@@ -212,12 +214,10 @@ def test_the_length_loss_trains_the_encoder_unless_stopped(flags, reaches):
 
 def test_a_blank_canvas_is_masked_up_to_each_length():
     cmlm, _ = model()
-    assert cmlm.initial_canvas({}, torch.tensor([[2, 3], [1, 2]])).tolist() == [
-        [MASK, MASK, 1],
-        [MASK, MASK, MASK],
-        [MASK, 1, 1],
-        [MASK, MASK, 1],
-    ]
+    memory = cmlm.encode(torch.tensor([[5, 2], [6, 2]]))
+    canvas = cmlm.canvas(memory, Plan(torch.tensor([0, 0, 1, 1]), torch.tensor([2, 3, 1, 2])))
+    assert canvas.lengths().tolist() == [2, 3, 1, 2]
+    assert canvas.inputs.tolist() == [[MASK, MASK, 1], [MASK, MASK, MASK], [MASK, 1, 1], [MASK, MASK, 1]]
 
 
 # -- starting from an AR checkpoint ------------------------------------------------------------------------------------
@@ -260,7 +260,7 @@ def test_an_encoder_started_from_an_ar_model_in_the_same_form_gives_its_states(t
     source = torch.tensor([[5, 6, 7, 2], [8, 2, 1, 1]])
     real = source.ne(1).T
     expected = ar.encoder(source, source.ne(1).sum(1))["encoder_out"][0]
-    got = cmlm.eval().encode(source)["encoder_out"][0]
+    got = cmlm.eval().encoder(source)["encoder_out"][0]
     torch.testing.assert_close(got[real], expected[real], rtol=1e-4, atol=1e-5)
 
 

@@ -25,6 +25,7 @@ from fairseq.trainer import Trainer
 from in_process import here, refusal
 
 from nar_plugins.models import base as nar_base
+from nar_plugins.models.contract import Canvas
 from nar_plugins.tasks.translation import NarTranslationTask
 
 # what a flag does to a model; what fairseq cannot do with its own, or not to the last bit, is not tried
@@ -440,16 +441,14 @@ def test_the_embedding_projection_of_quantization_noise_is_fairseqs():
     sample = batch(tiny.task(), ours, 0)
     source, canvas = sample["net_input"]["src_tokens"], sample["target"]
     with torch.no_grad():
-        mine = ours.decoder(canvas, ours.decoder.memory(ours.encode(source)), canvas.eq(1))
+        mine = ours.decode(Canvas(canvas, canvas.eq(1)), ours.encode(source))
         encoded = stock.encoder(source, src_lengths=source.ne(1).sum(1))
         theirs, _ = stock.decoder.extract_features(canvas, encoded, full_context_alignment=True)
     real = canvas.ne(1)
     torch.testing.assert_close(mine[real], theirs[real], rtol=1e-5, atol=1e-5)
     with torch.no_grad():
         ours.decoder.quant_noise.weight.zero_()
-        assert not torch.allclose(
-            ours.decoder(canvas, ours.decoder.memory(ours.encode(source)), ~real)[real], mine[real]
-        )
+        assert not torch.allclose(ours.decode(Canvas(canvas, ~real), ours.encode(source))[real], mine[real])
 
 
 @pytest.mark.parametrize("form", ["nat", "cmlm"])

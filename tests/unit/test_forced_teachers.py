@@ -52,7 +52,7 @@ def test_an_adaptive_softmax_is_refused_by_name(adaptive):
     with pytest.raises(
         ValueError, match="^--generator beam cannot decode this TransformerModel: models of --adaptive-softmax-cut"
     ):
-        BeamGenerator(None, [model(), adaptive], 24)
+        BeamGenerator([model(), adaptive], None, None, options(), 24, None)
 
 
 @pytest.mark.parametrize("role", ["teacher", "rescorer"])

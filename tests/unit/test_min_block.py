@@ -9,13 +9,13 @@ from test_blockwise_generator import SOURCE, decode, with_heads
 from tiny import model
 
 from nar_plugins.generators.left_to_right.drafters.base import Drafts
-from nar_plugins.generators.left_to_right.drafters.length_policy import BlockSize
+from nar_plugins.generators.left_to_right.drafters.length_policy import DraftLengthPolicy
 
 
 class Unsure(Oracle):
     """Proposals that are always wrong, and that say so."""
 
-    most = 6
+    max_draft_tokens = 6
 
     def draft(self, verified, count, state):
         tokens = super().draft(verified, count, state).tokens
@@ -23,7 +23,7 @@ class Unsure(Oracle):
 
 
 class Stopping(Unsure):
-    stops = True
+    adaptive_length = True
 
 
 @pytest.mark.parametrize("kind", [Unsure, Stopping])
@@ -51,10 +51,11 @@ def test_heads_that_are_unsure_are_believed_too(head):
 
 def test_there_may_be_no_room():
     drafter = Unsure([torch.tensor([7])], 0.0)
-    size = BlockSize(drafter, None, "cpu", least=4)
-    assert [size.wanted(64, room) for room in (9, 4, 3, 0, -1)] == [4, 4, 3, 0, 0]
-    assert [size.chosen(Drafts(torch.full((1, n), 7), torch.full((1, n), -5.0))) for n in (6, 4, 2)] == [4, 4, 2]
-    assert size.worth(1) == 0.0 and BlockSize(drafter, None, "cpu").wanted(64, 9) < 4
+    policy = DraftLengthPolicy(drafter, None, "cpu", min_draft_tokens=4)
+    assert [policy.budget(64, room) for room in (9, 4, 3, 0, -1)] == [4, 4, 3, 0, 0]
+    unsure = [Drafts(torch.full((1, n), 7), torch.full((1, n), -5.0)) for n in (6, 4, 2)]
+    assert [policy.verify_length(drafts) for drafts in unsure] == [4, 4, 2]
+    assert policy.min_survival(1) == 0.0 and DraftLengthPolicy(drafter, None, "cpu").budget(64, 9) < 4
 
 
 def test_more_than_there_are_proposals_is_refused():

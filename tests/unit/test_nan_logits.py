@@ -10,6 +10,7 @@ from conftest import source_batch
 from tiny import model
 
 from nar_plugins.generators import registry
+from nar_plugins.generators.options import generation_options
 
 SOURCE = source_batch([5, 9, 1, 3], 20)
 NAT = ("nat_tiny", "--source-copy")
@@ -57,7 +58,7 @@ def built(name: str, rescorer=None):
     )
     if name == "noisy_parallel":
         config = task.generator_config(given)
-        options = registry.generation_options(given)
+        options = generation_options(given)
         other = model(arch="transformer_tiny", criterion="cross_entropy")[0]
         return one, registry.GENERATORS[name]([one], task.target_dictionary, config, options, task.mask_index, other)
     return one, task.build_generator([one], given)

@@ -9,6 +9,7 @@ from fairseq import metrics
 from tiny import model
 
 from nar_plugins.criterions.nar_loss import NarLoss
+from nar_plugins.models.contract import Canvas
 from nar_plugins.modules.losses import length_loss
 
 LOG_HALF = math.log(0.5)
@@ -82,10 +83,10 @@ def test_the_criterion_sums_words_and_lengths_as_worked_out_from_the_models_logi
     cmlm, task = model()
     loss, size, logs = NarLoss(task, smoothing, {"length": factor})(cmlm, B)
     with torch.no_grad():
-        encoded = cmlm.encode(B["net_input"]["src_tokens"], B["net_input"]["src_lengths"])
+        memory = cmlm.encode(B["net_input"]["src_tokens"], B["net_input"]["src_lengths"])
         canvas = B["net_input"]["prev_output_tokens"]
-        logits = cmlm.predict(canvas, cmlm.decoder.memory(encoded), B["target"].eq(1)).double()
-        lengths = cmlm.length_lprobs(encoded).double()
+        logits = cmlm.project(cmlm.decode(Canvas(canvas, B["target"].eq(1)), memory)).double()
+        lengths = cmlm.length_lprobs(memory).double()
     words = nll = 0.0
     predicted = canvas.eq(24).nonzero().tolist()
     for row, column in predicted:

@@ -5,6 +5,7 @@ import torch
 from tiny import arguments, model, predictions, total
 from torch.nn.functional import layer_norm, linear, relu
 
+from nar_plugins.models.contract import Plan
 from nar_plugins.models.nat.positional_attention import not_itself
 from nar_plugins.modules import ctc, source_copy
 from nar_plugins.modules.losses import TokenObjective
@@ -17,6 +18,11 @@ FERTILITIES = torch.tensor([[1, 0, 2, 0, 1], [5, 1, 0, 0, 0], [0, 0, 0, 1, 0]])
 
 def nat(*flags, **kwargs):
     return model(*flags, arch=kwargs.pop("arch", "nat_tiny"), **kwargs)[0]
+
+
+def logits_of(m, plan, source=SOURCE):
+    memory = m.encode(source)
+    return m.project(m.decode(m.canvas(memory, plan), memory))
 
 
 def batch(**extra):
@@ -115,7 +121,7 @@ def twin_norm(norm, x):
 
 def twin_logits(m, source, index, scale):
     """The decoder of Gu et al. 2018 over one sentence: section 3.2, after-norm, layer k on encoder layer k."""
-    states = m.encode(source.unsqueeze(0))["encoder_states"]
+    states = m.encoder(source.unsqueeze(0))["encoder_states"]
     positions = m.decoder.embed_positions(torch.full((1, len(index)), 5))[0]
     x = states[0][index, 0] + positions
     for k, layer in enumerate(m.decoder.layers):
@@ -132,9 +138,7 @@ def twin_logits(m, source, index, scale):
 @pytest.mark.parametrize("flags, scale", [((), 0.25), (("--width-scaled-attention",), 0.125)])
 def test_the_decoder_is_the_papers_whatever_the_padding(flags, scale):
     m = nat(*flags).eval()
-    out = m.encode(SOURCE)
-    canvas = m.initial_canvas(out, torch.arange(3), FERTILITIES)
-    logits = m.predict(canvas, m.decoder.memory(out))
+    logits = logits_of(m, Plan(torch.arange(3), fertilities=FERTILITIES))
     for row in range(3):
         index = [j for j, f in enumerate(FERTILITIES[row].tolist()) for _ in range(f)]
         wanted = twin_logits(m, SOURCE[row][SOURCE[row].ne(PAD)], index, scale)
@@ -149,18 +153,16 @@ def test_a_position_does_not_see_itself_but_where_it_is_alone():
     assert seen[2, :2].tolist() == [[False, True, False], [True, False, False]]
     assert not_itself(None, torch.zeros(2, 1, 8)).tolist() == [[[[True]]]]
     m = nat().eval()
-    out = m.encode(torch.tensor([[2]]))
-    alone = m.predict(m.initial_canvas(out, torch.tensor([0]), torch.tensor([[1]])), m.decoder.memory(out))
+    alone = logits_of(m, Plan(torch.tensor([0]), fertilities=torch.tensor([[1]])), torch.tensor([[2]]))
     assert alone.shape[:2] == (1, 1) and alone.isfinite().all()
 
 
 @pytest.mark.parametrize("kind", ["uniform", "soft"])
 def test_stretched_canvases(kind):
     m = nat("--source-copy", kind).eval()
-    out = m.encode(SOURCE)
-    embedded = out["encoder_states"][0].transpose(0, 1)
+    embedded = m.encoder(SOURCE)["encoder_states"][0].transpose(0, 1)
     rows, lengths = torch.tensor([0, 1, 1, 2]), torch.tensor([7, 1, 4, 2])
-    canvas = m.initial_canvas(out, rows, lengths)
+    canvas = m.canvas(m.encode(SOURCE), Plan(rows, lengths))
     sources = SOURCE.ne(PAD).sum(1)[rows]
     assert canvas.lengths().tolist() == lengths.tolist()
     weights = source_copy.soft_weights(sources, lengths, 5, 7)
@@ -169,16 +171,15 @@ def test_stretched_canvases(kind):
         for t in range(int(lengths[row])):
             hard = embedded[rows[row], index[row, t]]
             soft = sum(weights[row, t, j] * embedded[rows[row], j] for j in range(5))
-            torch.testing.assert_close(canvas.copied[row, t], soft if kind == "soft" else hard)
+            torch.testing.assert_close(canvas.inputs[row, t], soft if kind == "soft" else hard)
 
 
 def test_ctc_copies_every_token_twice():
     m = nat("--ctc", "--upsample", "3").eval()
-    out = m.encode(SOURCE)
-    canvas = m.initial_canvas(out, torch.tensor([1, 0]))
-    embedded = out["encoder_states"][0].transpose(0, 1)
+    canvas = m.canvas(m.encode(SOURCE), Plan(torch.tensor([1, 0])))
+    embedded = m.encoder(SOURCE)["encoder_states"][0].transpose(0, 1)
     assert canvas.lengths().tolist() == [6, 15]
-    assert torch.equal(canvas.copied[0, :6], embedded[1, [0, 0, 0, 1, 1, 1]])
+    assert torch.equal(canvas.inputs[0, :6], embedded[1, [0, 0, 0, 1, 1, 1]])
 
 
 # -- training
@@ -189,15 +190,12 @@ def test_words_and_fertilities_are_the_cross_entropies():
     m = nat().eval()
     parts = m(**batch(fertilities=FERTILITIES))
     assert int(parts["words"].count) == 4 + 6 + 1 and int(parts["words"].skipped) == 0
-    logits = m.predict(
-        m.initial_canvas(m.encode(SOURCE), torch.arange(3), FERTILITIES), m.decoder.memory(m.encode(SOURCE))
-    )
-    lprobs = logits.log_softmax(-1)
+    lprobs = logits_of(m, Plan(torch.arange(3), fertilities=FERTILITIES)).log_softmax(-1)
     real = [(b, t) for b in range(3) for t in range(6) if TARGET[b, t] != PAD]
     assert float(parts["words"].loss) == pytest.approx(
         -sum(float(lprobs[b, t, TARGET[b, t]]) for b, t in real), rel=1e-4
     )
-    states = m.encode(SOURCE)["encoder_out"][0].transpose(0, 1)
+    states = m.encoder(SOURCE)["encoder_out"][0].transpose(0, 1)
     scores = linear(states, m.encoder.fertility_head.weight, m.encoder.fertility_head.bias).log_softmax(-1)
     words = [(b, j) for b, n in enumerate((4, 1, 3)) for j in range(n)]  # </s> makes </s>: nothing to predict
     wanted = -sum(float(scores[b, j, FERTILITIES[b, j]]) for b, j in words)
@@ -254,7 +252,7 @@ def test_every_trained_parameter_has_a_finite_gradient(flags):
 
 def test_layers_of_a_pre_norm_encoder_are_normed_before_they_are_attended_to():
     m = nat("--encoder-normalize-before").eval()
-    out = m.encode(SOURCE)
+    out = m.encoder(SOURCE)
     assert torch.equal(m.decoder.attended_states(out)[-1], out["encoder_out"][0])
     assert float(m.decoder.attended_states(out)[0].mean(-1).abs().max()) < 1e-5  # of a norm without bias yet
 
@@ -262,8 +260,7 @@ def test_layers_of_a_pre_norm_encoder_are_normed_before_they_are_attended_to():
 def test_the_copies_of_the_source_are_dropped_out_once():
     m = nat("--dropout", "0.5")
     m.train()
-    out = m.encode(SOURCE)
-    copied = m.initial_canvas(out, torch.arange(3), FERTILITIES).copied
+    copied = m.canvas(m.encode(SOURCE), Plan(torch.arange(3), fertilities=FERTILITIES)).inputs
     assert (
         float(copied[0, :4].eq(0).float().mean()) < 0.05
     )  # only where a sinusoid is 0; the decoder drops half of them
@@ -310,14 +307,16 @@ def test_glancing_reveals_by_what_the_first_pass_got_wrong(flags):
     sample = {"target": TARGET, "id": torch.tensor([3, 1, 2]), "net_input": {"src_tokens": SOURCE}}
     noise = m.noise(sample, 1, 7)
     extra = {"fertilities": FERTILITIES} if m.needs_fertilities else {}
-    seen = []
+    seen, shown = [], []
     through, m.decoder.forward = m.decoder.forward, lambda *a: seen.append((torch.is_grad_enabled(), a)) or through(*a)
+    reveal, m.with_revealed = m.with_revealed, lambda *a: shown.append(a) or reveal(*a)
     torch.manual_seed(4)
     parts, predicted = predictions(m, **batch(**noise, **extra))
     (first_grad, first), (second_grad, second) = seen
-    assert (first_grad, second_grad) == (False, True) and first[2] is None
-    revealed, gold = second[2], second[3]
-    assert 0 < int(revealed.sum()) < int((~first[0].padding).sum())
+    ((canvas, revealed, gold),) = shown
+    assert (first_grad, second_grad) == (False, True) and first[0] is canvas
+    assert (second[0].inputs != canvas.inputs).any(-1)[revealed].all()
+    assert 0 < int(revealed.sum()) < int(canvas.real().sum())
     if "--ctc" in flags:
         path = gold[0, :15]
         kept = [int(x) for i, x in enumerate(path) if x != MASK and (i == 0 or path[i - 1] != x)]
@@ -336,18 +335,22 @@ def test_glancing_reveals_by_what_the_first_pass_got_wrong(flags):
 
 def test_what_is_revealed_is_seen():
     m = nat("--source-copy", "uniform").eval()
-    out = m.encode(SOURCE)
-    memory, canvas = m.decoder.memory(out), m.initial_canvas(out, torch.arange(3), TARGET.ne(PAD).sum(1))
+    memory = m.encode(SOURCE)
+    canvas = m.canvas(memory, Plan(torch.arange(3), TARGET.ne(PAD).sum(1)))
+
+    def logits(revealed, gold):
+        return m.project(m.decode(m.with_revealed(canvas, revealed, gold), memory))
+
     nothing = torch.zeros(TARGET.shape, dtype=torch.bool)
-    torch.testing.assert_close(m.predict(canvas, memory, nothing, TARGET), m.predict(canvas, memory))
+    torch.testing.assert_close(logits(nothing, TARGET), m.project(m.decode(canvas, memory)))
     shown = nothing.clone()
     shown[0, 1] = True
     other = TARGET.clone()
     other[0, 1] = 20
-    assert not torch.allclose(m.predict(canvas, memory, shown, TARGET)[0], m.predict(canvas, memory, shown, other)[0])
+    assert not torch.allclose(logits(shown, TARGET)[0], logits(shown, other)[0])
     other = TARGET.clone()
     other[0, 2] = 20  # hidden
-    torch.testing.assert_close(m.predict(canvas, memory, shown, TARGET), m.predict(canvas, memory, shown, other))
+    torch.testing.assert_close(logits(shown, TARGET), logits(shown, other))
 
 
 def test_glancing_noise_depends_on_the_update_and_the_sentence_alone():
@@ -399,7 +402,7 @@ def test_the_encoder_starts_from_an_ar_teacher(tmp_path):
             assert torch.equal(weight, m.encoder.state_dict()[name]), name
     source = torch.tensor([[5, 6, 2]])
     torch.testing.assert_close(
-        m.eval().encode(source)["encoder_out"][0], teacher.eval().encoder(source, torch.tensor([3]))["encoder_out"][0]
+        m.eval().encoder(source)["encoder_out"][0], teacher.eval().encoder(source, torch.tensor([3]))["encoder_out"][0]
     )
 
 

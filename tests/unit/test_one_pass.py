@@ -11,7 +11,9 @@ import torch
 from conftest import source_batch
 from tiny import model
 
-from nar_plugins.generators.registry import CONFIGS, GENERATORS, generation_options
+from nar_plugins.generators.options import generation_options
+from nar_plugins.generators.registry import CONFIGS, GENERATORS
+from nar_plugins.models.contract import Plan
 from nar_plugins.modules import source_copy
 
 PAD, EOS, MASK, WORDS = 1, 2, 24, 20
@@ -52,9 +54,9 @@ def decode(gen, source, target=None):
 
 def logits_of(m, source, plan):
     """Logits (T, V) of one sentence alone, banned words at -inf, and the log-probabilities before the ban."""
-    out = m.encode(source.unsqueeze(0))
-    canvas = m.initial_canvas(out, torch.tensor([0]), None if plan is None else torch.tensor([plan]))
-    lprobs = m.predict(canvas, m.decoder.memory(out))[0].log_softmax(-1)
+    memory = m.encode(source.unsqueeze(0))
+    canvas = m.canvas(memory, Plan(torch.tensor([0]), **({} if plan is None else {m.predicts: torch.tensor([plan])})))
+    lprobs = m.project(m.decode(canvas, memory))[0].log_softmax(-1)
     return lprobs
 
 
@@ -265,9 +267,10 @@ def test_noisy_parallel_decoding_takes_the_teachers_best_of_all_candidates(caplo
             )
             assert h["model_score"] == pytest.approx(wanted[tuple(h["tokens"].tolist())], abs=1e-4)
         assert found[0] == max(wanted, key=lambda words: teacher_score(teacher, source, torch.tensor(words)))
-    assert gen.counts["drawn"] == 40 and gen.counts["decoded"] == sum(map(len, out[:-1])) + 1 == gen.rescorer.candidates
+    counts = gen.statistics
+    assert counts.drawn == 40 and counts.decoded == sum(map(len, out[:-1])) + 1 == gen.rescorer.candidates
     with caplog.at_level(logging.INFO):
-        del gen
+        gen.report()
     assert "5 sentences, 40 candidates; equal fertilities" in caplog.text
 
 

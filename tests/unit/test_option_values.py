@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 from tiny import model
 
 from nar_plugins.generators import registry
+from nar_plugins.generators.option_values import check_json, check_values
 
 WRONG = [
     ("drafter", "hedas", '"hedas": choose auto, heads, jacobi, copy, model'),
@@ -58,8 +59,8 @@ def test_the_hubs_keywords_are_named_too(cmlm):
 
 def test_every_default_and_what_a_number_may_be_is_taken():
     for config in (GenerationConfig, *registry.CONFIGS.values()):
-        registry.check_values({f.name: f.default for f in fields(config)}, "")
-    registry.check_values(
+        check_values({f.name: f.default for f in fields(config)}, "")
+    check_values(
         {
             "lenpen": 1,
             "bang_tau": 0.5,
@@ -76,9 +77,9 @@ def test_every_default_and_what_a_number_may_be_is_taken():
 @pytest.mark.parametrize("name", ["eval_bleu_args", "eval_bleu_detok_args"])
 def test_what_is_no_object_is_refused_naming_the_flag(name, text):
     with pytest.raises(ValueError) as error:
-        registry.check_json(name, text)
+        check_json(name, text)
     assert str(error.value).startswith(f"--{name.replace('_', '-')} {text!r} is no JSON object")
-    registry.check_json(name, '{"beam": 1}')
+    check_json(name, '{"beam": 1}')
 
 
 def test_a_training_stops_at_the_flag():
@@ -88,7 +89,7 @@ def test_a_training_stops_at_the_flag():
         model("--eval-bleu", "--eval-bleu-args", '{"iterations": "4"}')
 
 
-@pytest.mark.parametrize("option", ["bang_tau", "bang_theta", "confidence_threshold"])
+@pytest.mark.parametrize("option", ["bang_tau", "bang_min_score", "confidence_threshold"])
 def test_a_number_that_is_none_is_refused(option):
     one, task = model("--" + option.replace("_", "-"), "nan")
     with pytest.raises(ValueError, match=f"^--{option.replace('_', '-')} nan: give a number$"):

@@ -16,6 +16,7 @@ from tiny import arguments, model
 import nar_plugins  # noqa: F401
 from nar_plugins.generators import registry
 from nar_plugins.generators.canvas.mask_predict import MaskPredictGenerator
+from nar_plugins.generators.options import generation_options, refuse_foreign, refuse_unserved
 
 
 class Cmlm:
@@ -37,7 +38,7 @@ def config(**given) -> Namespace:
 
 
 def generation(**given) -> Namespace:
-    return registry.generation_options(Namespace(**given))
+    return generation_options(Namespace(**given))
 
 
 # -- which generator ---------------------------------------------------------------------------------------------------
@@ -90,13 +91,13 @@ def test_a_generator_registers_once():
 )
 def test_an_option_of_another_generator_is_refused(given, flag):
     with pytest.raises(ValueError, match=f"{flag} is no option of --generator beam"):
-        registry.refuse_foreign(config(**given), "beam")
-    registry.refuse_foreign(config(**given), "mask_predict")
+        refuse_foreign(config(**given), "beam")
+    refuse_foreign(config(**given), "mask_predict")
 
 
 def test_beam_takes_the_dtype_and_nothing_set_is_refused():
-    registry.refuse_foreign(config(), "beam")
-    registry.refuse_foreign(config(decode_dtype="bfloat16"), "beam")
+    refuse_foreign(config(), "beam")
+    refuse_foreign(config(decode_dtype="bfloat16"), "beam")
 
 
 @pytest.mark.parametrize("given", [{"iterations": 0}, {"iterations": -1}, {"length_beam": 0}, {"length_beam": -2}])
@@ -174,14 +175,14 @@ SERVED = {
 @pytest.mark.parametrize("name, value", REFUSED.items())
 def test_an_option_of_fairseqs_that_means_nothing_here_is_refused_by_name(name, value):
     with pytest.raises(ValueError) as error:
-        registry.refuse_unserved(generation(**{name: value}), "mask_predict", MaskPredictGenerator.honoured)
+        refuse_unserved(generation(**{name: value}), "mask_predict", MaskPredictGenerator.honoured)
     assert str(error.value).startswith(f"--{name.replace('_', '-')} cannot be honoured by --generator mask_predict")
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("name, value", SERVED.items())
 def test_an_option_of_fairseqs_that_means_something_is_taken(name, value):
-    registry.refuse_unserved(generation(**{name: value}), "mask_predict", MaskPredictGenerator.honoured)
+    refuse_unserved(generation(**{name: value}), "mask_predict", MaskPredictGenerator.honoured)
 
 
 def test_every_generation_option_of_fairseq_is_either_refused_or_served():
@@ -193,13 +194,13 @@ def test_every_generation_option_of_fairseq_is_either_refused_or_served():
 @pytest.mark.parametrize("beam", [0, 2, 4, 6])
 def test_a_beam_other_than_one_and_fairseqs_five_is_refused(beam):
     with pytest.raises(ValueError, match=f"--beam {beam}: mask_predict has no beam; use --length-beam"):
-        registry.refuse_unserved(generation(beam=beam), "mask_predict", MaskPredictGenerator.honoured)
+        refuse_unserved(generation(beam=beam), "mask_predict", MaskPredictGenerator.honoured)
 
 
 def test_the_options_of_iterative_refinement_name_ours():
     for name, ours in (("iter_decode_max_iter", "--iterations"), ("iter_decode_with_beam", "--length-beam")):
         with pytest.raises(ValueError, match=ours):
-            registry.refuse_unserved(generation(**{name: REFUSED[name]}), "mask_predict", MaskPredictGenerator.honoured)
+            refuse_unserved(generation(**{name: REFUSED[name]}), "mask_predict", MaskPredictGenerator.honoured)
 
 
 # -- names of flags ----------------------------------------------------------------------------------------------------

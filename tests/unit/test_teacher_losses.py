@@ -9,6 +9,7 @@ from tiny import model, predictions
 
 from nar_plugins.criterions.nar_loss import NarLoss
 from nar_plugins.data.noise import FERTILITY_STREAM, uniform
+from nar_plugins.models.contract import Plan
 from nar_plugins.models.nat.finetuning import REWARD_SCALE
 from nar_plugins.modules import source_copy
 
@@ -96,10 +97,9 @@ def test_validation_does_not_ask_the_teacher(teacher):
 def reverse_kl(m, ar, row, plan):
     """-sum_t sum_y p(y) log p_AR(y | own argmax before t) of one sentence alone."""
     source = SOURCE[row][SOURCE[row].ne(PAD)]
-    out = m.encode(source.unsqueeze(0))
-    logits = m.predict(m.initial_canvas(out, torch.tensor([0]), torch.tensor([plan])), m.decoder.memory(out))[
-        0
-    ].double()
+    memory = m.encode(source.unsqueeze(0))
+    canvas = m.canvas(memory, Plan(torch.tensor([0]), fertilities=torch.tensor([plan])))
+    logits = m.project(m.decode(canvas, memory))[0].double()
     logits[:, MASK] = -math.inf
     best, total = logits[:, 2:].argmax(-1).add(2).tolist(), 0.0  # no <s> and no <pad>
     for t in range(len(best)):

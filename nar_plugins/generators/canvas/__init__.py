@@ -1,1 +1,1 @@
-"""Decoding of models that predict a whole canvas at once."""
+"""Decoding of models that predict all positions of a canvas at once."""

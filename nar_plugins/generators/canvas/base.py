@@ -1,4 +1,4 @@
-"""What the loops of the non-autoregressive models share: from fairseq's batch to fairseq's hypotheses."""
+"""The base of the generators of non-autoregressive models: from fairseq's batch to fairseq's hypotheses."""
 
 import logging
 import math
@@ -8,36 +8,37 @@ from typing import Dict, List, NamedTuple, Optional
 import torch
 from torch import Tensor
 
-from nar_plugins.data.canvas import candidate_lengths, gold_lengths
+from nar_plugins.generators.base import Generator, ban, banned_on_canvas, check_min_len, ensemble_mean, refuse_nan
+from nar_plugins.generators.canvas.lengths import candidate_lengths, gold_lengths
 from nar_plugins.generators.canvas.rescore import Rescorer
 from nar_plugins.generators.hypothesis import Dedup, empty_hypothesis, hypothesis
-from nar_plugins.generators.left_to_right.greedy_rules import check_min_len, refuse_nan
-from nar_plugins.generators.registry import refuse_unserved
-from nar_plugins.modules.linear import CPU_ROWS, fast_linear
+from nar_plugins.generators.options import MODELS, SERVED, refuse, refuse_in_batch, refuse_options
+from nar_plugins.models.contract import Memory, Plan
+from nar_plugins.modules.linear import CPU_ROWS
 from nar_plugins.modules.precision import full
 
 logger = logging.getLogger(__name__)
 
 
-class Found(NamedTuple):
-    """What a loop found: R decoded rows, and which of them are the N candidates of each of the B sentences."""
+class DecodedCanvases(NamedTuple):
+    """R decoded canvases, and the N candidates of each of the B sentences among them."""
 
     tokens: Tensor  # (R, T) int64
     lprobs: Tensor  # (R, T) float32 log-probabilities, 0 beyond the length
     lengths: Tensor  # (R,) int64
     steps: Tensor  # (R,) int64: passes of the decoder
-    rows: Tensor  # (B, N) int64, which row each candidate is
-    keep: Tensor  # (B, N) bool, False for what is no candidate of its own
-    scores: Optional[Tensor] = None  # (R,) log-probability of the whole row; None: the sum of lprobs
-    score_lengths: Optional[Tensor] = None  # (R,) over how many positions; None: lengths
+    candidates: Tensor  # (B, N) int64, the index of each candidate's canvas
+    keep: Tensor  # (B, N) bool, False for a duplicate, or where a sentence has fewer candidates
+    scores: Optional[Tensor] = None  # (R,) log-probability of the output; None: the sum of lprobs
+    score_lengths: Optional[Tensor] = None  # (R,) the positions that scores is the sum over; None: lengths
     history: Optional[List[Tensor]] = None  # tokens (R, T) after each pass
 
 
-class ParallelGenerator:
-    """Base of the parallel decoding loops; a subclass defines ``search``.
+class CanvasGenerator(Generator):
+    """Base of the generators that fill a canvas; a subclass defines ``search``.
 
     Args:
-        models: one or more models with the hooks of ``NarModel``; several are an ensemble.
+        models: one or more models of the contract (``models/contract.py``); several are an ensemble.
         dictionary: the target's.
         config: the options of the generator's dataclass.
         options: fairseq's ``GenerationConfig``.
@@ -45,77 +46,70 @@ class ParallelGenerator:
         rescorer: an AR model that orders the candidates, or None.
     """
 
-    honoured = {"lenpen", "unnormalized", "max_len_a", "max_len_b", "min_len"}
+    needs = ("encode", "canvas", "decode", "project", "max_decoder_positions")  # methods of the model that are called
+    honoured = SERVED["canvas"]
     default_length_beam = 1
 
     def __init__(self, models, dictionary, config, options: Namespace, mask: int, rescorer=None):
-        refuse_unserved(options, self.name, self.honoured)
+        refuse_options(self.name, options, config, rescorer, self.honoured)
         self.beam = self.default_length_beam if config.length_beam is None else config.length_beam
-        if self.beam < 1:
-            raise ValueError(f"--length-beam {self.beam}: at least one length must be tried")
+        facts = dict(predicts=models[0].predicts, blank=models[0].blank, beams=self.beam, rescored=rescorer is not None)
+        bases = [vars(base)["name"] for base in type(self).__mro__ if "name" in vars(base)]
+        refuse(MODELS, self.name, options, config, bases=bases, **facts)
         if options.beam == 5:
             logger.info(f"{self.name} has no beam: --beam is not used; --length-beam is {self.beam}")
         check_lengths(models)
-        self.models, self.config, self.options = list(models), config, options
+        super().__init__(models, config, options)
         self.eos, self.pad, self.mask = dictionary.eos(), dictionary.pad(), mask
-        self.banned = torch.tensor(sorted({dictionary.pad(), dictionary.bos(), mask} - {dictionary.eos()}))
+        self.banned = banned_on_canvas(dictionary, mask)
         self.dedup = Dedup(str(config.dedup), dictionary)
         self.rescorer = None if rescorer is None else Rescorer(rescorer, self.pad, self.eos, mask, options)
-        for model in self.models:
-            model.eval()
 
-    # -- the way of a batch --------------------------------------------------------------------------------------------
+    # -- decoding ------------------------------------------------------------------------------------------------------
 
-    @torch.no_grad()
     def generate(self, models, sample: Dict, prefix_tokens=None, constraints=None) -> List[List[Dict]]:
         """fairseq's hypotheses for a batch: for every sentence all candidates, best first.
 
         Args:
-            models: as fairseq passes them; those given at the start are used.
+            models: ignored; fairseq passes the models that the generator was built with.
             sample: fairseq's batch, with ``net_input`` and, for ``--gold-length``, ``target``.
         """
-        if prefix_tokens is not None or constraints is not None:
-            raise ValueError(
-                f"{self.name} takes no prefix and no constraints: leave out --prefix-size and --constraints"
-            )
+        refuse_in_batch(self.name, self.options, prefix_tokens, constraints)
         source = sample["net_input"]["src_tokens"]
-        dtype = getattr(torch, str(self.config.decode_dtype))
-        everyone = self.models + ([] if self.rescorer is None else [self.rescorer.model])
-        with fast_linear(everyone, dtype), torch.autocast(source.device.type, dtype, enabled=dtype != torch.float32):
-            encoded = [model.encode(source, sample["net_input"].get("src_lengths")) for model in self.models]
-            found = self.search(encoded, source, sample.get("target"))
-            return self.finish(found, source)
+        others = [] if self.rescorer is None else [self.rescorer.model]
+        with self.decoding(source.device, *others):
+            memories = [model.encode(source, sample["net_input"].get("src_lengths")) for model in self.models]
+            decoded = self.search(memories, source, sample.get("target"))
+            return self.hypotheses(decoded, source)
 
-    def search(self, encoded: List[Dict], source: Tensor, target: Optional[Tensor]) -> Found:
-        """The loop.
+    def search(self, memories: List[Memory], source: Tensor, target: Optional[Tensor]) -> DecodedCanvases:
+        """Decode a batch.
 
         Args:
-            encoded: every model's encoder output. source: (B, S) int64. target: (B, T) int64, where there is one.
+            memories: every model's. source: (B, S) int64. target: (B, T) int64, or None.
         """
         raise NotImplementedError
 
-    def longest(self, source: Tensor) -> Tensor:
-        """The most tokens, with ``</s>``, that ``--max-len-a/b`` allow: (B,) int64."""
+    def max_lengths(self, source: Tensor) -> Tensor:
+        """The longest outputs, ``</s>`` counted, that ``--max-len-a/b`` allow: (B,) int64."""
         real = source.ne(self.pad).sum(1)
         return (self.options.max_len_a * real + self.options.max_len_b).long() + 1
 
-    def lengths(self, encoded: List[Dict], source: Tensor, target: Optional[Tensor]) -> tuple:
+    def lengths(self, memories: List[Memory], source: Tensor, target: Optional[Tensor]) -> tuple:
         """Candidate lengths (B, N) and which of them to keep (B, N)."""
-        lprobs = torch.stack([m.length_lprobs(out) for m, out in zip(self.models, encoded)])
-        lprobs = lprobs.logsumexp(0) - math.log(len(self.models))
+        lprobs = ensemble_mean([model.length_lprobs(memory) for model, memory in zip(self.models, memories)])
         refuse_nan(bool(lprobs.isnan().any()))
-        longest = self.longest(source)
+        longest = self.max_lengths(source)
         shortest = max(2, self.options.min_len + 1)  # fairseq's --min-len does not count </s>
-        self.check_shortest(source, longest)
+        self.check_min_length(source, longest)
         if self.config.gold_length:
-            return gold_lengths(self.lengths_of(target), self.beam, lprobs.size(1), shortest)
+            return gold_lengths(self.reference_lengths(target), self.beam, lprobs.size(1), shortest)
         return candidate_lengths(lprobs, self.beam, longest, shortest)
 
-    def check_shortest(self, source: Tensor, longest: Tensor) -> None:
-        """Raise where ``--min-len`` is above the positions, or above what ``longest`` (B,) allows a sentence that is
-        not empty.
+    def check_min_length(self, source: Tensor, longest: Tensor) -> None:
+        """Raise where ``--min-len`` is above the model's positions, or above ``longest`` (B,) of a nonempty sentence.
 
-        fairseq's search refuses it, too, with one bound for the whole batch.
+        fairseq's search refuses it too, with one bound for the whole batch.
         """
         limit = min(model.max_decoder_positions() for model in self.models) - 1  # without </s>
         if self.options.min_len > limit:
@@ -126,112 +120,126 @@ class ParallelGenerator:
         check_min_len(self.options.min_len, limit)
 
     def empty(self, source: Tensor) -> Tensor:
-        """Which sources (B, S) hold no word: (B,) bool."""
+        """Which sources (B, S) have no token but ``</s>``: (B,) bool."""
         return source.ne(self.pad).sum(1).le(1)
 
-    def lengths_of(self, target: Optional[Tensor]) -> Tensor:
-        """The reference's lengths (B,), for ``--gold-length``."""
+    def reference_lengths(self, target: Optional[Tensor]) -> Tensor:
+        """The lengths (B,) of the references, for ``--gold-length``."""
         if target is None:
             raise ValueError("--gold-length needs a reference: fairseq-interactive has none")
         return target.ne(self.pad).sum(1)
 
-    # -- words ---------------------------------------------------------------------------------------------------------
+    # -- tokens --------------------------------------------------------------------------------------------------------
 
-    def words(self, features: List[Tensor]) -> tuple:
-        """Features (M, D) of every model -> best allowed words (M,) and their log-probabilities (M,), in chunks on a
-        CPU.
+    def best_tokens(self, features: List[Tensor]) -> tuple:
+        """The most probable allowed tokens (M,) and their log-probabilities (M,), of every model's features (M, D).
+
+        On a CPU they are computed in chunks. The probabilities are of the softmax over all V, banned symbols included.
         """
-        rows = CPU_ROWS if features[0].device.type == "cpu" else max(1, features[0].size(0))
-        words, lprobs = zip(*(self.best_words(chunk) for chunk in zip(*(one.split(rows) for one in features))))
-        return torch.cat(words), torch.cat(lprobs)
+        size = CPU_ROWS if features[0].device.type == "cpu" else max(1, features[0].size(0))
+        chunks = zip(*(states.split(size) for states in features))
+        tokens, lprobs = zip(*(self.best_tokens_of_chunk(chunk) for chunk in chunks))
+        return torch.cat(tokens), torch.cat(lprobs)
 
-    def best_words(self, features: tuple) -> tuple:
-        """``words`` of one chunk; log-probabilities are among all words, the banned ones counted."""
-        logits = [full(m.decoder.output_layer(one)) for m, one in zip(self.models, features)]
-        if len(logits) == 1:
+    def best_tokens_of_chunk(self, features: tuple) -> tuple:
+        """``best_tokens`` without chunks."""
+        logits = [full(model.project(states)) for model, states in zip(self.models, features)]
+        if len(logits) == 1:  # the full log-softmax is not needed
             scores, normaliser = logits[0], logits[0].logsumexp(-1)
-        else:  # the mean of the models' probabilities
-            scores = torch.stack([one.log_softmax(-1) for one in logits]).logsumexp(0)
-            normaliser = math.log(len(logits))
-        scores[:, self.banned.to(scores.device)] = -math.inf
-        best, words = scores.max(-1)
-        return words, best - normaliser
+        else:
+            scores, normaliser = ensemble_mean([model_logits.log_softmax(-1) for model_logits in logits]), 0
+        best, tokens = ban(scores, self.banned).max(-1)
+        return tokens, best - normaliser
 
-    # -- out -----------------------------------------------------------------------------------------------------------
+    # -- hypotheses ----------------------------------------------------------------------------------------------------
 
-    def finish(self, found: Found, source: Tensor) -> List[List[Dict]]:
-        """Order every sentence's candidates by score and hand them to the host in one go."""
-        own = found.lprobs.sum(1) if found.scores is None else found.scores
+    def hypotheses(self, decoded: DecodedCanvases, source: Tensor) -> List[List[Dict]]:
+        """Order every sentence's candidates by score; all tensors are moved to the host together."""
+        model_scores = decoded.lprobs.sum(1) if decoded.scores is None else decoded.scores
         if not self.options.unnormalized:
-            own = own / (found.lengths if found.score_lengths is None else found.score_lengths) ** self.options.lenpen
-        scores = own
+            lengths = decoded.lengths if decoded.score_lengths is None else decoded.score_lengths
+            model_scores = model_scores / lengths**self.options.lenpen
+        scores, candidates = model_scores, decoded.candidates
         if self.rescorer is not None:
-            numbers = torch.arange(found.rows.size(0), device=source.device).unsqueeze(1).expand_as(found.rows)
-            sentences = torch.zeros_like(found.lengths).scatter(0, found.rows.flatten(), numbers.flatten())
-            scores = self.rescorer(source, found.tokens, found.lengths, sentences)
-        ordered = scores[found.rows].masked_fill(~found.keep, -math.inf)
-        order = ordered.argsort(dim=1, descending=True, stable=True)  # ties: the more probable length comes first
-        rows, keep = found.rows.gather(1, order), found.keep.gather(1, order)
+            numbers = torch.arange(candidates.size(0), device=source.device).unsqueeze(1).expand_as(candidates)
+            sentences = torch.zeros_like(decoded.lengths).scatter(0, candidates.flatten(), numbers.flatten())
+            scores = self.rescorer(source, decoded.tokens, decoded.lengths, sentences)
+        ranked = scores[candidates].masked_fill(~decoded.keep, -math.inf)
+        order = ranked.argsort(dim=1, descending=True, stable=True)  # ties: the more probable length comes first
+        candidates, keep = candidates.gather(1, order), decoded.keep.gather(1, order)
 
-        rows, keep, empty, own, scores = (x.cpu() for x in (rows, keep, self.empty(source), own, scores))
-        refuse_nan(bool(own.isnan().any()))
-        refuse_nan(bool(scores.isnan().any()), "the rescorer's")
-        found = found._replace(
-            **{name: getattr(found, name).cpu() for name in ("tokens", "lprobs", "lengths", "steps")}
+        empty = self.empty(source)
+        candidates, keep, empty, model_scores, scores = (
+            tensor.cpu() for tensor in (candidates, keep, empty, model_scores, scores)
         )
-        if found.history is not None:
-            found = found._replace(history=[past.cpu() for past in found.history])
+        refuse_nan(bool(model_scores.isnan().any()))
+        refuse_nan(bool(scores.isnan().any()), "the rescorer's")
+        decoded = decoded._replace(
+            **{name: getattr(decoded, name).cpu() for name in ("tokens", "lprobs", "lengths", "steps")}
+        )
+        if decoded.history is not None:
+            decoded = decoded._replace(history=[tokens.cpu() for tokens in decoded.history])
         return [
             [empty_hypothesis(self.eos)]
             if empty[b]
             else [
-                self.hypothesis(found, row, kept, float(scores[row]), float(own[row]))
-                for row, kept in self.alternatives(found, rows[b][keep[b]].tolist())
+                self.hypothesis(decoded, canvas, kept, float(scores[canvas]), float(model_scores[canvas]))
+                for canvas, kept in self.alternatives(decoded, candidates[b][keep[b]].tolist())
             ]
             for b in range(keep.size(0))
         ]
 
-    def alternatives(self, found: Found, rows: List[int]) -> List[tuple]:
-        """Of a sentence's rows, best first, those that no better one reads like, each with the indices of its tokens
-        that stay.
+    def alternatives(self, decoded: DecodedCanvases, canvases: List[int]) -> List[tuple]:
+        """The canvases of a sentence with distinct texts, each with the indices of its tokens in the output.
 
-        Canvases may differ in what nobody reads: a ``</s>`` inside, or a repetition that ``--dedup`` drops.
+        Two canvases have the same text where they differ only in a ``</s>`` inside or in repetitions that ``--dedup``
+        drops. The best one stays.
+
+        Args:
+            canvases: their indices, best first.
         """
-        texts, kept = set(), []
-        for row in rows:
-            tokens = found.tokens[row, : int(found.lengths[row])].tolist()
-            stay = self.dedup.keep(tokens)
-            text = tuple(tokens[i] for i in stay if tokens[i] != self.eos)
+        texts, distinct = set(), []
+        for canvas in canvases:
+            tokens = decoded.tokens[canvas, : int(decoded.lengths[canvas])].tolist()
+            kept = self.dedup.keep(tokens)
+            text = tuple(tokens[i] for i in kept if tokens[i] != self.eos)
             if text not in texts:
-                kept.append((row, stay))
+                distinct.append((canvas, kept))
             texts.add(text)
-        return kept
+        return distinct
 
-    def hypothesis(self, found: Found, row: int, kept: List[int], score: float, own: float) -> Dict:
-        """The hypothesis of the tokens ``kept`` of a row; after rescoring with both scores, perhaps with
-        ``history``.
+    def hypothesis(
+        self, decoded: DecodedCanvases, canvas: int, kept: List[int], score: float, model_score: float
+    ) -> Dict:
+        """The hypothesis of the tokens ``kept`` of a canvas; with both scores after rescoring, and with ``history`` for
+        ``--retain-iter-history``.
         """
-        length, steps = int(found.lengths[row]), int(found.steps[row])
+        length, steps = int(decoded.lengths[canvas]), int(decoded.steps[canvas])
         extra = {}
         if self.rescorer is not None:
-            extra.update(model_score=own, rescorer_score=score)
-        if found.history is not None:
-            extra["history"] = [{"tokens": past[row, :length]} for past in found.history[:steps]]
-        return hypothesis(found.tokens[row, kept], found.lprobs[row, kept], score, steps, **extra)
+            extra.update(model_score=model_score, rescorer_score=score)
+        if decoded.history is not None:
+            extra["history"] = [{"tokens": tokens[canvas, :length]} for tokens in decoded.history[:steps]]
+        return hypothesis(decoded.tokens[canvas, kept], decoded.lprobs[canvas, kept], score, steps, **extra)
 
 
-def rectangle(sentences: int, candidates: int, device) -> Tensor:
-    """Row numbers (B, N) where the candidates of a sentence stand next to each other."""
+def canvas_indices(sentences: int, candidates: int, device) -> Tensor:
+    """The canvases of every sentence's candidates (B, N) int64, where those of a sentence are next to each other."""
     return torch.arange(sentences * candidates, device=device).view(sentences, candidates)
 
 
-def check_lengths(models) -> None:
-    """Raise for an ensemble whose models do not predict the same lengths: their probabilities have no mean.
+def plan_lengths(lengths: Tensor) -> Plan:
+    """The plan of N canvases a sentence, next to each other: lengths (B, N)."""
+    sentences = torch.arange(lengths.size(0), device=lengths.device).repeat_interleave(lengths.size(1))
+    return Plan(sentences, lengths.flatten())
 
-    The form of the length head may differ from model to model, what it says is the same.
+
+def check_lengths(models) -> None:
+    """Raise for an ensemble whose models predict different ranges of lengths: their probabilities have no mean.
+
+    The form of the length head may differ from model to model.
     """
-    heads = [getattr(model.encoder, "length_head", None) for model in models]
-    classes = {head.weight.size(0) - 1 for head in heads if head is not None}
+    classes = {model.length_classes - 1 for model in models if model.predicts == "lengths"}
     if len(classes) > 1:
         sizes = " and ".join(str(size) for size in sorted(classes))
         raise ValueError(

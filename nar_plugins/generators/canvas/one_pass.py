@@ -1,16 +1,17 @@
-"""One pass of the decoder: fertilities, lengths or CTC decide the canvas, every position is predicted at once."""
+"""One decoder pass: fertilities, lengths or CTC define the canvas, all positions are predicted at once."""
 
 from argparse import Namespace
 from dataclasses import dataclass, field
-from typing import Dict, List, Optional
+from typing import List, Optional
 
 import torch
 from fairseq.dataclass import ChoiceEnum
 from torch import Tensor
 
-from nar_plugins.generators.canvas.base import Found, ParallelGenerator, rectangle
-from nar_plugins.generators.left_to_right.greedy_rules import refuse_nan
+from nar_plugins.generators.base import ban, ensemble_mean, refuse_nan
+from nar_plugins.generators.canvas.base import CanvasGenerator, DecodedCanvases, canvas_indices, plan_lengths
 from nar_plugins.generators.registry import SharedGeneratorConfig, register_generator
+from nar_plugins.models.contract import Memory, Plan
 from nar_plugins.modules import ctc, source_copy
 from nar_plugins.modules.precision import full
 
@@ -23,69 +24,58 @@ class OnePassConfig(SharedGeneratorConfig):
     )
     ctc_beam: int = field(
         default=1,
-        metadata={"help": "CTC: 1 takes the best path, more searches for the best outputs over all their paths"},
+        metadata={
+            "help": "CTC: 1 takes the best path; more: prefix beam search, which sums over the paths of an output"
+        },
     )
 
 
-class NatGenerator(ParallelGenerator):
-    """What the generators of ``nat`` checkpoints share: a pass over canvases."""
+class NatGenerator(CanvasGenerator):
+    """Base of the generators of ``nat`` checkpoints: one pass over canvases."""
 
     def __init__(self, models, dictionary, config, options: Namespace, mask: int, rescorer=None):
         super().__init__(models, dictionary, config, options, mask, rescorer)
-        args = [model.args for model in self.models]
-        kinds = {(one.source_copy, one.ctc, one.upsample if one.ctc else 0) for one in args}
-        if len(kinds) > 1:
+        if len({(model.predicts, model.canvas_kind) for model in self.models}) > 1:
             raise ValueError(
                 "an ensemble of nat models needs the same --source-copy, --ctc and --upsample in all of them"
             )
-        self.fertile, self.ctc = args[0].source_copy == "fertility", args[0].ctc
-        if (self.fertile or self.ctc) and config.length_beam is not None:
-            raise ValueError("--length-beam: these models predict no length; leave it out")
-        if (self.fertile or self.ctc) and options.min_len > 1:
-            raise ValueError("--min-len cannot be honoured: these models predict no length; leave it out")
-        if (self.fertile or self.ctc) and config.gold_length:
-            raise ValueError("--gold-length: these models predict no length; leave it out")
-        if self.ctc and (options.max_len_a, options.max_len_b) != (0, 200):
-            raise ValueError(
-                "--max-len-a/b cannot be honoured: CTC's canvas is as long as --upsample says; leave them out"
-            )
+        self.fertile, self.blank = self.models[0].predicts == "fertilities", self.models[0].blank
 
-    def fertility_probabilities(self, encoded: List[Dict]) -> Tensor:
+    def fertility_probabilities(self, memories: List[Memory]) -> Tensor:
         """(B, S, 50), the mean of the models'."""
-        found = torch.stack([m.fertility_lprobs(out).exp() for m, out in zip(self.models, encoded)]).mean(0)
-        refuse_nan(bool(found.isnan().any()))
-        return found
+        lprobs = [model.fertility_lprobs(memory) for model, memory in zip(self.models, memories)]
+        probabilities = ensemble_mean(lprobs).exp()
+        refuse_nan(bool(probabilities.isnan().any()))
+        return probabilities
 
     def bounded(self, fertilities: Tensor, source: Tensor) -> Tensor:
-        """Fertilities (B, N, S) or (B, S) that make a canvas no longer than allowed."""
-        longest = self.longest(source).clamp(max=min(model.max_decoder_positions() for model in self.models))
+        """Fertilities (B, N, S) or (B, S), cut where their canvas would be longer than allowed."""
+        longest = self.max_lengths(source).clamp(max=min(model.max_decoder_positions() for model in self.models))
         shape = (-1,) + (1,) * (fertilities.dim() - 2)
         return source_copy.bounded(fertilities, source.ne(self.pad).sum(1).view(shape), longest.view(shape))
 
-    def features(self, encoded: List[Dict], sentences: Tensor, plan: Optional[Tensor], ragged: bool = False) -> tuple:
-        """Every model's features (R, T, D) on the canvases of ``sentences`` (R,), and the canvases' padding (R, T).
+    def features(self, memories: List[Memory], plan: Plan, ragged: bool = False) -> tuple:
+        """Every model's features (R, T, D) on the planned canvases, and which of their positions are real, (R, T) bool.
 
         Args:
-            ragged: not every sentence has as many canvases.
+            ragged: sentences differ in their number of canvases.
         """
         features = []
-        for model, out in zip(self.models, encoded):
-            canvas = model.initial_canvas(out, sentences, plan)
-            memory = model.decoder.memory(out)
-            features.append(model.decoder(canvas, memory.select(sentences) if ragged else memory))
-        return features, canvas.padding
+        for model, memory in zip(self.models, memories):
+            canvas = model.canvas(memory, plan)
+            features.append(model.decode(canvas, memory.select(plan.sentences) if ragged else memory))
+        return features, canvas.real()
 
-    def decode(self, encoded: List[Dict], sentences: Tensor, plan: Optional[Tensor], ragged: bool = False) -> tuple:
-        """Words (R, T) and their log-probabilities, ``pad`` and 0 beyond the lengths (R,)."""
-        features, padding = self.features(encoded, sentences, plan, ragged)
-        real = ~padding
-        words, lprobs = self.words([one[real] for one in features])
-        tokens = torch.full(padding.shape, self.pad, device=padding.device).masked_scatter(real, words)
-        scores = torch.zeros(padding.shape, dtype=lprobs.dtype, device=padding.device).masked_scatter(real, lprobs)
+    def decode(self, memories: List[Memory], plan: Plan, ragged: bool = False) -> tuple:
+        """Tokens (R, T) and their log-probabilities, ``pad`` and 0 beyond the lengths (R,)."""
+        features, real = self.features(memories, plan, ragged)
+        best, lprobs = self.best_tokens([states[real] for states in features])
+        tokens = torch.full(real.shape, self.pad, device=real.device).masked_scatter(real, best)
+        scores = torch.zeros(real.shape, dtype=lprobs.dtype, device=real.device).masked_scatter(real, lprobs)
         return tokens, scores, real.sum(1)
 
     def history(self, tokens: Tensor) -> Optional[List[Tensor]]:
-        """``--retain-iter-history``: the one pass there is."""
+        """The history for ``--retain-iter-history``: one pass."""
         return [tokens] if self.options.retain_iter_history else None
 
 
@@ -93,48 +83,40 @@ class NatGenerator(ParallelGenerator):
 class OnePassGenerator(NatGenerator):
     """Decodes ``nat`` checkpoints, one or an ensemble.
 
-    With fertilities there is one candidate a sentence, with a length head ``--length-beam`` of them, with CTC
-    ``--ctc-beam``.
+    A sentence has one candidate with fertilities, ``--length-beam`` with a length head, ``--ctc-beam`` with CTC.
     """
 
     def __init__(self, models, dictionary, config, options: Namespace, mask: int, rescorer=None):
         super().__init__(models, dictionary, config, options, mask, rescorer)
-        if config.ctc_beam < 1:
-            raise ValueError(f"--ctc-beam {config.ctc_beam}: at least one output is needed")
-        if config.ctc_beam > 1 and not self.ctc:
-            raise ValueError("--ctc-beam: these models were not trained with --ctc; leave it out")
-        if str(config.fertility) != "argmax" and not self.fertile:
-            raise ValueError("--fertility: these models have no fertilities; leave it out")
-        if self.ctc:
-            self.banned = self.banned[self.banned.ne(mask)]  # <mask> is the blank
+        if self.blank is not None:  # it is predicted, and dropped from the output
+            self.banned = tuple(symbol for symbol in self.banned if symbol != self.blank)
 
-    def search(self, encoded: List[Dict], source: Tensor, target: Optional[Tensor]) -> Found:
-        """The pass."""
-        if self.ctc:
-            return self.search_ctc(encoded, source)
+    def search(self, memories: List[Memory], source: Tensor, target: Optional[Tensor]) -> DecodedCanvases:
+        """Decode a batch in one pass."""
         sentences = torch.arange(source.size(0), device=source.device)
+        if self.blank is not None:
+            return self.search_ctc(memories, sentences)
         if self.fertile:
-            probabilities = self.fertility_probabilities(encoded)
+            probabilities = self.fertility_probabilities(memories)
             average = str(self.config.fertility) == "average"
-            chosen = source_copy.average(probabilities) if average else probabilities.argmax(-1)
-            plan, rows = self.bounded(chosen, source), sentences.unsqueeze(1)
-            keep = torch.ones_like(rows, dtype=torch.bool)
+            fertilities = source_copy.average(probabilities) if average else probabilities.argmax(-1)
+            plan, candidates = Plan(sentences, fertilities=self.bounded(fertilities, source)), sentences.unsqueeze(1)
+            keep = torch.ones_like(candidates, dtype=torch.bool)
         else:
-            lengths, keep = self.lengths(encoded, source, target)
-            rows = rectangle(*lengths.shape, lengths.device)
-            plan, sentences = lengths.flatten(), sentences.repeat_interleave(lengths.size(1))
-        tokens, lprobs, lengths = self.decode(encoded, sentences, plan)
-        return Found(tokens, lprobs, lengths, torch.ones_like(lengths), rows, keep, history=self.history(tokens))
+            lengths, keep = self.lengths(memories, source, target)
+            plan, candidates = plan_lengths(lengths), canvas_indices(*lengths.shape, lengths.device)
+        tokens, lprobs, lengths = self.decode(memories, plan)
+        steps, history = torch.ones_like(lengths), self.history(tokens)
+        return DecodedCanvases(tokens, lprobs, lengths, steps, candidates, keep, history=history)
 
     # -- CTC -----------------------------------------------------------------------------------------------------------
 
-    def search_ctc(self, encoded: List[Dict], source: Tensor) -> Found:
-        """Best path, or the best outputs; the score is per position of the canvas, blanks counted."""
-        sentences = torch.arange(source.size(0), device=source.device)
+    def search_ctc(self, memories: List[Memory], sentences: Tensor) -> DecodedCanvases:
+        """Best path, or beam search; the score is per position of the canvas, blanks counted."""
         if self.config.ctc_beam > 1:
-            return self.search_outputs(encoded, sentences)
-        path, lprobs, canvas = self.decode(encoded, sentences, None)
-        kept = ctc.collapse(path.masked_fill(path.eq(self.pad), self.mask), canvas, self.mask)
+            return self.search_prefixes(memories, sentences)
+        path, lprobs, canvas = self.decode(memories, Plan(sentences))
+        kept = ctc.collapse(path.masked_fill(path.eq(self.pad), self.blank), canvas, self.blank)
         order = (~kept).long().argsort(dim=1, stable=True)
         sizes = kept.sum(1)
         width = max(1, int(sizes.max()))
@@ -142,42 +124,41 @@ class OnePassGenerator(NatGenerator):
         tokens = path.gather(1, order).masked_fill(~kept, self.pad)
         scores = lprobs.sum(1)
         tokens, sizes = self.at_least_the_end(tokens, sizes)
-        rows = sentences.unsqueeze(1)
-        return Found(
+        candidates = sentences.unsqueeze(1)
+        return DecodedCanvases(
             tokens,
             lprobs.gather(1, order).masked_fill(~kept, 0),
             sizes,
             torch.ones_like(sizes),
-            rows,
-            torch.ones_like(rows, dtype=torch.bool),
+            candidates,
+            torch.ones_like(candidates, dtype=torch.bool),
             scores,
             canvas,
             self.history(tokens),
         )
 
-    def search_outputs(self, encoded: List[Dict], sentences: Tensor) -> Found:
-        """Prefix beam search; the log-probability of an output is shared out among its tokens, which have none of their
-        own.
+    def search_prefixes(self, memories: List[Memory], sentences: Tensor) -> DecodedCanvases:
+        """Prefix beam search. Tokens have no log-probability of their own here: each gets an equal share of its
+        output's.
         """
-        features, padding = self.features(encoded, sentences, None)
-        lprobs = torch.stack([full(m.decoder.output_layer(x)).log_softmax(-1) for m, x in zip(self.models, features)])
-        lprobs = lprobs.exp().mean(0).log() if len(self.models) > 1 else lprobs[0]
-        lprobs[..., self.banned.to(lprobs.device)] = -float("inf")
-        canvas = (~padding).sum(1)
+        features, real = self.features(memories, Plan(sentences))
+        lprobs = [full(model.project(states)).log_softmax(-1) for model, states in zip(self.models, features)]
+        lprobs = ban(ensemble_mean(lprobs), self.banned)
+        canvas = real.sum(1)
         beam = self.config.ctc_beam
-        tokens, sizes, scores = ctc.prefix_beam_search(lprobs, canvas, self.mask, beam, max(10, beam))
+        tokens, sizes, scores = ctc.prefix_beam_search(lprobs, canvas, self.blank, beam, max(10, beam))
         keep = scores > -float("inf")
         tokens, sizes, scores = tokens.flatten(0, 1), sizes.flatten(), scores.flatten()
         tokens = tokens[:, : max(1, int(sizes.max()))]
         beyond = torch.arange(tokens.size(1), device=tokens.device) >= sizes.unsqueeze(1)
         shares = (scores / sizes.clamp(min=1)).unsqueeze(1).expand_as(beyond).masked_fill(beyond, 0)
         tokens, sizes = self.at_least_the_end(tokens.masked_fill(beyond, self.pad), sizes)
-        return Found(
+        return DecodedCanvases(
             tokens,
             shares,
             sizes,
             torch.ones_like(sizes),
-            rectangle(*keep.shape, keep.device),
+            canvas_indices(*keep.shape, keep.device),
             keep,
             scores,
             canvas.repeat_interleave(beam),
@@ -185,7 +166,6 @@ class OnePassGenerator(NatGenerator):
         )
 
     def at_least_the_end(self, tokens: Tensor, sizes: Tensor) -> tuple:
-        """An output without any token is ``</s>``: tokens (R, T), sizes (R,)."""
-        nothing = sizes.eq(0)
-        first = torch.where(nothing, self.eos, tokens[:, 0])
+        """Replace an output without any token by ``</s>``: tokens (R, T), sizes (R,)."""
+        first = torch.where(sizes.eq(0), self.eos, tokens[:, 0])
         return torch.cat([first.unsqueeze(1), tokens[:, 1:]], 1), sizes.clamp(min=1)

@@ -12,12 +12,10 @@ from nar_plugins.modules.teacher_forcing import check_forced, encode_source, tok
 
 
 class Rescorer:
-    """Scores candidates in one teacher-forced pass, equal ones once.
+    """Scores candidates in one teacher-forced pass; equal candidates are scored once.
 
-    A candidate is scored as the reader sees it: without the ``</s>`` inside it, and with the one that ends it, so that
-        a
-    cut translation pays for its missing end. ``--lenpen`` and ``--unnormalized`` are those of the generator's own
-    scores.
+    A candidate is scored as it is printed: without a ``</s>`` inside it and with one at its end, so that a truncated
+    translation gets a low score. ``--lenpen`` and ``--unnormalized`` apply as they do to the generator's scores.
 
     Args:
         model: an AR model (``checkpoint_io.teachers.load_teacher``).
@@ -30,7 +28,7 @@ class Rescorer:
 
     def __init__(self, model, pad: int, eos: int, mask: int, options: Namespace):
         check_forced(model, "--rescorer")
-        model.eval()  # returns nothing where fairseq has made the model ready for generation
+        model.eval()  # not chained: it returns None after fairseq's make_generation_fast_
         self.model, self.pad, self.eos, self.mask, self.options = model, pad, eos, mask, options
         self.candidates = self.scored = 0
 
@@ -38,47 +36,46 @@ class Rescorer:
         """Scores (R,) of the candidates.
 
         Args:
-            source: (B, S) int64. tokens: (R, T) int64. lengths: (R,) int64. sentences: (R,) int64, whose candidates
-                they are.
+            source: (B, S) int64. tokens: (R, T) int64. lengths: (R,) int64. sentences: (R,) int64, the sentence of
+                each candidate.
 
         Raises:
             ValueError: a source or a candidate is longer than the model's positions.
         """
         self.model.to(source.device)
-        text, sizes = self.as_read(tokens, lengths)
+        text, sizes = self.printed(tokens, lengths)
         longest = self.model.max_decoder_positions()
         if text.size(1) > longest:
             raise ValueError(
                 f"a candidate of {text.size(1)} tokens is longer than the rescorer's {longest} positions: "
                 "give --max-len-a and --max-len-b"
             )
-        rows = torch.cat([sentences.unsqueeze(1), text], 1)
-        unique, back = torch.unique(rows, dim=0, return_inverse=True)
-        self.candidates, self.scored = self.candidates + rows.size(0), self.scored + unique.size(0)
+        candidates = torch.cat([sentences.unsqueeze(1), text], 1)
+        unique, inverse = torch.unique(candidates, dim=0, return_inverse=True)
+        self.candidates, self.scored = self.candidates + candidates.size(0), self.scored + unique.size(0)
 
         sentences, text = unique[:, 0], unique[:, 1:]
         real = text.ne(self.pad)
         encoded = encode_source(self.model, source, self.pad, "rescorer")
-        step = CPU_ROWS if source.device.type == "cpu" else max(1, text.size(0))
+        size = CPU_ROWS if source.device.type == "cpu" else max(1, text.size(0))
         lprobs = torch.cat(
             [
-                token_lprobs(self.model, encoded, rows_, text_, self.pad, self.eos, self.mask)
-                for rows_, text_ in zip(sentences.split(step), text.split(step))
+                token_lprobs(self.model, encoded, *chunk, self.pad, self.eos, self.mask)
+                for chunk in zip(sentences.split(size), text.split(size))
             ]
         )
         score = lprobs.sum(1)
         if not self.options.unnormalized:
             score = score / real.sum(1) ** self.options.lenpen
-        return score[back]
+        return score[inverse]
 
-    def as_read(self, tokens: Tensor, lengths: Tensor) -> tuple:
-        """Without ``</s>`` but at the end: (R, T + 1) padded on the right, and the lengths (R,)."""
-        width = tokens.size(1)
-        places = torch.arange(width, device=tokens.device)
-        words = (places < lengths.unsqueeze(1)) & tokens.ne(self.eos) & tokens.ne(self.pad)
-        sizes = words.sum(1)
-        order = (~words).long().argsort(dim=1, stable=True)
-        text = tokens.gather(1, order).masked_fill(places >= sizes.unsqueeze(1), self.pad)
+    def printed(self, tokens: Tensor, lengths: Tensor) -> tuple:
+        """The candidates with ``</s>`` at the end only: (R, T + 1) padded on the right, and their lengths (R,)."""
+        positions = torch.arange(tokens.size(1), device=tokens.device)
+        kept = (positions < lengths.unsqueeze(1)) & tokens.ne(self.eos) & tokens.ne(self.pad)
+        sizes = kept.sum(1)
+        order = (~kept).long().argsort(dim=1, stable=True)
+        text = tokens.gather(1, order).masked_fill(positions >= sizes.unsqueeze(1), self.pad)
         text = torch.nn.functional.pad(text, (0, 1), value=self.pad)
         text = text.scatter(1, sizes.unsqueeze(1), self.eos)
         return text[:, : int(sizes.max()) + 1], sizes + 1

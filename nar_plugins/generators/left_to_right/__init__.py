@@ -1,1 +1,1 @@
-"""Decoding from left to right, one token or several a pass."""
+"""Decoding from left to right, one or several tokens a pass."""

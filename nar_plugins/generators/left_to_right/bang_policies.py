@@ -1,11 +1,11 @@
-"""How many masks a pass of a ``bang`` decoder asks, and how many of their tokens it keeps (Qi et al. 2021:
-the first mask is the autoregressive prediction, all masks at once the non-autoregressive one).
+"""The decoding policies of ``bang``: the masks of a pass, and how many of their tokens are kept (Qi et al. 2021: the
+first mask is the autoregressive prediction, all masks at once are the non-autoregressive one).
 """
 
 import torch
 from torch import Tensor
 
-BLOCK = 8  # masks a pass unless --bang-block says otherwise
+BLOCK = 8  # masks a pass without --bang-block
 
 
 class Policy:
@@ -24,22 +24,22 @@ class Policy:
         """Masks of the next pass, at least 1.
 
         Args:
-            decided: tokens that the longest live row has. room: those that the shortest may still get, ``</s>``
+            decided: tokens of the longest active sentence. room: tokens that the shortest may still get, ``</s>``
                 included.
         """
         raise NotImplementedError
 
     def kept(self, lprobs: Tensor, decided: Tensor) -> Tensor:
-        """Tokens to keep (b,) int64, at least 1; the output is cut at its first ``</s>`` besides.
+        """Tokens to keep (b,) int64, at least 1; the loop also cuts the output at its first ``</s>``.
 
         Args:
-            lprobs: (b, m) log-probabilities of the tokens that the masks predict. decided: (b,) int64, tokens so far.
+            lprobs: (b, m) log-probabilities of the predicted tokens. decided: (b,) int64, tokens so far.
         """
         return torch.full_like(decided, lprobs.size(1))
 
 
 class Parallel(Policy):
-    """``nar``: everything in one pass."""
+    """``nar``: all tokens in one pass."""
 
     def masks(self, decided: int, room: int) -> int:
         return room
@@ -53,22 +53,22 @@ class Block(Policy):
 
 
 class Prefix(Policy):
-    """``prefix``: --bang-prefix tokens one by one, then the rest at once."""
+    """``prefix``: --bang-prefix tokens one by one, then the rest in one pass."""
 
     def masks(self, decided: int, room: int) -> int:
         return 1 if decided < self.config.bang_prefix else room
 
 
 class Adaptive(Block):
-    """``adaptive``: of a block the longest prefix whose tokens are all at least --bang-tau probable; the first in any
-    case.
+    """``adaptive``: the first token of a block, and those after it up to the first with a probability below
+    --bang-tau.
     """
 
     sees_start = True  # the first mask is the next-token prediction, whatever the others are
 
     def kept(self, lprobs: Tensor, decided: Tensor) -> Tensor:
-        sure = lprobs[:, 1:].exp() >= self.config.bang_tau
-        return 1 + sure.long().cumprod(1).sum(1)
+        confident = lprobs[:, 1:].exp() >= self.config.bang_tau
+        return 1 + confident.long().cumprod(1).sum(1)
 
 
 OUTPUT = ("bang_release_output", "dedup")
@@ -80,6 +80,10 @@ READS = {
     "block": ("bang_block", *OUTPUT),
     "prefix": ("bang_prefix", *OUTPUT),
     "adaptive": ("bang_block", "bang_tau", *OUTPUT),
-    "cascade": ("bang_block", "bang_tau", "bang_theta", *OUTPUT),
+    "cascade": ("bang_block", "bang_tau", "bang_min_score", *OUTPUT),
+}
+ALIASES = {  # policies that are other generators: their names, and what bang's options are called there
+    "ar": ("beam", {}),
+    "verify": ("blockwise", {"bang_block": "verify_block"}),
 }
 POLICIES = {"nar": Parallel, "block": Block, "prefix": Prefix, "adaptive": Adaptive, "cascade": Parallel}

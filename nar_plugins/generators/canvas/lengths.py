@@ -1,39 +1,9 @@
-"""The blank canvas of a predicted length, and how many positions are masked again before each pass."""
+"""The candidate lengths: the most probable ones, or those around the reference's."""
 
-import math
 from typing import Optional
 
 import torch
 from torch import Tensor
-
-SCHEDULES = ("linear", "cosine", "confidence")
-
-
-def blank_canvas(lengths: Tensor, width: int, mask: int, pad: int) -> Tensor:
-    """A canvas of ``mask`` at the first ``lengths`` positions and ``pad`` after: (...,) int64 -> (..., width) int64."""
-    positions = torch.arange(width, device=lengths.device)
-    return torch.where(positions < lengths.unsqueeze(-1), mask, pad)
-
-
-def remask_count(lengths: Tensor, done: int, passes: int, schedule: str) -> Tensor:
-    """How many positions to mask again after ``done`` of ``passes`` passes; at least one.
-
-    ``linear`` (and ``confidence``, which it bounds) is Mask-Predict's N(1 - t/R), section 3.2, in integer arithmetic:
-    the exact floor, where a floating-point product is one lower for some lengths. ``cosine`` is MaskGIT's
-    N cos(pi t / 2R) (Chang et al. 2022, section 3.3).
-
-    Args:
-        lengths: (...,) int64.
-
-    Returns:
-        (...,) int64.
-    """
-    if schedule == "cosine":
-        # 1e-9: cos is 1/2 at t/R = 2/3, and its rounding must not decide the floor there
-        count = (lengths * math.cos(math.pi * done / (2 * passes)) + 1e-9).floor().long()
-    else:
-        count = lengths * (passes - done) // passes
-    return count.clamp(min=1)
 
 
 def candidate_lengths(lprobs: Tensor, beam: int, longest: Optional[Tensor] = None, shortest: int = 2) -> tuple:

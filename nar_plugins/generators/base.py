@@ -1,0 +1,130 @@
+"""The base of all generators: the decoding context, the mean of an ensemble, the symbols that are never output."""
+
+import logging
+import math
+from argparse import Namespace
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Iterable, NamedTuple, Optional, Sequence, Tuple
+
+import torch
+from torch import Tensor
+
+from nar_plugins.data.dictionary import knows_mask
+from nar_plugins.generators.registry import is_parallel
+from nar_plugins.modules.linear import fast_linear
+
+
+class Banned(NamedTuple):
+    """Symbols that a generator never outputs.
+
+    Attributes:
+        unlearnt: the models were not trained to predict them. Their logits are -inf, so they have no probability.
+        unwanted: -inf after the softmax, so that the probabilities of the others do not change.
+    """
+
+    unlearnt: Tuple[int, ...]
+    unwanted: Tuple[int, ...]
+
+
+def banned_symbols(dictionary, mask: int, models: Sequence = (), start: bool = False) -> Banned:
+    """The symbols that a left-to-right generator never outputs.
+
+    ``<mask>`` is unlearnt, unless it is an ordinary symbol: the dictionary's file has it, and no model uses it as the
+    mask.
+
+    Args:
+        models: those that decode. start: the start symbol is unwanted too.
+    """
+    learnt = knows_mask(dictionary) and not any(map(is_parallel, models))
+    unwanted = {dictionary.pad(), dictionary.bos()} if start else {dictionary.pad()}
+    return Banned(() if learnt else (mask,), tuple(sorted(unwanted - {dictionary.eos()})))
+
+
+def banned_on_canvas(dictionary, mask: int) -> Tuple[int, ...]:
+    """The symbols that are never output on a canvas. All are unwanted: the softmax includes them."""
+    return tuple(sorted({*banned_symbols(dictionary, mask, start=True).unwanted, mask}))
+
+
+def ban(scores: Tensor, symbols: Iterable[int]) -> Tensor:
+    """Set scores (..., V) of some symbols to -inf, in place."""
+    for symbol in symbols:
+        scores[..., symbol] = -math.inf
+    return scores
+
+
+def ensemble_mean(lprobs: Sequence[Tensor]) -> Tensor:
+    """The logarithm of the models' mean probabilities, from the log-probabilities (...) of each."""
+    if len(lprobs) == 1:
+        return lprobs[0]
+    return torch.stack(tuple(lprobs)).logsumexp(0) - math.log(len(lprobs))
+
+
+def refuse_nan(nan: bool, whose: str = "the model's") -> None:
+    """Raise where the model's output is NaN."""
+    if nan:
+        raise ValueError(
+            f"{whose} output is NaN: half precision overflowed (decode with --decode-dtype float32 and without "
+            "--fp16), or the weights are NaN themselves (a training that diverged)"
+        )
+
+
+def check_min_len(shortest: int, limit: int) -> None:
+    """Raise where ``--min-len`` is above ``limit``, the most tokens of an output without ``</s>``."""
+    if shortest > limit:
+        raise ValueError(f"--min-len {shortest} is above the limit of {limit} tokens: see --max-len-a and -b")
+
+
+@dataclass
+class Statistics:
+    """Counts over all batches of a generator."""
+
+    sentences: int = 0
+
+    def line(self) -> Optional[str]:
+        """The line for the log at the end of a run, or None."""
+        return None
+
+
+class Generator:
+    """Base of all generators; a subclass defines ``generate``, as fairseq calls it.
+
+    Args:
+        models: one, or several as an ensemble. They are put into evaluation mode.
+        config: the options of the generator's dataclass.
+        options: fairseq's ``GenerationConfig``.
+    """
+
+    def __init__(self, models, config: Namespace, options: Namespace):
+        self.models, self.config, self.options = list(models), config, options
+        self.dtype = getattr(torch, str(config.decode_dtype))
+        self.statistics = Statistics()
+        for model in self.models:
+            model.eval()
+
+    @classmethod
+    def served_by(cls, config: Namespace) -> Tuple[str, Namespace]:
+        """The name of the generator that serves these options, and its options; another one for an alias."""
+        return cls.name, config
+
+    @contextmanager
+    def decoding(self, device: torch.device, *others, lean: bool = False):
+        """The decoding context: no gradients, ``--decode-dtype``, the faster linear layers.
+
+        Args:
+            others: further models that are called in it.
+            lean: no tensor made in it is used outside as an autograd input. Then ``inference_mode`` replaces
+                ``no_grad`` and saves time in every operation; not under autocast, where it casts every weight in every
+                call.
+        """
+        half = self.dtype != torch.float32
+        without_gradients = torch.inference_mode() if lean and not half else torch.no_grad()
+        autocast = torch.autocast(device.type, self.dtype, enabled=half)
+        with without_gradients, fast_linear([*self.models, *others], self.dtype), autocast:
+            yield
+
+    def report(self) -> None:
+        """Log the statistics; called at the end of fairseq's command."""
+        line = self.statistics.line()
+        if line is not None:
+            logging.getLogger(type(self).__module__).info(line)

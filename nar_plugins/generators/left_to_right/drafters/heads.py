@@ -1,0 +1,100 @@
+"""Drafts of the proposal heads that a ``blockwise`` checkpoint has."""
+
+from typing import Any, Dict, List, Optional, Sequence, Tuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from nar_plugins.generators.left_to_right.drafters.base import Drafter, Drafts, VerifyResult, best_drafts
+from nar_plugins.modules.attention import allowed_sources
+from nar_plugins.modules.linear import linear
+
+# The fixed cost of a head, of a decoder layer and of the rest of a call, in weights that are read in the same time:
+# measured on one CPU core with 2 to 6 layers of 128 to 512 (benchmarks/bench_blockwise.py), not on a GPU.
+HEAD, LAYER, CALL = 0.6e6, 1.4e6, 3.6e6
+
+
+class HeadsDrafter(Drafter):
+    """The proposal heads 2 to K of a model, at the last accepted position only (Stern et al. 2018, section 4).
+
+    Args:
+        decoder: the model's. model_index: the model's index in the ensemble.
+        banned: indices that are never proposed.
+        vocab_size: the heads propose the first symbols of the dictionary only, this many; None: all.
+    """
+
+    def __init__(self, decoder, model_index: int, banned: Sequence[int], vocab_size: Optional[int] = None):
+        self.decoder, self.model_index, self.vocab_size = decoder, model_index, vocab_size
+        self.max_draft_tokens = decoder.block_size - 1
+        weight = decoder.output_projection.weight
+        self.banned = [index for index in banned if index < len(weight[:vocab_size])]
+        # multiplications of a draft's projection, and of a token in the verifier
+        self.projection_cost = weight[:vocab_size].numel()
+        self.token_cost = sum(parameter.numel() for parameter in decoder.layers.parameters()) + weight.numel()
+
+    def begin(self, sample: Dict, encoded: List[Dict]) -> Any:
+        return self.projection()
+
+    def draft(self, verified: VerifyResult, count: int, state: Any) -> Drafts:
+        features = self.decoder.head_features(verified.features[self.model_index], 2, count + 1)
+        return best_drafts(linear(features, *state))
+
+    def projection(self) -> Tuple[Tensor, Tensor]:
+        """Weight (W, D) and bias (W,) of the vocabulary projection, for the W symbols that may be proposed."""
+        projection = self.decoder.output_projection
+        weight = projection.weight[: self.vocab_size]
+        if projection.bias is None:
+            bias = weight.new_zeros(len(weight))
+        else:
+            bias = projection.bias[: self.vocab_size].clone()
+        bias[self.banned] = -float("inf")
+        device = weight.device.type
+        if torch.is_autocast_enabled(device):  # which would cast a slice of a weight for every draft
+            weight, bias = (tensor.to(torch.get_autocast_dtype(device)) for tensor in (weight, bias))
+        return weight, bias
+
+    def cost_per_row(self, count: int) -> float:
+        shared, per_head = self.decoder.proposal_heads.multiplications()
+        return (shared + (per_head + self.projection_cost) * count) / self.token_cost if count else 0.0
+
+
+class SequentialDrafter(HeadsDrafter):
+    """Sequential heads: each is given the draft before its own. No head runs after ``min_survival`` is reached."""
+
+    adaptive_length = True
+    min_survival = 0.0
+
+    def set_budget(self, count: int, min_survival: float) -> None:
+        self.min_survival = min_survival
+
+    def begin(self, sample: Dict, encoded: List[Dict]) -> tuple:
+        out = encoded[self.model_index]
+        sources = (*self.decoder.proposal_heads.memory(out["encoder_out"][0].transpose(0, 1)), allowed_sources(out))
+        return sources, self.projection()
+
+    def draft(self, verified: VerifyResult, count: int, state: tuple) -> Drafts:
+        sources, projection = state
+        if len(verified.sentences) < len(sources[0]):  # some sentences are finished
+            sources = [None if part is None else part[verified.sentences] for part in sources]
+        head = self.decoder.proposal_heads.decoding(*sources)
+        embeddings, scale = self.decoder.embed_tokens.weight, self.decoder.embed_scale
+        features = base = verified.features[self.model_index]
+        token = verified.tokens[verified.sentences, verified.lengths - 1]
+        drafts, survival_lprobs = [], 0.0
+        for index in range(count):
+            features = head(index, base, features, F.embedding(token, embeddings) * scale)
+            drafts.append(best_drafts(linear(features, *projection)))
+            token = drafts[-1].tokens
+            if self.min_survival > 0 and index + 1 < count:
+                survival_lprobs = survival_lprobs + drafts[-1].lprobs
+                if float(survival_lprobs.exp().mean()) < self.min_survival:
+                    break
+        return Drafts(*(torch.stack(parts, 1) for parts in zip(*drafts)))
+
+    def cost_per_row(self, count: int) -> float:
+        return count * (self.decoder.proposal_heads.multiplications() + self.projection_cost) / self.token_cost
+
+    def fixed_cost(self, count: int) -> float:
+        weights = self.decoder.proposal_heads.multiplications() + self.projection_cost
+        return count * (HEAD + weights) / (CALL + LAYER * len(self.decoder.layers) + self.token_cost)

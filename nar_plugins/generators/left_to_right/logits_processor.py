@@ -1,0 +1,67 @@
+"""The logits processing of fairseq's ``SequenceGenerator``, for several tokens at a time."""
+
+import math
+from argparse import Namespace
+from typing import Optional, Sequence
+
+import torch
+from torch import Tensor
+
+from nar_plugins.generators.base import ban, check_min_len
+
+
+class GreedyLogitsProcessor:
+    """Change log-probabilities before the choice, as ``SequenceGenerator._generate`` does, in its order.
+
+    Args:
+        options: fairseq's ``GenerationConfig``.
+        pad, unk, eos: indices in the target dictionary.
+        unwanted: symbols that are never chosen; in fairseq's search only padding.
+    """
+
+    def __init__(self, options: Namespace, pad: int, unk: int, eos: int, unwanted: Sequence[int]):
+        self.options, self.pad, self.unk, self.eos, self.unwanted = options, pad, unk, eos, unwanted
+
+    def limit(self, width: int, models) -> int:
+        """The index from which on only ``</s>`` is allowed, for a batch of sources ``width`` wide.
+
+        Raises:
+            ValueError: ``--min-len`` is above it.
+        """
+        max_len = int(self.options.max_len_a * width + self.options.max_len_b)
+        limit = min(max_len, *(model.max_decoder_positions() - 1 for model in models))
+        check_min_len(self.options.min_len, limit)
+        return limit
+
+    def __call__(
+        self, lprobs: Tensor, steps: Tensor, limit: int, first: int, last: int, prefix: Optional[Tensor] = None
+    ) -> Tensor:
+        """Process log-probabilities (b, m, V) of the tokens at indices ``steps`` (b, m), in place where possible.
+
+        NaN becomes -inf, as in fairseq; the caller checks for NaN before.
+
+        Args:
+            first, last: bounds of ``steps``, known to the host.
+            prefix: (b, P) int64, padded, the forced beginning of every output.
+        """
+        broken = lprobs[..., :1].isnan()  # a softmax with one NaN is NaN everywhere
+        if broken.device.type != "cpu" or broken.any():
+            lprobs.masked_fill_(broken, -math.inf)
+        ban(lprobs, self.unwanted)
+        if self.options.unkpen:
+            lprobs[..., self.unk] -= self.options.unkpen
+        if last >= limit:
+            end = lprobs[..., self.eos].clone()
+            lprobs.masked_fill_((steps >= limit).unsqueeze(-1), -math.inf)
+            lprobs[..., self.eos] = end
+        inside = None
+        if prefix is not None and first < prefix.size(1):
+            inside = (steps < prefix.size(1)) & (steps < limit)
+            given = prefix.gather(1, steps.clamp(max=prefix.size(1) - 1)).unsqueeze(-1)
+            only = torch.full_like(lprobs, -math.inf).scatter(2, given, lprobs.gather(2, given))
+            lprobs = torch.where(inside.unsqueeze(-1) & given.ne(self.pad), only, lprobs)
+        if first < self.options.min_len:
+            early = steps < self.options.min_len
+            early = early if inside is None else early & ~inside
+            lprobs[..., self.eos] = lprobs[..., self.eos].masked_fill(early, -math.inf)
+        return lprobs

@@ -1,0 +1,50 @@
+"""What a decoder reads of the source: computed once a sentence, read in every pass."""
+
+from typing import Dict, Iterable, List, NamedTuple, Optional
+
+from fairseq.modules import MultiheadAttention
+from torch import Tensor
+
+from nar_plugins.modules.attention import split_heads
+
+
+class Memory(NamedTuple):
+    """The encoded source of B sentences, for every decoder of this package."""
+
+    keys: List[Tensor]  # of every layer's cross-attention, each (B, H, S, D/H)
+    values: List[Tensor]  # likewise
+    allowed: Optional[Tensor]  # (B, 1, 1, S) bool, True where a query may look; None: no source is padded
+    encoded: Dict[str, Tensor]  # by name what else is read of the encoder (canvas, length, fertilities): (B, ...) each
+
+    @classmethod
+    def of(
+        cls,
+        attentions: Iterable[MultiheadAttention],
+        states: Iterable[Tensor],
+        allowed: Optional[Tensor],
+        encoded: Optional[Dict[str, Tensor]] = None,
+        contiguous: bool = False,
+    ) -> "Memory":
+        """Project the encoder's states to the keys and values of every layer.
+
+        Args:
+            attentions: every layer's cross-attention.
+            states: what each of them attends to, (B, S, D).
+            allowed, encoded: as in the class.
+            contiguous: copy keys and values, for many calls with few queries each.
+        """
+        keys, values = [], []
+        for attention, state in zip(attentions, states):
+            for heads, projection in ((keys, attention.k_proj), (values, attention.v_proj)):
+                projected = split_heads(attention, projection(state))
+                heads.append(projected.contiguous() if contiguous else projected)
+        return cls(keys, values, allowed, encoded or {})
+
+    def select(self, sentences: Tensor) -> "Memory":
+        """The memory of some sentences, (n,) int64; they may repeat."""
+        return Memory(
+            [keys[sentences] for keys in self.keys],
+            [values[sentences] for values in self.values],
+            None if self.allowed is None else self.allowed[sentences],
+            {name: state[sentences] for name, state in self.encoded.items()},
+        )
