@@ -15,7 +15,7 @@ import torch
 from fairseq import tasks, utils
 from tqdm import tqdm
 
-from nar_plugins.checkpoint_io.read import place, read_mapped
+from nar_plugins.checkpoint_io.read import prepare_models, read_mapped
 from nar_plugins.checkpoint_io.teachers import load_teacher
 from nar_plugins.corpora.distill_data import Data, write
 from nar_plugins.corpora.distill_folder import Folder
@@ -67,7 +67,7 @@ def distil(cfg, job: Job) -> str:
 def load(cfg, task, teacher: str) -> Tuple[List[torch.nn.Module], object]:
     """The teachers on their device, and the generator, as in ``fairseq-generate``."""
     models = [load_teacher(path, task) for path in utils.split_paths(teacher)]
-    place(models, cfg)
+    prepare_models(models, cfg)
     return models, task.build_generator(models, cfg.generation)
 
 

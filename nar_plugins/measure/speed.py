@@ -12,7 +12,7 @@ import torch
 from fairseq import checkpoint_utils, options, tasks, utils
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 
-from nar_plugins.checkpoint_io.read import place
+from nar_plugins.checkpoint_io.read import prepare_models
 from nar_plugins.data.bleu import UNKNOWN_IN_REFERENCE
 from nar_plugins.models.flags import flag
 
@@ -72,7 +72,7 @@ class System:
             strict=cfg.checkpoint.checkpoint_shard_count == 1,
             num_shards=cfg.checkpoint.checkpoint_shard_count,
         )
-        self.cuda = place(self.models, cfg)
+        self.cuda = prepare_models(self.models, cfg)
         self.task.load_dataset(cfg.dataset.gen_subset, task_cfg=cfg.task)  # as fairseq-generate does
         self.dataset = self.task.dataset(cfg.dataset.gen_subset)
         self.generator = self.task.build_generator(self.models, cfg.generation)
