@@ -25,7 +25,7 @@ from bang_twin import dense_buckets, dense_core, stream_positions, visible  # no
 
 from nar_plugins.criterions.bang_loss import BangLoss  # noqa: E402
 from nar_plugins.models.bang.attention import NStreamAttention, Projected  # noqa: E402
-from nar_plugins.models.bang.stream_layout import lay_out, row_sizes  # noqa: E402
+from nar_plugins.models.bang.stream_layout import build_layout, mask_counts  # noqa: E402
 from nar_plugins.modules.relative_positions import BUCKETS, bucket_table  # noqa: E402
 from nar_plugins.tasks.translation import NarTranslationTask  # noqa: E402
 
@@ -63,17 +63,17 @@ def attention(length: int, streams: int, times: int) -> None:
     torch.manual_seed(1)
     real = torch.ones(BATCH, length, dtype=torch.bool)
     positions = (torch.arange(length) + 2).expand(BATCH, -1)
-    layout = lay_out(real, positions, row_sizes(real, streams=streams), False, bucket_table())
+    layout = build_layout(real, positions, mask_counts(real, streams=streams), False, bucket_table())
     module = NStreamAttention(HEADS * WIDTH, HEADS)
     count = (1 + streams) * length
     states = [torch.randn(BATCH, count, HEADS, size) for size in (WIDTH, WIDTH, WIDTH, BUCKETS)]
     where = torch.cat(
         [
             real.flatten().nonzero().squeeze(1) % length,
-            (layout.cells.offset + 1) * length + layout.cells.start + layout.cells.offset,
+            (layout.masks.offset + 1) * length + layout.masks.start + layout.masks.offset,
         ]
     )
-    sentence = torch.cat([real.nonzero()[:, 0], layout.cells.sentence])
+    sentence = torch.cat([real.nonzero()[:, 0], layout.masks.sentence])
     packed = [part[sentence, where].requires_grad_() for part in states]
     whole = [part.transpose(1, 2).contiguous().requires_grad_() for part in states]
     seen = visible(length, streams) | torch.eye(count, dtype=torch.bool)
@@ -81,8 +81,8 @@ def attention(length: int, streams: int, times: int) -> None:
 
     def rows():
         q, k, v, bias = packed
-        asked = Projected(q * module.scaling, k, v, torch.nn.functional.pad(bias, (0, 1), value=-float("inf")))
-        return module.rows(asked, layout)
+        projected = Projected(q * module.scaling, k, v, torch.nn.functional.pad(bias, (0, 1), value=-float("inf")))
+        return module.attend_streams(projected, layout)
 
     def dense():
         q, k, v, relative = whole
@@ -142,17 +142,17 @@ def step(times: int, words: int, batch: int) -> None:
         },
     }
     found = {}
-    for name, weights in (("AR only", {"bridge_weight": 0.0, "nar_weight": 0.0}), ("all cells", {})):
+    for name, weights in (("AR only", {"bridge_weight": 0.0, "nar_weight": 0.0}), ("all masks", {})):
         criterion = BangLoss(task, **weights)
-        cells = float(criterion(model, sample)[1])
+        masks = float(criterion(model, sample)[1])
 
         def run():
             model.zero_grad()
             criterion(model, sample)[0].backward()
 
         found[name] = least(run, times)
-        print(f"bang_base, {batch} x 512 tokens, V={words}: {name:<9} {int(cells):5} cells {found[name]:8.0f} ms")
-    print(f"all cells cost {found['all cells'] / found['AR only']:.2f} times an AR-only step")
+        print(f"bang_base, {batch} x 512 tokens, V={words}: {name:<9} {int(masks):5} masks {found[name]:8.0f} ms")
+    print(f"all masks cost {found['all masks'] / found['AR only']:.2f} times an AR-only step")
 
 
 def main() -> None:

@@ -39,7 +39,7 @@ def main():
     logging.disable(logging.INFO)
     print(
         f"{torch.get_num_threads()} threads, torch {torch.__version__}, oneDNN "
-        f"{'used' if linear.faster() else 'not used'}"
+        f"{'used' if linear.onednn_is_faster() else 'not used'}"
     )
     for name, size in SIZES.items():
         for width in (1, 5):

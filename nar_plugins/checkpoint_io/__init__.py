@@ -1,1 +1,1 @@
-"""Checkpoints: read safely, checked against the dictionaries, started from, converted, and loaded as teachers."""
+"""Checkpoints: safe loading, checks of dictionaries, initialisation, conversion, averaging and teachers."""

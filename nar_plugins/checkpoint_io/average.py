@@ -1,4 +1,4 @@
-"""One model of several checkpoints of a run: the mean of their parameters (Vaswani et al. 2017, section 6.1)."""
+"""Checkpoint averaging: the mean of the parameters of several checkpoints (Vaswani et al. 2017, section 6.1)."""
 
 import re
 from pathlib import Path
@@ -19,20 +19,20 @@ class Candidate(NamedTuple):
     """A checkpoint of a run, without its tensors."""
 
     path: Path
-    update: int  # how many updates the model has had
+    update: int  # number of updates
     score: Optional[float]  # the last value of --best-checkpoint-metric; None before the first validation
     higher_is_better: bool
 
 
 def candidates(folder: Path) -> List[Candidate]:
-    """The checkpoints that fairseq-train wrote into a folder, one an update, oldest first.
+    """The checkpoints of fairseq-train in a folder, one per update, oldest first.
 
-    ``checkpoint_best.pt`` and ``checkpoint_last.pt`` are copies of others, which then count once.
+    ``checkpoint_best.pt`` and ``checkpoint_last.pt`` may be copies of others; an update counts once.
 
     Raises:
-        ValueError: there are none.
+        ValueError: there is no checkpoint.
     """
-    found: Dict[int, Candidate] = {}
+    by_update: Dict[int, Candidate] = {}
     for path in sorted(folder.glob("checkpoint*.pt")):
         if not NAMED_BY_TRAINER.match(path.name):
             continue
@@ -41,16 +41,16 @@ def candidates(folder: Path) -> List[Candidate]:
         update = int(history[-1].get("num_updates", 0))
         score = extra.get("val_loss")
         higher = bool(setting(state, "checkpoint", "maximize_best_checkpoint_metric"))
-        known = found.get(update)
-        if known is None or (known.score is None and score is not None):
-            found[update] = Candidate(path, update, None if score is None else float(score), higher)
-    if not found:
+        duplicate = by_update.get(update)
+        if duplicate is None or (duplicate.score is None and score is not None):
+            by_update[update] = Candidate(path, update, None if score is None else float(score), higher)
+    if not by_update:
         raise ValueError(f"{folder} has no checkpoint of fairseq-train: give its --save-dir")
-    return [found[update] for update in sorted(found)]
+    return [by_update[update] for update in sorted(by_update)]
 
 
 def setting(state: Dict, group: str, name: str):
-    """An option of a checkpoint's training, None where it is not there; old trainers kept a flat ``args``."""
+    """A training option of a checkpoint; None if it has none. Old trainers kept a flat ``args`` without groups."""
     if state.get("cfg"):
         options = state["cfg"].get(group) or {}
         return options.get(name) if hasattr(options, "get") else getattr(options, name, None)
@@ -58,46 +58,46 @@ def setting(state: Dict, group: str, name: str):
 
 
 def choose(folder: Path, last: Optional[int] = None, best: Optional[int] = None) -> List[Path]:
-    """The last checkpoints of a run, or the best by validation, oldest first.
+    """The last checkpoints of a run, or the best by validation score, oldest first.
 
-    Exactly one of ``last`` and ``best`` is given: how many.
+    Exactly one of ``last`` and ``best``, the number of checkpoints, is given.
 
     Raises:
-        ValueError: the folder has not so many.
+        ValueError: the folder has fewer checkpoints.
     """
-    there = candidates(folder)
+    available = candidates(folder)
     if best is not None:
-        there = [candidate for candidate in there if candidate.score is not None]
-        sign = -1 if there and there[0].higher_is_better else 1
-        there.sort(key=lambda candidate: sign * candidate.score)
-    wanted = last if best is None else best
-    if len(there) < wanted:
+        available = [candidate for candidate in available if candidate.score is not None]
+        sign = -1 if available and available[0].higher_is_better else 1
+        available.sort(key=lambda candidate: sign * candidate.score)
+    number = last if best is None else best
+    if len(available) < number:
         kind = "" if best is None else "validated "
         raise ValueError(
-            f"{folder} has {len(there)} {kind}checkpoints and {wanted} are asked for: train with --keep-last-epochs or "
-            f"--keep-best-checkpoints {wanted}"
+            f"{folder} has {len(available)} {kind}checkpoints and {number} are asked for: train with "
+            f"--keep-last-epochs or --keep-best-checkpoints {number}"
         )
-    chosen = there[-wanted:] if best is None else there[:wanted]
+    chosen = available[-number:] if best is None else available[:number]
     return [candidate.path for candidate in sorted(chosen, key=lambda candidate: candidate.update)]
 
 
 def average(paths: Sequence[Path], out: Path) -> Dict:
-    """Write a checkpoint whose parameters are the mean of several, and everything else the last one's.
+    """Write a checkpoint with the mean of several checkpoints' parameters; other entries are those of the last.
 
-    Sums are made in float64 and stored in the parameters' own type; parameters that share memory are averaged once and
-    share it again; integers (counters) are the last checkpoint's. The optimizer's state, which fits none of them, is
-    left out: the result is for decoding, for ``--finetune-from-model``, and as a teacher.
+    Sums are float64; the means have the parameters' type. Shared parameters are averaged once and stay shared. Integers
+    (counters) are the last checkpoint's. The optimizer's state is left out, as it would not fit the mean: the result is
+    for decoding, for ``--finetune-from-model``, and as a teacher.
 
     Args:
-        paths: two checkpoints or more, of one model and one dictionary.
-        out: the new checkpoint, which is there whole or not at all.
+        paths: two or more checkpoints of one model and one dictionary.
+        out: the new checkpoint, written atomically.
 
     Returns:
         the new checkpoint's state.
 
     Raises:
-        ValueError: there are fewer than two, one is given twice, or they are not of one model or of one dictionary; the
-            first difference is named.
+        ValueError: there are fewer than two, one is given twice, or their models or dictionaries differ; the first
+            difference is named.
     """
     paths = [Path(path) for path in paths]
     if len(paths) < 2:
@@ -111,9 +111,9 @@ def average(paths: Sequence[Path], out: Path) -> Dict:
     sums = {name: value.double() for name, value in floating(state["model"])}
     for path in paths[:-1]:
         other = read_mapped(path)
-        check_alike(state, other, paths[-1], path)
+        check_same_model(state, other, paths[-1], path)
         for name, value in floating(other["model"]):
-            if name in sums:  # the first name of what is shared
+            if name in sums:  # a shared parameter is summed under its first name
                 sums[name] += value
     for name, value in floating(state["model"]):
         value.copy_(sums[name] / len(paths))
@@ -126,20 +126,22 @@ def average(paths: Sequence[Path], out: Path) -> Dict:
 
 
 def floating(model: Dict[str, Tensor]) -> Iterator[tuple]:
-    """The names and tensors that have a mean, each piece of memory once, under the first of its names."""
+    """The floating-point parameters; a shared one only under the first of its names."""
     seen = set()
     for name, value in model.items():
-        place = (value.data_ptr(), value.shape, value.stride())
-        if value.is_floating_point() and (value.numel() == 0 or place not in seen):
-            seen.add(place)
+        memory = (value.data_ptr(), value.shape, value.stride())
+        if value.is_floating_point() and (value.numel() == 0 or memory not in seen):
+            seen.add(memory)
             yield name, value
 
 
-def check_alike(mine: Dict, theirs: Dict, path: Path, other: Path) -> None:
-    """Raise unless two checkpoints are of one model and one dictionary, naming the first difference."""
-    arch, found = (setting(state, "model", "arch") for state in (mine, theirs))
-    if arch != found:
-        raise ValueError(f"{other} is a {found} and {path} a {arch}: only checkpoints of one model have an average")
+def check_same_model(mine: Dict, theirs: Dict, path: Path, other: Path) -> None:
+    """Raise unless two checkpoints have the same model and dictionaries; the first difference is named."""
+    arch, other_arch = (setting(state, "model", "arch") for state in (mine, theirs))
+    if arch != other_arch:
+        raise ValueError(
+            f"{other} is a {other_arch} and {path} a {arch}: only checkpoints of one model have an average"
+        )
     for name in sorted({*mine["model"]} ^ {*theirs["model"]}):
         has, lacks = (path, other) if name in mine["model"] else (other, path)
         raise ValueError(f"{has} has a {name} and {lacks} has none: only checkpoints of one model have an average")

@@ -1,4 +1,4 @@
-"""What the converters of the releases share: sizes as training flags, parameter names, and the written file."""
+"""Shared by the converters of releases: sizes as training flags, parameter names, and writing the checkpoint."""
 
 import re
 from argparse import Namespace
@@ -18,7 +18,7 @@ from nar_plugins.data.whole_file import written_whole
 
 
 def count_layers(model: Dict, side: str) -> int:
-    """How many layers one side has."""
+    """The number of layers of the encoder or decoder."""
     return 1 + max(int(key.split(".")[2]) for key in model if key.startswith(f"{side}.layers."))
 
 
@@ -26,8 +26,9 @@ def side_flags(model: Dict[str, Tensor], old: Namespace, side: str, heads: int) 
     """Training flags for the sizes of the encoder or decoder in a checkpoint.
 
     Args:
-        model: its parameters, under fairseq's names as far as sizes go. old: its arguments.
-        heads: attention heads, where the arguments do not say.
+        model: its parameters; those with sizes have fairseq's names.
+        old: its arguments.
+        heads: attention heads, if they are not in the arguments.
     """
     return [
         f"--{side}-layers={count_layers(model, side)}",
@@ -38,10 +39,10 @@ def side_flags(model: Dict[str, Tensor], old: Namespace, side: str, heads: int) 
 
 
 def unfused(key: str, value: Tensor, attentions: str = ".*") -> Dict[str, Tensor]:
-    """A parameter under its name, or query, key and value apart where an older fairseq fused them into ``in_proj``.
+    """A parameter under its name; an ``in_proj`` of older fairseq is split into query, key and value.
 
     Args:
-        attentions: pattern of the modules to which that applies.
+        attentions: pattern of the names of the modules whose ``in_proj`` is split.
     """
     fused = re.match(rf"({attentions})\.in_proj_(weight|bias)$", key)
     if not fused:
@@ -58,10 +59,10 @@ def save(
     criterion: str = "nar_loss",
     **switches: bool,
 ) -> None:
-    """Write what fairseq's trainer would have written after no update, with these training flags.
+    """Write the checkpoint that fairseq's trainer would write before the first update, with these training flags.
 
     Args:
-        switches: arguments of the model that are set whatever the flags' defaults are.
+        switches: arguments of the model that override the flags.
     """
     parser = options.get_training_parser("nar_translation")
     given = [
@@ -95,5 +96,5 @@ def save(
         "extra_state": {"train_iterator": {"epoch": 1, "iterations_in_epoch": 0}, "val_loss": None},
         "last_optimizer_state": None,
     }
-    with written_whole(path) as temporary:  # what it was made of may lie there, mapped into memory
+    with written_whole(path) as temporary:  # the tensors may be memory-mapped from the file at this path
         torch.save(state, temporary)

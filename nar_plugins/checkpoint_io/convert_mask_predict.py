@@ -1,4 +1,4 @@
-"""Checkpoints of the Mask-Predict release as fairseq-generate of this package reads them."""
+"""Conversion of the Mask-Predict release's checkpoints."""
 
 import re
 from argparse import Namespace
@@ -16,16 +16,16 @@ from nar_plugins.data.lines import read_lines
 
 
 def convert_mask_predict(checkpoint: Path, dictionary: Path, folder: Path, heads: int = 0) -> Dict[str, Path]:
-    """A checkpoint and dictionary of facebookresearch/Mask-Predict as a ``cmlm`` in the official form.
+    """Convert a checkpoint and dictionary of facebookresearch/Mask-Predict to a ``cmlm``.
 
-    The release keeps ``<mask>`` at index 4, before the words, and leaves it out of its dictionary files. The new
-    dictionary file names it first, so every id stays what it was.
+    The release has ``<mask>`` at index 4, before the words, but not in its dictionary files. The new dictionary file
+    lists it first, so that all ids stay the same.
 
     Args:
-        checkpoint: the release's, ``{"args", "model", ...}``; it is loaded without running code from it.
+        checkpoint: the release's ``{"args", "model", ...}``; loading runs no code from it.
         dictionary: the release's ``dict.*.txt``.
-        folder: receives ``checkpoint.pt`` and ``dict.txt``.
-        heads: attention heads; 0 takes them from the checkpoint's arguments, or the release's width / 64.
+        folder: ``checkpoint.pt`` and ``dict.txt`` are written there.
+        heads: attention heads; 0: those in the checkpoint's arguments, or width / 64 as in the release.
 
     Returns:
         the two files, by name.
@@ -38,16 +38,16 @@ def convert_mask_predict(checkpoint: Path, dictionary: Path, folder: Path, heads
     if "encoder.embed_lengths.weight" not in model:
         raise ValueError(f"{checkpoint} is no Mask-Predict checkpoint: it has no encoder.embed_lengths.weight")
     symbols = read_symbols(dictionary)
-    words, dim = model["encoder.embed_tokens.weight"].shape
-    if len(symbols) + 4 != words:
+    vocabulary, dim = model["encoder.embed_tokens.weight"].shape
+    if len(symbols) + 4 != vocabulary:
         raise ValueError(
-            f"{dictionary} makes {len(symbols) + 4} symbols, the checkpoint has {words}: give its own dictionary"
+            f"{dictionary} makes {len(symbols) + 4} symbols, the checkpoint has {vocabulary}: give its own dictionary"
         )
 
     shared = torch.equal(model["encoder.embed_tokens.weight"], model["decoder.embed_tokens.weight"])
     lengths = model["encoder.embed_lengths.weight"].size(0)
     flags = [f"--max-source-positions={model['encoder.embed_positions.weight'].size(0) - 2}"]
-    # The release's classes are the lengths 0..P-1 for P positions; ours are 0..max, so the last position is never used.
+    # The release has length classes 0..P-1 for P positions, a cmlm 0..max: the last position is never used.
     flags += [f"--max-target-positions={lengths - 1}"]
     flags += ["--share-all-embeddings" if shared else "--share-decoder-input-output-embed"]
     if heads:
@@ -88,7 +88,7 @@ RELEASE_NAMES = (
 
 
 def rename_mask_predict(model: Dict[str, Tensor], lengths: int) -> Dict[str, Tensor]:
-    """The release's parameters under fairseq's names; query, key and value in parts."""
+    """The release's parameters under fairseq's names, with separate query, key and value projections."""
     renamed = {}
     for key, value in model.items():
         if key.endswith(".version"):

@@ -1,4 +1,4 @@
-"""The ``<mask>`` row: vocabulary tables of a checkpoint made before ``<mask>`` was in the dictionary lack it."""
+"""The row of ``<mask>`` in vocabulary tables, which checkpoints trained without ``<mask>`` lack."""
 
 import torch
 import torch.nn as nn
@@ -7,23 +7,23 @@ from torch import Tensor
 
 from nar_plugins.modules.adaptive_softmax import refuse_other_classes
 
-VOCABULARY_TABLES = ("embed_tokens", "output_projection")  # the modules whose weight has a row a symbol
+VOCABULARY_TABLES = ("embed_tokens", "output_projection")  # modules whose weight has one row per symbol
 
 
 def with_mask_row(stored: Tensor, table: Tensor) -> Tensor:
-    """A stored table (V or V - 1, D), with the model's last row where it lacks exactly that one.
+    """A stored table (V or V - 1, D), with the model's last row appended if exactly one row is missing.
 
     Args:
-        table: the model's own, (V, D).
+        table: the model's table, (V, D).
     """
     lacks_mask = stored.size(0) + 1 == table.size(0)
     return torch.cat([stored, table.detach()[-1:].to(stored)]) if lacks_mask else stored
 
 
 def accept_missing_mask_row(model: nn.Module) -> None:
-    """Let every vocabulary table of ``model`` load a table that is short of exactly its last row, ``<mask>``.
+    """Let every vocabulary table of ``model`` load a stored table without its last row, that of ``<mask>``.
 
-    The row is filled with the one the model was built with. Another number of rows is an error that says so.
+    The missing row keeps its initial values. Any other difference in rows raises an error.
     """
     for name, module in model.named_modules():
         if name.split(".")[-1] in VOCABULARY_TABLES and hasattr(module, "weight"):
@@ -33,10 +33,10 @@ def accept_missing_mask_row(model: nn.Module) -> None:
 
 
 def fill_mask_row(module, state_dict, prefix, *unused) -> None:
-    """The hook of a vocabulary table.
+    """The load hook of a vocabulary table: append the row of ``<mask>`` if it is missing.
 
     Raises:
-        ValueError: the tables differ by more rows.
+        ValueError: the tables differ in another way.
     """
     stored = state_dict.get(f"{prefix}weight")
     if stored is None or stored.dim() != 2:

@@ -1,8 +1,8 @@
-"""The one door: every checkpoint that is read here is whole, and nothing in it runs when it is loaded.
+"""Reading checkpoints: all checkpoints are read here, must be complete, and run no code when they are loaded.
 
-fairseq's commands read theirs by the same rules (``compat/checkpoints.py``). What follows the reading: ``symbols.py``
-compares dictionaries, ``mask_row.py`` fills the row of ``<mask>``, ``start.py`` copies parts, ``teachers.py`` builds
-the model.
+fairseq's commands read checkpoints by the same rules (``compat/checkpoints.py``). Then ``symbols.py`` compares
+dictionaries, ``mask_row.py`` fills the row of ``<mask>``, ``start.py`` copies parameters, and ``teachers.py`` builds
+models.
 """
 
 from pathlib import Path
@@ -15,20 +15,20 @@ from fairseq import checkpoint_utils
 from nar_plugins.compat import checked
 
 
-def read_mapped(path: Union[Path, str], anything: bool = False) -> Dict:
-    """The entries of a checkpoint file, its tensors mapped into memory: milliseconds, whatever its size.
+def read_mapped(path: Union[Path, str], any_objects: bool = False) -> Dict:
+    """The entries of a checkpoint file with memory-mapped tensors, in milliseconds for any size.
 
     Args:
-        anything: see ``compat.checked``.
+        any_objects: see ``compat.checked``.
 
     Raises:
-        CheckpointError: the file is absent, cut short, foreign or unsafe; the message says what to do.
+        CheckpointError: the file is missing, truncated, foreign or unsafe; the message says what to do.
     """
-    return checked(path, anything)
+    return checked(path, any_objects)
 
 
 def read_upgraded(path: Union[Path, str]) -> Dict:
-    """A checkpoint as fairseq sees it: one of an older version in today's form, always with a ``cfg``.
+    """A checkpoint as fairseq loads it: older versions are upgraded, and there is always a ``cfg``.
 
     Raises:
         CheckpointError: see ``read_mapped``.
@@ -36,11 +36,14 @@ def read_upgraded(path: Union[Path, str]) -> Dict:
     return checkpoint_utils.load_checkpoint_to_cpu(str(path))
 
 
-def place(models: List[nn.Module], cfg) -> bool:
-    """Put loaded models where they decode, as ``fairseq-generate`` does; whether that is a GPU.
+def prepare_models(models: List[nn.Module], cfg) -> bool:
+    """Move models to their device and prepare them for decoding, as ``fairseq-generate`` does.
 
     Args:
         cfg: of ``fairseq-generate``.
+
+    Returns:
+        whether the device is a GPU.
     """
     cuda = torch.cuda.is_available() and not cfg.common.cpu
     for model in models:

@@ -1,4 +1,4 @@
-"""Which models may be a teacher, a rescorer or a drafter."""
+"""Which models can be a teacher, a rescorer or a drafter."""
 
 from fairseq.models import FairseqEncoderDecoderModel, FairseqIncrementalDecoder
 from fairseq.models.nat import FairseqNATModel
@@ -7,16 +7,16 @@ from nar_plugins.modules.adaptive_softmax import refuse_adaptive_softmax
 
 
 def has_search(kind: type) -> bool:
-    """Whether fairseq's search decodes a class of models; its own models have no list of generators."""
+    """Whether fairseq's search decodes a class of models; fairseq's own models do not list generators."""
     return "beam" in getattr(kind, "generators", ("beam",))
 
 
 def check_teacher(model, name: str, role: str = "teacher") -> None:
-    """Raise unless a model, or a class of models, is autoregressive, and its output layer gives logits.
+    """Raise unless a model, or a class of models, is autoregressive and its output layer returns logits.
 
     Args:
-        name: what the message calls it, a path for example.
-        role: what it would be.
+        name: the model's name in the message, such as its path.
+        role: the role in the message: teacher or rescorer.
     """
     kind = model if isinstance(model, type) else type(model)
     causal = model is kind or isinstance(model.decoder, FairseqIncrementalDecoder)
@@ -28,10 +28,10 @@ def check_teacher(model, name: str, role: str = "teacher") -> None:
 
 
 def check_drafter(model, name: str) -> None:
-    """Raise unless a model, or a class of models, is one of this package's that decode without a left-to-right order.
+    """Raise unless a model, or a class of models, is a non-autoregressive one of this package.
 
     Args:
-        name: what the message calls it, a path for example.
+        name: the model's name in the message, such as its path.
     """
     kind = model if isinstance(model, type) else type(model)
     if has_search(kind):

@@ -1,5 +1,7 @@
-"""A model that starts from another's checkpoint: ``--init-encoder-from`` and ``--init-decoder-from`` copy one side,
-``--finetune-from-model`` all of it."""
+"""Initialisation of a model from another model's checkpoint.
+
+``--init-encoder-from`` and ``--init-decoder-from`` copy one side, ``--finetune-from-model`` copies all parameters.
+"""
 
 import logging
 import re
@@ -16,29 +18,28 @@ logger = logging.getLogger(__name__)
 
 
 class NewParameters(NamedTuple):
-    """Parameters that a model has and an autoregressive Transformer has not; a model lists its own as
-    ``new_parameters``.
-    """
+    """Parameters that an autoregressive Transformer does not have; a model lists them as ``new_parameters``."""
 
-    pattern: str  # a regular expression for the beginning of their full names
-    name: str  # what messages call them, such as "proposal heads"
-    form: str  # the flag that decides which of them there are
-    sizes: str  # the flags that decide their shapes
+    pattern: str  # a regular expression that matches the start of their full names
+    name: str  # their name in messages, such as "proposal heads"
+    form: str  # the flag that determines which of them exist
+    sizes: str  # the flags that determine their shapes
 
 
 # -- the whole of a checkpoint ----------------------------------------------------------------------------------------
 
 
 def check_finetuned(path: str, model: nn.Module, dictionaries: Dict) -> None:
-    """Raise unless ``--finetune-from-model`` was trained with these dictionaries and has this model's positions.
+    """Raise unless ``--finetune-from-model`` has these dictionaries and this model's number of positions.
 
-    fairseq itself would load other words without a sign, and of another table it says that the architectures differ.
+    fairseq itself would load parameters of other dictionaries silently, and report other positions as another
+    architecture.
 
     Args:
-        dictionaries: the task's, by the side that a checkpoint keeps their symbols for.
+        dictionaries: the task's, by the sides under which checkpoints store symbols.
 
     Raises:
-        ValueError: the first symbol, or the table, that differs.
+        ValueError: a dictionary or a position table differs; the first different symbol is named.
     """
     state = read_mapped(path)
     for side, dictionary in dictionaries.items():
@@ -47,24 +48,24 @@ def check_finetuned(path: str, model: nn.Module, dictionaries: Dict) -> None:
     for side, flag in (("encoder", "--max-source-positions"), ("decoder", "--max-target-positions")):
         key = f"{side}.embed_positions.weight"
         if key in ours and key in state["model"] and state["model"][key].size(0) != ours[key].size(0):
-            more = ours[key].size(0) - state["model"][key].size(0)
+            excess = ours[key].size(0) - state["model"][key].size(0)
             raise ValueError(
                 f"--finetune-from-model {path}: {key} has {state['model'][key].size(0)} rows, this model's "
-                f"{ours[key].size(0)}: give {abs(more)} {'fewer' if more > 0 else 'more'} {flag}"
+                f"{ours[key].size(0)}: give {abs(excess)} {'fewer' if excess > 0 else 'more'} {flag}"
             )
 
 
 def start_new_parameters(model: nn.Module, state_dict: Dict[str, Tensor], name: str) -> None:
-    """Let a model load an autoregressive checkpoint: new parameters that it wholly lacks start afresh.
+    """Let a model load an autoregressive checkpoint: new parameters that it does not have keep their initialisation.
 
-    Called in the model's ``upgrade_state_dict_named``, before the checkpoint is loaded strictly.
+    The model's ``upgrade_state_dict_named`` calls this before the checkpoint is loaded strictly.
 
     Args:
-        state_dict: the checkpoint's parameters by name; what it lacks is added.
-        name: of the model inside of what is loaded; empty for the model itself.
+        state_dict: the checkpoint's parameters by name; missing new parameters are added.
+        name: the prefix of the model's parameter names; empty for the model itself.
 
     Raises:
-        ValueError: the checkpoint has a part of them, or some of other shapes.
+        ValueError: the checkpoint has some of the new parameters only, or other shapes.
     """
     prefix = f"{name}." if name else ""
     ours = model.state_dict()
@@ -83,20 +84,20 @@ def start_new_parameters(model: nn.Module, state_dict: Dict[str, Tensor], name: 
                     f"{new.form}"
                 )
             if state_dict[key].shape != value.shape:
-                there, here = tuple(state_dict[key].shape), tuple(value.shape)
+                stored_shape, shape = tuple(state_dict[key].shape), tuple(value.shape)
                 raise ValueError(
-                    f"{key[len(prefix) :]} is {there} in the checkpoint and {here} here: give the {new.sizes} that it "
-                    "was trained with"
+                    f"{key[len(prefix) :]} is {stored_shape} in the checkpoint and {shape} here: give the "
+                    f"{new.sizes} that it was trained with"
                 )
 
 
 def check_tables(model: nn.Module, state_dict: Dict[str, Tensor], name: str) -> None:
-    """Raise, saying how they differ, for a checkpoint whose vocabulary or positions are not the model's.
+    """Raise for a checkpoint whose vocabulary or number of positions differs from the model's.
 
-    A vocabulary that lacks only its last row, ``<mask>``, is accepted. Called as ``start_new_parameters``.
+    A vocabulary without its last row, ``<mask>``, is accepted. It is called like ``start_new_parameters``.
 
     Args:
-        model: its tables of positions are learned, on both sides.
+        model: a model with learned positions on both sides.
         state_dict, name: see ``start_new_parameters``.
     """
     prefix = f"{name}." if name else ""
@@ -106,22 +107,23 @@ def check_tables(model: nn.Module, state_dict: Dict[str, Tensor], name: str) -> 
             stored, ours = state_dict.get(prefix + key), model.get_parameter(key)
             if stored is None or stored.shape == ours.shape:
                 continue
-            there, here = len(stored), len(ours)
+            stored_size, size = len(stored), len(ours)
             if stored.size(1) != ours.size(1):
                 raise ValueError(
                     f"{key} is {stored.size(1)} wide in the checkpoint and {ours.size(1)} here: "
                     "give the --arch or --encoder-embed-dim that it was trained with"
                 )
-            if part == "embed_tokens" and there + 1 != here:
+            if part == "embed_tokens" and stored_size + 1 != size:
                 raise ValueError(
-                    f"the vocabulary has {there} symbols in the checkpoint and {here} here ({key}): "
+                    f"the vocabulary has {stored_size} symbols in the checkpoint and {size} here ({key}): "
                     "binarise the data with its dictionary (fairseq-preprocess --srcdict)"
                 )
             if part == "embed_positions":
-                most = getattr(model.args, f"max_{flag}_positions")
+                positions = getattr(model.args, f"max_{flag}_positions")
+                stored_positions = positions + stored_size - size
                 raise ValueError(
-                    f"the {side} has {most + there - here} positions in the checkpoint and {most} here: "
-                    f"give --max-{flag}-positions {most + there - here}"
+                    f"the {side} has {stored_positions} positions in the checkpoint and {positions} here: "
+                    f"give --max-{flag}-positions {stored_positions}"
                 )
 
 
@@ -129,20 +131,20 @@ def check_tables(model: nn.Module, state_dict: Dict[str, Tensor], name: str) -> 
 
 
 def start_from(part: nn.Module, side: str, path: str, task, new_parameters: Sequence[NewParameters] = ()) -> None:
-    """Copy one side of the checkpoint at ``path`` into a model's; every layer must fit.
+    """Copy the encoder or decoder of the checkpoint at ``path`` into a model's; every layer must fit.
 
-    What exists on one side only (learned against sinusoidal positions, a length head, positional attention) keeps its
-    start, and the log says which.
+    Parameters that only one of the two models has (learned or sinusoidal positions, a length head, positional
+    attention) keep their initialisation; the log lists them.
 
     Args:
         part: the model's encoder or decoder.
         side: "encoder" or "decoder".
-        task: whose dictionaries the checkpoint's must be.
-        new_parameters: the model's.
+        task: the checkpoint must have its dictionaries.
+        new_parameters: those of the model.
 
     Raises:
-        ValueError: the checkpoint's layers have other names or sizes, or its dictionary (where it can be known) other
-            symbols; the first that differs is named.
+        ValueError: the checkpoint's layers have other names or sizes, or its dictionary, if it can be determined, has
+            other symbols; the first difference is named.
     """
     state = read_upgraded(path)
     text = "source" if side == "encoder" else "target"
@@ -154,8 +156,10 @@ def start_from(part: nn.Module, side: str, path: str, task, new_parameters: Sequ
     for key, value in ours.items():
         is_new = any(re.match(new.pattern, f"{side}.{key}") for new in new_parameters)
         if key not in taken and key.startswith(("layers.", "embed_tokens.")) and not is_new:
-            found = tuple(theirs[key].shape) if key in theirs else "absent"
-            raise ValueError(f"--init-{side}-from {path}: {side}.{key} is {found}, this model has {tuple(value.shape)}")
+            stored = tuple(theirs[key].shape) if key in theirs else "absent"
+            raise ValueError(
+                f"--init-{side}-from {path}: {side}.{key} is {stored}, this model has {tuple(value.shape)}"
+            )
     part.load_state_dict(taken, strict=False)
     logger.info(
         f"{side} starts from {path}; kept from the initialisation: {sorted(ours.keys() - taken.keys()) or 'nothing'}"
@@ -163,7 +167,7 @@ def start_from(part: nn.Module, side: str, path: str, task, new_parameters: Sequ
 
 
 def fitting(ours: Dict[str, Tensor], theirs: Dict[str, Tensor]) -> Dict[str, Tensor]:
-    """Of their tensors those that fit; a vocabulary made before ``<mask>`` was in it gets the model's own last row."""
+    """The stored tensors that fit; a vocabulary table without ``<mask>`` gets the model's last row."""
     taken = {}
     for key, value in ours.items():
         stored = theirs.get(key)

@@ -1,1 +1,1 @@
-"""One thin file for each `nar-*` command: arguments in, a call of the package."""
+"""The `nar-*` commands, one thin file each: they parse arguments and call the package."""

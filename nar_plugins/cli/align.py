@@ -1,6 +1,6 @@
-"""nar-align: word alignments of binarised text, and from them the fertilities that `nat` is trained with.
+"""nar-align: align the words of binarised text, and write the fertilities that `nat` is trained with.
 
-Example, which writes work/bin/train.en-de.fert and the same for valid and test:
+This example writes work/bin/train.en-de.fert, and the same for valid and test:
 
     nar-align work/bin -s en -t de
 """
@@ -13,7 +13,7 @@ from fairseq.utils import split_paths
 
 from nar_plugins.cli.command import new_parser, one_line_errors
 from nar_plugins.corpora.align import Job, align
-from nar_plugins.corpora.aligner import MOST_LINKS
+from nar_plugins.corpora.aligner import MAX_LINKS
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -21,26 +21,29 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "data",
         metavar="DATA-BIN",
-        help="folder of fairseq-preprocess, or several joined by colons; receives SPLIT.SRC-TGT.fert",
+        help="folder of fairseq-preprocess, or several joined by colons; SPLIT.SRC-TGT.fert is written there",
     )
-    parser.add_argument("-s", "--source-lang", metavar="SRC", help="source language (default: as the data are named)")
-    parser.add_argument("-t", "--target-lang", metavar="TGT", help="target language (default: as the data are named)")
+    parser.add_argument("-s", "--source-lang", metavar="SRC", help="source language (default: from the file names)")
+    parser.add_argument("-t", "--target-lang", metavar="TGT", help="target language (default: from the file names)")
     parser.add_argument(
-        "--splits", help="such as train,valid (default: every train, valid, valid1 ... with both sides)"
+        "--splits", help="splits to align, such as train,valid (default: all with both sides: train, valid, valid1 ...)"
     )
     parser.add_argument(
         "--alignments",
         nargs="+",
         metavar="FILE",
-        help="links like 0-0 1-2, made elsewhere of the very text that was binarised (of its sub-words): one "
-        "file for each of --splits, in that order",
+        help="links of another aligner in Pharaoh's format, such as 0-0 1-2, for the sub-words of the binarised text: "
+        "one file for each of --splits, in that order",
     )
-    parser.add_argument("--iterations", type=int, help="of the aligner, over train (and train1 ...) (default 5)")
+    parser.add_argument(
+        "--iterations", type=int, help="EM iterations of the aligner over train, train1 ... (default: 5)"
+    )
     parser.add_argument(
         "--most-links",
         type=int,
         metavar="N",
-        help=f"of a larger train, pairs with N possible links (default {MOST_LINKS}: 5 GB)",
+        help="train the aligner on a subset of the pairs with about N possible links (source times target length), if "
+        f"there are more (default: {MAX_LINKS}, which takes 5 GB)",
     )
     return parser
 
@@ -59,7 +62,7 @@ def job_of(args) -> Job:
 
 def main(argv=None) -> None:
     args = build_parser().parse_args(argv)
-    logging.getLogger("fairseq.data.data_utils").setLevel(logging.WARNING)  # says every file twice
+    logging.getLogger("fairseq.data.data_utils").setLevel(logging.WARNING)  # else it logs every file twice
     with one_line_errors("nar-align"):
         for message in align(job_of(args)):
             if message.warning:

@@ -1,11 +1,11 @@
-"""nar-average: one checkpoint of several of a run, whose parameters are their mean.
+"""nar-average: average the parameters of several checkpoints of a run.
 
-    nar-average --best 5 cmlm --out cmlm/average.pt     # by --best-checkpoint-metric, as Mask-Predict's paper does
-    nar-average --last 5 ar --out ar/average.pt         # as Vaswani et al. 2017
+    nar-average --best 5 cmlm --out cmlm/average.pt     # by --best-checkpoint-metric, as in Mask-Predict's paper
+    nar-average --last 5 ar --out ar/average.pt         # as in Vaswani et al. 2017
     nar-average a.pt b.pt c.pt --out average.pt
 
-For --best the training keeps them: --keep-best-checkpoints N, or every epoch's (fairseq's default); for --last
---keep-last-epochs N or --save-interval-updates with --keep-interval-updates N.
+--best needs a training with --keep-best-checkpoints N, or one that keeps the checkpoint of every epoch (fairseq's
+default); --last needs --keep-last-epochs N, or --save-interval-updates with --keep-interval-updates N.
 """
 
 import argparse
@@ -19,17 +19,23 @@ from nar_plugins.cli.command import new_parser, one_line_errors
 def build_parser() -> argparse.ArgumentParser:
     parser = new_parser("nar-average", __doc__)
     parser.add_argument(
-        "paths", type=Path, nargs="+", metavar="PATH", help="checkpoints; one --save-dir with --best or --last"
+        "paths",
+        type=Path,
+        nargs="+",
+        metavar="PATH",
+        help="checkpoints; with --best or --last one folder, the training's --save-dir",
     )
     which = parser.add_mutually_exclusive_group()
-    which.add_argument("--best", type=int, metavar="N", help="the N best of the folder by validation")
-    which.add_argument("--last", type=int, metavar="N", help="the last N of the folder")
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the new checkpoint")
+    which.add_argument(
+        "--best", type=int, metavar="N", help="average the folder's N best checkpoints by validation score"
+    )
+    which.add_argument("--last", type=int, metavar="N", help="average the folder's last N checkpoints")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the averaged checkpoint")
     return parser
 
 
-def chosen(args) -> List[Path]:
-    """The checkpoints that the command line names or asks for."""
+def checkpoints_of(args) -> List[Path]:
+    """The checkpoints that the command line names, or that --best or --last choose."""
     if args.best is None and args.last is None:
         if any(path.is_dir() for path in args.paths):
             raise ValueError("a folder needs --best N or --last N")
@@ -45,7 +51,7 @@ def chosen(args) -> List[Path]:
 def main(argv=None) -> None:
     args = build_parser().parse_args(argv)
     with one_line_errors("nar-average"):
-        paths = chosen(args)
+        paths = checkpoints_of(args)
         average(paths, args.out)
     print(f"{args.out}: the mean of {', '.join(path.name for path in paths)}")
 

@@ -1,4 +1,4 @@
-"""What every ``nar-*`` command does alike: its parser, its errors in one line, its silence."""
+"""What the ``nar-*`` commands share: the parser, errors in one line, and no logs of fairseq."""
 
 import argparse
 import logging
@@ -10,17 +10,17 @@ from nar_plugins.data.bleu import TOKENIZERS
 
 
 def new_parser(name: str, description: str) -> argparse.ArgumentParser:
-    """A parser whose ``--help`` shows the description, the module's docstring, as it stands."""
+    """A parser whose ``--help`` shows the description, a module's docstring, with its line breaks."""
     return argparse.ArgumentParser(
         prog=name, description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
 
 
 def add_tokenize(parser: argparse.ArgumentParser, default: str) -> None:
-    """The option of a command that computes BLEU.
+    """Add ``--tokenize``, the tokeniser of BLEU.
 
     Args:
-        default: what the help says of the tokeniser without it.
+        default: the help text's description of the default.
     """
     parser.add_argument(
         "--tokenize",
@@ -32,7 +32,7 @@ def add_tokenize(parser: argparse.ArgumentParser, default: str) -> None:
 
 @contextmanager
 def one_line_errors(name: str):
-    """End the command with its name and the message where an input or a file cannot be used."""
+    """Exit with the command's name and the message when an input or a file cannot be used."""
     try:
         yield
     except (ValueError, OSError) as error:
@@ -41,7 +41,7 @@ def one_line_errors(name: str):
 
 @contextmanager
 def only_results():
-    """Let a command print its results alone: fairseq and hydra would log a page, PyTorch would warn."""
+    """Suppress the logs of fairseq and hydra and PyTorch's warnings, so that only results are printed."""
     with ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())
         stack.callback(logging.disable, logging.root.manager.disable)

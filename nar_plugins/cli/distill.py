@@ -1,13 +1,13 @@
-"""nar-distill: a data set whose training targets are what an autoregressive teacher says.
+"""nar-distill: make a data set whose training targets are the outputs of an autoregressive teacher.
 
 Example:
 
     nar-distill DATA-BIN --teacher ar.pt --out DATA-BIN-KD --beam 5 --lenpen 0.6 --max-tokens 8000
 
 The hypotheses are those of fairseq-generate with the same flags. The other splits and the dictionaries are copied.
-Killed and started again, it goes on where it was. Further flags are fairseq-generate's; --num-shards N --shard-id I
-decodes one of N parts, I from 0 to N - 1, and whichever process finishes last writes the data set. DIR/.distill holds
-the report and what was decoded; it may be deleted when the data set is complete.
+A run that was killed continues when it is started again. Further flags are fairseq-generate's. --num-shards N
+--shard-id I decodes one of N parts, I from 0 to N - 1; the process that finishes last writes the data set. DIR/.distill
+has the report and the finished batches; it may be deleted when the data set is complete.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from nar_plugins.corpora.distill_job import SETTINGS, Job
 from nar_plugins.corpora.filters import Limits
 from nar_plugins.models.flags import flag
 
-# fairseq's generation options that mean something here, or nothing anywhere; the others are refused
+# the generation options of fairseq that are honoured here, or that have no effect anywhere; others are refused
 HONOURED = {*SETTINGS["generation"], "no_seed_provided", "no_early_stop", "no_beamable_mm", "_name"}
 REFUSED = {
     **{f.name: "leave it out" for f in fields(GenerationConfig) if f.name not in HONOURED},
@@ -53,42 +53,38 @@ def build_parser() -> argparse.ArgumentParser:
         "--teacher",
         required=True,
         metavar="CKPT",
-        help="AR checkpoint of nar_translation or translation; a.pt:b.pt is an ensemble",
+        help="autoregressive checkpoint of nar_translation or translation; a.pt:b.pt is an ensemble",
     )
-    group.add_argument("--out", required=True, type=Path, metavar="DIR", help="receives the data set")
-    group.add_argument(
-        "--mix", action="store_true", help="keep the original pairs: all of them first, then the distilled"
-    )
-    group.add_argument(
-        "--filter", action="store_true", help="leave broken outputs out (without it they are only counted)"
-    )
+    group.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for the new data set")
+    group.add_argument("--mix", action="store_true", help="write the original pairs first, then the distilled ones")
+    group.add_argument("--filter", action="store_true", help="drop rejected outputs (default: only count them)")
     group.add_argument(
         "--max-ratio",
         type=float,
         default=limits.ratio,
         metavar="R",
-        help="broken: one side has more than R times the tokens of the other and 5 (default %(default)s)",
+        help="reject if one side has more than R times the tokens of the other, plus 5 (default: %(default)s)",
     )
     group.add_argument(
         "--max-repeats",
         type=int,
         default=limits.repeats,
         metavar="N",
-        help="broken: the same 1 to 8 tokens more than N times in a row, and more often than in the source "
-        "(default %(default)s)",
+        help="reject if an n-gram of 1 to 8 tokens repeats more than N times in a row, and more often than any in the "
+        "source (default: %(default)s)",
     )
     group.add_argument(
         "--max-unknown",
         type=float,
         default=limits.unknown,
         metavar="P",
-        help="broken: more than this part of the tokens is <unk> (default %(default)s)",
+        help="reject if a larger share of the tokens is <unk> (default: %(default)s)",
     )
     return parser
 
 
 def refuse(args, parser) -> None:
-    """Raise for an option of fairseq-generate that cannot be honoured."""
+    """Raise for an option of fairseq-generate that nar-distill does not honour."""
     for name, hint in REFUSED.items():
         if getattr(args, name) != parser.get_default(name):
             raise ValueError(f"{flag(name)} is no option of nar-distill: {hint}")

@@ -1,4 +1,4 @@
-"""Every flag that this package registers with fairseq, read from the parsers themselves."""
+"""The flags that this package registers with fairseq, read from fairseq's parsers."""
 
 import argparse
 from typing import Dict, List, NamedTuple, Optional
@@ -10,7 +10,7 @@ from fairseq.tasks import TASK_REGISTRY
 
 from nar_plugins.generators import registry
 
-# which kinds of flags a command reads
+# the kinds of flags that each command reads
 COMMANDS = {
     "train": ("task", "model", "criterion", "generator"),
     "generate": ("task", "generator", "bpe"),
@@ -22,25 +22,25 @@ METAVARS = {int: "N", float: "X"}
 
 
 class Flag(NamedTuple):
-    """A flag as it is shown."""
+    """A flag as it is listed."""
 
     names: str
-    value: str  # its choices or what it takes; empty for a switch
-    default: str  # empty where it is unset
+    value: str  # choices or placeholder; empty for a switch
+    default: str  # empty if unset
     help: str
 
 
 class Section(NamedTuple):
-    """The flags of one owner, or those that several share."""
+    """The flags of one owner, or the flags that several owners share."""
 
-    kind: str  # of KINDS
+    kind: str  # one of KINDS
     owners: List[str]
     flags: List[Flag]
     note: str = ""
 
     def title(self) -> str:
-        many = f"{self.kind}s" if len(self.owners) > 1 else self.kind
-        return f"{many} {', '.join(self.owners)}"
+        kind = f"{self.kind}s" if len(self.owners) > 1 else self.kind
+        return f"{kind} {', '.join(self.owners)}"
 
 
 def ours(cls: type) -> bool:
@@ -48,62 +48,62 @@ def ours(cls: type) -> bool:
 
 
 def names_of(kind: str) -> List[str]:
-    """What this package registers of a kind."""
+    """The names that this package registers for a kind."""
     classes = {"task": TASK_REGISTRY, "model": MODEL_REGISTRY, "generator": registry.GENERATORS}.get(kind)
     if classes is None:
         classes = REGISTRIES[kind]["registry"]
     return sorted(name for name, cls in classes.items() if ours(cls))
 
 
-def actions_of(fill) -> Dict[str, argparse.Action]:
-    """The arguments that a function adds to a parser, by the name of their value."""
+def actions_of(add_arguments) -> Dict[str, argparse.Action]:
+    """The arguments that a function adds to a parser, by destination."""
     parser = argparse.ArgumentParser(add_help=False)
-    fill(parser)
+    add_arguments(parser)
     return {action.dest: action for action in parser._actions}
 
 
 def task_flags(name: str) -> List[Flag]:
-    """The fields of the task's dataclass that this package defines, without those of the generators."""
+    """The fields that this package adds to the task's dataclass, without the generators' options."""
     dataclass = getattr(TASK_REGISTRY[name], "__dataclass")
     defined = {field for base in dataclass.__mro__ if ours(base) for field in vars(base).get("__annotations__", ())}
     actions = actions_of(lambda parser: gen_parser_from_dataclass(parser, dataclass()))
     flags = {dest: flag(action) for dest, action in actions.items() if dest in defined - registry.option_names()}
-    if "generator" in flags:  # which has no choices, because others may be registered
-        others = [one for one in names_of("generator") if one != "beam"]
+    if "generator" in flags:  # its parser has no choices, because others may register generators
+        others = [generator for generator in names_of("generator") if generator != "beam"]
         flags["generator"] = flags["generator"]._replace(value=f"{{auto,beam,{','.join(others)}}}")
-    return [one for one in flags.values() if one.names]  # not the data folder
+    return [entry for entry in flags.values() if entry.names]  # the data folder is no flag
 
 
 def model_flags(name: str, arch: Optional[str]) -> List[Flag]:
-    """What the model adds to the flags of fairseq's model that it is.
+    """The flags that a model adds to those of its base class in fairseq.
 
     Args:
-        arch: the architecture whose defaults are shown; None: those of all.
+        arch: the architecture whose defaults are shown; None: all of them.
     """
     cls = MODEL_REGISTRY[name]
     inherited = actions_of(next(base for base in cls.__mro__ if not ours(base)).add_args)
-    defaults = {one: architecture_defaults(one) for one in ([arch] if arch else architectures(name))}
-    found = []
+    defaults = {arch_name: architecture_defaults(arch_name) for arch_name in ([arch] if arch else architectures(name))}
+    flags = []
     for dest, action in actions_of(cls.add_args).items():
         if dest in inherited:
             continue
-        by_value = {}
-        for one, values in defaults.items():
-            by_value.setdefault(shown(values.get(dest, action.default)), []).append(one)
-        first, *others = by_value  # the model's own architecture has the first
-        said = "; ".join([first, *(f"{value or 'unset'} in {', '.join(by_value[value])}" for value in others)])
-        found.append(flag(action)._replace(default=f"unset{said}" if said.startswith(";") else said))
-    return found
+        archs_by_value = {}
+        for arch_name, values in defaults.items():
+            archs_by_value.setdefault(shown(values.get(dest, action.default)), []).append(arch_name)
+        first, *others = archs_by_value  # the first value is that of the architecture with the model's name
+        text = "; ".join([first, *(f"{value or 'unset'} in {', '.join(archs_by_value[value])}" for value in others)])
+        flags.append(flag(action)._replace(default=f"unset{text}" if text.startswith(";") else text))
+    return flags
 
 
 def architectures(model: str) -> List[str]:
-    """The model's, the one of its own name first."""
+    """The architectures of a model, the one with the model's name first."""
     names = [arch for arch, cls in ARCH_MODEL_REGISTRY.items() if cls is MODEL_REGISTRY[model]]
     return sorted(names, key=lambda arch: (arch != model, arch))
 
 
 def architecture_defaults(arch: str) -> Dict:
-    """The model's arguments where no flag is given."""
+    """The model's arguments without any flag."""
     parser = argparse.ArgumentParser(argument_default=argparse.SUPPRESS)
     ARCH_MODEL_REGISTRY[arch].add_args(parser)
     args = parser.parse_args([])
@@ -112,7 +112,7 @@ def architecture_defaults(arch: str) -> Dict:
 
 
 def registered_flags(kind: str, name: str) -> List[Flag]:
-    """Those of a criterion, or of another class in one of fairseq's registries."""
+    """The flags of a criterion, or of another class in one of fairseq's registries."""
     dataclass = getattr(REGISTRIES[kind]["registry"][name], "__dataclass")
     return [
         flag(action) for action in actions_of(lambda parser: gen_parser_from_dataclass(parser, dataclass())).values()
@@ -120,72 +120,76 @@ def registered_flags(kind: str, name: str) -> List[Flag]:
 
 
 def generator_sections(names: List[str]) -> List[Section]:
-    """The options of these generators; those that several share stand once."""
+    """The options of generators; an option that several share is listed once."""
     configs, owners, flags = registry.CONFIGS, {}, {}
     for name in sorted(set(configs) & set(names)):
         for dest, action in actions_of(lambda parser: gen_parser_from_dataclass(parser, configs[name]())).items():
             owners.setdefault(dest, []).append(name)
             flags.setdefault(dest, flag(action))
     groups = {}
-    for dest, who in owners.items():
-        groups.setdefault(tuple(who), []).append(flags[dest])
-    shared_first = sorted(groups, key=lambda who: (-len(who), who))
-    return [Section("generator", list(who), groups[who]) for who in shared_first]
+    for dest, generators in owners.items():
+        groups.setdefault(tuple(generators), []).append(flags[dest])
+    shared_first = sorted(groups, key=lambda generators: (-len(generators), generators))
+    return [Section("generator", list(generators), groups[generators]) for generators in shared_first]
 
 
 def sections(command: Optional[str] = None, arch: Optional[str] = None) -> List[Section]:
-    """What a command reads, of one architecture or of all.
+    """The flags that a command reads, for one architecture or for all.
 
     Raises:
-        ValueError: there is no such command, or the architecture is not this package's.
+        ValueError: the command is unknown, or the architecture is not this package's.
     """
     if command is not None and command not in COMMANDS:
         raise ValueError(f"no command '{command}': choose {', '.join(COMMANDS)}, and then an architecture if you like")
     models = names_of("model")
     model = None
     if arch is not None:
-        known = [a for name in models for a in architectures(name)]
-        if arch not in known:
-            raise ValueError(f"no architecture '{arch}' in this package: choose {', '.join(known)}")
+        all_archs = [arch_name for name in models for arch_name in architectures(name)]
+        if arch not in all_archs:
+            raise ValueError(f"no architecture '{arch}' in this package: choose {', '.join(all_archs)}")
         model = next(name for name in models if arch in architectures(name))
-    found = []
+    listed = []
     for kind in COMMANDS[command] if command else KINDS:
         names = names_of(kind)
         if model is not None:
-            # what is named after a model, such as bang_loss, is that model's alone
-            own = [name for name in names if name.startswith(f"{model}_")]
-            free = [name for name in names if not any(name.startswith(f"{other}_") for other in models)]
-            served = {"model": [model], "generator": list(MODEL_REGISTRY[model].generators), "criterion": own or free}
-            names = served.get(kind, own + free)
+            # a name that starts with a model's, such as bang_loss, serves that model only
+            specific = [name for name in names if name.startswith(f"{model}_")]
+            general = [name for name in names if not any(name.startswith(f"{other}_") for other in models)]
+            served = {
+                "model": [model],
+                "generator": list(MODEL_REGISTRY[model].generators),
+                "criterion": specific or general,
+            }
+            names = served.get(kind, specific + general)
         if command in ("generate", "interactive") and kind == "task":
-            names = [name for name in names if name == "nar_translation"]  # the others have no generation
+            names = [name for name in names if name == "nar_translation"]  # the other tasks do not generate
         if kind == "generator":
-            found += generator_sections(names)
+            listed += generator_sections(names)
             continue
         for name in names:
             if kind == "model":
                 note = f"architectures: {', '.join(architectures(name))}" if arch is None else ""
-                found.append(Section(kind, [name], model_flags(name, arch), note))
+                listed.append(Section(kind, [name], model_flags(name, arch), note))
             else:
-                found.append(
+                listed.append(
                     Section(kind, [name], task_flags(name) if kind == "task" else registered_flags(kind, name))
                 )
-    return [section for section in found if section.flags]
+    return [section for section in listed if section.flags]
 
 
 def flag(action: argparse.Action) -> Flag:
-    """An argument as it is shown, alike in every version of Python."""
-    said = (action.help or "").replace(" (default: %(default)s)", "")  # what argparse appends to some switches
+    """An argument as it is listed, the same in every version of Python."""
+    text = (action.help or "").replace(" (default: %(default)s)", "")  # some versions append this to switches
     value = action.metavar or METAVARS.get(action.type, "TEXT")
     if action.choices:
         value = f"{{{','.join(map(str, action.choices))}}}"
     if action.nargs == 0:  # a switch
         value = ""
-    return Flag(", ".join(action.option_strings), value, shown(action.default), said % vars(action))
+    return Flag(", ".join(action.option_strings), value, shown(action.default), text % vars(action))
 
 
 def shown(value) -> str:
-    """A default as one would type it; nothing for one that is unset."""
+    """A default as it is typed on the command line; empty if unset."""
     if value is None or value is argparse.SUPPRESS or isinstance(value, bool):
         return "on" if value is True else "off" if value is False else ""
     return str(value)

@@ -1,4 +1,4 @@
-"""nar-score: BLEU and chrF of text, or of fairseq-generate's output, with sacreBLEU's signatures.
+"""nar-score: compute BLEU and chrF of text or of fairseq-generate's output, with sacreBLEU's signatures.
 
 Examples:
 
@@ -6,7 +6,7 @@ Examples:
     fairseq-generate DATA --path MODEL ... | nar-score
     fairseq-generate DATA --path MODEL ... | nar-score - reference.zh --target-lang zh
 
-A line ends at \\n only, and a byte order mark is no text. <unk> in a reference is matched by nothing.
+A line ends at \\n only, and a byte order mark is removed. No hypothesis matches <unk> in a reference.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from nar_plugins.data.bleu import bleu_metric
 from nar_plugins.data.lines import STDIN, read_lines
 from nar_plugins.measure.quality import score, warn_of_references
 
-FIELDS_BEFORE_TEXT = {"S": 1, "T": 1, "H": 2, "D": 2}  # the sentence's number, and a hypothesis's score
+FIELDS_BEFORE_TEXT = {"S": 1, "T": 1, "H": 2, "D": 2}  # the sentence's number; for hypotheses also the score
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -27,33 +27,34 @@ def build_parser() -> argparse.ArgumentParser:
         "hypotheses",
         nargs="?",
         default=STDIN,
-        help="one sentence a line, or what fairseq-generate wrote (D- "
-        "or H- lines, the best of an n-best list); - or nothing: standard input",
+        help="text with one sentence per line, or the output of fairseq-generate, of which the best D- or H- line of "
+        "each sentence is scored; - or nothing: standard input",
     )
-    parser.add_argument("references", nargs="*", help="one or more; default: the T- lines of the same output")
+    parser.add_argument(
+        "references", nargs="*", help="one or more reference texts (default: the T- lines of fairseq-generate's output)"
+    )
     add_tokenize(parser, "that of --target-lang")
     parser.add_argument(
         "--target-lang",
         metavar="CODE",
-        help="language of the text: zh, ja, ko, th, km, lo and my have their "
-        "tokenisers (zh, ja-mecab, ko-mecab, char), every other one 13a, which finds words between "
-        "blanks",
+        help="language of the text, which sets the tokeniser: zh for zh, ja-mecab for ja, ko-mecab for ko, char for "
+        "th, km, lo and my, else 13a, which separates words at blanks",
     )
     return parser
 
 
 def generated(lines: List[str], kind: str) -> List[str]:
-    """The text of the first line of this kind of every sentence, in the order of the sentences' numbers.
+    """The text of every sentence's first line of a kind, in the order of the sentences' numbers.
 
     Args:
-        kind: S, T, H or D, as ``fairseq-generate`` names its lines.
+        kind: S, T, H or D, the first letter of the lines of ``fairseq-generate``.
     """
-    found, before = {}, FIELDS_BEFORE_TEXT[kind]
+    texts, before = {}, FIELDS_BEFORE_TEXT[kind]
     for line in lines:
-        name, *fields = line.split("\t", before)  # a tab in the text is text
+        name, *fields = line.split("\t", before)  # the text itself may contain tabs
         if name.startswith(f"{kind}-") and name[2:].isdigit():
-            found.setdefault(int(name[2:]), fields[before - 1] if len(fields) == before else "")
-    return [found[i] for i in sorted(found)]
+            texts.setdefault(int(name[2:]), fields[before - 1] if len(fields) == before else "")
+    return [texts[i] for i in sorted(texts)]
 
 
 def main(argv=None) -> None:
@@ -68,8 +69,8 @@ def main(argv=None) -> None:
         hypotheses = generated(lines, "D") or generated(lines, "H") or lines
         references = [read_lines(path) for path in args.references] or [generated(lines, "T")]
         if hypotheses and not any(references):
-            whose = ", ".join(args.references) or "the hypotheses are no output of fairseq-generate with T- lines"
-            raise ValueError(f"no references ({whose}): give a file of them")
+            source = ", ".join(args.references) or "the hypotheses are no output of fairseq-generate with T- lines"
+            raise ValueError(f"no references ({source}): give a file of them")
         quality = score(hypotheses, references, metric)
     warn_of_references(references, metric)
     print(f"BLEU {quality.bleu:.2f}  {quality.bleu_signature}")

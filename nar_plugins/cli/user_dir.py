@@ -1,6 +1,6 @@
 """nar-user-dir: print the folder of the installed package, for `fairseq-train --user-dir "$(nar-user-dir)"`.
 
-It takes no arguments; the folder is all that it prints.
+It takes no arguments, and prints nothing but the folder.
 """
 
 import argparse
@@ -15,8 +15,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv=None):
     build_parser().parse_args(argv)
-    # This file lies in the package, whether that is a checkout or an installed wheel: nothing need be imported to find
-    # it. Nothing but the path may go to stdout, because a shell substitutes it.
+    # This file is in the package, in a checkout and in an installed wheel, so that nothing need be imported. The shell
+    # substitutes the output: nothing but the path may be printed.
     print(Path(__file__).resolve().parents[1])
 
 

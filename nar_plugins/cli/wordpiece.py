@@ -1,4 +1,4 @@
-"""nar-wordpiece: BERT's pieces of raw text, for fairseq-preprocess, and back. Lines in, lines out, in order.
+"""nar-wordpiece: split raw text into BERT's sub-words for fairseq-preprocess, or join them; one line in, one out.
 
 Example:
 
@@ -16,9 +16,13 @@ from nar_plugins.data.wordpiece import WordPiece
 
 def build_parser() -> argparse.ArgumentParser:
     parser = new_parser("nar-wordpiece", __doc__)
-    parser.add_argument("job", choices=["encode", "decode"])
-    parser.add_argument("--vocab", metavar="FILE", help="BERT's vocab.txt, or the dictionary made of it (encode)")
-    parser.add_argument("--cased", action="store_true", help="keep case and accents, for a cased vocabulary")
+    parser.add_argument("job", choices=["encode", "decode"], help="split text into sub-words, or join them")
+    parser.add_argument(
+        "--vocab",
+        metavar="FILE",
+        help="BERT's vocab.txt, or the dictionary that nar-convert bert-vocab makes from it (for encode)",
+    )
+    parser.add_argument("--cased", action="store_true", help="keep case and accents; for a cased vocabulary")
     return parser
 
 
@@ -31,7 +35,7 @@ def main(argv=None) -> None:
         with one_line_errors("nar-wordpiece"):
             job = WordPiece(Namespace(wordpiece_vocab=args.vocab, wordpiece_cased=args.cased)).encode
     for stream in (sys.stdin, sys.stdout):
-        stream.reconfigure(encoding="utf-8", newline="\n")  # only \n ends a line: as many come out as wc -l counts
+        stream.reconfigure(encoding="utf-8", newline="\n")  # only \n ends a line, as for wc -l
     try:
         for line in sys.stdin:
             sys.stdout.write(job(line.rstrip("\n")) + "\n")

@@ -1,19 +1,19 @@
-"""What today's Python and PyTorch need from fairseq: one function a workaround, each with the upstream issue it
-answers.
+"""Workarounds that fairseq needs on current Python and PyTorch: one function each, with its upstream issue.
 
-Nothing else in this package mentions versions or fairseq's defects of platform. ``apply`` is called once, when the
-package is imported; every function can be called again without harm.
+No other part of this package depends on versions or platforms. ``apply`` runs once, when the package is imported;
+calling a function again changes nothing.
 """
 
 import logging
 
 
 def leave_out_advice_on_speech() -> None:
-    """Let no command begin with "Please install tensorboardX", which fairseq's text-to-speech says when it is imported.
+    """Suppress "Please install tensorboardX", which fairseq's text-to-speech logs when it is imported.
 
-    fairseq's commands import it before they read ``--user-dir``: there the line cannot be stopped. (No upstream issue.)
+    fairseq's own commands import it before they read ``--user-dir``; there the line cannot be suppressed. (No upstream
+    issue.)
     """
-    logging.getLogger("fairseq.tasks.text_to_speech").addFilter(no_tensorboard)  # the same one is added once only
+    logging.getLogger("fairseq.tasks.text_to_speech").addFilter(no_tensorboard)  # adding a filter twice has no effect
 
 
 def no_tensorboard(record: logging.LogRecord) -> bool:

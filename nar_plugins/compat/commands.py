@@ -1,4 +1,4 @@
-"""Commands: what they print of their flags, what they keep of earlier results, which workers they start."""
+"""Commands: help pages, earlier results, and workers on machines without a GPU."""
 
 import argparse
 import dataclasses
@@ -48,13 +48,12 @@ def at_end_of_command(call: Callable[[], None]) -> None:
 
 
 def keep_results_of_a_run_before() -> None:
-    """Let ``fairseq-generate --results-path`` fail without losing the last complete result that an earlier run wrote
-    there.
+    """Keep an earlier run's complete results when ``fairseq-generate --results-path`` fails.
 
-    fairseq empties ``generate-SPLIT.txt`` before it looks at a single argument. A complete one stands aside meanwhile,
-    as ``generate-SPLIT.before``, until another is complete, however many runs are killed in between; it comes back when
-    a run fails without a hypothesis. Where there was none, an empty ``.before`` tells that ``.txt`` is a part. (No
-    upstream issue.)
+    fairseq empties ``generate-SPLIT.txt`` before it checks its arguments. So a complete file is renamed to
+    ``generate-SPLIT.before`` until a later run completes, however many runs are killed before that. It is renamed back
+    when a run fails without a hypothesis. An empty ``.before`` marks that ``.txt`` is incomplete and that there was no
+    earlier result. (No upstream issue.)
     """
 
     @replaces(fairseq_cli.generate, "main")
@@ -91,9 +90,7 @@ def results_of_a_run_before(cfg):
 
 
 def stand_aside(results: Path, before: Path) -> None:
-    """Move a complete ``results`` to ``before``; where ``before`` exists, ``results`` is a part, and may be
-    overwritten.
-    """
+    """Rename complete ``results`` to ``before``; if ``before`` exists, ``results`` is incomplete and is overwritten."""
     results.parent.mkdir(parents=True, exist_ok=True)
     if before.exists():
         if before.stat().st_size:
@@ -108,11 +105,10 @@ def stand_aside(results: Path, before: Path) -> None:
 
 
 def show_all_flags_in_help() -> None:
-    """Let ``--help`` show the flags of the task, the architecture, the criterion and what else the command line
-    chooses.
+    """Let ``--help`` show the flags of the task, the architecture, the criterion and the other choices.
 
-    fairseq answers it in the first of its two readings of the command line, when it knows only its own flags. A missing
-    ``--task`` is named here, too. (No upstream issue.)
+    fairseq parses the command line twice, and prints the help in the first pass, which has only its general flags. This
+    also raises for a missing ``--task``. (No upstream issue.)
     """
 
     @replaces(options, "parse_args_and_arch")
@@ -120,41 +116,42 @@ def show_all_flags_in_help() -> None:
         parse, parser, input_args=None, parse_known=False, suppress_defaults=False, modify_parser=None
     ):
         given = list(sys.argv[1:] if input_args is None else input_args)
-        words = given[: given.index("--")] if "--" in given else given
-        if not {"-h", "--help"} & set(words):
-            check_task_of_flags(parser, words)
+        arguments = given[: given.index("--")] if "--" in given else given
+        if not {"-h", "--help"} & set(arguments):
+            check_task_of_flags(parser, arguments)
             return parse(parser, input_args, parse_known, suppress_defaults, modify_parser)
-        readings = []
+        passes = []
 
         def modify(parser):
             if modify_parser is not None:
                 modify_parser(parser)
-            readings.append(parser)
-            if len(readings) == 1:  # before the first reading
+            passes.append(parser)
+            if len(passes) == 1:  # before the first pass
                 prepare_help(parser)
-            else:  # before the second one, with all flags
+            else:  # before the second pass, with all flags
                 parser.print_help()
                 parser.exit()
 
-        parse(parser, [word for word in given if word not in ("-h", "--help")], modify_parser=modify)
+        parse(parser, [argument for argument in given if argument not in ("-h", "--help")], modify_parser=modify)
 
 
-def check_task_of_flags(parser: argparse.ArgumentParser, words: list) -> None:
+def check_task_of_flags(parser: argparse.ArgumentParser, arguments: list) -> None:
     """Raise when a command line lacks the ``--task`` that it needs.
 
-    ``fairseq-validate`` has no default and dies with ``KeyError: None``; in the other commands the flags of this
-    package's generators are unknown under fairseq's default, and argparse says no more than that.
+    ``fairseq-validate`` has no default task and raises ``KeyError: None``. In the other commands fairseq's default task
+    does not have the flags of this package's generators, and argparse only reports them as unknown.
 
     Args:
-        parser: before its first reading. words: the command line.
+        parser: the parser before the first pass.
+        arguments: the command line.
     """
     if "--task" not in parser._option_string_actions:
         return
     reader = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     reader.add_argument("--task", default=parser.get_default("task"))
     try:
-        task = reader.parse_known_args(words)[0].task
-    except SystemExit:  # --task without its name, as argparse has said
+        task = reader.parse_known_args(arguments)[0].task
+    except SystemExit:  # --task has no value; argparse has printed that
         raise ValueError("--task has no name behind it: --task nar_translation is this package's") from None
     if task is None:
         raise ValueError(
@@ -165,11 +162,10 @@ def check_task_of_flags(parser: argparse.ArgumentParser, words: list) -> None:
         return
     theirs = {f.name for f in dataclasses.fields(TASK_DATACLASS_REGISTRY[task])}
     options = dataclasses.fields(TASK_DATACLASS_REGISTRY["nar_translation"])
-    ours = {
-        f.name for f in options if not str(f.default).startswith("${")
-    } - theirs  # what refers to other flags is none
+    # a field whose default refers to another flag is no flag
+    ours = {f.name for f in options if not str(f.default).startswith("${")} - theirs
     flags = {f"--{name.replace('_', '-')}" for name in ours} - set(parser._option_string_actions)
-    for flag in (word.split("=")[0] for word in words):
+    for flag in (argument.split("=")[0] for argument in arguments):
         if flag in flags:
             raise ValueError(
                 f"{flag} is a flag of --task nar_translation, and this is {task}: give --task nar_translation"
@@ -177,10 +173,9 @@ def check_task_of_flags(parser: argparse.ArgumentParser, words: list) -> None:
 
 
 def prepare_help(parser: argparse.ArgumentParser) -> None:
-    """Let the first reading succeed, with the task of this package where none is given and no architecture in place of
-    none.
+    """Let the first pass succeed without required flags: the default task is this package's, without an architecture.
 
-    The page ends with what it shows, and what shows the rest.
+    An epilog explains which flags are shown, and that nar-flags lists the others.
     """
     if parser.get_default("task") in (None, "translation"):
         parser.set_defaults(task="nar_translation")
@@ -197,10 +192,10 @@ def prepare_help(parser: argparse.ArgumentParser) -> None:
 
 
 def refuse_workers_without_gpu() -> None:
-    """Let a command with several workers fail, saying how ranks are started, where fairseq would start none of them.
+    """Raise for several workers on a machine without a GPU, and explain how to start each rank.
 
-    fairseq starts one process a GPU: without any GPU none, and the command ends at once as if all were done, or with an
-    assertion or a division by zero on the way there. (No upstream issue.)
+    fairseq starts one process per GPU. Without a GPU it starts none: the command ends at once as if it had succeeded,
+    or with an assertion or a division by zero. (No upstream issue.)
     """
 
     @replaces(distributed_utils, "call_main")
@@ -211,7 +206,7 @@ def refuse_workers_without_gpu() -> None:
 
 
 def check_workers(cfg) -> None:
-    """Raise when fairseq would start a process a GPU, and there is none.
+    """Raise when fairseq would start one process per GPU, and there is no GPU.
 
     Args:
         cfg: fairseq's, with ``common`` and ``distributed_training``.

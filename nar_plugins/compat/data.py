@@ -1,4 +1,4 @@
-"""Data: batches of few shapes under NumPy 2, the format before ``mmap``, threads that end before Python does."""
+"""Data: length buckets under NumPy 2, data formats before ``mmap``, and loader threads at exit."""
 
 import atexit
 import itertools
@@ -28,11 +28,11 @@ def bucket_lengths() -> None:
     """Let ``--num-batch-buckets`` run under NumPy 2, which has neither ``percentile(interpolation=)`` nor
     ``np.compat``.
 
-    What fairseq does there is written anew. (No upstream issue.)
+    It replaces fairseq's implementation. (No upstream issue.)
     """
 
     def get_buckets(sizes, num_buckets):
-        """The upper bounds of the buckets: lengths that occur, at equal shares of the sentences."""
+        """The upper bounds of buckets with about the same number of sentences."""
         shares = np.linspace(0, 100, num_buckets + 1)[1:]
         return np.unique(np.percentile(sizes, shares, method="lower"))
 
@@ -46,7 +46,7 @@ def bucket_lengths() -> None:
 
 
 def bucket(dataset: LanguagePairDataset, count: int) -> None:
-    """Pad the sides of a data set to ``count`` lengths each, and give it the batch shapes that follow."""
+    """Pad each side of a data set to ``count`` different lengths, and set the resulting batch shapes."""
     sides = {"src": (dataset.src_dict, dataset.left_pad_source), "tgt": (dataset.tgt_dict, dataset.left_pad_target)}
     for side, (dictionary, left) in sides.items():
         lines = getattr(dataset, side)
@@ -64,10 +64,10 @@ def read_older_data() -> None:
     """Read data in the format that fairseq had before ``mmap`` (``fairseq-preprocess --dataset-impl lazy`` or
     ``cached``).
 
-    fairseq opens them as 'cached', of which every sentence must be fetched first, and nothing in it does that any more:
-    a KeyError. Its 'lazy' keeps a file open, which the workers of a data loader would share, and takes what is missing
-    of a short file from memory as it is. Both flags mean a ``MappedDataset`` here. (facebookresearch/fairseq#3214,
-    #3167)
+    fairseq opens them as 'cached', which must be prefetched; nothing in fairseq does that any more, so that it raises a
+    KeyError. Its 'lazy' keeps a file open, which the workers of a data loader would share, and fills the missing end of
+    a truncated file with uninitialised memory. Here both values open a ``MappedDataset``.
+    (facebookresearch/fairseq#3214, #3167)
     """
 
     @replaces(indexed_dataset, "make_dataset")
@@ -78,10 +78,10 @@ def read_older_data() -> None:
 
 
 class MappedDataset(indexed_dataset.IndexedDataset):
-    """fairseq's older format, mapped into memory as ``mmap`` is: item i is (tokens,) int64.
+    """fairseq's older format, memory-mapped like ``mmap``: item i is (tokens,) int64.
 
     Raises:
-        ValueError: one of the two files is shorter than the index says.
+        ValueError: one of the two files is truncated.
     """
 
     def __init__(self, path: str, fix_lua_indexing: bool = False):
@@ -98,12 +98,12 @@ class MappedDataset(indexed_dataset.IndexedDataset):
         tokens = self.tokens[self.data_offsets[i] : self.data_offsets[i + 1]].astype(np.int64)
         return torch.from_numpy(tokens) - int(self.fix_lua_indexing)
 
-    def __reduce__(self):  # a process that is not forked maps the file itself
+    def __reduce__(self):  # a spawned process maps the file itself
         return type(self), (self.path, self.fix_lua_indexing)
 
 
 class StoppableConsumer(iterators.BackgroundConsumer):
-    """fairseq's thread that fills the buffer of batches; it can be asked to end."""
+    """fairseq's thread that buffers batches, with a way to stop it."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -114,24 +114,23 @@ class StoppableConsumer(iterators.BackgroundConsumer):
         super().run()
 
     def stop(self, seconds: float) -> None:
-        """End and join the thread, or give up after so many seconds: a batch may take long to make."""
+        """Stop and join the thread; give up after ``seconds``, because making a batch may take long."""
         self.stopped.set()
         deadline = time.monotonic() + seconds
         while self.is_alive() and time.monotonic() < deadline:
             try:
-                while True:  # it may be waiting for a place in the buffer
+                while True:  # it may wait for space in the buffer
                     self._queue.get_nowait()
             except queue.Empty:
                 self.join(0.01)
 
 
 def stop_loader_threads_at_exit() -> None:
-    """Let a command that fails end with its message, and with status 1.
+    """Let a command that fails end with its own message and status 1.
 
-    fairseq's thread that makes batches ahead is a daemon. While it is inside PyTorch's C++ when Python shuts down, the
-    process aborts: ``terminate called without an active exception`` is then the last line, and the status 134. This
-        holds
-    for a command that ends well in the middle of an epoch, too. (python/cpython#87135)
+    fairseq's thread that buffers batches is a daemon. If it runs PyTorch's C++ code when Python shuts down, the process
+    aborts with ``terminate called without an active exception`` and status 134. This also affects a command that
+    succeeds in the middle of an epoch. (python/cpython#87135)
     """
     if iterators.BackgroundConsumer is StoppableConsumer:
         return
@@ -140,7 +139,7 @@ def stop_loader_threads_at_exit() -> None:
 
 
 def stop_loader_threads(seconds: float = 10.0) -> None:
-    """End the threads that still make batches; each gets so many seconds."""
+    """Stop the threads that still make batches; wait up to ``seconds`` for each."""
     for thread in threading.enumerate():
         if isinstance(thread, StoppableConsumer):
             thread.stop(seconds)

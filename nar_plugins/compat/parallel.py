@@ -8,8 +8,7 @@ from nar_plugins.compat.replace import replaces
 def name_no_device_on_cpus() -> None:
     """Let ``--ddp-backend pytorch_ddp``, fairseq's default, train on CPUs.
 
-    fairseq hands PyTorch the number of a GPU whatever the model's device is, and PyTorch refuses a number for a model
-    that is on a CPU. (No upstream issue.)
+    fairseq always passes a GPU index to PyTorch, which refuses one for a model on the CPU. (No upstream issue.)
     """
 
     @replaces(distributed_fairseq_model, "DistributedDataParallel")

@@ -1,4 +1,4 @@
-"""Registries: the flags of what is registered can be extended afterwards."""
+"""Registries: add flags to a class after its registration."""
 
 from typing import Dict
 
@@ -7,13 +7,15 @@ from hydra.core.config_store import ConfigStore
 
 
 def replace_dataclass(group: str, name: str, kind: type, dataclasses: Dict[str, type], options: type) -> None:
-    """Give a registered class another dataclass of options, wherever fairseq and hydra read it.
+    """Replace the options dataclass of a registered class in all three places where fairseq and hydra keep it.
 
-    fairseq makes its parsers from a class's dataclass when a command begins, after it has imported ``--user-dir``, and
-    keeps the dataclass in three places. (No upstream issue.)
+    fairseq builds its parsers from the dataclass when a command starts, after it has imported ``--user-dir``. (No
+    upstream issue.)
 
     Args:
-        group: hydra's, ``task`` or ``criterion``. name: the registered name. kind: the registered class.
+        group: hydra's group, ``task`` or ``criterion``.
+        name: the registered name.
+        kind: the registered class.
         dataclasses: fairseq's registry of the group, such as ``TASK_DATACLASS_REGISTRY``.
         options: the new dataclass.
     """

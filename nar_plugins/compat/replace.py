@@ -1,17 +1,16 @@
-"""How a workaround takes the place of one of fairseq's functions."""
+"""Replacing one of fairseq's functions by a workaround."""
 
 import functools
 from typing import Callable
 
 
 def replaces(owner, name: str) -> Callable:
-    """Put the decorated function in the place of ``owner.name``, once.
+    """Decorator that replaces ``owner.name``; the new function gets the original as its first argument.
 
-    It gets the original in front of the arguments. Where the place is taken already, nothing changes, so that every
-    workaround can be applied again.
+    A function that was replaced already is not replaced again, so that workarounds can be applied twice.
 
     Args:
-        owner: a module or a class of fairseq's.
+        owner: a module or a class of fairseq.
     """
 
     def decorate(function: Callable) -> Callable:

@@ -1,11 +1,10 @@
-"""Reading a checkpoint without running anything that it holds.
+"""Loading a checkpoint without running code from it.
 
-PyTorch's safe unpickler (``weights_only``) reads tensors and plain containers, and refuses every other name in a file.
-The trainers of fairseq store two things more. NumPy's numbers and arrays, which ``--eval-bleu`` leaves among the
-metrics, are
-rebuilt here from values that are checked: NumPy's own rebuilders trust what they read, down to raw pointers. Objects of
-fairseq's, such as the meters of 0.6 to 0.8, become ``NotLoaded``. No class or function that a file names is ever
-imported.
+PyTorch's safe unpickler (``weights_only``) loads tensors and plain containers, and refuses every other class or
+function that a file names. fairseq's trainers store two more kinds of objects. NumPy numbers and arrays, which
+``--eval-bleu`` adds to the metrics, are rebuilt here from validated values; NumPy's own functions would trust the file,
+even for raw pointers. Objects of fairseq, such as the meters of 0.6 to 0.8, are replaced by ``NotLoaded``. No class or
+function that a file names is imported.
 """
 
 import math
@@ -18,18 +17,17 @@ from typing import Dict, Iterator, List, Set
 import numpy as np
 import torch
 
-PLAIN = re.compile(r"[biufc]\d{1,2}")  # bool, int, unsigned, float, complex: numbers without a Python object inside
+PLAIN = re.compile(r"[biufc]\d{1,2}")  # dtypes without Python objects: bool, int, unsigned, float, complex
 
 
 class CheckpointError(ValueError):
-    """A checkpoint file that cannot or must not be loaded; the message names the file and the way out."""
+    """A checkpoint file that cannot or must not be loaded; the message names the file and what to do."""
 
 
 class NotLoaded:
-    """Stands for an object that was not loaded: it keeps nothing, and says so when somebody needs it.
+    """Placeholder for an object that was not loaded: it has no state, and raises when it is used.
 
-    Where it is saved again (in an optimizer's history, for example) it leaves an empty container, which every reader
-    knows.
+    It is saved as an empty ``OrderedDict`` (in an optimizer's history, for example), which every version can load.
     """
 
     def __new__(cls, *args, **kwargs):
@@ -45,7 +43,7 @@ class NotLoaded:
         return OrderedDict, ()
 
     def __getattr__(self, name):
-        if name.startswith("__"):  # Python and PyTorch ask every object for these
+        if name.startswith("__"):  # Python and PyTorch look these up on every object
             raise AttributeError(name)
         self.needed()
 
@@ -60,11 +58,11 @@ class NotLoaded:
 
 
 class NotPlain(Exception):
-    """A NumPy object that is not made of plain numbers."""
+    """Raised for a NumPy object with anything but plain numbers."""
 
 
 class PlainType:
-    """Stands for ``numpy.dtype``."""
+    """Stand-in for ``numpy.dtype``."""
 
     def __init__(self, code, *_):
         if type(code) is not str or not PLAIN.fullmatch(code):
@@ -75,14 +73,14 @@ class PlainType:
             raise NotPlain from error
 
     def __setstate__(self, state):
-        """The byte order; whatever else NumPy would take from here must say that the type is a plain one."""
+        """Set the byte order; refuse sub-arrays, fields and other parts of a dtype's state."""
         if type(state) is not tuple or len(state) < 5 or state[1] not in ("<", ">", "=", "|") or any(state[2:5]):
             raise NotPlain
         self.dtype = self.dtype.newbyteorder(state[1])
 
 
 class PlainArray(np.ndarray):
-    """Stands for ``numpy.ndarray``, and is one; saved again it is NumPy's own."""
+    """Stand-in for ``numpy.ndarray``, a subclass that is saved as an ``ndarray``."""
 
     def __new__(cls, *args, **kwargs):
         raise NotPlain
@@ -106,30 +104,30 @@ class PlainArray(np.ndarray):
 
 
 def reconstruct(kind, *_) -> PlainArray:
-    """Stands for ``numpy.core.multiarray._reconstruct``: an empty array, which ``__setstate__`` fills."""
+    """Stand-in for ``numpy.core.multiarray._reconstruct``: an empty array, which ``__setstate__`` fills."""
     if kind is not STAND_INS["numpy.ndarray"]:
         raise NotPlain
     return np.ndarray.__new__(kind, (0,))
 
 
 def scalar(kind, content):
-    """Stands for ``numpy.core.multiarray.scalar``."""
+    """Stand-in for ``numpy.core.multiarray.scalar``."""
     if not isinstance(kind, PlainType) or type(content) is not bytes or len(content) != kind.dtype.itemsize:
         raise NotPlain
     return np.frombuffer(content, kind.dtype)[0]
 
 
 def no_bytes(*args) -> bytes:
-    """Stands for ``bytes``, which pickle calls for the content of an empty array."""
+    """Stand-in for ``bytes``, which pickle calls for the content of an empty array."""
     if args:
         raise NotPlain
     return b""
 
 
 def stand_in(kind: type, name: str) -> type:
-    """``kind`` under a full name, the one by which PyTorch's unpickler will find it."""
-    module, _, own = name.rpartition(".")
-    return type(own, (kind,), {"__module__": module, "__qualname__": own})
+    """A subclass of ``kind`` with a full name, by which PyTorch's unpickler finds it."""
+    module, _, class_name = name.rpartition(".")
+    return type(class_name, (kind,), {"__module__": module, "__qualname__": class_name})
 
 
 def full_name(kind: type) -> str:
@@ -137,7 +135,7 @@ def full_name(kind: type) -> str:
 
 
 def named(function, name: str):
-    """``function`` under a full name, as ``stand_in``."""
+    """``function`` with a full name, by which PyTorch's unpickler finds it."""
 
     def call(*args):
         return function(*args)
@@ -152,21 +150,21 @@ STAND_INS: Dict[str, object] = {
     "numpy.ndarray": stand_in(PlainArray, "numpy.ndarray"),
 }
 STAND_INS["builtins.bytes"] = named(no_bytes, "builtins.bytes")
-for _module in ("numpy._core.multiarray", "numpy.core.multiarray"):  # NumPy 2's name and the one before
+for _module in ("numpy._core.multiarray", "numpy.core.multiarray"):  # the module's name in NumPy 2, and before
     for _name, _function in (("_reconstruct", reconstruct), ("scalar", scalar)):
         STAND_INS[f"{_module}.{_name}"] = named(_function, f"{_module}.{_name}")
 
 
-def read(file, mmap: bool = False, anything: bool = False):
-    """``torch.load`` on the CPU with PyTorch's safe unpickler, whatever the default of the installed version is.
+def read(file, mmap: bool = False, any_objects: bool = False):
+    """``torch.load`` on the CPU with PyTorch's safe unpickler, in every version of PyTorch.
 
     Args:
-        file: a path, or a file that can be read again from its start.
-        mmap: map the tensors into memory instead of reading them.
-        anything: let ``NotLoaded`` stand for objects of every origin, and not of fairseq's only.
+        file: a path, or a seekable file.
+        mmap: memory-map the tensors.
+        any_objects: replace objects of any origin, not only fairseq's, by ``NotLoaded``.
 
     Raises:
-        pickle.UnpicklingError: the file names something else, or needs it.
+        pickle.UnpicklingError: the file is damaged, or has other objects.
     """
     replaced: Set[str] = set()
     while True:
@@ -177,23 +175,23 @@ def read(file, mmap: bool = False, anything: bool = False):
         try:
             with torch.serialization.safe_globals(allowed):
                 return torch.load(file, map_location="cpu", weights_only=True, mmap=mmap)
-        except NotPlain:  # the arrays of this file are no metrics
+        except NotPlain:  # the file has arrays of other types than metrics have
             replaced |= STAND_INS.keys()
         except pickle.UnpicklingError as error:
             names = [name for name in refused_names(error) if name not in replaced]
-            if not names or not (anything or names[0].startswith("fairseq.")):
+            if not names or not (any_objects or names[0].startswith("fairseq.")):
                 raise
             replaced.add(names[0])
 
 
 def refused_names(error: pickle.UnpicklingError) -> List[str]:
-    """The full names that PyTorch's message may mean; none where it is about something else."""
-    found = re.search(r"GLOBAL (\S+) was not an allowed global", str(error))
-    return [found[1], f"builtins.{found[1]}"] if found else []  # it leaves builtins' own name out
+    """The full names that PyTorch's message may refer to; none if it is about something else."""
+    match = re.search(r"GLOBAL (\S+) was not an allowed global", str(error))
+    return [match[1], f"builtins.{match[1]}"] if match else []  # the message omits the module of builtins
 
 
 def not_loaded(value, seen: Set[int] = None) -> Iterator[str]:
-    """The full names of what was not loaded somewhere in ``value``."""
+    """The full names of all ``NotLoaded`` objects in ``value``, at any depth."""
     seen = set() if seen is None else seen
     if id(value) in seen or isinstance(value, (torch.Tensor, np.ndarray, str, bytes)):
         return

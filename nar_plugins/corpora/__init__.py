@@ -1,1 +1,1 @@
-"""Corpora made by models: distilled targets and word alignments."""
+"""Corpora that models make: distilled targets, and word alignments with fertilities."""

@@ -1,4 +1,4 @@
-"""The job of ``nar-align``: links for every split, by the aligner or from files, and from them fertilities."""
+"""``nar-align``: fertilities of every split, from links that the aligner makes or that files give."""
 
 import os
 from typing import Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
@@ -7,7 +7,14 @@ import numpy as np
 from fairseq.data import Dictionary
 
 from nar_plugins.corpora.aligner import Aligner
-from nar_plugins.corpora.links import WARN_UNLINKED, check_links, fertilities, one_each, parse_links, unlinked
+from nar_plugins.corpora.links import (
+    WARN_UNLINKED,
+    check_links,
+    fertilities,
+    one_link_per_target,
+    parse_links,
+    unlinked_share,
+)
 from nar_plugins.corpora.text import Text, load_dictionaries, load_pair
 from nar_plugins.data.fertility import fertility_path, write_fertilities
 from nar_plugins.data.splits import check_folder, find_languages, find_splits
@@ -15,14 +22,14 @@ from nar_plugins.models.flags import flag
 
 
 class Job(NamedTuple):
-    """What is aligned, and by what."""
+    """The data to align, and the source of the links."""
 
-    folders: Sequence[str]  # of binarised data; the dictionaries are the first's
-    source: Optional[str] = None  # language; None: as the data are named
+    folders: Sequence[str]  # binarised data; the dictionaries are in the first
+    source: Optional[str] = None  # language; None: from the names of the files
     target: Optional[str] = None
     splits: Sequence[str] = ()  # empty: all with both sides
-    files: Sequence[str] = ()  # links made elsewhere, a file a split; empty: the aligner makes them
-    settings: Dict[str, int] = {}  # of ``Aligner.train``
+    files: Sequence[str] = ()  # links of another aligner, one file per split; empty: ``Aligner`` makes them
+    settings: Dict[str, int] = {}  # arguments of ``Aligner.train``
 
 
 class Split(NamedTuple):
@@ -33,17 +40,17 @@ class Split(NamedTuple):
 
 
 class Message(NamedTuple):
-    """What the user is told."""
+    """A line of output for the user."""
 
     text: str
     warning: bool = False
 
 
 def align(job: Job) -> Iterator[Message]:
-    """Write the fertilities of every split; yields what was done.
+    """Write the fertilities of every split; yields a message for each step.
 
     Raises:
-        ValueError: the data or the files of links cannot be used; nothing has then been written.
+        ValueError: the data or the files of links cannot be used; then nothing was written.
     """
     for folder in job.folders:
         check_folder(folder)
@@ -51,11 +58,11 @@ def align(job: Job) -> Iterator[Message]:
     if (job.source is None) != (job.target is None):
         raise ValueError("give both --source-lang and --target-lang, or neither")
     source, target = find_languages(home, job.source, job.target)
-    there = [Split(folder, name) for folder in job.folders for name in find_splits(folder, source, target)]
-    splits = there or [Split(home, "train")]
-    if job.splits:  # as fairseq, in the first folder; and what the others have of them
-        wanted = [Split(folder, name) for folder in job.folders for name in job.splits]
-        splits = [split for split in wanted if split.folder == home or split in there]
+    existing = [Split(folder, name) for folder in job.folders for name in find_splits(folder, source, target)]
+    splits = existing or [Split(home, "train")]
+    if job.splits:  # the first folder must have each of them, as in fairseq; the other folders may
+        requested = [Split(folder, name) for folder in job.folders for name in job.splits]
+        splits = [split for split in requested if split.folder == home or split in existing]
 
     def load(chosen: Sequence[Split]) -> Dict[Split, List[Text]]:
         return {split: load_pair(*split, source, target, home) for split in dict.fromkeys(chosen)}
@@ -68,24 +75,24 @@ def align(job: Job) -> Iterator[Message]:
         yield from (unlinked_warning(file, share) for file, share in zip(job.files, shares) if share > WARN_UNLINKED)
         notes = [f"; target tokens without a link: {share:.1%}" for share in shares]
     else:
-        learn = [split for split in there if split.name.startswith("train")] or [Split(home, "train")]
-        texts = load([*learn, *splits])
+        train_splits = [split for split in existing if split.name.startswith("train")] or [Split(home, "train")]
+        texts = load([*train_splits, *splits])
         aligner = Aligner(progress=True)
-        sides = [Text(*map(np.concatenate, zip(*side))) for side in zip(*(texts[split] for split in learn))]
+        sides = [Text(*map(np.concatenate, zip(*side))) for side in zip(*(texts[split] for split in train_splits))]
         used = aligner.train(*sides, **job.settings)
-        names = ", ".join(dict.fromkeys(split.name for split in learn))
+        names = ", ".join(dict.fromkeys(split.name for split in train_splits))
         yield Message(f"aligner: {used:,} of {len(sides[0].sizes):,} pairs of {names}, lambda {aligner.tension:.1f}")
         links, notes = [aligner.align(*texts[split]) for split in splits], [""] * len(splits)
-    for split, linked, note in zip(splits, links, notes):
-        left, right = (text.sizes for text in texts[split])
-        path, counts = fertility_path(*split, source, target), fertilities(linked, left, right)
-        write_fertilities(path, counts, left + 1)
-        words = np.delete(counts, (left + 1).cumsum() - 1)
-        yield Message(f"{path}: {len(left):,} lines; {summary(words)}{note}")
+    for split, split_links, note in zip(splits, links, notes):
+        source_sizes, target_sizes = (text.sizes for text in texts[split])
+        path, counts = fertility_path(*split, source, target), fertilities(split_links, source_sizes, target_sizes)
+        write_fertilities(path, counts, source_sizes + 1)
+        without_eos = np.delete(counts, (source_sizes + 1).cumsum() - 1)
+        yield Message(f"{path}: {len(source_sizes):,} lines; {summary(without_eos)}{note}")
 
 
 def check_files_fit(job: Job, splits: Sequence[Split]) -> None:
-    """Raise unless there is one file of links for every split, and nothing is asked of the aligner."""
+    """Raise unless there is one file of links per split, and no setting of the aligner."""
     if job.settings:
         raise ValueError(f"{flag(next(iter(job.settings)))} is the aligner's: leave it out with --alignments")
     if len(job.files) != len(splits):
@@ -99,9 +106,9 @@ def check_files_fit(job: Job, splits: Sequence[Split]) -> None:
 def read_files(
     files: Sequence[str], texts: List[List[Text]], dictionaries: List[Dictionary]
 ) -> Tuple[List[np.ndarray], List[float]]:
-    """Of every file one link a target word, and the share of the target words that have none there.
+    """The links of every file, one per target word, and the share of target words without a link in the file.
 
-    All are read and checked before any is used.
+    All files are checked before any is used.
     """
     symbols = tuple(dictionary.symbols for dictionary in dictionaries)
     sizes = [[text.sizes for text in pair] for pair in texts]
@@ -109,8 +116,8 @@ def read_files(
     for file, pair, links in zip(files, texts, parsed):
         check_links(links, *pair, symbols, file)
     return (
-        [one_each(links, *lengths) for links, lengths in zip(parsed, sizes)],
-        [unlinked(links, *lengths) for links, lengths in zip(parsed, sizes)],
+        [one_link_per_target(links, *lengths) for links, lengths in zip(parsed, sizes)],
+        [unlinked_share(links, *lengths) for links, lengths in zip(parsed, sizes)],
     )
 
 
@@ -122,8 +129,8 @@ def unlinked_warning(file: str, share: float) -> Message:
     )
 
 
-def summary(words: np.ndarray) -> str:
-    """Which fertilities the source words have."""
-    share = np.bincount(words.clip(max=3), minlength=4) / max(1, len(words))
+def summary(counts: np.ndarray) -> str:
+    """The distribution of the fertilities (source words,)."""
+    share = np.bincount(counts.clip(max=3), minlength=4) / max(1, len(counts))
     shares = ", ".join(f"{name}: {part:.1%}" for name, part in zip(("0", "1", "2", "3+"), share))
-    return f"words of fertility {shares}; largest {words.max(initial=0)}"
+    return f"words of fertility {shares}; largest {counts.max(initial=0)}"

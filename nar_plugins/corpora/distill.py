@@ -1,10 +1,9 @@
-"""Sequence-level distillation (Kim and Rush 2016): binarised data whose training targets are what a teacher says.
+"""Sequence-level distillation (Kim and Rush 2016): the training targets of a data set become a teacher's outputs.
 
 The training split is cut into the batches of ``fairseq-generate``. Every finished batch is a line of JSON in
-``DIR/.distill``, where each run of the command has a file of its own; a line without its end is what a killed run was
-writing, and is decoded again. Any number of runs share the batches; the one that finds all of them finished writes the
-data set, the index of the training targets last. All that is written follows from the settings, so that writing it
-twice does no harm.
+``DIR/.distill``, where each run of the command writes its own file. A killed run leaves an incomplete line, which is
+decoded again. Any number of runs share the batches; the run that finds all of them finished writes the data set, and
+the index of the training targets last. The settings determine everything that is written, so writing it twice is safe.
 """
 
 import json
@@ -16,7 +15,7 @@ import torch
 from fairseq import tasks, utils
 from tqdm import tqdm
 
-from nar_plugins.checkpoint_io.read import place, read_mapped
+from nar_plugins.checkpoint_io.read import prepare_models, read_mapped
 from nar_plugins.checkpoint_io.teachers import load_teacher
 from nar_plugins.corpora.distill_data import Data, write
 from nar_plugins.corpora.distill_folder import Folder
@@ -24,17 +23,17 @@ from nar_plugins.corpora.distill_job import Job, settings_of
 
 
 def distil(cfg, job: Job) -> str:
-    """Decode this process's share of the training split; write the data set if it was the last one missing.
+    """Decode this process's share of the training split; write the data set when all shares are finished.
 
     Args:
-        cfg: of ``fairseq-generate``; the share is ``--shard-id`` of ``--num-shards``. Batches are put together in this
-            process, whatever ``--num-workers`` says.
+        cfg: of ``fairseq-generate``; the share is ``--shard-id`` of ``--num-shards``. ``--num-workers`` is ignored:
+            this process collates the batches.
 
     Returns:
-        what was done and what is missing, to be shown to the user.
+        a report for the user: what was done and what is missing.
 
     Raises:
-        ValueError: the data, the teacher or ``job.out`` cannot be used; the message says why.
+        ValueError: the data, the teacher or ``job.out`` cannot be used.
     """
     for path in utils.split_paths(job.teacher):
         read_mapped(path)
@@ -58,22 +57,22 @@ def distil(cfg, job: Job) -> str:
         records = folder.records(batches)
         shards, missing = cfg.dataset.num_shards, sorted(set(range(len(batches))) - records.keys())
         if missing:
-            whose = ", ".join(map(str, sorted({batch % shards for batch in missing})))
-            still = f"{len(missing)} of {len(batches)} batches are still missing"
-            return f"{still}, of --num-shards {shards} --shard-id {whose}"
+            shard_ids = ", ".join(map(str, sorted({batch % shards for batch in missing})))
+            count = f"{len(missing)} of {len(batches)} batches are still missing"
+            return f"{count}, of --num-shards {shards} --shard-id {shard_ids}"
         report = write(job, task, data, records, folder)
     return f"{report}{job.out} is complete"
 
 
 def load(cfg, task, teacher: str) -> Tuple[List[torch.nn.Module], object]:
-    """The teachers where they will decode, and the generator, as ``fairseq-generate`` has them."""
+    """The teachers on their device, and the generator, as in ``fairseq-generate``."""
     models = [load_teacher(path, task) for path in utils.split_paths(teacher)]
-    place(models, cfg)
+    prepare_models(models, cfg)
     return models, task.build_generator(models, cfg.generation)
 
 
 def make_batches(cfg, task, models) -> Tuple[torch.utils.data.Dataset, Sequence[Sequence[int]]]:
-    """The training split, and the numbers of the lines in every batch, as ``fairseq-generate`` makes them."""
+    """The training split, and the line numbers of every batch, as in ``fairseq-generate``."""
     split = cfg.dataset.train_subset
     task.load_dataset(split)
     dataset = task.dataset(split)
@@ -98,35 +97,35 @@ def make_batches(cfg, task, models) -> Tuple[torch.utils.data.Dataset, Sequence[
 
 
 def decode(cfg, task, models, generator, dataset, batches: Sequence[Sequence[int]], folder: Folder) -> None:
-    """Decode those of this run's batches that are not finished, as ``fairseq-generate`` would."""
+    """Decode this run's unfinished batches, as ``fairseq-generate`` would."""
     shard, shards = cfg.dataset.shard_id, cfg.dataset.num_shards
     finished = folder.records(batches)
-    share = range(shard, len(batches), shards)  # as fairseq deals batches out to processes
-    todo = [number for number in share if number not in finished]
-    if not todo:
+    share = range(shard, len(batches), shards)  # as fairseq assigns batches to processes
+    remaining = [number for number in share if number not in finished]
+    if not remaining:
         return
     cuda = next(models[0].parameters()).is_cuda
-    lines, left = (sum(len(batches[number]) for number in numbers) for numbers in (share, todo))
+    lines, lines_left = (sum(len(batches[number]) for number in numbers) for numbers in (share, remaining))
     seconds = 0.5 if sys.stderr.isatty() else 30
     bar = tqdm(
-        total=lines, initial=lines - left, unit=" lines", mininterval=seconds, disable=cfg.common.no_progress_bar
+        total=lines, initial=lines - lines_left, unit=" lines", mininterval=seconds, disable=cfg.common.no_progress_bar
     )
     with folder.new_part(shard, shards) as part, bar:
-        for number in todo:
+        for number in remaining:
             sample = dataset.collater([dataset[i] for i in batches[number]])
             hypotheses = task.inference_step(generator, models, utils.move_to_cuda(sample) if cuda else sample)
             record = {
                 "batch": number,
                 "lines": sample["id"].tolist(),
-                "longest": longest(generator, sample),
-                "tokens": [best[0]["tokens"].tolist() for best in hypotheses],
+                "longest": length_limit(generator, sample),
+                "tokens": [nbest[0]["tokens"].tolist() for nbest in hypotheses],
             }
             part.write(json.dumps(record, separators=(",", ":")).encode() + b"\n")
             part.flush()
             bar.update(len(hypotheses))
 
 
-def longest(generator, sample: Dict) -> int:
-    """Tokens, </s> not counted, after which fairseq's search ends every hypothesis of a batch."""
+def length_limit(generator, sample: Dict) -> int:
+    """The length, without </s>, at which fairseq's search stops every hypothesis of a batch."""
     length = sample["net_input"]["src_tokens"].size(1)
     return min(int(generator.max_len_a * length + generator.max_len_b), generator.max_len - 1)

@@ -1,4 +1,4 @@
-"""The data set that is distilled, and the one that is written."""
+"""The original data set, and the distilled one that is written."""
 
 import os
 import shutil
@@ -12,19 +12,18 @@ from fairseq.data import data_utils, indexed_dataset
 
 from nar_plugins.corpora.distill_folder import Folder
 from nar_plugins.corpora.distill_job import Job
-from nar_plugins.corpora.filters import REASONS, reason
+from nar_plugins.corpora.filters import REASONS, reject_reason
 from nar_plugins.data.splits import BINARISED, RAW, exists, find_stems
 
 
 class Data:
-    """The files of a binarised data set: its dictionaries and all splits but one are copied, the targets of that one
-    made.
+    """The files of a binarised data set: one split is distilled, the other splits and the dictionaries are copied.
 
-    What else may be in the folder, fertilities for example, belongs to the targets that it was made of.
+    Other files in the folder, fertilities for example, are not copied: they belong to the original targets.
 
     Args:
         cfg: the task's.
-        split: the one that is distilled.
+        split: the split to distil.
     """
 
     def __init__(self, cfg, split: str):
@@ -49,40 +48,43 @@ class Data:
         self.files = [*self.copied, *(p for p in files if p.stem in self.stems)]
 
     def sides(self) -> List[Sequence[torch.Tensor]]:
-        """Source (S,) and target (T,) int64 of every line, as the files have them."""
+        """Source (S,) and target (T,) int64 of every line."""
         return [data_utils.load_indexed_dataset(str(self.folder / stem), None, self.impl) for stem in self.stems]
 
 
 def write(job: Job, task, data: Data, records: Dict[int, Dict], folder: Folder) -> str:
     """Write the data set from all finished batches; returns the report."""
-    said = {line: tokens for record in records.values() for line, tokens in zip(record["lines"], record["tokens"])}
+    outputs = {line: tokens for record in records.values() for line, tokens in zip(record["lines"], record["tokens"])}
     limits = {line: record["longest"] for record in records.values() for line in record["lines"]}
     sources, targets = data.sides()
     unk = task.target_dictionary.unk()
-    why = {line: reason(sources[line].numpy(), said[line], limits[line], job.limits, unk) for line in sorted(said)}
-    kept = [line for line in why if why[line] is None or not job.drop]
+    reasons = {
+        line: reject_reason(sources[line].numpy(), outputs[line], limits[line], job.limits, unk)
+        for line in sorted(outputs)
+    }
+    kept = [line for line in reasons if reasons[line] is None or not job.drop]
     originals = range(len(sources)) if job.mix else []
     if not kept:
         raise ValueError(f"none of {len(sources)} lines would be left: give other limits, or no --filter")
-    different = len({said[line].tobytes() for line in kept})
-    report = report_of(job, len(sources), len(kept), different, Counter(why.values()))
+    distinct = len({outputs[line].tobytes() for line in kept})
+    report = report_of(job, len(sources), len(kept), distinct, Counter(reasons.values()))
     sides = (
         (sources[line] for line in (*originals, *kept)),
         (
-            targets[line] if original else torch.from_numpy(said[line])
+            targets[line] if original else torch.from_numpy(outputs[line])
             for original, lines in ((True, originals), (False, kept))
             for line in lines
         ),
     )
 
-    with folder.temporary() as made:
+    with folder.temporary() as temporary:
         for path in data.copied:
-            shutil.copyfile(path, made / path.name)
+            shutil.copyfile(path, temporary / path.name)
         for lines, stem, dictionary in zip(sides, data.stems, (task.source_dictionary, task.target_dictionary)):
-            binarise(lines, str(made / stem), len(dictionary))
-        (made / folder.report.name).write_text(report, encoding="utf-8")
-        os.replace(made / folder.report.name, folder.report)
-        for path in sorted(made.iterdir(), key=lambda path: path.name == data.last_file):
+            binarise(lines, str(temporary / stem), len(dictionary))
+        (temporary / folder.report.name).write_text(report, encoding="utf-8")
+        os.replace(temporary / folder.report.name, folder.report)
+        for path in sorted(temporary.iterdir(), key=lambda path: path.name == data.last_file):
             os.replace(path, job.out / path.name)
     return report
 
@@ -95,18 +97,19 @@ def binarise(lines: Iterable[torch.Tensor], stem: str, vocabulary: int) -> None:
     builder.finalize(f"{stem}.idx")
 
 
-def report_of(job: Job, lines: int, kept: int, different: int, broken: Counter) -> str:
-    """What became of every line.
+def report_of(job: Job, lines: int, kept: int, distinct: int, reasons: Counter) -> str:
+    """How many lines were kept, dropped and left out.
 
     Args:
-        different: how many different outputs the kept lines have.
-        broken: lines by reason, None for those with nothing wrong.
+        distinct: number of distinct outputs in the kept lines.
+        reasons: decoded lines by the reason to reject them; None for accepted lines.
     """
-    said = [f"teacher: {job.teacher}", f"lines: {lines}"]
+    report = [f"teacher: {job.teacher}", f"lines: {lines}"]
     if job.mix:
-        said.append(f"original pairs written first: {lines}")
-    few = " (very few: the teacher hardly heeds its sources)" if kept > 10 * different else ""
-    said += [f"distilled pairs written: {kept}", f"different outputs: {different}{few}"]
-    said += [f"left out, longer than the positions: {lines - sum(broken.values())}"]
-    said += [f"{'dropped' if job.drop else 'kept (--filter drops them)'}, {name}: {broken[name]}" for name in REASONS]
-    return "\n".join(said) + "\n"
+        report.append(f"original pairs written first: {lines}")
+    few = " (very few: the teacher hardly heeds its sources)" if kept > 10 * distinct else ""
+    report += [f"distilled pairs written: {kept}", f"different outputs: {distinct}{few}"]
+    report += [f"left out, longer than the positions: {lines - sum(reasons.values())}"]
+    action = "dropped" if job.drop else "kept (--filter drops them)"
+    report += [f"{action}, {reason}: {reasons[reason]}" for reason in REASONS]
+    return "\n".join(report) + "\n"

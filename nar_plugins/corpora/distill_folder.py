@@ -1,6 +1,6 @@
 """``DIR/.distill``, shared by all processes of a distillation: finished batches, each a line of JSON.
 
-Each run of the command has a file of its own; a line without its end is what a killed run was writing.
+Each run of the command writes its own file. A killed run leaves an incomplete line.
 """
 
 import fcntl
@@ -21,24 +21,28 @@ class Folder:
     """``DIR/.distill``: the settings, the finished batches and the report.
 
     Args:
-        out: receives the data set.
+        out: folder for the data set.
         settings: name -> value.
     """
 
     def __init__(self, out: Path, settings: Dict):
-        self.out, self.own = out, out / ".distill"
-        self.settings, self.settings_file, self.report = settings, self.own / "settings.json", self.own / "report.txt"
-        self.unfinished = f"tmp-{socket.gethostname()}-"  # how this machine's temporary folders begin
+        self.out, self.state_folder = out, out / ".distill"
+        self.settings, self.settings_file, self.report = (
+            settings,
+            self.state_folder / "settings.json",
+            self.state_folder / "report.txt",
+        )
+        self.unfinished = f"tmp-{socket.gethostname()}-"  # prefix of this machine's temporary folders
 
     def check(self) -> None:
-        """Raise when ``out`` is there and was not made with these settings."""
+        """Raise when ``out`` exists and was not made with these settings."""
         if not self.settings_file.exists():
-            if self.out.exists() and not (self.out.is_dir() and set(self.out.iterdir()) <= {self.own}):
+            if self.out.exists() and not (self.out.is_dir() and set(self.out.iterdir()) <= {self.state_folder}):
                 raise ValueError(f"{self.out} holds something else: give --out a new folder, or an empty one")
             return
-        there, here = json.loads(self.settings_file.read_text(encoding="utf-8")), self.settings
-        names = [name for name in {**here, **there} if here.get(name) != there.get(name)]
-        differ = [f"{name} is {there.get(name)} there and {here.get(name)} here" for name in names[:3]]
+        stored, given = json.loads(self.settings_file.read_text(encoding="utf-8")), self.settings
+        names = [name for name in {**given, **stored} if given.get(name) != stored.get(name)]
+        differ = [f"{name} is {stored.get(name)} there and {given.get(name)} here" for name in names[:3]]
         if differ:
             more = f"; and {len(names) - 3} more" if len(names) > 3 else ""
             raise ValueError(
@@ -47,38 +51,36 @@ class Folder:
             )
 
     def claim(self) -> None:
-        """Write the settings, unless another process was faster; then they must be the same."""
-        self.own.mkdir(parents=True, exist_ok=True)
+        """Write the settings; if another process has written them first, raise unless they are the same."""
+        self.state_folder.mkdir(parents=True, exist_ok=True)
         with self.temporary() as folder:
-            made = folder / "settings.json"
-            made.write_text(json.dumps(self.settings, indent=1) + "\n", encoding="utf-8")
+            temporary = folder / "settings.json"
+            temporary.write_text(json.dumps(self.settings, indent=1) + "\n", encoding="utf-8")
             try:
-                os.link(made, self.settings_file)  # whole, and never over another's
+                os.link(temporary, self.settings_file)  # atomic, and never overwrites another's
             except FileExistsError:
                 self.check()
 
     @contextmanager
     def temporary(self) -> Iterator[Path]:
-        """A folder for files that are not ready; a run that is killed leaves it to ``shared`` of a later one."""
-        with tempfile.TemporaryDirectory(dir=self.own, prefix=self.unfinished) as name:
+        """A folder for incomplete files; if the run is killed, ``shared`` of a later run removes it."""
+        with tempfile.TemporaryDirectory(dir=self.state_folder, prefix=self.unfinished) as name:
             yield Path(name)
 
     @contextmanager
     def shared(self) -> Iterator[None]:
-        """While a run works here; what killed runs have left is removed first, when it is certain that no other run
-        works.
+        """Lock the folder during a run; first remove what killed runs have left, if no other run is active.
 
-        Every run holds a shared lock of the folder, which the system drops with the process. Who gets it alone is
-        alone, on
-        this machine: only its own machine's temporary folders are removed, because not every file system shared by
-        several machines tells them of one another's locks. Where there are no locks, nothing is removed.
+        Every run holds a shared lock on the folder, which the system releases when the process ends. A process that
+        gets an exclusive lock is the only one on this machine. It removes temporary folders of this machine only,
+        because not every network file system shares locks between machines. Without locks nothing is removed.
         """
-        self.own.mkdir(parents=True, exist_ok=True)
-        handle = os.open(self.own, os.O_RDONLY)
+        self.state_folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(self.state_folder, os.O_RDONLY)
         try:
-            if lock(handle, alone=True):
-                for left in self.own.glob(f"{self.unfinished}*"):
-                    shutil.rmtree(left, ignore_errors=True)
+            if lock(handle, exclusive=True):
+                for leftover in self.state_folder.glob(f"{self.unfinished}*"):
+                    shutil.rmtree(leftover, ignore_errors=True)
             lock(handle)
             yield
         finally:
@@ -86,13 +88,13 @@ class Folder:
 
     def new_part(self, shard: int, shards: int):
         """A new file for the batches of one run."""
-        return open(self.own / f"part-{shard}-of-{shards}-{uuid.uuid4().hex}.jsonl", "xb")
+        return open(self.state_folder / f"part-{shard}-of-{shards}-{uuid.uuid4().hex}.jsonl", "xb")
 
     def records(self, batches: Sequence[Sequence[int]]) -> Dict[int, Dict]:
-        """The finished batches by number, of all processes, whatever the number of shards was."""
-        found = {}
-        for path in sorted(self.own.glob("part-*.jsonl")):
-            for line in path.read_bytes().split(b"\n")[:-1]:  # what has no end is not a record
+        """The finished batches of all processes by number; the number of shards may differ between runs."""
+        records = {}
+        for path in sorted(self.state_folder.glob("part-*.jsonl")):
+            for line in path.read_bytes().split(b"\n")[:-1]:  # the last part is empty, or an incomplete record
                 try:
                     record = json.loads(line)
                     number, lines = record["batch"], record["lines"]
@@ -102,14 +104,14 @@ class Folder:
                     fits = False
                 if not fits:
                     raise ValueError(f"{path} is damaged: delete it, and its batches are decoded again")
-                found[number] = record
-        return found
+                records[number] = record
+        return records
 
 
-def lock(handle: int, alone: bool = False) -> bool:
-    """Lock an open folder for one process, if that can be had at once, or for several; whether it is locked."""
+def lock(handle: int, exclusive: bool = False) -> bool:
+    """Lock an open folder, exclusively (without waiting) or shared; returns whether it is locked."""
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB if alone else fcntl.LOCK_SH)
-    except OSError:  # others are at work, or the file system has no locks
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB if exclusive else fcntl.LOCK_SH)
+    except OSError:  # another run is active, or the file system has no locks
         return False
     return True

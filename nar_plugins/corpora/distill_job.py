@@ -1,4 +1,4 @@
-"""A job of ``nar-distill``, and the settings by which a stopped one is known again."""
+"""A job of ``nar-distill``, and the settings that identify it when it is continued."""
 
 import hashlib
 from pathlib import Path
@@ -8,7 +8,7 @@ from fairseq import utils
 
 from nar_plugins.corpora.filters import Limits
 
-# the flags of fairseq-generate that decide, with the files and the job, what is written
+# the flags of fairseq-generate that, with the files and the job, determine what is written
 SETTINGS = {
     "generation": (
         "beam",
@@ -39,21 +39,21 @@ SETTINGS = {
 
 
 class Job(NamedTuple):
-    """What is distilled, and how much of it is kept."""
+    """The teacher, the output folder, and which outputs are kept."""
 
-    teacher: str  # checkpoint, or several as fairseq-generate's --path has them: an ensemble
+    teacher: str  # a checkpoint, or several joined by colons for an ensemble, as in fairseq-generate's --path
     out: Path
-    mix: bool = False  # the original pairs first, then the distilled ones
-    drop: bool = False  # leave broken outputs out
-    limits: Limits = Limits()  # of what is broken
+    mix: bool = False  # write the original pairs first, then the distilled ones
+    drop: bool = False  # drop rejected outputs
+    limits: Limits = Limits()  # beyond which an output is rejected
 
 
 def settings_of(cfg, job: Job, task, files: Sequence[Path]) -> Dict:
-    """All that decides what is written, in values that JSON keeps.
+    """Everything that determines what is written, as JSON values.
 
     Args:
         cfg: of ``fairseq-generate``.
-        files: of the data set.
+        files: the data set's.
     """
     values = {"task": task.cfg, "generation": cfg.generation, "common": cfg.common, "dataset": cfg.dataset}
     flags = {name: getattr(values[group], name) for group, names in SETTINGS.items() for name in names}
@@ -66,7 +66,7 @@ def settings_of(cfg, job: Job, task, files: Sequence[Path]) -> Dict:
 
 
 def fingerprint(path: Path) -> str:
-    """A hash of a file's content."""
+    """The first 16 hex digits of a file's SHA-256."""
     content = hashlib.sha256()
     with open(path, "rb") as file:
         while block := file.read(1 << 20):

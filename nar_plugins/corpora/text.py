@@ -1,4 +1,4 @@
-"""Binarised text in flat arrays, as the aligner reads it."""
+"""Binarised text as flat arrays, the aligner's input."""
 
 import os
 from typing import List, NamedTuple, Optional, Sequence, Union
@@ -7,14 +7,14 @@ import numpy as np
 from fairseq.data import Dictionary, data_utils
 
 from nar_plugins.data import checks
-from nar_plugins.data.dictionary import load_dictionary, not_words
+from nar_plugins.data.dictionary import load_dictionary, unreadable_symbols
 from nar_plugins.data.splits import BINARISED, RAW, exists, find_stems
 
 
 class Text(NamedTuple):
-    """Sentences of token ids, without ``</s>``, one after the other."""
+    """Sentences of token ids without ``</s>``, concatenated."""
 
-    tokens: np.ndarray  # (all words,) int
+    tokens: np.ndarray  # (tokens,) int
     sizes: np.ndarray  # (sentences,) int64
 
     @classmethod
@@ -24,21 +24,21 @@ class Text(NamedTuple):
         sizes = np.array([len(sentence) for sentence in sentences], dtype=np.int64)
         return cls(np.array([token for sentence in sentences for token in sentence], dtype=np.int64), sizes)
 
-    def only(self, keep: np.ndarray) -> "Text":
-        """The sentences where ``keep``, (sentences,) bool, is True."""
+    def select(self, keep: np.ndarray) -> "Text":
+        """The sentences for which ``keep`` (sentences,) bool is True."""
         return Text(self.tokens[keep.repeat(self.sizes)], self.sizes[keep])
 
 
-def first_of(sizes: np.ndarray) -> np.ndarray:
-    """Where every sentence begins among all words."""
+def sentence_starts(sizes: np.ndarray) -> np.ndarray:
+    """The index of every sentence's first token in the flat array."""
     return sizes.cumsum() - sizes
 
 
 def load_text(stem: str, eos: int, dictionary: Optional[Dictionary] = None) -> Text:
-    """One side of a split, in whatever format it is; raises when a sentence does not end with ``</s>``.
+    """One side of a split in any of fairseq's formats; raises when a sentence does not end with ``</s>``.
 
     Args:
-        dictionary: for raw text.
+        dictionary: encodes raw text.
     """
     dataset = data_utils.load_indexed_dataset(stem, dictionary)
     sizes = np.array(dataset.sizes, dtype=np.int64)
@@ -52,10 +52,13 @@ def load_text(stem: str, eos: int, dictionary: Optional[Dictionary] = None) -> T
 
 
 def load_pair(folder: str, split: str, source: str, target: str, home: str) -> List[Text]:
-    """Both sides of a split; raises when a file is missing or makes no sense.
+    """Both sides of a split, checked.
 
     Args:
-        home: the folder of the dictionaries.
+        home: the folder with the dictionaries.
+
+    Raises:
+        ValueError: a file is missing, damaged, or does not fit its dictionary or the other side.
     """
     files = find_stems(folder, split, source, target)
     raw = any(not exists(file, [BINARISED]) and exists(file, [RAW]) for file in files)
@@ -64,9 +67,11 @@ def load_pair(folder: str, split: str, source: str, target: str, home: str) -> L
     for file, dictionary in zip(files, load_dictionaries(home, source, target)):
         sides.append(load_text(file, dictionary.eos(), dictionary))
         checks.check_largest(sides[-1].tokens.max(initial=0), dictionary, file)
-        unread = np.isin(sides[-1].tokens, not_words(dictionary))
-        sides[-1].tokens[unread] = dictionary.unk()  # as the model will read them
-    checks.check_pairs(split, (source, target), [len(text.sizes) for text in sides])  # raw text may have others
+        unreadable = np.isin(sides[-1].tokens, unreadable_symbols(dictionary))
+        sides[-1].tokens[unreadable] = dictionary.unk()  # as the model reads them
+    checks.check_pairs(
+        split, (source, target), [len(text.sizes) for text in sides]
+    )  # check_files does not count raw text
     return sides
 
 

@@ -1,4 +1,4 @@
-"""The criterion of a model whose ``forward`` returns its losses: it weighs, adds and logs the parts by name."""
+"""The base of all criterions: it sums and logs the parts of the loss that a model's ``forward`` returns."""
 
 import math
 from typing import Dict
@@ -15,31 +15,31 @@ from nar_plugins.modules.losses import LossPart
 class PartsCriterion(FairseqCriterion):
     """Sum over parts of factor x loss / sum over parts of weight x targets, over the global batch.
 
-    Every target weighs the same, however the batch is cut over workers and micro-batches; a mean per micro-batch would
-    not do that. The losses are computed inside the model's ``forward``: data-parallel training collects gradients
-    around that call, and gathers parameters that are sharded for it only.
+    Every target has the same weight, however the batch is split over workers and micro-batches; a mean per micro-batch
+    would weigh targets of small ones more. The model's ``forward`` computes the losses, because data-parallel training
+    collects gradients, and gathers sharded parameters, around that call only.
 
-    Logged are ``loss``, ``nll_loss`` and ``ppl``, without smoothing, of the targets that count, and of every part its
-    mean in bits and, where the part has ``correct``, its accuracy in percent.
+    The logs have ``loss``; ``nll_loss`` and ``ppl``, without smoothing, of the targets with a weight; for every part
+    its mean in bits per target; and the accuracy in percent of a part with ``correct``.
     """
 
-    wrong_model = None  # the message for a model that does not name this criterion; None: every model may be tried
-    part_metric, part_value = "{}", "loss"  # the metric of a part, and what its mean is of: the loss or the nll
+    wrong_model = None  # the error for a model that does not name this criterion; None: any model is accepted
+    part_metric, part_value = "{}", "loss"  # a part's metric name, and whether it logs the loss or the nll
 
     def objective(self, model: Module, sample: Dict):
-        """What ``forward`` is asked; ``model`` is without the wrappers of data-parallel training."""
+        """The objective passed to ``forward``; ``model`` has no wrappers of data-parallel training."""
         raise NotImplementedError(f"{type(self).__name__} defines no objective")
 
     def factors(self, model: Module, parts: Dict[str, LossPart]) -> Dict[str, float]:
-        """How much each part counts in the loss; 1 for those not named."""
+        """The factor of each part in the loss; 1 for parts that are not named."""
         return {}
 
     def logged(self, model: Module, parts: Dict[str, LossPart]) -> Dict[str, LossPart]:
-        """The parts as they are logged. All workers and updates must have the same names."""
+        """The parts to log. Their names must be the same on all workers and in all updates."""
         return parts
 
     def forward(self, model, sample, reduce=True):
-        """Loss (summed), its denominator (the targets, weighted) and what to log, of one batch."""
+        """The summed loss of a batch, its denominator (the weighted number of targets), and the logging output."""
         plain = unwrapped(model)
         if self.wrong_model is not None and not is_one_of(type(self), getattr(plain, "criterions", ())):
             raise ValueError(self.wrong_model)
@@ -70,7 +70,7 @@ class PartsCriterion(FairseqCriterion):
 
     @classmethod
     def reduce_metrics(cls, logging_outputs) -> None:
-        """Log the means of the global batch, from the sums of all workers and micro-batches."""
+        """Log means over the global batch, from the sums of all workers and micro-batches."""
 
         def total(key: str) -> float:
             return utils.item(sum(log.get(key, 0) for log in logging_outputs))
@@ -94,25 +94,25 @@ class PartsCriterion(FairseqCriterion):
 
     @staticmethod
     def logging_outputs_can_be_summed() -> bool:
-        """Every entry is a sum, so fairseq may add them up across workers."""
+        """True: every entry is a sum, which fairseq may add over workers."""
         return True
 
 
 def check_label_smoothing(label_smoothing: float) -> None:
-    """Raise for a number that is no share."""
+    """Raise unless label smoothing is in [0, 1)."""
     if not 0 <= label_smoothing < 1:
         raise ValueError(f"--label-smoothing {label_smoothing}: choose a number from 0 up to, not including, 1")
 
 
 def detached(loss):
-    """A loss to be logged; a part that is absent has the number 0."""
+    """A loss without gradient, for the logs; an absent part has the number 0."""
     return loss.detach() if isinstance(loss, Tensor) else loss
 
 
 def unwrapped(model: Module) -> Module:
-    """The model itself, for what is asked of it beside the forward pass.
+    """The model without the wrappers of data-parallel training.
 
-    fairseq wraps twice, the model in DistributedDataParallel and that in a proxy.
+    fairseq wraps twice: the model in DistributedDataParallel, and that in a proxy.
     """
     while isinstance(getattr(model, "module", None), Module):
         model = model.module

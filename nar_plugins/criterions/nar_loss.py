@@ -1,6 +1,4 @@
-"""The loss of the non-autoregressive models: word, length and fertility parts, per predicted token of the global
-batch.
-"""
+"""The loss of the non-autoregressive models: token, length and fertility losses per predicted token."""
 
 import argparse
 from dataclasses import dataclass, field, fields, make_dataclass
@@ -18,50 +16,50 @@ from nar_plugins.data.noise import FERTILITY_STREAM, uniform
 from nar_plugins.modules.losses import LossPart, TokenObjective
 from nar_plugins.modules.teacher_forcing import Teacher, check_forced
 
-FINETUNING = ("backprop", "reinforce")  # the parts that --finetune-weight weighs
-LOSS_PARTS: Dict[str, float] = {}  # the parts with a flag, and its default
+FINETUNING = ("backprop", "reinforce")  # the parts whose factor is --finetune-weight
+LOSS_PARTS: Dict[str, float] = {}  # the parts whose factor has a flag, and its default
 
 
 @dataclass
 class NarLossConfig(FairseqDataclass):
     label_smoothing: float = field(
-        default=0.0, metadata={"help": "label smoothing of the word loss, spread over the whole vocabulary"}
+        default=0.0, metadata={"help": "label smoothing of the token loss, spread over the whole vocabulary"}
     )
     teacher: Optional[str] = field(
         default=None,
         metadata={
-            "help": "a frozen autoregressive checkpoint: its word distributions are the targets (word-level "
-            "distillation) or, with --finetune-weight, it judges what the model predicts"
+            "help": "a frozen autoregressive checkpoint; its output distributions are the targets (word-level "
+            "distillation) or, with --finetune-weight, score the model's predictions"
         },
     )
     soft_target_weight: Optional[float] = field(
         default=None,
-        metadata={"help": "share of the teacher's distributions in the word loss (1; 0 with --finetune-weight)"},
+        metadata={"help": "share of word-level distillation in the token loss (unset: 1; 0 with --finetune-weight)"},
     )
     teacher_temperature: float = field(
-        default=1.0, metadata={"help": "softens the teacher's and the model's distributions in word-level distillation"}
+        default=1.0, metadata={"help": "temperature of both softmax distributions in word-level distillation"}
     )
     finetune_weight: float = field(
         default=0.0,
         metadata={
-            "help": "NAT's fine-tuning with --teacher: weight of the reverse-KL and expected-loss terms (the paper: "
-            "0.25), the rest being the usual loss on distilled targets"
+            "help": "weight of the reverse-KL and expected-loss terms in NAT's fine-tuning, which needs --teacher (the "
+            "paper: 0.25); the usual loss has the rest of the weight"
         },
     )
 
 
 @register_criterion("nar_loss", dataclass=NarLossConfig)
 class NarLoss(PartsCriterion):
-    """(sum of the words' losses + factor x sum of the lengths' or fertilities') / predicted tokens of the global batch.
+    """(token losses + factor x length or fertility losses) / predicted tokens, summed over the global batch.
 
     (Mask-Predict release, ``label_smoothed_length_cross_entropy.py``.)
 
-    With ``--teacher`` the word part is word-level distillation (Kim and Rush 2016, section 3.1), or, with
-    ``--finetune-weight``, the whole loss is NAT's fine-tuning (Gu et al. 2018, section 4.3). In validation the teacher
-    is not asked: the loss is the usual one.
+    With ``--teacher`` the token loss is word-level distillation (Kim and Rush 2016, section 3.1); with
+    ``--finetune-weight`` the whole loss is NAT's fine-tuning (Gu et al. 2018, section 4.3). Validation has no teacher,
+    and computes the usual loss.
 
     Args:
-        factors: of the registered parts, by name; their defaults for those not named.
+        factors: factors of registered parts by name; the others have their defaults.
     """
 
     wrong_model = (
@@ -99,17 +97,17 @@ class NarLoss(PartsCriterion):
         self.teacher_temperature = teacher_temperature
         self.finetune_weight = finetune_weight
         self.teacher_path = teacher
-        self.loaded = ()  # a tuple, because as a submodule the teacher would be in the student's checkpoints
+        self.loaded_teacher = ()  # a tuple, because the student's checkpoints would include a submodule
 
     @classmethod
     def build_criterion(cls, cfg, task):
-        """Build with the factors of all registered parts."""
+        """Build with the factors of all registered parts from the command line."""
         criterion = super().build_criterion(cfg, task)
         criterion.part_factors = {name: getattr(cfg, f"{name}_loss_factor") for name in LOSS_PARTS}
         return criterion
 
     def objective(self, model, sample: Dict) -> TokenObjective:
-        """The smoothing, and in training what the teacher is asked for."""
+        """Label smoothing and, in training, the teacher and its weights."""
         if self.teacher_path is None or not model.training:
             return TokenObjective(self.label_smoothing)
         finetuned = self.finetune_weight > 0
@@ -126,7 +124,7 @@ class NarLoss(PartsCriterion):
         )
 
     def factors(self, model, parts: Dict[str, LossPart]) -> Dict[str, float]:
-        """The registered parts' by their flags; with fine-tuning the usual loss has the rest of its weight."""
+        """The factors from the flags; with fine-tuning, the usual parts are scaled by 1 - ``--finetune-weight``."""
         for name, factor in self.part_factors.items():
             if factor != LOSS_PARTS[name] and name not in parts:
                 raise ValueError(f"--{name}-loss-factor: this model predicts no {name}; leave it out")
@@ -138,30 +136,32 @@ class NarLoss(PartsCriterion):
         }
 
     def teacher(self, device):
-        """The teacher, on a device; loaded when it is first asked, because ``fairseq-validate`` never asks it."""
-        if not self.loaded:
-            self.loaded = (load_teacher(self.teacher_path, self.task),)
-            check_forced(self.loaded[0], f"--teacher {self.teacher_path}")
-        return self.loaded[0].to(device)
+        """The teacher on a device; loaded at its first use, because ``fairseq-validate`` does not use it."""
+        if not self.loaded_teacher:
+            self.loaded_teacher = (load_teacher(self.teacher_path, self.task),)
+            check_forced(self.loaded_teacher[0], f"--teacher {self.teacher_path}")
+        return self.loaded_teacher[0].to(device)
 
     def draws(self, sample: Dict) -> Tensor:
-        """Random numbers (B, S) for the sampled fertilities: a function of (seed, update, sentence)."""
+        """Random numbers (B, S) that sample fertilities: a function of (seed, update, sentence)."""
         width = sample["net_input"]["src_tokens"].size(1)
         update = sample["update"] ^ FERTILITY_STREAM
         return uniform(self.task.cfg.seed, update, sample["id"], width)
 
 
 def register_loss_part(name: str, factor: float = 1.0, help: str = "") -> None:
-    """Give a part of the loss that a model's ``forward`` returns the flag ``--NAME-loss-factor`` of ``nar_loss``.
+    """Add the flag ``--NAME-loss-factor`` to ``nar_loss``: the factor of a part of the loss.
 
-    A part without it is added with factor 1. It may be called at any time before the command line is read, in a user's
-    own ``--user-dir`` too.
+    A part without such a flag has factor 1. Call this before the command line is parsed, for example in a user's
+    ``--user-dir``.
 
     Args:
-        name: the part's key in the dictionary of losses. factor: the flag's default. help: what the flag is.
+        name: the part's key in the dictionary that the model's ``forward`` returns.
+        factor: the flag's default.
+        help: the flag's help text.
 
     Raises:
-        ValueError: the part has a factor, or its flag is another's.
+        ValueError: the part is registered already, or the flag exists.
     """
     option = f"{name}_loss_factor"
     flag = f"--{option.replace('_', '-')}"
@@ -183,8 +183,8 @@ def register_loss_part(name: str, factor: float = 1.0, help: str = "") -> None:
 
 
 register_loss_part(
-    "length", help="weight of the length loss of a sentence beside the word loss of a token (1, as in Mask-Predict)"
+    "length", help="factor of a sentence's length loss, relative to the loss of one token (1, as in Mask-Predict)"
 )
 register_loss_part(
-    "fertility", help="weight of the fertility loss of a source token beside the word loss of a token (1, as in NAT)"
+    "fertility", help="factor of a source token's fertility loss, relative to the loss of one token (1, as in NAT)"
 )

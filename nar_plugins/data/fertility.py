@@ -1,9 +1,9 @@
-"""Fertilities: how many target tokens every source token stands for, in a file beside the binarised data.
+"""Fertilities: the number of target tokens aligned to each source token, in a file beside the binarised data.
 
-Gu et al. 2018, "Non-autoregressive neural machine translation", section 3.1. ``nar-align`` writes the file: one line a
-pair in the data set's order, with one integer for every source token, which add up to the target's length; ``</s>``
-counts on both sides. The source's ``</s>`` carries the target's, so its number is 1; where the source has no words but
-the target has, it carries the whole target.
+Gu et al. 2018, "Non-autoregressive neural machine translation", section 3.1. ``nar-align`` writes the file: one line
+per sentence pair in the data set's order, one integer per source token. They add up to the target's length, ``</s>``
+included on both sides. The fertility of the source's ``</s>`` is 1, for the target's ``</s>``; if the source has no
+other token, its ``</s>`` has the whole target.
 """
 
 from pathlib import Path
@@ -15,7 +15,7 @@ from fairseq.data import BaseWrapperDataset, LanguagePairDataset
 
 from nar_plugins.data.whole_file import written_whole
 
-BLOCK = 1 << 20  # bytes read, and numbers written, at once
+CHUNK = 1 << 20  # bytes read, and numbers written, at once
 
 
 def fertility_path(folder, split: str, source: str, target: str) -> Path:
@@ -23,38 +23,38 @@ def fertility_path(folder, split: str, source: str, target: str) -> Path:
 
 
 def write_fertilities(path: Path, values: np.ndarray, sizes: np.ndarray) -> None:
-    """Write the file, whole or not at all.
+    """Write the file atomically.
 
     Args:
-        values: (all source tokens,) int, one sentence after the other.
-        sizes: (sentences,) int, the sources' lengths; none is 0.
+        values: (source tokens,) int, the fertilities of all sentences, concatenated.
+        sizes: (sentences,) int, the sources' lengths, at least 1.
     """
     last = np.zeros(len(values), dtype=bool)
     last[sizes.cumsum() - 1] = True
     numbers = range(int(values.max(initial=0)) + 1)
-    words = np.array([*(f"{n} " for n in numbers), *(f"{n}\n" for n in numbers)], dtype=object)
+    texts = np.array([*(f"{n} " for n in numbers), *(f"{n}\n" for n in numbers)], dtype=object)
     with written_whole(path) as temporary, open(temporary, "w", encoding="ascii") as file:
-        for start in range(0, len(values), BLOCK):
-            part = slice(start, start + BLOCK)
-            file.write("".join(words[values[part] + len(numbers) * last[part]].tolist()))
+        for start in range(0, len(values), CHUNK):
+            chunk = slice(start, start + CHUNK)
+            file.write("".join(texts[values[chunk] + len(numbers) * last[chunk]].tolist()))
 
 
 def read_fertilities(path: Path) -> Tuple[np.ndarray, np.ndarray]:
-    """The numbers in a file.
+    """Read a file of fertilities.
 
     Returns:
-        values: (all numbers,) int32, one line after the other.
-        offsets: (lines + 1,) int64, where in it the lines begin and the last one ends.
+        values: (source tokens,) int32, the lines concatenated.
+        offsets: (lines + 1,) int64, where each line begins in ``values``, and the end of the last.
 
     Raises:
-        ValueError: the file is not there, or a line has something else than numbers from 0.
+        ValueError: the file is missing, or a line has anything but non-negative integers.
     """
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"no fertilities {path}: run {command(path)}")
     values, counts, lines = [np.empty(0, dtype=np.int32)], [np.zeros(1, dtype=np.int64)], 0
     with open(path, "rb") as file:
-        while text := file.read(BLOCK) + file.readline():
+        while text := file.read(CHUNK) + file.readline():
             text += b"" if text.endswith(b"\n") else b"\n"
             letters = np.frombuffer(text, dtype=np.uint8)
             digit, end = (letters >= ord("0")) & (letters <= ord("9")), letters == ord("\n")
@@ -73,35 +73,36 @@ def read_fertilities(path: Path) -> Tuple[np.ndarray, np.ndarray]:
 
 
 def command(path: Path) -> str:
-    """What writes this file."""
+    """The command that writes this file."""
     source, _, target = path.stem.split(".")[-1].partition("-")
     return f"nar-align {path.parent} -s {source} -t {target}"
 
 
 def check_fertilities(path: Path, values: np.ndarray, offsets: np.ndarray, sizes: np.ndarray) -> None:
-    """Raise unless what ``read_fertilities`` found fits the pairs, naming the first line that does not.
+    """Raise unless the fertilities fit the sentence pairs; the first line that does not is named.
 
     Args:
+        values, offsets: as ``read_fertilities`` returns them.
         sizes: (pairs, 2) int, the lengths of source and target, ``</s>`` included.
     """
     counts = np.diff(offsets)
     sums = np.diff(np.append(0, values.cumsum(dtype=np.int64))[offsets])
-    for found, wanted, what in (
+    for actual, expected, what in (
         (counts, sizes[:, 0], "{} numbers, the source {} tokens"),
         (sums, sizes[:, 1], "numbers that add up to {}, the target {} tokens"),
     ):
-        wrong = np.flatnonzero(found != wanted)
+        wrong = np.flatnonzero(actual != expected)
         if len(wrong):
-            what = what.format(found[wrong[0]], wanted[wrong[0]])
+            what = what.format(actual[wrong[0]], expected[wrong[0]])
             raise ValueError(f"{path}, line {wrong[0] + 1} has {what}: run {command(path)} again")
 
 
 class FertilityDataset(BaseWrapperDataset):
-    """Pairs with their fertilities in ``net_input``: (B, S) int64, 0 on padding.
+    """Sentence pairs with ``fertilities`` (B, S) int64 in ``net_input``, 0 on padding.
 
     Args:
-        dataset: padded on the right.
-        paths: the split's file; where fairseq combines several splits (train, train1), theirs in that order.
+        dataset: the pairs, padded on the right.
+        paths: the split's file; if fairseq combines several splits (train, train1), their files in that order.
 
     Raises:
         ValueError: a file is missing, or does not fit the data set.
@@ -123,13 +124,13 @@ class FertilityDataset(BaseWrapperDataset):
         batch = self.dataset.collater(samples, pad_to_length=pad_to_length)
         if batch:
             sentences = batch["id"].numpy()  # sorted by the data set's collater
-            first, end = self.offsets[sentences, None], self.offsets[sentences + 1, None]
-            at = first + np.arange(batch["net_input"]["src_tokens"].size(1))
-            fertilities = np.where(at < end, self.values[np.minimum(at, end - 1)], 0)
+            begin, end = self.offsets[sentences, None], self.offsets[sentences + 1, None]
+            index = begin + np.arange(batch["net_input"]["src_tokens"].size(1))
+            fertilities = np.where(index < end, self.values[np.minimum(index, end - 1)], 0)
             batch["net_input"]["fertilities"] = torch.from_numpy(fertilities.astype(np.int64))
         return batch
 
-    # what fairseq and the task ask of pairs, and BaseWrapperDataset does not pass on
+    # attributes of a pair data set that fairseq and the task use, and BaseWrapperDataset does not forward
 
     src = property(lambda self: self.dataset.src)
     tgt = property(lambda self: self.dataset.tgt)

@@ -1,4 +1,4 @@
-"""The lines that ``fairseq-interactive`` reads and the hub is given: every one gets an answer, however long it is."""
+"""Sources without targets, as ``fairseq-interactive`` and the hub read them: every line gets an output line."""
 
 import logging
 from typing import Dict, Optional
@@ -10,22 +10,21 @@ from torch import Tensor
 
 logger = logging.getLogger(__name__)
 
-ROWS = (
+PER_SENTENCE = (
     "id",
     "target",
     "constraints",
     "src_tokens",
     "src_lengths",
     "prev_output_tokens",
-)  # what a batch has once a sentence
+)  # the entries of a batch with one row per sentence
 
 
 class InferenceDataset(LanguagePairDataset):
-    """Sources without targets, some of which may be longer than can be translated.
+    """Sources without targets, some of which may be too long for the model.
 
-    fairseq raises for such a line, and the lines around it get no translation either. Here its row of a batch keeps its
-    tokens,
-    which fairseq prints, but has the length 0, which no other row has: it is not for the model.
+    fairseq raises for such a line, and then translates none of the lines. Here the batch keeps the tokens, which
+    fairseq prints, and marks the sentence by the length 0: the model does not see it, and its output is empty.
     """
 
     def __init__(self, *args, **kwargs):
@@ -34,33 +33,34 @@ class InferenceDataset(LanguagePairDataset):
         self.too_long = frozenset()
 
     def bound(self, positions: Optional[int], max_tokens: Optional[int], cut: bool, skip: bool, first: int = 0) -> None:
-        """Cut the sources that are too long, as ``--truncate-source`` does, or mark them; the log says which.
+        """Truncate the sources that are too long, or mark them; the log names each.
 
         Args:
-            positions: of the source, which the models have. max_tokens: those of a batch. None: as many as you like.
-            cut: ``--truncate-source``.
-            skip: ``--skip-invalid-size-inputs-valid-test``: what the positions are too few for is left to fairseq.
-            first: lines before these, for the log.
+            positions: source positions of the models; None: no limit.
+            max_tokens: tokens of a batch; None: no limit.
+            cut: ``--truncate-source``: truncate instead of marking.
+            skip: ``--skip-invalid-size-inputs-valid-test``: leave sources beyond ``positions`` to fairseq.
+            first: number of lines read before, for the log.
         """
         unbounded = np.iinfo(np.int64).max
-        positions, most = (unbounded if limit is None else limit for limit in (positions, max_tokens))
-        longest = min(positions, most)
+        positions, max_tokens = (unbounded if limit is None else limit for limit in (positions, max_tokens))
+        longest = min(positions, max_tokens)
         marked = []
         for i in (self.src_sizes > longest).nonzero()[0].tolist():
             size = int(self.src_sizes[i])
-            said = f"line {first + i + 1} (H-{first + i}) has {size} tokens"
+            message = f"line {first + i + 1} (H-{first + i}) has {size} tokens"
             if cut:
-                logger.warning(f"{said}: cut to {longest}")
+                logger.warning(f"{message}: cut to {longest}")
             elif size <= positions:
                 marked.append(i)
                 logger.warning(
-                    f"{said}, more than --max-tokens {most}: its translation is empty; raise it, or cut the line "
-                    "with --truncate-source"
+                    f"{message}, more than --max-tokens {max_tokens}: its translation is empty; raise it, or cut the "
+                    "line with --truncate-source"
                 )
             elif not skip:
                 marked.append(i)
                 logger.warning(
-                    f"{said}, more than the {positions} source positions: its translation is empty; cut it "
+                    f"{message}, more than the {positions} source positions: its translation is empty; cut it "
                     "with --truncate-source"
                 )
         if cut:
@@ -69,7 +69,7 @@ class InferenceDataset(LanguagePairDataset):
         np.minimum(self.src_sizes, longest, out=self.src_sizes, where=np.isin(np.arange(len(self)), marked) | cut)
 
     def collater(self, samples, pad_to_length=None) -> Dict:
-        """fairseq's batch, with the length 0 for the sources that are too long."""
+        """fairseq's batch, with length 0 for the sources that are too long."""
         batch = super().collater(samples, pad_to_length)
         if self.too_long and batch:
             marked = torch.tensor([i in self.too_long for i in batch["id"].tolist()])
@@ -78,15 +78,21 @@ class InferenceDataset(LanguagePairDataset):
 
 
 def truncated(tokens: Tensor, longest: int) -> Tensor:
-    """The first tokens of a source and its last, ``</s>``: ``longest`` in all."""
+    """The first ``longest`` - 1 tokens of a source, and its ``</s>``."""
     return torch.cat([tokens[: longest - 1], tokens[-1:]])
 
 
-def part_of(sample: Dict, rows: Tensor) -> Dict:
-    """The batch of some sentences (n,) of a batch padded on the right, no wider than they are."""
-    part = {**sample, **{key: sample[key][rows] for key in ROWS if sample.get(key) is not None}}
-    inputs = sample["net_input"]
-    part["net_input"] = {**inputs, **{key: inputs[key][rows] for key in ROWS if inputs.get(key) is not None}}
-    longest = int(part["net_input"]["src_lengths"].max())
-    part["net_input"]["src_tokens"] = part["net_input"]["src_tokens"][:, :longest]
-    return part
+def select_sentences(sample: Dict, sentences: Tensor) -> Dict:
+    """The batch of some sentences of a batch that is padded on the right, cut to the longest of them.
+
+    Args:
+        sentences: (n,) int64, their indices in the batch.
+    """
+
+    def select(entries: Dict) -> Dict:
+        return {**entries, **{key: entries[key][sentences] for key in PER_SENTENCE if entries.get(key) is not None}}
+
+    selected = select(sample)
+    selected["net_input"] = inputs = select(sample["net_input"])
+    inputs["src_tokens"] = inputs["src_tokens"][:, : int(inputs["src_lengths"].max())]
+    return selected

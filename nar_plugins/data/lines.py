@@ -1,4 +1,4 @@
-"""Lines of text as ``wc -l`` and sacreBLEU count them: one ends at ``\\n`` and nowhere else."""
+"""Lines of text as ``wc -l`` and sacreBLEU count them: a line ends at ``\\n`` only."""
 
 import codecs
 import sys
@@ -11,13 +11,13 @@ STDIN = "-"
 def split_lines(text: str) -> List[str]:
     """The lines of a text.
 
-    U+2028, U+0085, form feeds and a carriage return inside a line are characters like others, which ``str.splitlines``
-    and Python's text files would cut at. One carriage return before a ``\\n`` belongs to it (a file from Windows), and
-    a byte order mark at the head is no text.
+    ``str.splitlines`` and Python's text files also split at U+2028, U+0085, form feeds and single carriage returns,
+    which here are ordinary characters. A carriage return before ``\\n`` is removed (files from Windows), and so is a
+    byte order mark at the start.
     """
     lines = text[text.startswith("\ufeff") :].split("\n")
     if not lines[-1]:
-        lines.pop()  # what follows the last end of a line is a line only where there is something
+        lines.pop()  # no line follows the last line end
     return [line[:-1] if line.endswith("\r") else line for line in lines]
 
 
@@ -29,7 +29,7 @@ def read_lines(path: Union[Path, str]) -> List[str]:
     """
     if str(path) == STDIN:
         name, data = "standard input", sys.stdin.buffer.read()
-    elif Path(path).is_dir() or not Path(path).exists():  # what is neither may be a pipe: /dev/stdin, <(zcat x.gz)
+    elif Path(path).is_dir() or not Path(path).exists():  # else it may be a pipe: /dev/stdin, <(zcat x.gz)
         raise ValueError(f"no file {path}")
     else:
         name, data = str(path), Path(path).read_bytes()

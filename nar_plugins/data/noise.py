@@ -1,9 +1,8 @@
-"""Noise as a function of its cause: the same (seed, update, sentence) gives the same mask, whatever the batch.
+"""Training noise as a pure function of (seed, update, sentence).
 
-Neither the composition of the batch nor the rank of the process nor a running random generator takes part, so a resumed
-run, a run on two workers and a run with ``--update-freq`` see the same noise. The random numbers are a counter-based
-hash (splitmix64, Steele et al. 2014, "Fast splittable pseudorandom number generators", figure 15) computed on the
-device.
+It does not depend on the batch, the worker or the state of a random generator. So a resumed run, a run on two workers
+and a run with ``--update-freq`` have the same noise. The random numbers are a counter-based hash (splitmix64, Steele et
+al. 2014, "Fast splittable pseudorandom number generators", figure 15) computed on the device.
 """
 
 from typing import Callable, Dict, Tuple
@@ -11,19 +10,19 @@ from typing import Callable, Dict, Tuple
 import torch
 from torch import Tensor
 
-# added to the number of an update, they set the random numbers of one purpose apart from another's
+# offsets of the update number: each purpose has its own random numbers
 GLANCING_STREAM = 1 << 40
 FERTILITY_STREAM = 2 << 40
 HEAD_STREAM = 3 << 40
 ROW_STREAM = 4 << 40
 MODE_STREAM = 5 << 40
 POSITION_STREAM = 7 << 40
-SPAN_STREAM = 6 << 40  # added to the number of an epoch; 0, which no epoch has, is validation's
+SPAN_STREAM = 6 << 40  # an offset of the epoch number; validation uses epoch 0, which training does not have
 VALIDATION_UPDATE = -1  # the "update" of validation noise: it depends on (seed, sentence) alone
 
 
 def _shift_right(x: Tensor, bits: int) -> Tensor:
-    """Logical (unsigned) right shift of int64; PyTorch's own shift copies the sign bit."""
+    """Logical (unsigned) right shift of int64; PyTorch's shift copies the sign bit."""
     return (x >> bits) & ((1 << (64 - bits)) - 1)
 
 
@@ -33,7 +32,7 @@ def _signed(constant: int) -> int:
 
 
 def splitmix64(x: Tensor) -> Tensor:
-    """Mix int64 of any shape into int64 of the same shape whose bits look random."""
+    """The splitmix64 hash of int64 values, element by element."""
     x = x + _signed(0x9E3779B97F4A7C15)
     x = (x ^ _shift_right(x, 30)) * _signed(0xBF58476D1CE4E5B9)
     x = (x ^ _shift_right(x, 27)) * _signed(0x94D049BB133111EB)
@@ -41,13 +40,13 @@ def splitmix64(x: Tensor) -> Tensor:
 
 
 def uniform(seed: int, update: int, sentences: Tensor, draws: int) -> Tensor:
-    """Uniform numbers in [0, 1) for every sentence.
+    """Uniform random numbers in [0, 1) for every sentence.
 
     Args:
         seed: the run's ``--seed``.
         update: the number of the update, or ``VALIDATION_UPDATE``.
-        sentences: (B,) int64, the numbers of the sentences in their data set.
-        draws: how many numbers each sentence needs; the first n are the same whatever ``draws`` is.
+        sentences: (B,) int64, the indices of the sentences in their data set.
+        draws: random numbers per sentence; the first n do not depend on ``draws``.
 
     Returns:
         (B, draws) float64.
@@ -70,11 +69,11 @@ def mask_uniform(
 
     Args:
         target: (B, T) int64, padded on the right; ``</s>`` counts as a token.
-        sentences: (B,) int64, the sentences' numbers; with ``seed`` and ``update`` they decide the noise.
+        sentences: (B,) int64, the indices of the sentences in their data set.
 
     Returns:
-        canvas: (B, T) int64, the target with ``mask`` at the chosen positions.
-        chosen: (B, T) bool, True there.
+        canvas: (B, T) int64, the target with ``mask`` at the masked positions.
+        masked: (B, T) bool, True at those positions.
     """
     real = target.ne(pad)
     lengths = real.sum(1)
@@ -82,8 +81,8 @@ def mask_uniform(
     count = 1 + (draws[:, 0] * lengths).long()
     order = draws[:, 1:].masked_fill(~real, float("inf"))
     rank = order.argsort(1).argsort(1)
-    chosen = (rank < count.unsqueeze(1)) & real
-    return target.masked_fill(chosen, mask), chosen
+    masked = (rank < count.unsqueeze(1)) & real
+    return target.masked_fill(masked, mask), masked
 
 
 # (target (B, T) int64, sentences (B,) int64, seed, update, pad, mask) -> canvas (B, T) int64

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Atomic writing: a file exists complete or not at all."""
 
 import os
 from contextlib import contextmanager
@@ -8,7 +8,7 @@ from typing import Iterator
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
-    """A temporary file beside ``path``, which takes its place when it is written, and is removed when that fails."""
+    """A temporary file beside ``path``: renamed to ``path`` when it is complete, removed on an error."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary

@@ -1,7 +1,7 @@
-"""BERT's tokeniser as a fairseq ``--bpe``: basic tokens, then the longest pieces that the vocabulary has (Devlin et al.
-2019).
+"""BERT's tokeniser (Devlin et al. 2019) as fairseq's ``--bpe wordpiece``.
 
-Registered as ``wordpiece``. Pieces inside a word begin with ``##``; decoding joins them and leaves punctuation apart.
+Text is split into basic tokens, and these into the longest pieces in the vocabulary. A piece inside a word begins with
+``##``. Decoding joins the pieces of a word; punctuation stays separated by blanks.
 """
 
 import functools
@@ -15,27 +15,26 @@ from fairseq.dataclass import FairseqDataclass
 
 from nar_plugins.data.dictionary import join_pieces
 
-LONGEST = 100  # characters of a word; a longer one is [UNK], as in BERT
+MAX_CHARACTERS = 100  # of a word; a longer word is [UNK], as in BERT
 UNKNOWN = "[UNK]"
-NEEDED = ("[PAD]", UNKNOWN, "[CLS]", "[SEP]", "[MASK]")
+REQUIRED = ("[PAD]", UNKNOWN, "[CLS]", "[SEP]", "[MASK]")
 CJK = ((0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xF900, 0xFAFF), (0x20000, 0x2CEAF), (0x2F800, 0x2FA1F))  # BERT's ranges
 
 
 def read_vocabulary(path: Path) -> List[str]:
-    """The symbols of a vocab.txt (one a line), or of the dictionary that was made of it ("symbol count").
+    """The symbols of a vocab.txt (one per line), or of the dictionary that was made from it ("symbol count").
 
     Raises:
-        ValueError: a line is broken or there twice, or a symbol that BERT needs is absent; the first is named.
+        ValueError: a line is malformed or a duplicate, or a required symbol is missing; the first is named.
     """
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"no vocabulary {path}: give BERT's vocab.txt")
     try:
-        lines = path.read_text(encoding="utf-8").split(
-            "\n"
-        )  # not splitlines: a symbol may be what Python calls a line end
+        text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 (byte {error.start}): give BERT's vocab.txt") from error
+    lines = text.split("\n")  # not splitlines: a symbol may contain what Python calls a line end
     lines = lines[:-1] if lines[-1] == "" else lines
     if not lines:
         raise ValueError(f"{path} is empty: give BERT's vocab.txt")
@@ -49,9 +48,9 @@ def read_vocabulary(path: Path) -> List[str]:
             raise ValueError(f"{path}, line {number}: '{symbol.strip()}' is more than one symbol")
         if first_at.setdefault(symbol, number) != number:
             raise ValueError(f"{path}, line {number}: '{symbol}' is in line {first_at[symbol]} already")
-    absent = [symbol for symbol in NEEDED if symbol not in first_at]
+    absent = [symbol for symbol in REQUIRED if symbol not in first_at]
     if absent:
-        raise ValueError(f"{path} has no {absent[0]}: a BERT vocabulary has {', '.join(NEEDED)}")
+        raise ValueError(f"{path} has no {absent[0]}: a BERT vocabulary has {', '.join(REQUIRED)}")
     if symbols[0] != "[PAD]":
         raise ValueError(f"{path} begins with '{symbols[0]}': a BERT vocabulary begins with [PAD]")
     return symbols
@@ -61,7 +60,7 @@ def basic_tokens(text: str, cased: bool = False, whole: Collection[str] = ()) ->
     """Words and single punctuation marks; lower case without accents unless ``cased``.
 
     Args:
-        whole: words that stay as they are.
+        whole: words that are not changed.
     """
     tokens = []
     for word in "".join(map(spaced, text)).split():
@@ -75,14 +74,14 @@ def basic_tokens(text: str, cased: bool = False, whole: Collection[str] = ()) ->
 
 
 def lowered(word: str) -> str:
-    """Lower case, letter by letter as in transformers' tokenisers: a capital sigma at the end is no final one."""
+    """Lower case, character by character as in transformers' tokenisers: a final capital sigma becomes a plain one."""
     return "".join(c.lower() for c in word)
 
 
 def spaced(c: str) -> str:
-    """A character as it counts: white space is a blank, control characters nothing, Chinese ones words of their own.
+    """A character after cleaning: white space becomes a blank, CJK is surrounded by blanks, control characters vanish.
 
-    Of control characters only the tab and the ends of lines are white space, whatever Python's ``isspace`` says.
+    Of the control characters only tab and line ends are white space; Python's ``isspace`` accepts more.
     """
     if c in "\t\n\r":
         return " "
@@ -94,31 +93,30 @@ def spaced(c: str) -> str:
 
 
 def is_punctuation(c: str) -> bool:
-    """Unicode's punctuation, and every ASCII character that is neither letter nor digit."""
+    """Whether a character is Unicode punctuation, or ASCII and neither letter, digit nor blank."""
     return unicodedata.category(c).startswith("P") or (c.isascii() and c.isprintable() and not c.isalnum() and c != " ")
 
 
 @dataclass
 class WordPieceConfig(FairseqDataclass):
     wordpiece_vocab: Optional[str] = field(
-        default=None, metadata={"help": "BERT's vocab.txt, or the dictionary that nar-convert made of it"}
+        default=None, metadata={"help": "BERT's vocab.txt, or the dictionary that nar-convert bert-vocab makes from it"}
     )
-    wordpiece_cased: bool = field(default=False, metadata={"help": "keep case and accents, for a cased vocabulary"})
+    wordpiece_cased: bool = field(default=False, metadata={"help": "keep case and accents; for a cased vocabulary"})
 
 
 @register_bpe("wordpiece", dataclass=WordPieceConfig)
 class WordPiece:
-    """Text to pieces and back."""
+    """Encodes text as WordPiece sub-words, and decodes it."""
 
     def __init__(self, cfg):
         if not cfg.wordpiece_vocab:
             raise ValueError("--bpe wordpiece needs --wordpiece-vocab: BERT's vocab.txt or the dictionary made of it")
         self.vocabulary = frozenset(read_vocabulary(cfg.wordpiece_vocab))
-        self.whole = frozenset(
-            s for s in self.vocabulary if len(s) > 2 and s[0] == "[" and s[-1] == "]"
-        )  # "[SEP]" in a text
+        # special symbols in a text, such as "[SEP]", are not split
+        self.whole = frozenset(s for s in self.vocabulary if len(s) > 2 and s[0] == "[" and s[-1] == "]")
         self.cased = cfg.wordpiece_cased
-        self.pieces = functools.lru_cache(maxsize=1 << 17)(self.pieces)  # words repeat
+        self.pieces = functools.lru_cache(maxsize=1 << 17)(self.pieces)  # most words occur many times
 
     def encode(self, text: str) -> str:
         words = basic_tokens(text, self.cased, self.whole)
@@ -131,16 +129,16 @@ class WordPiece:
         return not piece.startswith("##")
 
     def pieces(self, word: str) -> List[str]:
-        """The longest piece that the word begins with, then that of the rest; ``[UNK]`` where none fits."""
-        if len(word) > LONGEST:
+        """The pieces of a word, from the left the longest in the vocabulary; ``[UNK]`` if a part has none."""
+        if len(word) > MAX_CHARACTERS:
             return [UNKNOWN]
-        found, start = [], 0
+        pieces, start = [], 0
         while start < len(word):
             prefix = "##" if start else ""
             ends = range(len(word), start, -1)
             end = next((e for e in ends if prefix + word[start:e] in self.vocabulary), None)
             if end is None:
                 return [UNKNOWN]
-            found.append(prefix + word[start:end])
+            pieces.append(prefix + word[start:end])
             start = end
-        return found
+        return pieces

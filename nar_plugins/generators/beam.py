@@ -7,7 +7,7 @@ from typing import Dict, List
 
 from fairseq.sequence_generator import SequenceGenerator, SequenceGeneratorWithAlignment
 
-from nar_plugins.data.inference import part_of
+from nar_plugins.data.inference import select_sentences
 from nar_plugins.generators.base import Generator, ban, banned_symbols, check_min_len
 from nar_plugins.generators.hypothesis import prefixes
 from nar_plugins.generators.options import refuse_in_batch, refuse_options
@@ -94,7 +94,7 @@ class BeamGenerator(Generator):
             self.generator.beam_size = size
             try:
                 forced = (prefix_tokens[part], None if constraints is None else constraints[part])
-                for sentence, nbest in zip(part.tolist(), decode(part_of(sample, part), *forced)):
+                for sentence, nbest in zip(part.tolist(), decode(select_sentences(sample, part), *forced)):
                     hypotheses[sentence] = nbest
             finally:
                 self.generator.beam_size = beam
@@ -122,10 +122,10 @@ class BeamGenerator(Generator):
     @contextmanager
     def with_attention(self):
         """For ``--print-alignment``: decoders that return their attention only on request do so."""
-        decoders = [model.decoder for model in self.models if hasattr(model.decoder, "attending")]
+        decoders = [model.decoder for model in self.models if hasattr(model.decoder, "returning_attention")]
         with ExitStack() as stack:
             for decoder in decoders if self.options.print_alignment else ():
-                stack.enter_context(decoder.attending())
+                stack.enter_context(decoder.returning_attention())
             yield
 
     @contextmanager

@@ -1,4 +1,4 @@
-"""BLEU and chrF by sacreBLEU, always with the signature that makes them comparable."""
+"""BLEU and chrF by sacreBLEU, with the signatures that make them comparable."""
 
 import logging
 from typing import List, NamedTuple, Optional
@@ -11,7 +11,7 @@ logger = logging.getLogger(__name__)
 
 
 class Quality(NamedTuple):
-    """Scores from 0 to 100, and their signatures."""
+    """Corpus scores from 0 to 100, and their sacreBLEU signatures."""
 
     bleu: float
     chrf: float
@@ -20,10 +20,10 @@ class Quality(NamedTuple):
 
 
 def check_references(references: List[List[str]], sentences: int) -> None:
-    """Raise unless every reference set has a line for every sentence, and there is one.
+    """Raise unless every reference set has one line per sentence, and there is a sentence.
 
     Args:
-        references: one list a reference set.
+        references: one list per reference set.
     """
     for number, reference in enumerate(references, 1):
         if len(reference) != sentences:
@@ -33,7 +33,7 @@ def check_references(references: List[List[str]], sentences: int) -> None:
 
 
 def warn_of_references(references: List[List[str]], metric: BLEU) -> None:
-    """Log what makes them a poor measure: pieces, unknown words, and no blanks for a tokeniser that needs them."""
+    """Warn of references that make scores unreliable: sub-words, unknown words, or no blanks between words."""
     texts = [text for reference in references for text in reference]
     unknown = without_unknown(texts)[1]
     if unknown:
@@ -47,12 +47,12 @@ def warn_of_references(references: List[List[str]], metric: BLEU) -> None:
 
 
 def score(hypotheses: List[str], references: List[List[str]], metric: Optional[BLEU] = None) -> Quality:
-    """Corpus scores of detokenised text; an unknown word in a reference is matched by nothing.
+    """Corpus scores of detokenised text; no hypothesis matches an unknown word in a reference.
 
     Args:
-        hypotheses: one a sentence.
-        references: one list a reference set, each as long as the hypotheses.
-        metric: for BLEU, from ``bleu_metric``; None: with tokeniser 13a. chrF counts characters and needs none.
+        hypotheses: one per sentence.
+        references: one list per reference set, each as long as the hypotheses.
+        metric: BLEU, from ``bleu_metric``; None: with tokeniser 13a. chrF compares characters and has no tokeniser.
 
     Raises:
         ValueError: a reference set has another number of sentences, or there is no sentence.
@@ -60,5 +60,5 @@ def score(hypotheses: List[str], references: List[List[str]], metric: Optional[B
     check_references(references, len(hypotheses))
     references = [without_unknown(reference)[0] for reference in references]
     bleu, chrf = metric or bleu_metric("13a"), CHRF()
-    scores = [one.corpus_score(hypotheses, references).score for one in (bleu, chrf)]
+    scores = [scorer.corpus_score(hypotheses, references).score for scorer in (bleu, chrf)]
     return Quality(*scores, str(bleu.get_signature()), str(chrf.get_signature()))

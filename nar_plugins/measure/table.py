@@ -15,18 +15,18 @@ def comparison(
     sizes: Sequence[int],
     speeds: Sequence[Sequence[float]],
 ) -> str:
-    """A Markdown table, and below it what is needed to compare it with another.
+    """A Markdown table, followed by the metrics' signatures, the device and PyTorch's version.
 
     Args:
-        outputs, qualities: of every system.
+        outputs, qualities: one of each per system.
         sizes: the batch sizes that were timed.
-        speeds: of every batch size, every system's sentences a second.
+        speeds: for every batch size, the sentences per second of every system.
     """
-    bases = systems[:2]  # whose speed the others' is divided by
-    counts_masks = any(output.wasted is not None for output in outputs)  # a column only where it says something
-    heads = ["system", "BLEU", "chrF", "passes", *["masks wasted"] * counts_masks]
+    bases = systems[:2]  # the last columns divide every speed by theirs
+    counts_masks = any(output.wasted is not None for output in outputs)  # else there is no such column
+    headings = ["system", "BLEU", "chrF", "passes", *["masks wasted"] * counts_masks]
     units = ["sent/s", "ms/sentence", *(f"x {system.name}" for system in bases)]
-    heads += [f"{unit}, batch {size}" for unit in units for size in sizes]
+    headings += [f"{unit}, batch {size}" for unit in units for size in sizes]
     lines = []
     for i, (system, output, quality) in enumerate(zip(systems, outputs, qualities)):
         wasted = "-" if output.wasted is None else f"{output.wasted:.0%}"
@@ -44,16 +44,16 @@ def comparison(
         )
     device = torch.cuda.get_device_name() if systems[0].cuda else f"CPU, {torch.get_num_threads()} threads"
     return (
-        f"{markdown(heads, lines)}\n\nBLEU: {qualities[0].bleu_signature}\nchrF: {qualities[0].chrf_signature}\n"
+        f"{markdown(headings, lines)}\n\nBLEU: {qualities[0].bleu_signature}\nchrF: {qualities[0].chrf_signature}\n"
         f"{device}, PyTorch {torch.__version__}"
     )
 
 
-def markdown(heads: List[str], lines: List[List[str]]) -> str:
-    """A table whose columns are as wide as their widest entry."""
-    widths = [max(len(line[column]) for line in [heads, *lines]) for column in range(len(heads))]
+def markdown(headings: List[str], lines: List[List[str]]) -> str:
+    """A Markdown table with padded columns."""
+    widths = [max(len(line[column]) for line in [headings, *lines]) for column in range(len(headings))]
     padded = (
         [entry.ljust(width) for entry, width in zip(line, widths)]
-        for line in [heads, ["-" * width for width in widths], *lines]
+        for line in [headings, ["-" * width for width in widths], *lines]
     )
     return "\n".join(f"| {' | '.join(line)} |" for line in padded)

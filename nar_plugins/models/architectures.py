@@ -1,15 +1,15 @@
-"""What the architectures of all models are made with."""
+"""Helpers of the architectures: each is a list of numbers with its source."""
 
 
 def default(args, **values) -> None:
-    """Set what the user did not."""
+    """Set the arguments that the user did not set."""
     for name, value in values.items():
         if getattr(args, name, None) is None:
             setattr(args, name, value)
 
 
 def sizes(args, dim: int, ffn: int, heads: int, layers: int) -> None:
-    """The same size on both sides."""
+    """The same sizes for encoder and decoder."""
     for side in ("encoder", "decoder"):
         default(
             args,
@@ -23,6 +23,6 @@ def sizes(args, dim: int, ffn: int, heads: int, layers: int) -> None:
 
 
 def switch_on(args, *flags: str) -> None:
-    """Turn on switches that cannot be turned off by the command line (use the plain architecture for that)."""
+    """Turn on switches. The command line cannot turn them off: take the plain architecture for that."""
     for flag in flags:
         setattr(args, flag, True)

@@ -1,6 +1,6 @@
-"""What the non-autoregressive models share: fairseq's Transformer with a decoder that sees the whole canvas.
+"""The base of the non-autoregressive models: fairseq's Transformer with a decoder that sees the whole canvas.
 
-``contract.py`` says what is asked of a model; ``NarModel`` implements it but for ``canvas`` and ``forward``, which in
+``contract.py`` lists the methods of a model. ``NarModel`` implements all but ``canvas`` and ``forward``, which in
 training and validation returns the parts of the loss by name.
 """
 
@@ -28,14 +28,14 @@ from nar_plugins.models.flags import UNREAD_IN_PARALLEL, UNSUPPORTED_IN_PARALLEL
 from nar_plugins.models.initialise import bert_init
 from nar_plugins.models.pairing import check_task
 from nar_plugins.modules.attention import allowed_keys, allowed_sources
-from nar_plugins.modules.fused_loss import SoftTargets, fused_word_loss
+from nar_plugins.modules.fused_loss import SoftTargets, fused_token_loss
 from nar_plugins.modules.layers import NarDecoderLayer, NarEncoderLayer
 from nar_plugins.modules.length_head import LENGTH_HEADS, LengthHead
 from nar_plugins.modules.losses import LossPart, TokenObjective
 
 
 class NarEncoder(TransformerEncoderBase):
-    """fairseq's encoder; with the ``token`` length head it runs over S + 1 positions and gives S back."""
+    """fairseq's encoder; with the ``token`` length head it runs over S + 1 positions and returns S."""
 
     def __init__(self, cfg, dictionary, embed_tokens):
         super().__init__(cfg, dictionary, embed_tokens)
@@ -49,26 +49,27 @@ class NarEncoder(TransformerEncoderBase):
     def forward(self, src_tokens: Tensor, src_lengths=None, return_all_hiddens=False, token_embeddings=None) -> Dict:
         """fairseq's dictionary of lists for src_tokens (B, S), and in ``length_state`` the length head's input (B, D).
 
-        ``encoder_states`` has one more than there are layers: where ``--encoder-layerdrop`` drops one, what it was
-        given.
+        ``encoder_states`` has one state more than there are layers; a layer dropped by ``--encoder-layerdrop`` repeats
+        its input.
         """
         padding = src_tokens.eq(self.padding_idx)
         x, embedding = self.forward_embedding(src_tokens, token_embeddings)
         x = x.masked_fill(padding.unsqueeze(-1), 0)
         form = None if self.length_head is None else self.length_head.form
         with_token = form == "token"
-        seen = padding
+        layer_padding = padding
         if with_token:
-            x = torch.cat([self.dropout_module(self.length_head.token(x.size(0))).to(x), x], 1)  # words have had theirs
-            seen = F.pad(padding, (1, 0))
-        seen = seen if padding.any() else None
+            token = self.dropout_module(self.length_head.token(x.size(0)))  # x already had its dropout
+            x = torch.cat([token.to(x), x], 1)
+            layer_padding = F.pad(padding, (1, 0))
+        layer_padding = layer_padding if padding.any() else None
 
         x = x.transpose(0, 1)
         states = [x]
-        drawn = {id(layer) for layer in self.layers}  # LayerDrop yields some of them, others in every iteration
+        drawn = {id(layer) for layer in self.layers}  # LayerDrop yields other layers in every iteration
         for layer in self.layers.children():
             if id(layer) in drawn:
-                x = layer(x, encoder_padding_mask=seen)
+                x = layer(x, encoder_padding_mask=layer_padding)
             states.append(x)
         if self.layer_norm is not None:
             x = self.layer_norm(x)
@@ -91,19 +92,19 @@ class NarEncoder(TransformerEncoderBase):
 
 
 class NarDecoder(TransformerDecoderBase):
-    """fairseq's decoder without the causal mask, over canvases whose sentences' memory is computed once."""
+    """fairseq's decoder without the causal mask, over canvases. The memory is computed once per sentence."""
 
     def build_decoder_layer(self, cfg, no_encoder_attn=False):
         return wrap(NarDecoderLayer(cfg, no_encoder_attn), cfg)
 
     def memory(self, encoder_out: Dict) -> Memory:
-        """What the decoder reads of fairseq's encoder output, and in ``encoded`` what the heads read."""
+        """The decoder's memory of fairseq's encoder output; ``encoded`` is for the heads."""
         states = [state.transpose(0, 1) for state in self.attended_states(encoder_out)]
         attentions = [layer.encoder_attn for layer in self.layers]
         return Memory.of(attentions, states, allowed_sources(encoder_out), self.read_by_heads(encoder_out))
 
     def read_by_heads(self, encoder_out: Dict) -> Dict[str, Tensor]:
-        """``Memory.encoded``: of this class the length head's input (B, D), where there is a length head."""
+        """``Memory.encoded``: here ``length_state`` (B, D), the length head's input, where there is a length head."""
         state = encoder_out["length_state"][0]
         return {} if state is None else {"length_state": state}
 
@@ -131,9 +132,7 @@ class NarDecoder(TransformerDecoderBase):
     def through_layers(
         self, x: Tensor, memory: Memory, padding: Optional[Tensor] = None, picked: Optional[Tensor] = None, **extra
     ) -> Tensor:
-        """``forward`` from the embedded canvas (R, T, D) on; ``extra`` is what the layers of a subclass need
-        besides.
-        """
+        """``forward`` from the embedded canvas (R, T, D) on; ``extra`` are further arguments of a subclass's layers."""
         allowed = self.allowed_positions(padding, x)
         last = len(self.layers) - 1
         for i, layer in enumerate(self.layers):
@@ -151,20 +150,20 @@ class NarDecoder(TransformerDecoderBase):
         return x if self.project_out_dim is None else self.project_out_dim(x)
 
     def allowed_positions(self, padding: Optional[Tensor], x: Tensor) -> Optional[Tensor]:
-        """Where a position of the canvas (R, T, D) may look: anywhere but at padding."""
+        """The visible keys of the canvas (R, T, D): all but padding."""
         return allowed_keys(padding)
 
 
 class NarModel(TransformerModel):
-    """Base of the models that predict every position of a canvas at once, and of whose length a head decides.
+    """Base of the models that predict every position of a canvas at once, with a length head.
 
-    A subclass defines ``canvas`` and ``forward``; one that is only a base of others says ``abstract=True``.
+    A subclass defines ``canvas`` and ``forward``. A class that is only a base of others is declared ``abstract=True``.
     """
 
-    generators = ()  # that can decode it, the default first
+    generators = ()  # names, the default first
     predicts, blank, canvas_kind = "lengths", None, ()  # see ``CanvasModel``
-    tasks, criterions = ("nar_translation",), ("nar_loss",)  # that serve and train it
-    new_parameters = (  # that an AR model does not have
+    tasks, criterions = ("nar_translation",), ("nar_loss",)
+    new_parameters = (  # that an AR checkpoint does not have
         NewParameters(
             r"encoder\.length_head\.",
             "a length head",
@@ -175,8 +174,8 @@ class NarModel(TransformerModel):
     unread_flags = UNREAD_IN_PARALLEL  # the task refuses them in training
 
     def __init_subclass__(cls, abstract: bool = False, **kwargs):
-        """Raise a ValueError for a subclass that names generators and lacks a method of the contract, unless it says
-        that it is ``abstract``."""
+        """Raise a ValueError for a subclass that names generators and lacks a method of the contract, unless it is
+        ``abstract``."""
         super().__init_subclass__(**kwargs)
         if not abstract and cls.generators:
             check_methods(cls, cls.generators[0], ("canvas", "forward"), NarModel.__mro__)  # the rest is defined here
@@ -213,14 +212,14 @@ class NarModel(TransformerModel):
 
     @classmethod
     def build_model(cls, args, task):
-        """Build and initialise; the task then calls ``start_from_checkpoints`` unless it loads a checkpoint itself."""
+        """Build and initialise; the task then calls ``start_from_checkpoints``, unless it resumes from a checkpoint."""
         check_task(cls, args, task)
         refuse_unsupported(args, UNSUPPORTED_IN_PARALLEL)
         model = super().build_model(args, task)
         model.pad, model.mask = task.target_dictionary.pad(), task.mask_index
         if getattr(args, "bert_init", False):
             model.apply(bert_init)
-            load_embeddings(model, args)  # again: the initialisation has drawn over them
+            load_embeddings(model, args)  # again, because the initialisation overwrote them
         for module in model.modules():
             if isinstance(module, nn.LayerNorm) and getattr(args, "layer_norm_eps", None) is not None:
                 module.eps = args.layer_norm_eps
@@ -238,7 +237,7 @@ class NarModel(TransformerModel):
 
     @property
     def length_classes(self) -> int:
-        """How many lengths ``length_lprobs`` knows."""
+        """See ``CanvasModel``."""
         head = self.encoder.length_head
         return 0 if head is None else head.weight.size(0)
 
@@ -267,8 +266,8 @@ class NarModel(TransformerModel):
 
     # -- training ----------------------------------------------------------------------------------------------------
 
-    def word_loss(self, features: Tensor, target: Tensor, picked: Tensor, objective: TokenObjective) -> LossPart:
-        """The loss of the tokens at the predicted positions; few of their logits are in memory at a time.
+    def token_loss(self, features: Tensor, target: Tensor, picked: Tensor, objective: TokenObjective) -> LossPart:
+        """The loss of the tokens at the predicted positions; the logits are computed in chunks.
 
         Args:
             features: (B, T, D). target: (B, T) int64. picked: (B, T) bool, the predicted positions.
@@ -280,15 +279,13 @@ class NarModel(TransformerModel):
                 lambda part: teacher.lprobs(states[part], temperature).exp(), objective.soft_target_weight, temperature
             )
         targets = target[picked]
-        losses, nll, _ = fused_word_loss(
+        losses, nll, _ = fused_token_loss(
             self.decoder.output_projection, features[picked], targets, objective.label_smoothing, soft=soft
         )
         return LossPart(losses.sum(), nll.sum(), torch.tensor(targets.numel(), device=targets.device), weight=1)
 
     def start_from_checkpoints(self, task) -> None:
-        """Honour ``--init-encoder-from`` and ``--init-decoder-from``; the task says which dictionaries must be
-        theirs.
-        """
+        """Honour ``--init-encoder-from`` and ``--init-decoder-from``; checkpoints must have the task's dictionaries."""
         for side in ("encoder", "decoder"):
             path = getattr(self.args, f"init_{side}_from", None)
             if path:
@@ -301,7 +298,7 @@ class NarModel(TransformerModel):
 
 
 def load_embeddings(model: TransformerModel, args) -> None:
-    """Honour ``--encoder-embed-path`` and ``--decoder-embed-path``, as fairseq does when it makes the tables."""
+    """Honour ``--encoder-embed-path`` and ``--decoder-embed-path``, as fairseq does when it builds the embeddings."""
     for side in (model.encoder, model.decoder):
         path = getattr(args, "encoder_embed_path" if side is model.encoder else "decoder_embed_path", None)
         if path:
@@ -309,16 +306,17 @@ def load_embeddings(model: TransformerModel, args) -> None:
 
 
 def wrap(layer: nn.Module, cfg) -> nn.Module:
-    """Honour ``--checkpoint-activations`` and ``--offload-activations``, without a change of any number.
+    """Honour ``--checkpoint-activations`` and ``--offload-activations``. The results do not change.
 
-    PyTorch's checkpoints compute again under the autocast of the first time; fairseq's do not, and fail with ``--amp``.
+    PyTorch's checkpointing recomputes under the autocast of the forward pass. fairseq's does not and fails with
+    ``--amp``.
     """
     if cfg.checkpoint_activations:
-        layer.forward = partial(computed_again, layer.forward, cfg.offload_activations)
+        layer.forward = partial(recomputed, layer.forward, cfg.offload_activations)
     return layer
 
 
-def computed_again(forward, offload: bool, *args, **kwargs):
-    """``forward``, of which only the arguments are kept for the backward pass; with ``offload`` on the CPU."""
+def recomputed(forward, offload: bool, *args, **kwargs):
+    """``forward``, recomputed in the backward pass from its arguments; with ``offload`` they are kept on the CPU."""
     with save_on_cpu() if offload else nullcontext():
         return checkpoint(forward, *args, use_reentrant=False, **kwargs)

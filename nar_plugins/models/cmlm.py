@@ -17,11 +17,11 @@ from nar_plugins.modules.losses import LIKELIHOOD, LossPart, TokenObjective, len
 
 @register_model("cmlm")
 class CmlmModel(NarModel):
-    """Predicts the masked words of a target from its other words and the source.
+    """Predicts the masked tokens of a target from its other tokens and the source.
 
     The plain architecture ``cmlm`` is fairseq's form (pooled length, sinusoidal positions, ReLU, scaled embeddings);
-    the named presets are the release's: LENGTH token, learned positions, GELU, no embedding scale, BERT initialisation,
-    layer norms with epsilon 1e-12. Every difference is a flag.
+    the other architectures are the release's: LENGTH token, learned positions, GELU, no embedding scale, BERT
+    initialisation, layer norms with epsilon 1e-12. Every difference is a flag.
     """
 
     generators = ("mask_predict",)
@@ -36,7 +36,7 @@ class CmlmModel(NarModel):
 
     @classmethod
     def build_model(cls, args, task):
-        """Build; raise for a noise that does not exist."""
+        """Build; raise a ValueError for an unknown noise."""
         check_task(cls, args, task)
         noise_named(args.noise)
         return super().build_model(args, task)
@@ -61,7 +61,7 @@ class CmlmModel(NarModel):
         target: Tensor,
         objective: TokenObjective = LIKELIHOOD,
     ) -> Dict[str, LossPart]:
-        """The losses: ``words`` (smoothed), of the masked tokens, and ``length`` (not): section 3.1 and the release.
+        """The losses: ``words``, of the masked tokens, with label smoothing, and ``length`` without (section 3.1).
 
         Args:
             src_tokens: (B, S) int64. prev_output_tokens: (B, T) int64, the target with masks. target: (B, T) int64.
@@ -71,7 +71,7 @@ class CmlmModel(NarModel):
         features = self.decode(Canvas(prev_output_tokens, padding), memory)
         masked = prev_output_tokens.eq(self.mask) & ~padding
         return {
-            "words": self.word_loss(features, target, masked, objective),
+            "words": self.token_loss(features, target, masked, objective),
             "length": length_loss(self.length_lprobs(memory), (~padding).sum(1)),
         }
 
@@ -90,7 +90,7 @@ def cmlm(args):
 
 
 def release_form(args) -> None:
-    """What the Mask-Predict release does otherwise than fairseq (``bert_seq2seq.py``)."""
+    """The differences of the Mask-Predict release from fairseq (``bert_seq2seq.py``)."""
     switch_on(args, "encoder_learned_pos", "decoder_learned_pos", "no_scale_embedding", "bert_init")
     default(args, length_head="token", activation_fn="gelu", layer_norm_eps=1e-12)
 
@@ -121,7 +121,7 @@ def cmlm_iwslt_de_en(args):
 
 @register_model_architecture("cmlm", "cmlm_tiny")
 def cmlm_tiny(args):
-    """For tests and tries: 2+2 layers, 64/128, 4 heads."""
+    """For tests: 2+2 layers, 64/128, 4 heads."""
     release_form(args)
     sizes(args, dim=64, ffn=128, heads=4, layers=2)
     default(args, dropout=0.0)

@@ -1,13 +1,12 @@
-"""fairseq's flags that a model of this package does not serve.
+"""fairseq's flags that the models of this package do not support.
 
-``TransformerModel.add_args`` puts all of its flags before every model, and the groups of the trainer stand beside them.
-One
-that nothing here reads is refused by name: an ignored flag misleads.
+``TransformerModel.add_args`` gives every model all of its flags, beside those of the trainer. A flag that nothing reads
+is refused by name, because an ignored flag misleads.
 """
 
 from typing import Dict, Iterable
 
-# what these change of a model no model here can be made of
+# no model here has the parts that these flags change
 UNSUPPORTED = (
     "adaptive_softmax_cutoff",
     "base_layers",
@@ -28,8 +27,7 @@ UNSUPPORTED_BY_BANG = (
     "quant_noise_pq",
 )
 
-# what nothing here reads, with fairseq's default; refused in training only, so that what was trained with it still
-# decodes
+# flags that nothing here reads, with fairseq's defaults; refused in training only, so that old checkpoints still decode
 UNREAD = {
     "adaptive_input": False,
     "adaptive_softmax_dropout": 0,
@@ -39,34 +37,32 @@ UNREAD = {
     "char_inputs": False,
     "load_alignments": False,
     "quantization_config_path": None,
-    "sentence_avg": False,  # every predicted token weighs the same
+    "sentence_avg": False,  # every predicted token has the same weight
     "tie_adaptive_proj": False,
     "tie_adaptive_weights": False,
 }
-UNREAD_IN_PARALLEL = {**UNREAD, "min_params_to_wrap": int(1e8)}  # a decoder asks its layers outside of their forward
+UNREAD_IN_PARALLEL = {**UNREAD, "min_params_to_wrap": int(1e8)}  # a decoder calls its layers outside of their forward
 UNREAD_WITHOUT_PQ = {**UNREAD_IN_PARALLEL, "quant_noise_pq": 0, "quant_noise_pq_block_size": 8}
 UNREAD_BY_BANG = {**UNREAD_WITHOUT_PQ, "no_decoder_final_norm": False}
 
-# with which no model is trained here, fairseq's own included, and what to do
+# flags that no model is trained with here, fairseq's own included, and what to do instead
 UNTRAINABLE = {
-    # the targets would keep the numbers of their own dictionary
+    # the targets would keep the indices of their separate dictionary
     "merge_src_tgt_embed": " merges the dictionaries and not the data: leave it out, and binarise with "
     "fairseq-preprocess --joined-dictionary",
-    # it has no logits, in which generators ban <mask>
+    # it has no logits, and generators ban <mask> in the logits
     "adaptive_softmax_cutoff": ": nothing here decodes such a model; leave it out, or train and decode it under "
     "--task translation",
 }
 
 
 def refuse_unsupported(args, flags: Iterable[str]) -> None:
-    """Raise a ValueError that names the first of ``flags`` that is set, or that fairseq's model cannot be built
-    with.
-    """
+    """Raise a ValueError for the first of ``flags`` that is set, and for values that fairseq cannot build."""
     for name in flags:
         if getattr(args, name, None):
             raise ValueError(f"{flag(name)} does not work with --arch {args.arch}: leave it out")
     for side in ("encoder", "decoder"):
-        # fairseq's parser makes a list, its models want text
+        # fairseq's parser makes a list, but its models expect a string
         if isinstance(getattr(args, f"{side}_layers_to_keep", None), list):
             raise ValueError(
                 f"--{side}-layers-to-keep prunes a trained model when it is loaded: give --{side}-layers here, and "
@@ -83,7 +79,7 @@ def refuse_unsupported(args, flags: Iterable[str]) -> None:
 
 
 def refuse_untrainable(args, name: str) -> None:
-    """Raise the ValueError of ``UNTRAINABLE`` where its flag is set, whatever the model is."""
+    """Raise the ValueError of ``UNTRAINABLE`` where the flag is set, for every model."""
     if getattr(args, name, None):
         raise ValueError(f"{flag(name)}{UNTRAINABLE[name]}")
 
@@ -97,11 +93,11 @@ def refuse_unread(args, flags: Dict[str, object]) -> None:
 
 
 def layers(args, side: str) -> int:
-    """How many layers the encoder or decoder will have; ``--model-overrides`` may keep some only."""
+    """The number of layers of the encoder or decoder; ``--model-overrides`` may keep only some of them."""
     kept = getattr(args, f"{side}_layers_to_keep", None)
     return len(kept.split(",")) if kept else getattr(args, f"{side}_layers")
 
 
 def flag(name: str) -> str:
-    """An option as it is typed."""
+    """The name of an option on the command line."""
     return f"--{name.replace('_', '-')}"

@@ -1,4 +1,4 @@
-"""How a model starts where no checkpoint is given."""
+"""The initialisation of a model without a checkpoint."""
 
 import torch.nn as nn
 from fairseq.modules import MultiheadAttention
@@ -7,10 +7,10 @@ from nar_plugins.modules.length_head import LengthHead
 
 
 def bert_init(module: nn.Module) -> None:
-    """The release's initialisation: N(0, 0.02) for tables and linear layers, but Xavier for query, key and value.
+    """The Mask-Predict release's initialisation: N(0, 0.02), but Xavier for query, key and value.
 
-    The release's fused query-key-value matrix is no ``Linear``, so its rule passes it by; fairseq's own initialisation
-    of the three has the same distribution as the release's of the one. Rows of padding are drawn like the others.
+    The release's fused query-key-value matrix is no ``Linear``, so its BERT initialisation does not apply to it.
+    fairseq's Xavier initialisation of the three parts has the same distribution. Padding's embedding is drawn, too.
     """
     if isinstance(module, (nn.Linear, nn.Embedding, LengthHead)):
         nn.init.normal_(module.weight, std=0.02)

@@ -1,8 +1,7 @@
-"""Which tasks serve a model and which criterions train it: asked before anything is computed, in every command.
+"""Which tasks and criterions go with a model. Every command checks it before anything is computed.
 
-A model of this package says so in its attributes ``tasks`` and ``criterions``, registered names both. fairseq's own
-models say
-nothing: they go with ``nar_translation`` and with fairseq's own criterions.
+A model of this package lists their registered names in ``tasks`` and ``criterions``. fairseq's own models have no such
+lists: they go with ``nar_translation`` and with fairseq's own criterions.
 """
 
 from typing import Sequence
@@ -14,13 +13,13 @@ from fairseq.tasks import TASK_REGISTRY
 
 
 def check_task(model: type, args, task) -> None:
-    """Raise unless a task serves a model, and its options are those of a command line.
+    """Raise a ValueError unless a task goes with a model and the model's options come from a command line.
 
     Args:
-        model: the model's class. args: its options. task: the task that builds it, or a stand-in of no registered
-            class.
+        model: the model's class. args: its options. task: the task that builds it, or a stand-in of an
+            unregistered class.
     """
-    names = [name for name, kind in TASK_REGISTRY.items() if isinstance(task, kind)]
+    names = [name for name, task_class in TASK_REGISTRY.items() if isinstance(task, task_class)]
     if names and not any(isinstance(task, TASK_REGISTRY[name]) for name in model.tasks):
         given = next((name for name in names if TASK_REGISTRY[name] is type(task)), names[0])
         default = ", which fairseq's commands take where none is given" if given == "translation" else ""
@@ -28,7 +27,7 @@ def check_task(model: type, args, task) -> None:
         raise ValueError(
             f"a model of --arch {arch} needs --task {' or '.join(model.tasks)}, and this is {given}{default}"
         )
-    if not hasattr(args, "arch"):  # fairseq-hydra-train knows no flags of a model without a dataclass
+    if not hasattr(args, "arch"):  # fairseq-hydra-train does not read the flags of a model without a dataclass
         name = getattr(args, "_name", model.__name__)
         raise ValueError(
             f"fairseq-hydra-train cannot read the options of {name}: train it with fairseq-train --arch {name}"
@@ -36,7 +35,7 @@ def check_task(model: type, args, task) -> None:
 
 
 def check_foreign_model(args, task) -> None:
-    """Raise for a model of fairseq's own that a task of this package does not train.
+    """Raise a ValueError for a model of fairseq's own that a task of this package does not train.
 
     Args:
         args: the model's options. task: one of this package's.
@@ -45,46 +44,55 @@ def check_foreign_model(args, task) -> None:
     model = ARCH_MODEL_REGISTRY.get(arch)
     if model is None or not model.__module__.startswith("fairseq."):
         return
-    given = next((name for name, kind in TASK_REGISTRY.items() if kind is type(task)), type(task).__name__)
+    given = next((name for name, task_class in TASK_REGISTRY.items() if task_class is type(task)), type(task).__name__)
     if issubclass(model, FairseqNATModel):
         raise ValueError(
             f"a model of --arch {arch} is fairseq's own and needs --task translation_lev, and this is {given}"
         )
     if not task.serves_foreign_models:
-        own = [name for name, one in MODEL_REGISTRY.items() if given in getattr(one, "tasks", ())]
-        raise ValueError(f"--task {given} trains --arch {' and '.join(own)}, not {arch}: give --task nar_translation")
+        trained = [name for name, model_class in MODEL_REGISTRY.items() if given in getattr(model_class, "tasks", ())]
+        raise ValueError(
+            f"--task {given} trains --arch {' and '.join(trained)}, not {arch}: give --task nar_translation"
+        )
 
 
 def check_criterion(model: type, arch: str, criterion: str) -> None:
-    """Raise unless a criterion trains a model.
+    """Raise a ValueError unless a criterion trains a model.
 
     Args:
         model: the model's class. arch: the name of its architecture. criterion: a registered name.
     """
-    kind = CRITERION_REGISTRY.get(criterion)
-    if kind is None:  # fairseq says it
+    criterion_class = CRITERION_REGISTRY.get(criterion)
+    if criterion_class is None:  # fairseq refuses it
         return
-    mine = getattr(model, "criterions", ())
-    known = kind.__module__.split(".")[0] in ("fairseq", "nar_plugins")  # a user's own may train what it likes
-    if mine and known and not is_one_of(kind, mine):
+    allowed = getattr(model, "criterions", ())
+    known = criterion_class.__module__.split(".")[0] in (
+        "fairseq",
+        "nar_plugins",
+    )  # a third party's criterion may train any model
+    if allowed and known and not is_one_of(criterion_class, allowed):
         default = " (fairseq's default)" if criterion == "cross_entropy" else ""
-        hint = "; --ngram 1 with it trains one token a pass" if "bang_loss" in mine else ""
-        right = f"--criterion {' or '.join(mine)}{hint}"
+        hint = "; --ngram 1 with it trains one token a pass" if "bang_loss" in allowed else ""
+        right = f"--criterion {' or '.join(allowed)}{hint}"
         raise ValueError(f"--criterion {criterion}{default} does not train --arch {arch}: give {right}")
-    if not mine and criterion == "nat_loss":
+    if not allowed and criterion == "nat_loss":
         raise ValueError(
             "--criterion nat_loss trains fairseq's own non-autoregressive models, under --task translation_lev, and "
             "not "
             f"{arch}: give cross_entropy or label_smoothed_cross_entropy"
         )
-    trained = [name for name, one in MODEL_REGISTRY.items() if is_one_of(kind, getattr(one, "criterions", ()))]
-    if not mine and trained:
+    trained = [
+        name
+        for name, model_class in MODEL_REGISTRY.items()
+        if is_one_of(criterion_class, getattr(model_class, "criterions", ()))
+    ]
+    if not allowed and trained:
         raise ValueError(
             f"--criterion {criterion} trains --arch {' and '.join(trained)}, not {arch}: an autoregressive model is "
             "trained by cross_entropy or label_smoothed_cross_entropy"
         )
 
 
-def is_one_of(kind: type, names: Sequence[str]) -> bool:
-    """Whether a class of criterions is, or comes from, one of the registered ones."""
-    return any(issubclass(kind, CRITERION_REGISTRY[name]) for name in names if name in CRITERION_REGISTRY)
+def is_one_of(criterion_class: type, names: Sequence[str]) -> bool:
+    """Whether a criterion class is, or derives from, one of the registered names."""
+    return any(issubclass(criterion_class, CRITERION_REGISTRY[name]) for name in names if name in CRITERION_REGISTRY)

@@ -1,1 +1,1 @@
-"""The bricks of the models. Nothing here knows a task, a dictionary or a command line."""
+"""The building blocks of the models. Nothing here depends on a task, a dictionary or a command line."""

@@ -1,4 +1,4 @@
-"""An adaptive softmax gives probabilities and no logits, in which generators ban ``<mask>``: it is refused by name."""
+"""An adaptive softmax has no logits, in which generators ban ``<mask>``. It is refused by name."""
 
 from fairseq.modules import AdaptiveSoftmax
 
@@ -6,10 +6,10 @@ ADAPTIVE = "models of --adaptive-softmax-cutoff are decoded by fairseq's own --t
 
 
 def refuse_adaptive_softmax(model, what: str) -> None:
-    """Raise for a model whose output layer gives features, of which an adaptive softmax makes probabilities.
+    """Raise a ValueError for a model with an adaptive softmax.
 
     Args:
-        what: the message's beginning, who cannot do what.
+        what: the beginning of the message: what does not work.
     """
     if getattr(model.decoder, "adaptive_softmax", None) is not None:
         raise ValueError(f"{what}: {ADAPTIVE}")

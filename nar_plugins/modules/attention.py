@@ -1,4 +1,4 @@
-"""The one attention of this package: fairseq's parameters, PyTorch's fused kernel, keys and values computed once."""
+"""Attention with fairseq's parameters and PyTorch's fused kernel; keys and values of the source are computed once."""
 
 from contextlib import nullcontext
 from typing import Dict, Optional, Tuple
@@ -15,11 +15,10 @@ SHORT = 128  # tokens; see training_kernel
 
 
 def training_kernel(device: torch.device, length: int):
-    """A context in which sequences of ``length`` tokens train as fast as they can on ``device``.
+    """A context with the fastest attention kernel for training on ``device`` with sequences of ``length`` tokens.
 
-    PyTorch's fused attention for CPUs has a slow backward pass: with 30 tokens a whole training step takes 0.7 of its
-    time without it, with 512 tokens 1.4 times as long (measured on one core, bfloat16). On other devices PyTorch
-    chooses.
+    PyTorch's fused attention has a slow backward pass on CPUs. Without it a training step takes 0.7 of the time with 30
+    tokens, and 1.4 times as long with 512 tokens (measured on one core, bfloat16). On other devices PyTorch chooses.
     """
     return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" and length <= SHORT else nullcontext()
 
@@ -27,8 +26,8 @@ def training_kernel(device: torch.device, length: int):
 class Attention(MultiheadAttention):
     """fairseq's ``MultiheadAttention`` (its parameters, names and initialisation) computed batch-first and fused.
 
-    The parts are public, because decoding calls them apart: ``keys_values`` once a sentence, ``attend`` in every pass.
-    ``forward`` joins them under fairseq's signature, so that fairseq's own encoder layers can hold this class.
+    Decoding calls the parts separately: ``keys_values`` once per sentence, ``attend`` in every pass. ``forward`` has
+    fairseq's signature, so that fairseq's own encoder layers can use this class.
     """
 
     def queries(self, x: Tensor) -> Tensor:
@@ -55,11 +54,12 @@ class Attention(MultiheadAttention):
         """fairseq's signature, as its encoder layers call it: time-first, no cache, no weights returned.
 
         Args:
-            query, key: (T, B, D) and (S, B, D); ``value`` is not used, it is the key in every layer of fairseq.
+            query, key: (T, B, D) and (S, B, D); ``value`` is not read: it equals ``key`` in every layer of
+                fairseq.
             key_padding_mask: (B, S) bool, True = padding.
 
         Raises:
-            ValueError: for an argument of fairseq's that this attention does not serve.
+            ValueError: for an unsupported argument of fairseq's.
         """
         if need_weights or any(v is not None and v is not False for v in unsupported.values()):
             raise ValueError(
@@ -85,7 +85,7 @@ def attend(
     Args:
         queries: (B, H, T, D/H), not yet scaled.
         keys, values: (B, H, S, D/H).
-        allowed: bool, True where a query may look, or a float bias; broadcast to (B, H, T, S); None: everywhere.
+        allowed: bool, True for visible keys, or a float bias; broadcast to (B, H, T, S); None: everywhere.
 
     Returns:
         (B, T, D).
@@ -122,7 +122,7 @@ def attend_packed(
 
     Args:
         keys, values: (B, H, S, D/H). allowed: as in ``attend``.
-        slots, width: ``packing.queries_of_sentences``: inside the attention a sentence's queries stand in one row.
+        slots, width: from ``packing.queries_of_sentences``, which puts a sentence's queries into one row.
     """
     sentences = keys.size(0)
     queries = spread(attention.q_proj(x), slots, sentences * width).unflatten(0, (sentences, width))
@@ -131,7 +131,7 @@ def attend_packed(
 
 
 def allowed_keys(padding: Optional[Tensor]) -> Optional[Tensor]:
-    """(B, S) bool, True = padding -> (B, 1, 1, S) bool, True = may be looked at; None stays None (no padding)."""
+    """(B, S) bool, True = padding -> (B, 1, 1, S) bool, True = visible; None (no padding) stays None."""
     return None if padding is None else ~padding[:, None, None, :]
 
 

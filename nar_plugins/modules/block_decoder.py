@@ -61,7 +61,7 @@ class BlockDecoder:
         ValueError: its layers are not the stock Transformer's; the message names the difference.
     """
 
-    masks = 0  # after every token; only BANG's ``BangBlocks`` has them
+    masks = 0  # after every token; only BANG's ``BangBlockDecoder`` has them
 
     def __init__(self, decoder, proposes: Optional[str] = None):
         refuse_other_decoders(decoder)

@@ -1,4 +1,4 @@
-"""fairseq's Transformer layers with this package's attention; the decoder's, without a causal mask, is written out."""
+"""fairseq's Transformer layers with this package's attention; the decoder layer has no causal mask."""
 
 from typing import Optional
 
@@ -66,12 +66,11 @@ class NarDecoderLayer(TransformerDecoderLayerBase):
 
         Args:
             x: (B*N, T, D), the N canvases of a sentence next to each other.
-            memory_keys, memory_values: (B, H, S, D/H), ``encoder_attn.keys_values`` of the encoder's states. They stand
-                once a sentence: its canvases ask together, as one long row of queries.
+            memory_keys, memory_values: (B, H, S, D/H), ``encoder_attn.keys_values`` of the encoder's states, once per
+                sentence: the queries of its N canvases are concatenated.
             memory_allowed: (B, 1, 1, S) bool, or None where the source has no padding.
             canvas_allowed: (B*N, 1, 1, T) bool, or None where the canvas has no padding.
-            picked: (B*N, n) int64, the only positions whose result is wanted (in the last layer, where nobody asks for
-                the others), or None for all.
+            picked: (B*N, n) int64, the positions that are computed (in the last layer), or None for all.
 
         Returns:
             (B*N, T or n, D).
@@ -89,10 +88,10 @@ class NarDecoderLayer(TransformerDecoderLayerBase):
         return self.add(x, y, self.self_attn_layer_norm)
 
     def attend_memory(self, x: Tensor, keys: Tensor, values: Tensor, allowed: Optional[Tensor]) -> Tensor:
-        """Cross-attention; the canvases of a sentence ask together."""
+        """Cross-attention; the queries of a sentence's canvases are concatenated."""
         inputs = self.encoder_attn_layer_norm(x) if self.normalize_before else x
-        together = inputs.reshape(keys.size(0), -1, inputs.size(-1))
-        y = self.encoder_attn.attend(self.encoder_attn.queries(together), keys, values, allowed)
+        queries = inputs.reshape(keys.size(0), -1, inputs.size(-1))
+        y = self.encoder_attn.attend(self.encoder_attn.queries(queries), keys, values, allowed)
         return self.add(x, y.view_as(x), self.encoder_attn_layer_norm)
 
     def feed_forward(self, x: Tensor) -> Tensor:
@@ -101,13 +100,13 @@ class NarDecoderLayer(TransformerDecoderLayerBase):
         return self.add(x, y, self.final_layer_norm)
 
     def add(self, x: Tensor, y: Tensor, norm) -> Tensor:
-        """Dropout on the sublayer's output, residual, and the norm where it comes after."""
+        """Dropout on the sublayer's output, residual connection, and the norm with post-norm."""
         x = self.residual_connection(self.dropout_module(y), x)
         return x if self.normalize_before else norm(x)
 
 
 def activation(cfg):
-    """The activation by name; GELU in the type of its input, where fairseq's goes through float32 (erf form both)."""
+    """The activation function by name; GELU (erf form) in the type of its input, fairseq's goes through float32."""
     return F.gelu if cfg.activation_fn == "gelu" else utils.get_activation_fn(cfg.activation_fn)
 
 

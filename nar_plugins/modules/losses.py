@@ -1,4 +1,4 @@
-"""The parts of a loss, as a model's ``forward`` returns them by name, and what the criterion asks for them."""
+"""The parts of a loss, which a model's ``forward`` returns by name, and the objective that a criterion passes to it."""
 
 from typing import NamedTuple, Optional
 
@@ -15,11 +15,11 @@ class LossPart(NamedTuple):
         loss: what is minimised, with its gradient, its smoothing and its ``weight``.
         nll: the negative log-likelihood without smoothing, weight or gradient.
         count: int64, the number of targets.
-        weight: what each target counts in ``loss`` and in the sample size by which the criterion divides the loss of
-            the global batch. 0: the part is added to the loss, but its targets are not counted (a sentence's length
-            beside its tokens).
+        weight: the weight of each target in ``loss`` and in the sample size by which the criterion divides the loss of
+            the global batch. 0: the part is added to the loss, but its targets are not counted (the length beside the
+            tokens).
         correct: int64, how many targets have the largest logit; None: no accuracy is logged.
-        skipped: int64, the pairs of sentences that the part cannot use; None: there can be none.
+        skipped: int64, the number of sentence pairs that the part cannot use; None: it uses all.
     """
 
     loss: Tensor
@@ -35,7 +35,7 @@ class TokenObjective(NamedTuple):
 
     Attributes:
         label_smoothing: of the loss of the tokens, spread over the whole vocabulary.
-        teacher: an autoregressive model with the batch's sources; None: no teacher is asked.
+        teacher: an autoregressive model with the batch's sources; None: no teacher.
         soft_target_weight: the share of the teacher's distributions in the loss of the tokens.
         temperature: softens the teacher's distributions and the model's.
         fertility_draws: (B, S) uniform numbers for NAT's fine-tuning with the teacher; None: no fine-tuning.
@@ -55,7 +55,7 @@ def length_loss(lprobs: Tensor, lengths: Tensor, weights: Optional[Tensor] = Non
     """Negative log-likelihood of the target lengths, summed: lprobs (B, classes), lengths (B,) int64.
 
     Args:
-        weights: (B,), what each sentence counts in the loss.
+        weights: (B,), the weight of each sentence in the loss; None: 1.
     """
     nll = -lprobs.gather(1, lengths.unsqueeze(1)).squeeze(1)
     loss = nll if weights is None else nll * weights

@@ -1,4 +1,4 @@
-"""What a decoder reads of the source: computed once a sentence, read in every pass."""
+"""The encoded source for the decoder: computed once per sentence, read in every pass."""
 
 from typing import Dict, Iterable, List, NamedTuple, Optional
 
@@ -13,8 +13,8 @@ class Memory(NamedTuple):
 
     keys: List[Tensor]  # of every layer's cross-attention, each (B, H, S, D/H)
     values: List[Tensor]  # likewise
-    allowed: Optional[Tensor]  # (B, 1, 1, S) bool, True where a query may look; None: no source is padded
-    encoded: Dict[str, Tensor]  # by name what else is read of the encoder (canvas, length, fertilities): (B, ...) each
+    allowed: Optional[Tensor]  # (B, 1, 1, S) bool, True for visible keys; None: no source is padded
+    encoded: Dict[str, Tensor]  # further encoder states by name (for canvas, length, fertilities), each (B, ...)
 
     @classmethod
     def of(
@@ -29,9 +29,9 @@ class Memory(NamedTuple):
 
         Args:
             attentions: every layer's cross-attention.
-            states: what each of them attends to, (B, S, D).
+            states: the encoder's states that each of them attends to, (B, S, D).
             allowed, encoded: as in the class.
-            contiguous: copy keys and values, for many calls with few queries each.
+            contiguous: copy keys and values: faster for many calls with few queries each.
         """
         keys, values = [], []
         for attention, state in zip(attentions, states):
@@ -41,7 +41,7 @@ class Memory(NamedTuple):
         return cls(keys, values, allowed, encoded or {})
 
     def select(self, sentences: Tensor) -> "Memory":
-        """The memory of some sentences, (n,) int64; they may repeat."""
+        """The memory of the sentences (n,) int64, which may repeat."""
         return Memory(
             [keys[sentences] for keys in self.keys],
             [values[sentences] for values in self.values],

@@ -1,6 +1,7 @@
-"""Packed states and the rectangles in which they meet: every state has a slot, and no two the same.
+"""Packed states and padded tensors: every state has a slot of its padded tensor, and no two states share one.
 
-Written out because of that: PyTorch's own would keep the states for the backward pass, and sum where nothing meets.
+Because slots are unique, the backward passes are simple copies. PyTorch's indexing would also keep the states for the
+backward pass and sum their gradients.
 """
 
 from typing import Tuple
@@ -38,17 +39,17 @@ class _Collect(Function):
 
 
 def spread(x: Tensor, slots: Tensor, size: int) -> Tensor:
-    """Packed (C, ...) -> (size, ...), each at its slot (C,) int64, 0 elsewhere."""
+    """Packed (C, ...) -> (size, ...): each state at its slot (C,) int64, 0 elsewhere."""
     return _Spread.apply(x, slots, size)
 
 
 def collect(x: Tensor, slots: Tensor) -> Tensor:
-    """(size, ...) -> packed (C, ...), those at the slots (C,) int64."""
+    """(size, ...) -> packed (C, ...): the states at the slots (C,) int64."""
     return _Collect.apply(x, slots)
 
 
 def queries_of_sentences(sentence: Tensor, batch: int) -> Tuple[Tensor, int]:
-    """Places (P,) of the packed states in the flattened (B * Q), and Q, the most that one sentence has."""
+    """The slots (P,) of states of the sentences (P,) in the flattened (B * Q), and Q, the most per sentence."""
     order = sentence.argsort(stable=True)
     counts = torch.bincount(sentence, minlength=batch)
     rank = torch.empty_like(order)

@@ -1,4 +1,4 @@
-"""Where half precision must not go (softmaxes, scores and losses), and where it is no use."""
+"""Float32 for softmaxes, scores and losses, and the choice between float32 and bfloat16 for training."""
 
 from collections import Counter
 from contextlib import nullcontext
@@ -11,27 +11,25 @@ import torch.nn.functional as F
 from torch import Tensor
 
 SMALL = (256, 256, 256)  # rows, inputs and outputs of a small feed-forward layer's product
-LARGEST = 4096  # inputs or outputs of a product that is timed: of a larger one, as of the vocabulary, a part
-MULTIPLICATIONS = 1 << 28  # about, of one forward pass through what is timed: some hundredths of a second
-HOPELESS = 4  # times as slow: bfloat16 without hardware
+LARGEST = 4096  # inputs or outputs of a timed product; of a larger one, such as the vocabulary's, a part is timed
+MULTIPLICATIONS = 1 << 28  # about, of one timed forward pass: some hundredths of a second
+HOPELESS = 4  # times slower: bfloat16 without hardware support
 
 
 def full(x: Tensor) -> Tensor:
-    """``x`` in float32, or as it is in float64."""
+    """``x`` in float32; float64 stays."""
     return x if x.dtype == torch.float64 else x.float()
 
 
 def faster_dtype(device: torch.device, model: Optional[nn.Module] = None, rows: int = 256) -> torch.dtype:
-    """bfloat16 where ``device`` trains with it faster than with float32, else float32.
+    """bfloat16 where ``device`` trains faster with it than with float32, else float32.
 
-    Every GPU of PyTorch's with bfloat16 in hardware does. CPUs differ, and so do the sizes of a model's layers on one
-    of them: with AMX bfloat16 is several times as fast, with AVX512-BF16 alone from twice to half as fast, without
-        either ten to thirty
-    times slower. So both are timed, on the products of the model's own linear layers, which takes some tenths of a
-    second.
+    GPUs with bfloat16 in hardware do. CPUs differ: with AMX bfloat16 is several times as fast, with AVX512-BF16 alone
+    from twice to half as fast, depending on the sizes of the layers, and without either ten to thirty times slower. So
+    both are timed on the products of the model's linear layers, which takes some tenths of a second.
 
     Args:
-        model: what is trained; None: one small product speaks for all.
+        model: the model to train; None: one small product is timed.
         rows: tokens in a batch.
     """
     if device.type == "cuda":
@@ -49,11 +47,10 @@ def faster_dtype(device: torch.device, model: Optional[nn.Module] = None, rows: 
 
 
 def layer_products(model: nn.Module, rows: int) -> Dict[Tuple[int, int, int], float]:
-    """What to time for a model: (rows, inputs, outputs) of a product -> how often a pass through its linear layers
-    needs it.
+    """The products to time for a model: (rows, inputs, outputs) -> their number in a pass through its linear layers.
 
     Args:
-        rows: tokens in a batch; fewer are timed where so many would take long.
+        rows: tokens in a batch; fewer are timed where that would take long.
     """
     shapes = Counter()
     for layer in (m for m in model.modules() if isinstance(m, nn.Linear)):
@@ -70,7 +67,7 @@ def product_times(
 ) -> Iterator[float]:
     """Seconds that a linear layer's forward and backward pass take on the CPU, several times.
 
-    For bfloat16 under autocast, as in training: the weight is float32 and is converted, and so is its gradient.
+    bfloat16 is timed under autocast, as in training: the float32 weight and its gradient are converted.
     """
     x, weight = torch.ones(rows, inputs, requires_grad=True), torch.ones(outputs, inputs, requires_grad=True)
     gradient = torch.ones(rows, outputs, dtype=dtype)
@@ -79,5 +76,5 @@ def product_times(
         with torch.autocast("cpu", dtype) if dtype != torch.float32 else nullcontext():
             y = F.linear(x, weight)
         torch.autograd.grad(y, (x, weight), gradient)
-        if number:  # the first one prepares
+        if number:  # the first is the warm-up
             yield perf_counter() - start

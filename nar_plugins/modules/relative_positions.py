@@ -1,4 +1,4 @@
-"""T5's relative-position buckets for a query that never looks to its right (Raffel et al. 2020, section 2.1)."""
+"""T5's relative-position buckets for causal attention (Raffel et al. 2020, section 2.1)."""
 
 import math
 
@@ -11,8 +11,8 @@ BUCKETS, MAX_DISTANCE = 32, 128
 def bucket(distance: int, buckets: int = BUCKETS, max_distance: int = MAX_DISTANCE) -> int:
     """The bucket of ``distance`` = position of the query - position of the key.
 
-    The first half are one distance each; the other half grow with the logarithm up to ``max_distance``. A key to the
-    right of its query, which no mask lets through, is in bucket 0.
+    The first half of the buckets hold one distance each. The others grow logarithmically up to ``max_distance``. A key
+    to the right of its query, which is always masked, is in bucket 0.
     """
     half = buckets // 2
     if distance < half:
@@ -21,7 +21,7 @@ def bucket(distance: int, buckets: int = BUCKETS, max_distance: int = MAX_DISTAN
 
 
 def bucket_table(buckets: int = BUCKETS, max_distance: int = MAX_DISTANCE) -> Tensor:
-    """``bucket`` of the distances 0 to ``max_distance``: (max_distance + 1,) int64; the last stands for all beyond."""
+    """``bucket`` of the distances 0 to ``max_distance``, (max_distance + 1,) int64; the last is for all larger ones."""
     return torch.tensor([bucket(distance, buckets, max_distance) for distance in range(max_distance + 1)])
 
 

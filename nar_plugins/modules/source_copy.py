@@ -1,7 +1,6 @@
-"""Which source token feeds which target position: the canvas of a NAT before its embeddings (Gu et al. 2018, section
-3.3).
+"""The source token that each position of a NAT's canvas copies (Gu et al. 2018, section 3.3).
 
-R rows are canvases, one or several a sentence. All functions know only lengths and fertilities, never tokens.
+R canvases, one or several per sentence. The functions depend on lengths and fertilities only.
 """
 
 from typing import NamedTuple
@@ -16,17 +15,17 @@ SOFT_WIDTH = 0.3  # of the soft copy's Gaussian, as in the official code (its ``
 
 
 class Copy(NamedTuple):
-    """For every target position the source position it copies, and where there is none."""
+    """The source position that every target position copies."""
 
     index: Tensor  # (R, T) int64, always a valid source position
     padding: Tensor  # (R, T) bool, True beyond the length
 
 
 def from_fertilities(fertilities: Tensor, width: int = 0) -> Copy:
-    """Every source token as often as its fertility says, in source order: fertilities (R, S) int64, 0 on padding.
+    """Every source token repeated by its fertility, in source order: fertilities (R, S) int64, 0 on padding.
 
     Args:
-        width: T, when it is not to be the longest row's sum.
+        width: T; 0: the largest sum of fertilities.
     """
     ends = fertilities.cumsum(1)
     total = ends[:, -1:]
@@ -36,12 +35,12 @@ def from_fertilities(fertilities: Tensor, width: int = 0) -> Copy:
 
 
 def uniformly(sources: Tensor, lengths: Tensor, width: int = 0) -> Copy:
-    """Position t copies source token round(t (S-1)/(T-1)), so that first meets first and ``</s>`` meets ``</s>``.
+    """Position t copies source token round(t (S-1)/(T-1)), so that first copies first and ``</s>`` copies ``</s>``.
 
-    In integers, halves rounded up; a canvas of one position copies ``</s>``.
+    In integers, halves rounded up. A canvas of one position copies ``</s>``.
 
     Args:
-        sources, lengths: (R,) int64, S and T of every row.
+        sources, lengths: (R,) int64, S and T of every canvas.
     """
     steps = torch.arange(width or int(lengths.max()), device=lengths.device)
     last, gaps = (sources - 1).unsqueeze(1), (lengths - 1).unsqueeze(1)
@@ -50,21 +49,19 @@ def uniformly(sources: Tensor, lengths: Tensor, width: int = 0) -> Copy:
 
 
 def upsampled(sources: Tensor, factor: int) -> Copy:
-    """Every source token ``factor`` times: sources (R,) int64, the canvas of CTC (Libovicky and Helcl 2018, section
-    3).
-    """
+    """Every source token ``factor`` times, for CTC: sources (R,) int64 (Libovicky and Helcl 2018, section 3)."""
     steps = torch.arange(factor * int(sources.max()), device=sources.device)
     index = torch.minimum(steps // factor, (sources - 1).unsqueeze(1))
     return Copy(index, steps >= factor * sources.unsqueeze(1))
 
 
 def soft_weights(sources: Tensor, lengths: Tensor, source_width: int, width: int) -> Tensor:
-    """How much of every source token goes into every target position: (R, T, S) float32, rows add up to 1.
+    """The weight of every source token in every target position: (R, T, S) float32, with a sum of 1 over S.
 
     softmax_j(-(j - t S/T)^2 / 0.3), the official code's default.
 
     Args:
-        sources, lengths: (R,) int64, S and T of every row. source_width, width: of the result.
+        sources, lengths: (R,) int64, S and T of every canvas. source_width, width: S and T of the result.
     """
     centres = torch.arange(width, device=lengths.device) * (sources / lengths).unsqueeze(1)
     tokens = torch.arange(source_width, device=lengths.device)
@@ -72,25 +69,23 @@ def soft_weights(sources: Tensor, lengths: Tensor, source_width: int, width: int
     return distance.neg().masked_fill(tokens >= sources[:, None, None], -float("inf")).softmax(-1)
 
 
-# -- fertilities in generation
-# -------------------------------------------------------------------------------------------
+# -- fertilities in generation ---------------------------------------------------------------------------------------
 
 
 def bounded(fertilities: Tensor, sources: Tensor, longest: Tensor) -> Tensor:
-    """Fertilities that make a canvas: 1 for ``</s>``, 0 on padding, and 0 for a word from which on it would be too
-    long.
+    """Fertilities of a valid canvas: 1 for ``</s>``, 0 on padding, and 0 from the token on that exceeds ``longest``.
 
-    (The official code's bound is twice the padded source: it depends on the batch. Ours is ``--max-len-a/b``.)
+    (The official code's limit is twice the padded source and depends on the batch. Here it is ``--max-len-a/b``.)
 
     Args:
-        fertilities: (..., S) int64. sources, longest: (...,) int64: source length, and longest target, ``</s>``
-            counted.
+        fertilities: (..., S) int64. sources, longest: (...,) int64: source length and longest target, ``</s>``
+            included.
     """
     positions = torch.arange(fertilities.size(-1), device=fertilities.device)
     last = (sources - 1).unsqueeze(-1)
-    words = fertilities.masked_fill(positions >= last, 0)
-    words = words.masked_fill(words.cumsum(-1) > (longest - 1).unsqueeze(-1), 0)
-    return torch.where(positions == last, 1, words)
+    kept = fertilities.masked_fill(positions >= last, 0)
+    kept = kept.masked_fill(kept.cumsum(-1) > (longest - 1).unsqueeze(-1), 0)
+    return torch.where(positions == last, 1, kept)
 
 
 def average(probabilities: Tensor) -> Tensor:
@@ -100,17 +95,15 @@ def average(probabilities: Tensor) -> Tensor:
 
 
 def sample(probabilities: Tensor, draws: Tensor) -> Tensor:
-    """A fertility for every uniform number: probabilities (..., F) and draws (...) broadcast -> int64."""
-    below = probabilities.double().cumsum(-1)[..., :-1] <= draws.unsqueeze(
-        -1
-    )  # the last class takes what rounding leaves
-    return below.sum(-1)
+    """Sample a fertility with every uniform number: probabilities (..., F) and draws (...) broadcast -> int64."""
+    cumulative = probabilities.double().cumsum(-1)[..., :-1]  # the last class absorbs rounding errors
+    return (cumulative <= draws.unsqueeze(-1)).sum(-1)
 
 
 def candidate_draws(source: Tensor, pad: int, seed: int, candidates: int) -> Tensor:
-    """Uniform numbers (B, N, S) that depend on the source's tokens and the seed, never on the batch or its padding.
+    """Uniform numbers (B, N, S) that depend on the source's tokens and the seed, not on the batch or its padding.
 
-    The first candidates are the same however many there are, so that more candidates can only be better.
+    The first candidates do not depend on the number of candidates, so that more of them can only improve the best.
 
     Args:
         source: (B, S) int64, padded on the right.
@@ -122,8 +115,8 @@ def candidate_draws(source: Tensor, pad: int, seed: int, candidates: int) -> Ten
     return uniform(seed, 0, streams.flatten(), width).view(batch, candidates, width)
 
 
-def distinct(rows: Tensor) -> Tensor:
-    """Which of the candidates (B, N, ...) equal no earlier one of their sentence: (B, N) bool."""
-    flat = rows.flatten(2)
+def distinct(candidates: Tensor) -> Tensor:
+    """Candidates (B, N, ...) that differ from all earlier ones of their sentence: (B, N) bool."""
+    flat = candidates.flatten(2)
     same = flat.unsqueeze(2).eq(flat.unsqueeze(1)).all(-1)
     return ~(same & torch.ones_like(same[0]).tril(-1)).any(2)

@@ -1,4 +1,4 @@
-"""What an autoregressive model thinks of given targets, in one pass over all their positions."""
+"""The log-probabilities of given targets under an autoregressive model, in one pass over all positions."""
 
 import functools
 import inspect
@@ -12,10 +12,10 @@ from nar_plugins.modules.precision import full
 
 
 def check_forced(model, name: str) -> None:
-    """Raise unless a model's decoder gives the features of all positions at once, as this module asks for them.
+    """Raise a ValueError unless a model's decoder returns the features of all positions at once.
 
     Args:
-        name: what the message calls it.
+        name: of the model in the message.
     """
     if "features_only" not in inspect.signature(model.decoder.forward).parameters:
         raise ValueError(f"{name} holds a {type(model).__name__}: given targets are scored by a Transformer only")
@@ -25,7 +25,7 @@ def encode_source(model, tokens: Tensor, pad: int, role: str = "teacher") -> Dic
     """The encoder's output for sources (B, S) int64, padded on the right.
 
     Args:
-        role: what the message calls the model.
+        role: of the model in the message.
 
     Raises:
         ValueError: a source is longer than the model's positions.
@@ -35,7 +35,7 @@ def encode_source(model, tokens: Tensor, pad: int, role: str = "teacher") -> Dic
 
 
 def check_source(positions: int, tokens: Tensor, pad: int, role: str) -> None:
-    """Raise when a source of (B, S) is longer than the positions of the model in a role."""
+    """Raise a ValueError when a source (B, S) is longer than the ``positions`` of the model in a role."""
     check_width(
         tokens,
         pad,
@@ -45,23 +45,23 @@ def check_source(positions: int, tokens: Tensor, pad: int, role: str) -> None:
     )
 
 
-def check_width(tokens: Tensor, pad: int, most: int, message: str) -> None:
-    """Raise when a row of (R, T) has more than ``most`` tokens; the device is asked only where the batch is as wide."""
-    if tokens.size(1) > most:
+def check_width(tokens: Tensor, pad: int, limit: int, message: str) -> None:
+    """Raise a ValueError when a row of (R, T) has more than ``limit`` tokens; narrow batches are not read."""
+    if tokens.size(1) > limit:
         longest = int(tokens.ne(pad).sum(1).max())
-        if longest > most:
-            raise ValueError("a " + message.format(longest, most))
+        if longest > limit:
+            raise ValueError("a " + message.format(longest, limit))
 
 
 def forced_features(
-    model, encoder_out: Dict, tokens: Tensor, pad: int, eos: int, rows: Optional[Tensor] = None
+    model, encoder_out: Dict, tokens: Tensor, pad: int, eos: int, sentences: Optional[Tensor] = None
 ) -> Tensor:
     """The decoder's features (R, T, D) before each of the tokens.
 
     Args:
         model: an AR model. encoder_out: of its encoder, for B sentences.
         tokens: (R, T) int64, targets that end in ``eos``, padded on the right.
-        rows: (R,) int64, which sentence each target is of; None: R = B, in order.
+        sentences: (R,) int64, the sentence of each target; None: R = B, in order.
 
     Raises:
         ValueError: a target is longer than the model's positions.
@@ -73,37 +73,37 @@ def forced_features(
         "target of {} tokens is longer than the teacher's {} positions: "
         "give one with more --max-target-positions, or shorter targets",
     )
-    if rows is not None:
-        encoder_out = model.encoder.reorder_encoder_out(encoder_out, rows)
+    if sentences is not None:
+        encoder_out = model.encoder.reorder_encoder_out(encoder_out, sentences)
     before = F.pad(tokens[:, :-1], (1, 0), value=eos)  # fairseq's decoders start from </s>
     before[:, 1:].masked_fill_(tokens[:, 1:].eq(pad), pad)
     return model.decoder(before, encoder_out=encoder_out, features_only=True)[0]
 
 
 def forced_lprobs(model, features: Tensor, mask: int, temperature: float = 1.0) -> Tensor:
-    """Log-probabilities (..., V) of features (..., D), float32 (or float64); ``mask``, which an AR model never learnt,
-    at -inf.
+    """Log-probabilities (..., V) of features (..., D), float32 (or float64); ``mask``, which an AR model
+    has not learnt, at -inf.
     """
     logits = full(model.decoder.output_layer(features)) / temperature
     return logits.index_fill(-1, torch.tensor([mask], device=logits.device), -float("inf")).log_softmax(-1)
 
 
-def token_lprobs(model, encoder_out: Dict, rows: Tensor, tokens: Tensor, pad: int, eos: int, mask: int) -> Tensor:
+def token_lprobs(model, encoder_out: Dict, sentences: Tensor, tokens: Tensor, pad: int, eos: int, mask: int) -> Tensor:
     """The log-probability of every token: (R, T), 0 on padding; the arguments are ``forced_features``'."""
     real = tokens.ne(pad)
-    features = forced_features(model, encoder_out, tokens, pad, eos, rows)[real]
+    features = forced_features(model, encoder_out, tokens, pad, eos, sentences)[real]
     lprobs = forced_lprobs(model, features, mask).gather(-1, tokens[real].unsqueeze(-1)).squeeze(-1)
     return torch.zeros(tokens.shape, dtype=lprobs.dtype, device=tokens.device).masked_scatter(real, lprobs)
 
 
 class Teacher:
-    """A frozen autoregressive model and the sources of one batch, about whose targets it is asked.
+    """A frozen autoregressive model with the sources of one batch.
 
-    The criterion hands it to the ``forward`` of the model that is taught; no parameter of it is the model's.
+    The criterion passes it to ``forward`` of the student; its parameters are not the student's.
 
     Args:
         model: in evaluation mode. sources: (B, S) int64, padded on the right. mask: the index of ``<mask>``, which the
-            model never learnt.
+            teacher has not learnt.
     """
 
     def __init__(self, model, sources: Tensor, mask: int):

@@ -87,8 +87,8 @@ class BangPretrainingTask(NarTask):
         stem = os.path.join(splits.folder_of(self.cfg.data, epoch if training else 1), split)
         checks.check_text(stem, split, self.cfg.dataset_impl)
         text = data_utils.load_indexed_dataset(stem, self.dictionary, self.cfg.dataset_impl, combine=combine)
-        checks.check_tokens(text, self.dictionary, split, checks.judged(training, True))
-        text = reserved.readable(text, self.dictionary, split, True, self.mask_index)
+        checks.check_tokens(text, self.dictionary, split, checks.min_tokens_to_refuse(training, True))
+        text = reserved.replace_reserved(text, self.dictionary, split, True, self.mask_index)
         samples = TokenBlockDataset(
             text,
             text.sizes,

@@ -18,9 +18,9 @@ from nar_plugins.checkpoint_io.roles import check_teacher
 from nar_plugins.checkpoint_io.teachers import load_drafter, load_teacher
 from nar_plugins.compat.commands import at_end_of_command
 from nar_plugins.data import bleu, checks, reserved, splits
-from nar_plugins.data.dictionary import add_mask, not_words
+from nar_plugins.data.dictionary import add_mask, unreadable_symbols
 from nar_plugins.data.fertility import FertilityDataset, fertility_path
-from nar_plugins.data.inference import InferenceDataset, part_of
+from nar_plugins.data.inference import InferenceDataset, select_sentences
 from nar_plugins.generators import registry
 from nar_plugins.generators.hypothesis import empty_hypothesis
 from nar_plugins.generators.option_values import check_json, check_values, with_new_names
@@ -98,10 +98,10 @@ class NarTranslationTask(NarTask, TranslationTask):
         super().load_dataset(split, epoch=epoch, combine=combine, **kwargs)
         dataset = self.datasets[split]
         training = "task_cfg" not in kwargs  # fairseq-generate and -validate pass the checkpoint's
-        judged = checks.judged(split == self.cfg.train_subset, training)
+        min_tokens = checks.min_tokens_to_refuse(split == self.cfg.train_subset, training)
         sides = {"src": (self.src_dict, source), "tgt": (self.tgt_dict, target)}
         for side, (dictionary, language) in sides.items():
-            checks.check_tokens(getattr(dataset, side), dictionary, f"{split} ({language})", judged)
+            checks.check_tokens(getattr(dataset, side), dictionary, f"{split} ({language})", min_tokens)
         blank = int(((dataset.src_sizes <= 1) | (dataset.tgt_sizes <= 1)).sum())
         if blank:
             logger.warning(f"{split}: {blank} of {len(dataset)} pairs have an empty side; they are kept")
@@ -111,7 +111,7 @@ class NarTranslationTask(NarTask, TranslationTask):
                 f"{split}: {checks.cut_sources(dataset.src)} of {len(dataset)} sources are cut to {longest} tokens"
             )
         for side, (dictionary, language) in sides.items():
-            text = reserved.readable(getattr(dataset, side), dictionary, f"{split} ({language})", self.parallel)
+            text = reserved.replace_reserved(getattr(dataset, side), dictionary, f"{split} ({language})", self.parallel)
             setattr(dataset, side, text)
         files = self.fertility_files(folder, split, combine)
         if self.needs_fertilities and (training or all(file.exists() for file in files)):
@@ -136,7 +136,7 @@ class NarTranslationTask(NarTask, TranslationTask):
     def build_dataset_for_inference(self, src_tokens, src_lengths, constraints=None):
         """The lines given to ``fairseq-interactive``, padded on the right and read as in training."""
         if self.parallel:
-            symbols, unk = not_words(self.source_dictionary), self.source_dictionary.unk()
+            symbols, unk = unreadable_symbols(self.source_dictionary), self.source_dictionary.unk()
             src_tokens = [reserved.as_unknown(tokens, symbols, unk) for tokens in src_tokens]
         return InferenceDataset(
             src_tokens,
@@ -182,7 +182,7 @@ class NarTranslationTask(NarTask, TranslationTask):
         sentences, hypotheses = readable.nonzero().squeeze(1), iter(())
         if len(sentences):
             forced = (None if tensor is None else tensor[sentences] for tensor in (prefix_tokens, constraints))
-            hypotheses = iter(super().inference_step(generator, models, part_of(sample, sentences), *forced))
+            hypotheses = iter(super().inference_step(generator, models, select_sentences(sample, sentences), *forced))
         eos = self.target_dictionary.eos()
         return [next(hypotheses) if decoded else [empty_hypothesis(eos)] for decoded in readable.tolist()]
 
@@ -267,10 +267,10 @@ class NarTranslationTask(NarTask, TranslationTask):
             else BOUNDS
         )
         if quick or bounds:
-            cheap = json.dumps({**quick, **bounds})
+            chosen = json.dumps({**quick, **bounds})
             logger.info(
-                f"--eval-bleu decodes by {name} with {cheap}: "
-                "--eval-bleu-args changes it, fairseq-generate does without"
+                f"--eval-bleu decodes by {name} with {chosen}: --eval-bleu-args changes it, "
+                "fairseq-generate does without"
             )
         return Namespace(**{**vars(config), **quick}), Namespace(**{**bounds, **given})
 

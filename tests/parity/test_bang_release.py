@@ -69,13 +69,13 @@ def test_incremental_autoregressive_logits(model, release, encoded):
 @torch.no_grad()
 def test_non_autoregressive_logits_in_training_and_in_decoding(model, release, encoded):
     start, (batch, length) = release["prev"][:, :1], release["prev"].shape
-    sizes = torch.zeros(batch, length, dtype=torch.long)
-    sizes[:, 0] = length
-    layout = model.decoder.layout(sizes.ge(0), sizes, lone=False)
-    features = model.decoder.cells(release["prev"], model.decoder.memory(encoded), layout)
+    counts = torch.zeros(batch, length, dtype=torch.long)
+    counts[:, 0] = length
+    layout = model.decoder.layout(counts.ge(0), counts, with_ar=False)
+    features = model.decoder.mask_features(release["prev"], model.decoder.memory(encoded), layout)
     close(model.decoder.output_layer(features).view_as(release["nar_logits"]), release["nar_logits"])
     none = torch.zeros(batch, dtype=torch.long)
-    features = model.decoder.block(start, none, model.decoder.start(encoded), length, none.unsqueeze(1))
+    features = model.decoder.decode_step(start, none, model.decoder.start(encoded), length, none.unsqueeze(1))
     close(model.decoder.output_layer(features).squeeze(1), release["nar_logits"])
 
 
@@ -83,6 +83,8 @@ def test_non_autoregressive_logits_in_training_and_in_decoding(model, release, e
 def test_two_separated_spans_of_pre_training(model, release):
     encoded = model.encoder(release["span_src"])
     real = release["span_prev"].ne(0)
-    layout = model.decoder.layout(real, real.long(), lone=True, positions=release["span_positions"], nar_sees_bos=True)
-    features = model.decoder.cells(release["span_prev"], model.decoder.memory(encoded), layout)
+    layout = model.decoder.layout(
+        real, real.long(), with_ar=True, positions=release["span_positions"], nar_sees_bos=True
+    )
+    features = model.decoder.mask_features(release["span_prev"], model.decoder.memory(encoded), layout)
     close(model.decoder.output_layer(features).view_as(release["span_ar_logits"]), release["span_ar_logits"])

@@ -110,17 +110,17 @@ def dense_decoder(one, encoder_out, tokens, positions, seen):
     return x
 
 
-def row(one, encoder_out, known, masks: int, blind: bool = False):
+def row(one, encoder_out, known, masks: int, sees_no_bos: bool = False):
     """A row by itself: the causal run over the tokens (B, s + 1) it knows and its masks; features (B, masks, D).
 
     Args:
-        blind: it does not see the tokens at all (the release's NAR).
+        sees_no_bos: it does not see the tokens at all (the release's NAR).
     """
     count = known.size(1)
     tokens = F.pad(known, (0, masks), value=-1)
     place = torch.arange(count + masks) + PAD + 1
     place[count:] = torch.arange(masks) + count + PAD + 1  # a mask stands one further right than the token before it
     seen = torch.ones(count + masks, count + masks, dtype=torch.bool).tril()
-    if blind:
+    if sees_no_bos:
         seen[count:, :count] = False
     return dense_decoder(one, encoder_out, tokens, place, seen)[:, count:]

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from nar_plugins.corpora.aligner import Aligner
-from nar_plugins.corpora.links import fertilities, one_each, parse_links
+from nar_plugins.corpora.links import fertilities, one_link_per_target, parse_links
 from nar_plugins.corpora.text import Text
 
 
@@ -167,7 +167,7 @@ def test_fertilities_add_up_to_the_lengths():
 def read(tmp_path, text: str, source, target) -> list:
     (tmp_path / "links").write_text(text, encoding="utf-8")
     sizes = np.array(source), np.array(target)
-    return one_each(parse_links(tmp_path / "links", *sizes), *sizes).tolist()
+    return one_link_per_target(parse_links(tmp_path / "links", *sizes), *sizes).tolist()
 
 
 @pytest.mark.parametrize(

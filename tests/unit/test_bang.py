@@ -12,9 +12,9 @@ from fairseq.models import ARCH_MODEL_REGISTRY
 from tiny import arguments, model, total
 
 from nar_plugins.generators.options import generation_options
-from nar_plugins.models.bang.block_decoder import BangBlocks
-from nar_plugins.models.bang.losses import CellObjective
-from nar_plugins.models.bang.stream_layout import row_sizes
+from nar_plugins.models.bang.block_decoder import BangBlockDecoder
+from nar_plugins.models.bang.losses import BangObjective
+from nar_plugins.models.bang.stream_layout import mask_counts
 
 LENGTHS = [7, 3, 5]
 EXACT = {"rtol": 1e-10, "atol": 1e-10}
@@ -24,12 +24,12 @@ def encoded(one, source=SOURCE):
     return one.encoder(source, src_lengths=source.ne(PAD).sum(1))
 
 
-def all_cells(one, out, before, real, streams=0, sizes=None, lone=False, **where):
+def all_masks(one, out, before, real, streams=0, counts=None, with_ar=False, **where):
     """Features (C, D) of the rows, and a dictionary (sentence, start, offset) -> place."""
-    sizes = row_sizes(real, where.pop("target_idx", None), streams) if sizes is None else sizes
-    layout = one.decoder.layout(real, sizes, lone, **where)
-    features = one.decoder.cells(before, one.decoder.memory(out), layout)
-    return features, {key: i for i, key in enumerate(zip(*(part.tolist() for part in layout.cells[:3])))}
+    counts = mask_counts(real, where.pop("target_idx", None), streams) if counts is None else counts
+    layout = one.decoder.layout(real, counts, with_ar, **where)
+    features = one.decoder.mask_features(before, one.decoder.memory(out), layout)
+    return features, {key: i for i, key in enumerate(zip(*(part.tolist() for part in layout.masks[:3])))}
 
 
 def of_sentence(out, b):
@@ -46,12 +46,12 @@ def test_one_pass_is_a_separate_run_for_every_row(streams, flags):
     target, before = inputs(LENGTHS)
     with torch.no_grad():
         out = encoded(one)
-        features, where = all_cells(one, out, before, target.ne(PAD), streams)
+        features, where = all_masks(one, out, before, target.ne(PAD), streams)
         for b, length in enumerate(LENGTHS):
             for s in range(length):
                 count = min(streams, length - s)
-                blind = s == 0 and bool(flags)
-                alone = row(one, of_sentence(out, b), before[b : b + 1, : s + 1], count, blind)[0]
+                sees_no_bos = s == 0 and bool(flags)
+                alone = row(one, of_sentence(out, b), before[b : b + 1, : s + 1], count, sees_no_bos)[0]
                 torch.testing.assert_close(features[[where[b, s, j] for j in range(count)]], alone, **EXACT)
     assert len(where) == sum(min(streams, length - s) for length in LENGTHS for s in range(length))
 
@@ -64,7 +64,7 @@ def test_rows_stay_inside_their_spans():
     with torch.no_grad():
         out = encoded(one)
         args = {"target_idx": spans, "positions": positions}
-        features, where = all_cells(one, out, before, target.ne(PAD), **args)
+        features, where = all_masks(one, out, before, target.ne(PAD), **args)
         assert {(s, j) for b, s, j in where if b == 0} == {
             (0, 0),
             (0, 1),
@@ -103,7 +103,7 @@ def test_no_mask_learns_from_a_hidden_token():
     kept = []
     handle = one.decoder.embed_tokens.register_forward_hook(lambda m, i, y: kept.append(y.requires_grad_()) or kept[-1])
     try:
-        features, where = all_cells(one, out, before, target.ne(PAD))
+        features, where = all_masks(one, out, before, target.ne(PAD))
     finally:
         handle.remove()
     probe = torch.randn(64, dtype=torch.float64)  # the sum of a normed vector has no gradient
@@ -118,18 +118,18 @@ def test_later_tokens_batch_mates_and_padding_change_nothing():
     target, before = inputs([6, 4])
     with torch.no_grad():
         out = encoded(one, SOURCE[:2])
-        features, where = all_cells(one, out, before, target.ne(PAD))
+        features, where = all_masks(one, out, before, target.ne(PAD))
         other = before.clone()
         other[0, 4:] = 9
-        changed, _ = all_cells(one, out, other, target.ne(PAD))
+        changed, _ = all_masks(one, out, other, target.ne(PAD))
         for (b, s, j), place in where.items():
             assert changed[place].equal(features[place]) == (b == 1 or s < 4), (b, s, j)
-        alone, there = all_cells(one, encoded(one, SOURCE[1:2]), before[1:, :4], target[1:, :4].ne(PAD))
+        alone, there = all_masks(one, encoded(one, SOURCE[1:2]), before[1:, :4], target[1:, :4].ne(PAD))
         for (_, s, j), place in there.items():
             torch.testing.assert_close(alone[place], features[where[1, s, j]], **EXACT)
-        rows = row_sizes(target.ne(PAD))
+        rows = mask_counts(target.ne(PAD))
         rows[:, 1:3] = 0  # the main stream does not notice which masks there are
-        some, there = all_cells(one, out, before, target.ne(PAD), sizes=rows)
+        some, there = all_masks(one, out, before, target.ne(PAD), counts=rows)
         for key, place in there.items():
             torch.testing.assert_close(some[place], features[where[key]], **EXACT)
 
@@ -140,7 +140,7 @@ def test_forward_is_an_ordinary_decoder_and_the_first_column():
     with torch.no_grad():
         out = encoded(one)
         logits, extra = one.decoder(before, encoder_out=out)
-        features, where = all_cells(one, out, before, target.ne(PAD))
+        features, where = all_masks(one, out, before, target.ne(PAD))
         for (b, s, j), place in where.items():
             if j == 0:
                 torch.testing.assert_close(one.decoder.output_layer(features[place]), logits[b, s], **EXACT)
@@ -216,32 +216,32 @@ def test_blocks_on_the_cache_are_rows(flags):
             for i, b in enumerate(alive.tolist()):
                 tokens[i, : kept[i]] = before[b, lengths[i] : lengths[i] + kept[i]]
             rows = torch.tensor(kept).unsqueeze(1) - 1
-            features = one.decoder.block(tokens, lengths, cache, masks, rows)
+            features = one.decoder.decode_step(tokens, lengths, cache, masks, rows)
             assert features.shape == (len(alive), 1, masks, 64)
             lengths = lengths + torch.tensor(kept)
             for i, b in enumerate(alive.tolist()):
                 known = before[b : b + 1, : lengths[i]]
-                blind = bool(flags) and known.size(1) == 1
-                alone = row(one, of_sentence(out, b), known, masks, blind)
+                sees_no_bos = bool(flags) and known.size(1) == 1
+                alone = row(one, of_sentence(out, b), known, masks, sees_no_bos)
                 torch.testing.assert_close(features[i], alone, **EXACT)
 
 
-@pytest.mark.parametrize("sees_start", [None, True])
-def test_verifying_asks_every_row(sees_start):
+@pytest.mark.parametrize("sees_bos", [None, True])
+def test_verifying_asks_every_row(sees_bos):
     one, _ = random_bang("--no-nar-sees-bos")
     _, before = inputs([8, 8, 8], seed=5)
     with torch.no_grad():
         out = encoded(one)
         cache = one.decoder.start(out)
         every = torch.arange(5).expand(3, -1)
-        first = one.decoder.block(before[:, :5], torch.zeros(3).long(), cache, 3, every, sees_start=sees_start)
+        first = one.decoder.decode_step(before[:, :5], torch.zeros(3).long(), cache, 3, every, sees_bos=sees_bos)
         lengths = torch.tensor([5, 3, 1])  # of which so many were right
         tokens = torch.stack([before[b, n : n + 3] for b, n in enumerate(lengths.tolist())])
-        second = one.decoder.block(tokens, lengths, cache, 2, torch.tensor([[0, 2]] * 3), longest=5)
+        second = one.decoder.decode_step(tokens, lengths, cache, 2, torch.tensor([[0, 2]] * 3), longest=5)
         for b in range(3):
             for s in range(5):
-                blind = s == 0 and sees_start is None
-                alone = row(one, of_sentence(out, b), before[b : b + 1, : s + 1], 3, blind)
+                sees_no_bos = s == 0 and sees_bos is None
+                alone = row(one, of_sentence(out, b), before[b : b + 1, : s + 1], 3, sees_no_bos)
                 torch.testing.assert_close(first[b, s], alone[0], **EXACT)
             for r, s in enumerate((0, 2)):
                 alone = row(one, of_sentence(out, b), before[b : b + 1, : int(lengths[b]) + s + 1], 2)
@@ -255,7 +255,7 @@ def test_masks_do_not_know_how_many_follow(flags):
     with torch.no_grad():
         out = encoded(one)
         few, many = (
-            one.decoder.block(start, none, one.decoder.start(out), masks, none.unsqueeze(1)) for masks in (9, 40)
+            one.decoder.decode_step(start, none, one.decoder.start(out), masks, none.unsqueeze(1)) for masks in (9, 40)
         )
     torch.testing.assert_close(few, many[:, :, :9], **EXACT)
 
@@ -267,13 +267,13 @@ def test_half_precision(kind):
     target, before = inputs(LENGTHS)
     with torch.no_grad():
         out = encoded(one)
-        exact = one.decoder.block(start, none, one.decoder.start(out), 3, none.unsqueeze(1))
+        exact = one.decoder.decode_step(start, none, one.decoder.start(out), 3, none.unsqueeze(1))
     with torch.no_grad(), torch.autocast("cpu", kind):
         out = encoded(one)
-        half = one.decoder.block(start, none, one.decoder.start(out), 3, none.unsqueeze(1))
+        half = one.decoder.decode_step(start, none, one.decoder.start(out), 3, none.unsqueeze(1))
         assert (half - exact).abs().max() < 0.2 and half.isfinite().all()
     with torch.autocast("cpu", kind):
-        objective = CellObjective(label_smoothing=0.1)
+        objective = BangObjective(label_smoothing=0.1)
         loss = total(one(SOURCE, SOURCE.ne(PAD).sum(1), before, target=target, objective=objective))
         loss.backward()
     assert loss.dtype == torch.float32 and loss.isfinite().all()
@@ -282,7 +282,7 @@ def test_half_precision(kind):
     with torch.no_grad():
         half = random_bang.__wrapped__(dtype=kind)[0]
         out = encoded(half)
-        again = half.decoder.block(start, none, half.decoder.start(out), 3, none.unsqueeze(1))
+        again = half.decoder.decode_step(start, none, half.decoder.start(out), 3, none.unsqueeze(1))
         assert again.dtype == kind and (again.float() - exact).abs().max() < 0.4
 
 
@@ -423,7 +423,7 @@ def test_attention_with_a_state_is_that_of_the_whole_and_only_for_who_asks(steps
         out = encoded(one)
         whole = one.decoder(before, encoder_out=out)[1]["attn"][0]
         state, at, parts, order = {}, 0, [], torch.tensor([2, 0])
-        with one.decoder.attending():
+        with one.decoder.returning_attention():
             for step in steps:
                 at += step
                 parts.append(one.decoder(before[:, :at], encoder_out=out, incremental_state=state)[1]["attn"][0])
@@ -446,7 +446,7 @@ def test_the_verifiers_attention_is_that_of_the_whole(masks):
     with torch.no_grad():
         out = encoded(one)
         whole = one.decoder(before, encoder_out=out)[1]["attn"][0]
-        block = BangBlocks(one.decoder)
+        block = BangBlockDecoder(one.decoder)
         block.masks = masks
         cache, zeros = block.start(out), torch.zeros(3, dtype=torch.long)
         first = block(before[:, :3], zeros, 0, 0, 20, cache, weights=True)

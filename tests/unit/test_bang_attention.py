@@ -8,7 +8,7 @@ from bang_twin import dense_attention, stream_positions, visible
 
 from nar_plugins.models.bang.attention import NStreamAttention
 from nar_plugins.models.bang.row_attention import row_attention
-from nar_plugins.models.bang.stream_layout import HIDDEN, lay_out, row_sizes
+from nar_plugins.models.bang.stream_layout import HIDDEN, build_layout, mask_counts
 from nar_plugins.modules.packing import collect, spread
 from nar_plugins.modules.relative_positions import bucket, bucket_table, look_up
 
@@ -31,32 +31,32 @@ S4.3  |   1... |   1...  |   .1..  |   ..1.  |   ...1
 """
 
 
-def layout(lengths, streams, lone=False, positions=None, target_idx=None, sizes=None, **kwargs):
+def layout(lengths, streams, with_ar=False, positions=None, target_idx=None, counts=None, **kwargs):
     width = max(lengths)
     real = torch.arange(width) < torch.tensor(lengths).unsqueeze(1)
     positions = (torch.arange(width) + 2).expand_as(real) if positions is None else positions
-    sizes = row_sizes(real, target_idx, streams) if sizes is None else sizes
-    return lay_out(real, positions, sizes, lone, TABLE, **kwargs)
+    counts = mask_counts(real, target_idx, streams) if counts is None else counts
+    return build_layout(real, positions, counts, with_ar, TABLE, **kwargs)
 
 
 def seen_by_the_code(length, streams):
-    """What the layout's buckets let through, as ``visible`` writes it; cells that do not exist see nothing."""
+    """What the layout's buckets let through, as ``visible`` writes it; masks that do not exist see nothing."""
     one = layout([length], streams)
     seen = torch.zeros(1 + streams, length, 1 + streams, length, dtype=torch.bool)
-    main, *rows = one.rectangles
+    main, *groups = one.groups
     seen[0, :, 0] = main.buckets[0, :, 0].ne(HIDDEN)
     at = 0
-    for rectangle in rows:
-        count = rectangle.slots.numel()
-        s, j = one.cells.start[at : at + count], one.cells.offset[at : at + count]
-        keys = rectangle.buckets.flatten(0, 2)[rectangle.slots].ne(HIDDEN)  # (C, T + N)
-        for cell in range(count):
-            start, offset = int(s[cell]), int(j[cell])
-            seen[offset + 1, start + offset, 0] = keys[cell, :length]
-            for other in keys[cell, length:].nonzero().flatten().tolist():
+    for group in groups:
+        count = group.slots.numel()
+        s, j = one.masks.start[at : at + count], one.masks.offset[at : at + count]
+        keys = group.buckets.flatten(0, 2)[group.slots].ne(HIDDEN)  # (C, T + N)
+        for i in range(count):
+            start, offset = int(s[i]), int(j[i])
+            seen[offset + 1, start + offset, 0] = keys[i, :length]
+            for other in keys[i, length:].nonzero().flatten().tolist():
                 seen[offset + 1, start + offset, other + 1, start + other] = True
         at += count
-    assert at == one.cells.start.numel() == streams * length - streams * (streams - 1) // 2
+    assert at == one.masks.start.numel() == streams * length - streams * (streams - 1) // 2
     return seen.flatten(2).flatten(0, 1)
 
 
@@ -83,14 +83,14 @@ def test_buckets_are_those_of_the_table():
     assert expected[:16] == list(range(16)) and set(expected[113:]) == {31}
 
 
-def test_row_sizes():
+def test_mask_counts():
     real = torch.arange(7) < torch.tensor([[7], [4], [0]])
-    assert row_sizes(real).tolist() == [[7, 6, 5, 4, 3, 2, 1], [4, 3, 2, 1, 0, 0, 0], [0] * 7]
-    assert row_sizes(real, streams=3).tolist() == [[3, 3, 3, 3, 3, 2, 1], [3, 3, 2, 1, 0, 0, 0], [0] * 7]
+    assert mask_counts(real).tolist() == [[7, 6, 5, 4, 3, 2, 1], [4, 3, 2, 1, 0, 0, 0], [0] * 7]
+    assert mask_counts(real, streams=3).tolist() == [[3, 3, 3, 3, 3, 2, 1], [3, 3, 2, 1, 0, 0, 0], [0] * 7]
     spans = torch.tensor([[0, 1, 2, 0, 1, 0, 1], [0, 1, 0, 1, 0, 0, 0], [0] * 7])
-    assert row_sizes(real, spans).tolist() == [[3, 2, 1, 2, 1, 2, 1], [2, 1, 2, 1, 0, 0, 0], [0] * 7]
+    assert mask_counts(real, spans).tolist() == [[3, 2, 1, 2, 1, 2, 1], [2, 1, 2, 1, 0, 0, 0], [0] * 7]
     nine = torch.arange(9).repeat(1, 8)
-    assert int(row_sizes(torch.ones(1, 72, dtype=torch.bool), nine, 9).sum()) == 8 * 45
+    assert int(mask_counts(torch.ones(1, 72, dtype=torch.bool), nine, 9).sum()) == 8 * 45
 
 
 # -- the three ways to compute it
@@ -107,19 +107,19 @@ def attention():
 
 def packed(x, one, length):
     """x (B, 1 + N, T, D) -> the layout's packed states (P, D)."""
-    cells = one.cells
-    return torch.cat([x[:, 0][one.main], x[cells.sentence, cells.offset + 1, cells.start + cells.offset]])
+    masks = one.masks
+    return torch.cat([x[:, 0][one.main], x[masks.sentence, masks.offset + 1, masks.start + masks.offset]])
 
 
 def dense(att, x, length, streams):
     seen = visible(length, streams)
-    seen = seen | torch.eye(len(seen), dtype=torch.bool)  # cells that do not exist need something to look at
+    seen = seen | torch.eye(len(seen), dtype=torch.bool)  # masks that do not exist need something to look at
     y = dense_attention(att, x.flatten(1, 2), stream_positions(length, streams), seen)
     return y.view_as(x)
 
 
 def stream_by_stream(att, x, length, streams):
-    """A loop over streams: stream k's queries on the main stream and on one cell of each stream before it."""
+    """A loop over streams: stream k's queries on the main stream and on one mask of each stream before it."""
     results, seen = [], visible(length, streams).view(1 + streams, length, -1)
     positions = stream_positions(length, streams).view(1 + streams, length)
     for k in range(1 + streams):
@@ -148,59 +148,70 @@ def test_packed_rows_are_the_dense_streams_and_the_loop_over_streams(length, str
     for name in ("dense", "loop"):
         for a, b in zip(results["packed"], results[name]):
             torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
-    only = att(packed(x, one, length), one, cells_only=True)
+    only = att(packed(x, one, length), one, masks_only=True)
     torch.testing.assert_close(only, results["packed"][0][3 * length :], rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("lone", [False, True])
-def test_some_rows_are_those_rows_of_all(lone):
+@pytest.mark.parametrize("with_ar", [False, True])
+def test_some_rows_are_those_rows_of_all(with_ar):
     att, lengths = attention(), [7, 3, 5]
     every = layout(lengths, 0)
-    chosen = row_sizes(every.main) * torch.tensor([[1, 0, 1, 0, 0, 1, 0], [0, 0, 0, 0, 0, 0, 0], [1, 0, 0, 1, 0, 0, 0]])
-    some = layout(lengths, 0, lone, sizes=chosen)
+    chosen = mask_counts(every.main) * torch.tensor(
+        [[1, 0, 1, 0, 0, 1, 0], [0, 0, 0, 0, 0, 0, 0], [1, 0, 0, 1, 0, 0, 0]]
+    )
+    some = layout(lengths, 0, with_ar, counts=chosen)
     torch.manual_seed(3)
     x = torch.randn(3, 8, 7, 16, dtype=torch.float64)
     whole, part = att(packed(x, every, 7), every)[15:], att(packed(x, some, 7), some)[15:]
-    where = {key: i for i, key in enumerate(zip(*(part.tolist() for part in every.cells[:3])))}
-    keys = [*zip(*(part.tolist() for part in some.cells[:3]))]
-    assert len(set(keys)) == len(keys) == int(chosen.clamp(min=int(lone)).masked_fill(~every.main, 0).sum())
+    where = {key: i for i, key in enumerate(zip(*(part.tolist() for part in every.masks[:3])))}
+    keys = [*zip(*(part.tolist() for part in some.masks[:3]))]
+    assert len(set(keys)) == len(keys) == int(chosen.clamp(min=int(with_ar)).masked_fill(~every.main, 0).sum())
     torch.testing.assert_close(part, whole[[where[key] for key in keys]], rtol=1e-10, atol=1e-10)
 
 
 def test_nothing_is_computed_for_padding():
     one = layout([7, 3, 5], 4)
-    assert len(one.positions) == 15 + int(row_sizes(one.main, streams=4).sum())
+    assert len(one.positions) == 15 + int(mask_counts(one.main, streams=4).sum())
     assert one.memory_slots.unique().numel() == len(one.positions) and one.memory_width == 7 + 4 * 4 + 3 + 2 + 1
 
 
 @pytest.mark.parametrize("lengths", [[0, 0], [1, 0]])
-def test_a_batch_with_hardly_a_cell(lengths):
-    one, att = layout([3] * len(lengths), 0, sizes=torch.zeros(2, 3, dtype=torch.long)), attention()
+def test_a_batch_with_hardly_a_mask(lengths):
+    one, att = layout([3] * len(lengths), 0, counts=torch.zeros(2, 3, dtype=torch.long)), attention()
     x = torch.randn(6, 16, dtype=torch.float64)
-    assert att(x, one).shape == (6, 16) and att(x, one, cells_only=True).shape == (0, 16)
+    assert att(x, one).shape == (6, 16) and att(x, one, masks_only=True).shape == (0, 16)
 
 
-@pytest.mark.parametrize("own", [False, True])
+@pytest.mark.parametrize("with_masks", [False, True])
 @pytest.mark.parametrize("dropout", [0.0, 0.4])
-def test_the_written_out_gradients(own, dropout):
+def test_the_written_out_gradients(with_masks, dropout):
     torch.manual_seed(4)
     length, width = 3, 2
-    buckets = torch.randint(6, (1, 2, width, length + own * width))
+    buckets = torch.randint(6, (1, 2, width, length + with_masks * width))
     buckets[0, 0, 0, 1:] = 5
 
     def leaf(*shape):
         return torch.randn(*shape, dtype=torch.float64, requires_grad=True)
 
     queries, keys, values = leaf(2, 2, 2, width, 4), leaf(2, 2, length, 4), leaf(2, 2, length, 4)
-    bias, mine = leaf(2, 2, 2, width, 5), [leaf(2, 2, 2, width, 4) if own else None for _ in range(2)]
+    bias, row_masks = leaf(2, 2, 2, width, 5), [leaf(2, 2, 2, width, 4) if with_masks else None for _ in range(2)]
 
-    def run(queries, bias, keys, values, own_keys, own_values):
+    def run(queries, bias, keys, values, mask_keys, mask_values):
         torch.manual_seed(9)  # the same weights are dropped every time
         hidden = torch.nn.functional.pad(bias, (0, 1), value=-float("inf"))
-        return row_attention(queries, hidden, keys, values, own_keys, own_values, buckets, dropout)
+        return row_attention(queries, hidden, keys, values, mask_keys, mask_values, buckets, dropout)
 
-    assert torch.autograd.gradcheck(run, (queries, bias, keys, values, *mine))
-    kept = [run(queries, bias, keys, torch.ones_like(values), mine[0], torch.ones_like(mine[1]) if own else None)]
+    assert torch.autograd.gradcheck(run, (queries, bias, keys, values, *row_masks))
+    kept = [
+        run(
+            queries,
+            bias,
+            keys,
+            torch.ones_like(values),
+            row_masks[0],
+            torch.ones_like(row_masks[1]) if with_masks else None,
+        )
+    ]
     assert dropout or kept[0].allclose(torch.ones(()).double())  # the weights add up to 1
 
 

@@ -60,13 +60,13 @@ def test_the_start_symbol_is_never_said(made, settings):
     rule, tokens, scores = generator(*made, **settings).policy, [], []
     while not tokens or tokens[-1] != EOS:
         n = rule.masks(len(tokens), LIMIT + 1 - len(tokens))
-        x = one.decoder.block(
+        x = one.decoder.decode_step(
             torch.tensor([[EOS, *tokens]]),
             torch.tensor([0]),
             one.decoder.start(encoded),
             n,
             torch.tensor([[len(tokens)]]),
-            sees_start=rule.sees_start,
+            sees_bos=rule.sees_start,
         )
         logits = one.decoder.output_layer(x[0, 0])
         logits[:, MASK] = -math.inf

@@ -157,13 +157,13 @@ def naive(one, task, source, policy, **settings):
     while not tokens or tokens[-1] != EOS:
         n = rule.masks(len(tokens), LIMIT + 1 - len(tokens))
         given = torch.tensor([[EOS, *tokens]])
-        x = one.decoder.block(
+        x = one.decoder.decode_step(
             given,
             torch.tensor([0]),
             one.decoder.start(encoded),
             n,
             torch.tensor([[len(tokens)]]),
-            sees_start=rule.sees_start,
+            sees_bos=rule.sees_start,
         )
         logits = one.decoder.output_layer(x[0, 0])
         logits[:, MASK] = -math.inf

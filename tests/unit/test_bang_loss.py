@@ -1,4 +1,4 @@
-"""The criterion ``bang_loss``: every cell by brute force, what is sampled is unbiased, nothing depends on the batch."""
+"""The criterion ``bang_loss``: every mask by brute force, what is sampled is unbiased, nothing depends on the batch."""
 
 import math
 
@@ -40,8 +40,8 @@ def build(*flags, training=True, **settings):
     return one.train(training), BangLoss(task, **settings)
 
 
-def cell_by_cell(one, sample, smoothing=0.0, streams=0):
-    """(sentence, start, offset, blind) -> (loss, nll), each cell from a run of its row by itself."""
+def mask_by_mask(one, sample, smoothing=0.0, streams=0):
+    """(sentence, start, offset, sees_no_bos) -> (loss, nll), each mask from a run of its row by itself."""
     target, before = sample["target"], sample["net_input"]["prev_output_tokens"]
     spans = sample["net_input"].get("target_idx")
     found = {}
@@ -53,44 +53,44 @@ def cell_by_cell(one, sample, smoothing=0.0, streams=0):
                 count = 1
                 while s + count < length and (spans is None or spans[b, s + count] > 0) and count != streams:
                     count += 1
-                for blind in {False, s == 0 and not one.decoder.nar_sees_bos}:
-                    features = row(one, of_sentence(out, b), before[b : b + 1, : s + 1], count, blind)[0]
+                for sees_no_bos in {False, s == 0 and not one.decoder.nar_sees_bos}:
+                    features = row(one, of_sentence(out, b), before[b : b + 1, : s + 1], count, sees_no_bos)[0]
                     lprobs = one.decoder.output_layer(features).log_softmax(-1)
-                    for j in range(1 if s == 0 and not one.decoder.nar_sees_bos and not blind else count):
+                    for j in range(1 if s == 0 and not one.decoder.nar_sees_bos and not sees_no_bos else count):
                         nll = -lprobs[j, words[s + j]]
                         loss = (1 - smoothing) * nll - smoothing * lprobs[j].mean()
-                        found[b, s, j, blind] = (float(loss), float(nll))
+                        found[b, s, j, sees_no_bos] = (float(loss), float(nll))
     return found
 
 
 def class_of(key, one, spans):
-    b, s, j, blind = key
+    b, s, j, sees_no_bos = key
     start = s == 0 if spans is None else bool(spans[b, s] == 0)
-    ar, nar = j == 0 and not blind, start and (one.decoder.nar_sees_bos or s > 0 or blind)
+    ar, nar = j == 0 and not sees_no_bos, start and (one.decoder.nar_sees_bos or s > 0 or sees_no_bos)
     return "both" if ar and nar else "ar" if ar else "nar" if nar else "bridge"
 
 
 @pytest.mark.parametrize("flags", [(), ("--no-nar-sees-bos",), ("--ngram", "3")])
 @pytest.mark.parametrize("weights", [(1, 1, 1), (0, 0, 1), (1, 0, 0), (0, 1, 0), (2, 0.5, 1), (1, 0, 3)])
 @pytest.mark.parametrize("spans", [None, SPANS])
-def test_it_is_the_sum_over_cells(flags, weights, spans):
+def test_it_is_the_sum_over_masks(flags, weights, spans):
     one, criterion = build(
         *flags, label_smoothing=0.1, **dict(zip(("ar_weight", "bridge_weight", "nar_weight"), weights))
     )
     sample = batch(spans=spans)
     loss, size, logs = criterion(one, sample)
     weight = dict(zip(("ar", "bridge", "nar"), weights), both=max(weights[0], weights[2]))
-    cells = {
+    masks = {
         key: (class_of(key, one, spans), *value)
-        for key, value in cell_by_cell(one, sample, 0.1, one.args.ngram).items()
+        for key, value in mask_by_mask(one, sample, 0.1, one.args.ngram).items()
     }
-    assert float(loss) == pytest.approx(sum(weight[kind] * loss for kind, loss, _ in cells.values()), abs=1e-8)
+    assert float(loss) == pytest.approx(sum(weight[kind] * loss for kind, loss, _ in masks.values()), abs=1e-8)
     assert float(logs["nll_loss"]) == pytest.approx(
-        sum(weight[kind] * nll for kind, _, nll in cells.values()), abs=1e-8
+        sum(weight[kind] * nll for kind, _, nll in masks.values()), abs=1e-8
     )
-    assert float(size) == pytest.approx(sum(weight[kind] for kind, _, _ in cells.values()))
+    assert float(size) == pytest.approx(sum(weight[kind] for kind, _, _ in masks.values()))
     for name in ("ar", "bridge", "nar"):
-        its = [nll for kind, _, nll in cells.values() if kind == name or (kind == "both" and name != "bridge")]
+        its = [nll for kind, _, nll in masks.values() if kind == name or (kind == "both" and name != "bridge")]
         asked = weight[name] > 0
         assert float(logs[f"{name}_count"]) == asked * len(its)
         assert float(logs[f"{name}_nll"]) == pytest.approx(asked * sum(its), abs=1e-8)
@@ -101,7 +101,7 @@ def test_it_is_the_sum_over_cells(flags, weights, spans):
 
 
 def test_equal_weights_are_the_releases_loss():
-    """Label smoothing over all V, every cell alike, divided by their number; 45 cells for a span of 9."""
+    """Label smoothing over all V, every mask alike, divided by their number; 45 masks for a span of 9."""
     one, criterion = build(label_smoothing=0.1)
     loss, size, _ = criterion(one, batch(lengths=[9, 9, 9]))
     assert float(size) == 3 * 45 and criterion.class_weights() == {"ar": 1, "bridge": 1, "nar": 1}
@@ -144,13 +144,17 @@ def test_sampled_rows_have_the_same_expectation():
     criterion = BangLoss(every.task, bang_rows="sample:1")
     seen = {}
     for update in range(60):
-        full = one.row_sizes(batch()["target"].ne(PAD))
+        full = one.mask_counts(batch()["target"].ne(PAD))
         starts = torch.zeros_like(full, dtype=torch.bool)
         starts[:, 0] = True
-        share = criterion.share(batch(update), full, starts, True)
-        rows = share.sizes.clone()
+        share = criterion.mask_objective(batch(update), full, starts, True)
+        rows = share.counts.clone()
         rows[:, 0] = 0
-        assert rows.gt(0).sum(1).tolist() == [1, 1, 1] and share.scale.tolist() == [5, 1, 3]  # rows with bridge cells
+        assert rows.gt(0).sum(1).tolist() == [1, 1, 1] and share.bridge_scale.tolist() == [
+            5,
+            1,
+            3,
+        ]  # rows with bridge masks
         for b in range(3):
             seen.setdefault((b, int(rows[b].argmax())), update)
     assert sorted(seen) == [(0, s) for s in range(1, 6)] + [(1, 1)] + [(2, s) for s in range(1, 4)]
@@ -184,13 +188,13 @@ def test_rows_are_a_function_of_seed_update_and_sentence():
     one, task = random_bang()
     criterion = BangLoss(task, bang_rows="sample:1")
     target = inputs([30, 30])[0]
-    full = one.row_sizes(target.ne(PAD))
+    full = one.mask_counts(target.ne(PAD))
     starts = torch.zeros_like(full, dtype=torch.bool)
     starts[:, 0] = True
 
     def rows(update, ids, order):
         sample = {"update": update, "id": torch.tensor(ids)}
-        return criterion.share(sample, full[order], starts[order], True).sizes
+        return criterion.mask_objective(sample, full[order], starts[order], True).counts
 
     first = rows(5, [8, 9], [0, 1])
     torch.manual_seed(99)
@@ -209,12 +213,12 @@ def test_the_mixture_is_all_ar_or_all_nar(flags):
     nar = BangLoss(criterion.task, ar_weight=0, bridge_weight=0)(one, batch())
     found = {}
     for update in range(200):
-        mode = criterion.mode(update, "cpu", True)
+        mode = criterion.mode_weights(update, "cpu", True)
         assert mode["ar"] + mode["nar"] == 1 and mode["bridge"] == 0
         found.setdefault(mode["nar"], []).append(update)
     assert 30 < len(found[1.0]) < 90
     torch.manual_seed(5)
-    assert criterion.mode(found[1.0][0], "cpu", True)["nar"] == 1
+    assert criterion.mode_weights(found[1.0][0], "cpu", True)["nar"] == 1
     for expected, name, updates in ((ar, "ar", found[0.0]), (nar, "nar", found[1.0])):
         loss, size, logs = criterion(one, batch(updates[0]))
         torch.testing.assert_close(loss, expected[0], **EXACT)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from nar_plugins.cli import bench
-from nar_plugins.measure.plots import Row, group, groups, quality_against_passes
+from nar_plugins.measure.plots import Point, group, groups, quality_against_passes
 from nar_plugins.measure.quality import score
 from nar_plugins.measure.speed import Output, System
 from nar_plugins.measure.table import comparison
@@ -39,7 +39,7 @@ def test_wasted_masks_have_a_column_where_a_system_counts_them():
 
 def test_outputs_are_kept_under_the_systems_names(tmp_path):
     systems = [SimpleNamespace(name=f"one, tau {tau}") for tau in (0.5, 0.9)]
-    bench.keep(tmp_path / "new", systems, [Output(["a", "", "b"], 1), Output(["c", "d", "e"], 1)])
+    bench.write_outputs(tmp_path / "new", systems, [Output(["a", "", "b"], 1), Output(["c", "d", "e"], 1)])
     assert (tmp_path / "new" / "one, tau 0.5.txt").read_text() == "a\n\nb\n"  # a blank hypothesis is a line, too
     assert (tmp_path / "new" / "one, tau 0.9.txt").read_text() == "c\nd\ne\n"
 
@@ -103,10 +103,10 @@ def test_systems_whose_names_differ_in_a_last_number_are_a_group():
 
 
 ROWS = [
-    Row("ar, beam 5", 9, 30, "ar, beam"),
-    Row("tau 0.9", 5, 29, "tau"),
-    Row("tau 0.1", 1, 20, "tau"),
-    Row("tau 0.5", 3, 25, "tau"),
+    Point("ar, beam 5", 9, 30, "ar, beam"),
+    Point("tau 0.9", 5, 29, "tau"),
+    Point("tau 0.1", 1, 20, "tau"),
+    Point("tau 0.5", 3, 25, "tau"),
 ]
 
 

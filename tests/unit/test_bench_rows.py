@@ -94,9 +94,9 @@ def test_one_word_is_enough_for_flags_and_one_number_for_all_batch_sizes(made, c
 def test_what_stands_where_flags_are_missing_is_no_flags():
     parser = bench.build_parser()
     words = ["bin", "--system", "A", "a.pt", "--output", "x", "--flags", "--cpu"]
-    assert bench.values_shielded(words, parser) == [*words[:-1], " --cpu"]
-    assert bench.values_shielded(["bin", "--system", "A", "a.pt", "--cpu"], parser)[-1] == " --cpu"
-    assert bench.values_shielded(["--system", "A"], parser) == ["--system", "A"]
+    assert bench.shield_flags(words, parser) == [*words[:-1], " --cpu"]
+    assert bench.shield_flags(["bin", "--system", "A", "a.pt", "--cpu"], parser)[-1] == " --cpu"
+    assert bench.shield_flags(["--system", "A"], parser) == ["--system", "A"]
 
 
 @pytest.mark.parametrize(

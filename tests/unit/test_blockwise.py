@@ -71,7 +71,7 @@ def test_some_heads_are_those_of_all_and_the_parameters_are_counted(kind, count)
     for first, last in ((0, 1), (1, 3), (0, 3), (2, None)):
         torch.testing.assert_close(heads(x, first, last), heads(x)[:, first:last])
     assert heads.hidden_layer.weight.numel() + heads.weight.numel() == count
-    shared, each = heads.work()
+    shared, each = heads.multiplications()
     assert shared + 3 * each == count
 
 

@@ -72,18 +72,18 @@ def test_the_mean_is_what_sampling_expects(flags):
 
 def test_positions_are_a_function_of_seed_update_and_sentence():
     one, criterion = build(block_loss="mean", block_positions=0.3)
-    taken = criterion.taken(one, batch())
+    taken = criterion.trained_positions(one, batch())
     assert taken.shape == (3, 4, TARGET.size(1)) and 0.1 < taken.double().mean() < 0.5
     other = {**batch(), "id": torch.tensor([2, 0, 9]), "target": TARGET[:, :5]}  # another batch, with less padding
-    assert torch.equal(criterion.taken(one, other)[:2], taken[[2, 0], :, :5])
-    assert not torch.equal(criterion.taken(one, batch(update=4)), taken)
+    assert torch.equal(criterion.trained_positions(one, other)[:2], taken[[2, 0], :, :5])
+    assert not torch.equal(criterion.trained_positions(one, batch(update=4)), taken)
     assert not torch.equal(taken[:, 0], taken[:, 1])  # every head its own
-    assert criterion.taken(one.eval(), batch()) is None
+    assert criterion.trained_positions(one.eval(), batch()) is None
 
 
 def test_a_head_is_trained_at_the_positions_taken_and_nowhere_else():
     one, criterion = build(block_loss="mean", block_positions=0.4)
-    taken = criterion.taken(one, batch())
+    taken = criterion.trained_positions(one, batch())
     ask, heads = dict(batch()["net_input"], target=TARGET), dict.fromkeys((1, 2, 3, 4), 1.0)
     whole, part, rest = (one(**ask, objective=HeadObjective(heads, 0.1, which)) for which in (None, taken, ~taken))
     torch.testing.assert_close(total(part) + total(rest), total(whole))

@@ -17,7 +17,7 @@ from nar_plugins.corpora import distill_folder
 from nar_plugins.corpora.distill_data import Data, binarise, report_of, write
 from nar_plugins.corpora.distill_folder import Folder
 from nar_plugins.corpora.distill_job import Job
-from nar_plugins.corpora.filters import GRACE, REASONS, Limits, most_repeats, reason
+from nar_plugins.corpora.filters import GRACE, REASONS, Limits, max_repeats, reject_reason
 
 EOS, UNK = 2, 3
 
@@ -51,7 +51,7 @@ def words(count: int) -> np.ndarray:
     ],
 )
 def test_repeats_are_those_of_the_ngram_that_stands_most_often_in_a_row(tokens, repeats):
-    assert most_repeats(np.array(tokens, dtype=np.int64)) == repeats
+    assert max_repeats(np.array(tokens, dtype=np.int64)) == repeats
 
 
 @pytest.mark.parametrize(
@@ -78,14 +78,14 @@ def test_repeats_are_those_of_the_ngram_that_stands_most_often_in_a_row(tokens, 
     ],
 )
 def test_a_line_has_the_first_reason_that_holds(source, target, why):
-    assert reason(source, target, 50, Limits(), UNK) == why
+    assert reject_reason(source, target, 50, Limits(), UNK) == why
 
 
 def test_limits_are_limits():
-    assert reason(words(10), words(10 + GRACE), 50, Limits(ratio=1), UNK) is None
-    assert reason(words(10), words(11 + GRACE), 50, Limits(ratio=1), UNK) == "length ratio"
-    assert reason(words(3), line(7, 7), 50, Limits(repeats=1), UNK) == "repetition"
-    assert reason(words(4), line(7, 8, 9, UNK), 50, Limits(unknown=0.2), UNK) == "<unk>"
+    assert reject_reason(words(10), words(10 + GRACE), 50, Limits(ratio=1), UNK) is None
+    assert reject_reason(words(10), words(11 + GRACE), 50, Limits(ratio=1), UNK) == "length ratio"
+    assert reject_reason(words(3), line(7, 7), 50, Limits(repeats=1), UNK) == "repetition"
+    assert reject_reason(words(4), line(7, 8, 9, UNK), 50, Limits(unknown=0.2), UNK) == "<unk>"
 
 
 # -- what a run leaves -------------------------------------------------------------------------------------------------
@@ -126,7 +126,7 @@ def test_records_are_those_of_all_parts(folder):
 def test_a_record_that_was_cut_anywhere_is_not_there(folder):
     whole, last = content(0), content(2)
     for length in range(len(last)):
-        path = folder.own / "part-0-of-1-x.jsonl"
+        path = folder.state_folder / "part-0-of-1-x.jsonl"
         path.write_bytes(whole + last[:length])
         assert sorted(folder.records(BATCHES)) == [0]
     path.write_bytes(whole + last)
@@ -137,7 +137,7 @@ def test_a_run_never_writes_into_the_part_of_another(folder):
     part(folder, 0, content(0) + content(2)[:20])
     part(folder, 0, content(2))
     assert sorted(folder.records(BATCHES)) == [0, 2]
-    assert len(list(folder.own.glob("part-*"))) == 2
+    assert len(list(folder.state_folder.glob("part-*"))) == 2
 
 
 @pytest.mark.parametrize(
@@ -160,7 +160,7 @@ def test_a_folder_is_taken_by_the_first_and_shared_with_the_same_settings(folder
     same = Folder(folder.out, dict(folder.settings))
     same.check()
     same.claim()
-    assert [p.name for p in folder.own.iterdir()] == ["settings.json"]
+    assert [p.name for p in folder.state_folder.iterdir()] == ["settings.json"]
 
 
 @pytest.mark.parametrize(
@@ -243,7 +243,7 @@ def written(folder, data, records, **job):
     task = SimpleNamespace(source_dictionary=dictionary, target_dictionary=dictionary)
     report = write(Job("teacher.pt", folder.out, **job), task, data, records, folder)
     assert report == folder.report.read_text()
-    assert sorted(p.name for p in folder.own.iterdir()) == ["report.txt", "settings.json"]
+    assert sorted(p.name for p in folder.state_folder.iterdir()) == ["report.txt", "settings.json"]
     return *(read(folder.out / stem) for stem in data.stems), report.splitlines()
 
 
@@ -341,14 +341,14 @@ def in_child(folder) -> tuple:
 
 
 def temporary(folder) -> list:
-    return list(folder.own.glob("tmp*"))
+    return list(folder.state_folder.glob("tmp*"))
 
 
 def test_only_folders_of_dead_runs_are_removed(folder):
     child = in_child(folder)
     (alive,) = temporary(folder)
-    dead = folder.own / f"{folder.unfinished}dead"
-    elsewhere = folder.own / "tmp-another-machine-x"
+    dead = folder.state_folder / f"{folder.unfinished}dead"
+    elsewhere = folder.state_folder / "tmp-another-machine-x"
     for name in (dead, elsewhere):
         name.mkdir()
         (name / "file").touch()
@@ -368,7 +368,7 @@ def test_without_locks_nothing_is_removed(folder, monkeypatch):
         raise OSError("no locks available")
 
     monkeypatch.setattr(distill_folder.fcntl, "flock", no_locks)
-    dead = folder.own / f"{folder.unfinished}dead"
+    dead = folder.state_folder / f"{folder.unfinished}dead"
     dead.mkdir()
     with folder.shared():
         assert dead.exists()

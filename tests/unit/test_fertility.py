@@ -43,7 +43,7 @@ def path(tmp_path):
 
 @pytest.mark.parametrize("block", [1, 5, 1 << 20])
 def test_what_is_written_is_read(tmp_path, monkeypatch, block):
-    monkeypatch.setattr(fertility, "BLOCK", block)
+    monkeypatch.setattr(fertility, "CHUNK", block)
     path = fertility_path(tmp_path, "train", "en", "de")
     write_fertilities(path, VALUES, SIZES)
     assert path.name == "train.en-de.fert"
@@ -89,7 +89,7 @@ def test_an_absent_file_names_the_command(tmp_path):
 )
 @pytest.mark.parametrize("block", [4, 1 << 20])
 def test_a_file_that_does_not_fit_is_refused(path, monkeypatch, block, old, new, says):
-    monkeypatch.setattr(fertility, "BLOCK", block)
+    monkeypatch.setattr(fertility, "CHUNK", block)
     path.write_text(path.read_text().replace(old, new))
     with pytest.raises(ValueError, match=rf"train.en-de.fert,? {says}: run nar-align .* -s en -t de again$"):
         FertilityDataset(pairs(dictionary()), path)

@@ -7,10 +7,10 @@ import pytest
 import torch
 import torch.nn as nn
 
-from nar_plugins.modules.fused_loss import SoftTargets, fused_word_loss
+from nar_plugins.modules.fused_loss import SoftTargets, fused_token_loss
 
 
-def plain_word_loss(logits, words, label_smoothing):
+def plain_token_loss(logits, words, label_smoothing):
     """The slow twin: logits (M, V), words (M,) int64 -> the summed loss and negative log-likelihood."""
     logits = logits if logits.dtype == torch.float64 else logits.float()
     normaliser = logits.logsumexp(-1)
@@ -21,7 +21,7 @@ def plain_word_loss(logits, words, label_smoothing):
 
 def fused(*given, **more):
     """The summed loss; the negative log-likelihoods and hits (M,)."""
-    losses, nll, correct = fused_word_loss(*given, **more)
+    losses, nll, correct = fused_token_loss(*given, **more)
     return SimpleNamespace(loss=losses.sum(), losses=losses, nll=nll, correct=correct)
 
 
@@ -37,7 +37,7 @@ def made(rows=150, dim=8, words=30, dtype=torch.float64):
 @pytest.mark.parametrize("rows", [0, 1, 64, 150])
 def test_it_is_the_plain_loss(smoothing, rows):
     projection, features, words = made(rows)
-    plain = plain_word_loss(projection(features), words, smoothing)
+    plain = plain_token_loss(projection(features), words, smoothing)
     wanted = torch.autograd.grad(3 * plain.loss, (features, projection.weight))
     found = fused(projection, features, words, smoothing)
     torch.testing.assert_close(found.loss, plain.loss)
@@ -52,7 +52,7 @@ def test_weights():
     weights = torch.rand(150, dtype=torch.float64)
     found = fused(projection, features, words, 0.1, weights)
     single = [
-        weight * plain_word_loss(projection(features[i : i + 1]), words[i : i + 1], 0.1).loss
+        weight * plain_token_loss(projection(features[i : i + 1]), words[i : i + 1], 0.1).loss
         for i, weight in enumerate(weights)
     ]
     torch.testing.assert_close(found.loss, torch.stack(single).sum())
@@ -76,7 +76,7 @@ def test_autocast():
     """The products are rounded as the plain way rounds them; sums over rows in another order."""
     projection, features, words = made(dtype=torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
-        plain = plain_word_loss(projection(features), words, 0.1).loss
+        plain = plain_token_loss(projection(features), words, 0.1).loss
         found = fused(projection, features, words, 0.1).loss
     torch.testing.assert_close(found, plain, rtol=1e-4, atol=1e-3)
     wanted = torch.autograd.grad(plain, (features, projection.weight))
@@ -134,7 +134,7 @@ def test_distributions_as_targets(share, temperature, smoothing):
     assert len(pieces) > 1  # they are never all in memory
     logits = projection(features)
     distilled = -(aims * (logits / temperature).log_softmax(-1)).sum() * temperature**2
-    plain = plain_word_loss(logits, words, smoothing)
+    plain = plain_token_loss(logits, words, smoothing)
     wanted = (1 - share) * plain.loss + share * distilled
     torch.testing.assert_close(found.loss, wanted)
     torch.testing.assert_close(found.nll.sum(), plain.nll)

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn as nn
 
-from nar_plugins.modules.linear import LARGE_WEIGHT, SMALL, fast_linear, small
+from nar_plugins.modules.linear import LARGE_WEIGHT, SMALL, fast_linear, onednn_threshold
 
 
 @pytest.mark.parametrize("capability", ["AVX2", "AVX512"])
@@ -66,5 +66,5 @@ def test_a_rescorer_within_a_decoding_leaves_the_outer_choice(avx512):
 
 
 def test_a_small_weight_is_left_to_mkl_longer_than_a_large_one():
-    assert small(torch.empty(2000, 128)) == 4 * SMALL and small(torch.empty(512, 512)) == SMALL
+    assert onednn_threshold(torch.empty(2000, 128)) == 4 * SMALL and onednn_threshold(torch.empty(512, 512)) == SMALL
     assert torch.empty(512, 512).numel() == LARGE_WEIGHT

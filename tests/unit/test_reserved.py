@@ -10,7 +10,7 @@ from tiny import dictionary
 
 from nar_plugins.corpora.text import load_pair
 from nar_plugins.data import reserved
-from nar_plugins.data.dictionary import MASK, add_mask, knows_mask, load_dictionary, not_words
+from nar_plugins.data.dictionary import MASK, add_mask, knows_mask, load_dictionary, unreadable_symbols
 
 PAD, EOS, UNK, HELD = 1, 2, 3, 9
 TEXT = [[5, 6, 2], [5, 1, 1, 6, 2], [1, 9, 2], [5, 2, 6, 2], [0, 5, 2], [2], [7, 8, 9, 2]]
@@ -58,8 +58,8 @@ def test_symbols_inside_sentences_are_counted_by_sentence(tmp_path, monkeypatch,
 def test_a_parallel_model_reads_unknown_words_and_what_is_kept_is_said(tmp_path, caplog):
     data = write(tmp_path / "text")
     with caplog.at_level(logging.INFO):
-        assert read(reserved.readable(data, held(), "train (en)", True)) == unknown(TEXT)
-        assert reserved.readable(data, held(), "train (en)", False) is data and read(data) == TEXT
+        assert read(reserved.replace_reserved(data, held(), "train (en)", True)) == unknown(TEXT)
+        assert reserved.replace_reserved(data, held(), "train (en)", False) is data and read(data) == TEXT
     assert said(caplog) == [
         "train (en): reserved symbols as words of the text: <s> in 1 of 7 sentences (kept), <pad> in 2 of 7 sentences "
         f"({verb}), </s> in 1 of 7 sentences (kept), <mask> in 2 of 7 sentences ({verb})"
@@ -70,14 +70,14 @@ def test_a_parallel_model_reads_unknown_words_and_what_is_kept_is_said(tmp_path,
 def test_clean_text_is_left_alone_and_nothing_is_said(tmp_path, caplog):
     data = write(tmp_path / "text", [[5, 2], [2], [6, 7, 2]])
     with caplog.at_level(logging.INFO):
-        assert reserved.readable(data, held(), "train", True) is data
+        assert reserved.replace_reserved(data, held(), "train", True) is data
     assert not said(caplog)
 
 
 def test_what_is_too_much_to_look_at_is_read_right_all_the_same(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(reserved, "MOST", 9)  # the first two sentences, and a token
+    monkeypatch.setattr(reserved, "MAX_TOKENS", 9)  # the first two sentences, and a token
     data = write(tmp_path / "text")
-    assert read(reserved.readable(data, held(), "train", True)) == unknown(TEXT)
+    assert read(reserved.replace_reserved(data, held(), "train", True)) == unknown(TEXT)
     assert "<pad> in 1 of the first 2 sentences (read as <unk>)" in caplog.text
 
 
@@ -85,7 +85,7 @@ def test_the_padding_of_buckets_stays_padding(tmp_path, monkeypatch):
     monkeypatch.setattr(bucket_pad_length_dataset, "get_buckets", lambda sizes, number: np.array([5]))
     data = write(tmp_path / "text")
     buckets = BucketPadLengthDataset(data, sizes=np.array(data.sizes), num_buckets=1, pad_idx=PAD, left_pad=False)
-    assert read(reserved.readable(buckets, held(), "train", True)) == [
+    assert read(reserved.replace_reserved(buckets, held(), "train", True)) == [
         sentence + [PAD] * (5 - len(sentence)) for sentence in unknown(TEXT)
     ]
 
@@ -99,7 +99,9 @@ def test_an_appended_mask_stands_for_no_word_of_a_text():
     assert add_mask(words) == add_mask(words) == 9 and len(words) == 10 and words[9] == MASK
     assert words.encode_line(f"w0 {MASK} w1", add_if_not_exist=False).tolist() == [4, UNK, 5, EOS]
     assert words.string([4, 9, 5]) == f"w0 {MASK} w1"
-    assert not knows_mask(words) and not_words(words) == (PAD, 9) and not_words(words, 4) == (PAD, 4, 9)
+    assert (
+        not knows_mask(words) and unreadable_symbols(words) == (PAD, 9) and unreadable_symbols(words, 4) == (PAD, 4, 9)
+    )
 
 
 def test_a_mask_of_the_file_is_a_word_of_the_text():
@@ -112,9 +114,9 @@ def test_a_dictionary_of_berts_has_its_own_padding_and_mask(tmp_path):
     path = tmp_path / "dict.txt"
     path.write_text("".join(f"{name} 1\n" for name in ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "[MASK]")))
     words = load_dictionary(str(path))
-    assert not_words(words) == (0, 5) and not knows_mask(words)
+    assert unreadable_symbols(words) == (0, 5) and not knows_mask(words)
     data = write(tmp_path / "text", [[4, 5, 3, 4, 0, 3]])  # a [MASK] [SEP] a [PAD] [SEP]
-    assert read(reserved.readable(data, words, "train", True)) == [[4, 1, 3, 4, 1, 3]]
+    assert read(reserved.replace_reserved(data, words, "train", True)) == [[4, 1, 3, 4, 1, 3]]
 
 
 # -- nar-align

@@ -65,14 +65,14 @@ def test_one_span_a_block_inside_it_and_never_the_first_token(size):
         blocks = [b for b in span_sizes(size, 64, RATIO) if b[2]]
         assert len(starts) == len(blocks) + 1
         for (first, tokens, hidden), a, b in zip(blocks, starts, starts[1:]):
-            place = sample.place[a:b].tolist()
+            place = sample.position[a:b].tolist()
             assert place == list(range(place[0], place[0] + hidden))
             assert first >= 1 and first <= place[0] and place[-1] < first + tokens
 
 
 def test_spans_begin_everywhere_in_a_block():
     data = dataset([65] * 3000)
-    starts = [int(data[i]["spans"].place[0]) for i in range(3000)]
+    starts = [int(data[i]["spans"].position[0]) for i in range(3000)]
     counts = np.bincount(starts, minlength=57)
     assert counts[0] == 0 and len(counts) == 57  # 1 to 56: a span of 9 ends at 64
     assert 20 < counts[1:].min() and counts[1:].max() < 95  # 53.6 expected
@@ -82,17 +82,17 @@ def test_the_text_comes_back_from_source_and_target():
     data = dataset([512, 130, 65])
     for i in range(3):
         true, spans = data.samples[i].long(), data[i]["spans"]
-        assert spans.source.scatter(0, spans.place, spans.target).equal(true)
-        assert spans.previous.equal(true[spans.place - 1]) and spans.target.equal(true[spans.place])
+        assert spans.source.scatter(0, spans.position, spans.target).equal(true)
+        assert spans.previous.equal(true[spans.position - 1]) and spans.target.equal(true[spans.position])
         seen = torch.ones(len(true), dtype=bool)
-        seen[spans.place] = False
+        seen[spans.position] = False
         assert spans.source[seen].equal(true[seen])
 
 
 def test_eight_of_ten_become_the_mask_one_stays_and_one_is_a_random_word():
     data = dataset([512] * 200)
     spans = [data[i]["spans"] for i in range(200)]
-    source = torch.cat([s.source[s.place] for s in spans])
+    source = torch.cat([s.source[s.position] for s in spans])
     target = torch.cat([s.target for s in spans])
     total = len(target)
     masked, kept = source.eq(data.mask), source.eq(target)
@@ -123,7 +123,7 @@ def test_a_function_of_seed_epoch_and_index_alone():
     assert all(not other[i]["spans"].source.equal(dataset(sizes, seed=2)[i]["spans"].source) for i in range(4))
     other.set_epoch(1)
     assert all(other[i]["spans"].source.equal(same[i].source) for i in range(4))
-    assert not same[0].place.equal(same[2].place)  # two samples of one size
+    assert not same[0].position.equal(same[2].position)  # two samples of one size
 
 
 def test_validation_is_the_same_in_every_epoch():
@@ -172,7 +172,7 @@ def test_the_batch():
         assert batch["target"][row, :n].equal(spans.target) and batch["target"][row, n:].eq(pad).all()
         assert own["prev_output_tokens"][:n].equal(spans.previous) and own["prev_output_tokens"][n:].eq(pad).all()
         # the position id of the previous token in the source, which has pad + 1 + its index
-        assert own["positions"][:n].equal(pad + 1 + (spans.place - 1)) and own["positions"][n:].eq(pad).all()
+        assert own["positions"][:n].equal(pad + 1 + (spans.position - 1)) and own["positions"][n:].eq(pad).all()
         assert own["target_idx"][:n].equal(spans.offset) and own["target_idx"][n:].eq(0).all()
         assert own["src_tokens"][len(spans.source) :].eq(pad).all()
     assert all(v.dtype == torch.int64 for v in batch["net_input"].values())

@@ -12,9 +12,13 @@ FEW, MANY = [torch.tensor([3, 5, 2])], [torch.tensor([3, 5, 2])] * 100  # half o
 
 
 def test_only_training_is_judged_by_every_word():
-    assert checks.judged(train=True, training=True) == 0
-    assert checks.judged(train=False, training=True) == checks.ENOUGH == 200
-    assert checks.judged(train=True, training=False) == checks.judged(train=False, training=False) == math.inf
+    assert checks.min_tokens_to_refuse(train=True, training=True) == 0
+    assert checks.min_tokens_to_refuse(train=False, training=True) == checks.MIN_VALID_TOKENS == 200
+    assert (
+        checks.min_tokens_to_refuse(train=True, training=False)
+        == checks.min_tokens_to_refuse(train=False, training=False)
+        == math.inf
+    )
 
 
 @pytest.mark.parametrize(

@@ -47,8 +47,8 @@ def total(parts: dict) -> torch.Tensor:
 def predictions(one, **batch) -> tuple:
     """A model's losses, and what ``forward`` gave to the loss of the tokens: features (B, T, D), target and predicted
     positions (B, T)."""
-    seen, loss = [], one.word_loss
-    one.word_loss = lambda *given: seen.append(given[:3]) or loss(*given)
+    seen, loss = [], one.token_loss
+    one.token_loss = lambda *given: seen.append(given[:3]) or loss(*given)
     parts = one(**batch)
-    del one.word_loss
+    del one.token_loss
     return parts, seen

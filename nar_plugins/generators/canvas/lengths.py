@@ -9,16 +9,16 @@ from torch import Tensor
 def candidate_lengths(lprobs: Tensor, beam: int, longest: Optional[Tensor] = None, shortest: int = 2) -> tuple:
     """The ``beam`` most probable lengths of every sentence, best first.
 
-    As in the release, lengths are raised to ``shortest`` after the choice. Duplicates that this makes are marked, not
-    replaced.
+    As in the Mask-Predict release, lengths are raised to ``shortest`` after the choice. Duplicates that this makes are
+    marked in ``keep``, not replaced.
 
     Args:
-        lprobs: (B, classes) log-probabilities; class k is k tokens with ``</s>``.
-        longest: (B,) int64, the longest allowed length (``--max-len-a/b``); None: only the classes are a bound.
+        lprobs: (B, classes) log-probabilities; class k means k tokens with ``</s>``.
+        longest: (B,) int64, the longest length allowed (``--max-len-a/b``); None: bounded by the classes only.
 
     Returns:
         lengths: (B, N) int64, N = min(beam, classes - 1).
-        keep: (B, N) bool, False for a duplicate of an earlier column or a length without probability.
+        keep: (B, N) bool, False for a duplicate of an earlier column and for a length of probability 0.
     """
     if longest is not None:
         classes = torch.arange(lprobs.size(1), device=lprobs.device)
@@ -44,7 +44,7 @@ def gold_lengths(gold: Tensor, beam: int, classes: int, shortest: int = 2) -> tu
 
 
 def raise_and_mark(lengths: Tensor, keep: Tensor, shortest: int) -> tuple:
-    """Raise lengths (B, N) to ``shortest``; clear ``keep`` (B, N) where a length equals an earlier kept one."""
+    """Raise lengths (B, N) to ``shortest``; clear ``keep`` (B, N) where a length equals an earlier kept column."""
     lengths = lengths.clamp(min=shortest)
     same = lengths.unsqueeze(2).eq(lengths.unsqueeze(1)) & keep.unsqueeze(1)
     earlier = torch.ones_like(same[0]).tril(-1)

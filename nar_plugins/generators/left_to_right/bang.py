@@ -127,7 +127,7 @@ class BangGenerator(LeftToRightGenerator):
         self.statistics.mask_positions += masks * len(batch.active)
         last = (batch.lengths - batch.cached).unsqueeze(1)  # index of the last pending input
         features = [
-            decoder.block(
+            decoder.decode_step(
                 batch.pending, batch.cached, cache, masks, last, batch.max_cached, batch.state.sees_start
             ).squeeze(1)
             for decoder, cache in zip(self.decoders, batch.caches)

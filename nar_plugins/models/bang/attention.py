@@ -1,4 +1,4 @@
-"""BANG's self-attention: a main stream, and rows of masks on top of it, without a mask over all streams."""
+"""BANG's n-stream self-attention, without materialising the mask over all streams."""
 
 from typing import NamedTuple
 
@@ -8,26 +8,26 @@ import torch.nn.functional as F
 from fairseq.modules.fairseq_dropout import FairseqDropout
 from torch import Tensor
 
-from nar_plugins.models.bang.cache import Block
+from nar_plugins.models.bang.cache import DecodingStep
 from nar_plugins.models.bang.row_attention import row_attention
-from nar_plugins.models.bang.stream_layout import Layout, Rectangle
+from nar_plugins.models.bang.stream_layout import RowGroup, StreamLayout
 from nar_plugins.modules.block_decoder import BlockCache
 from nar_plugins.modules.relative_positions import BUCKETS
 
 
 class Projected(NamedTuple):
-    """What the attention asks of states (..., D): each (..., H, D/H), ``bias`` (..., H, 33)."""
+    """The projections of states (..., D): each (..., H, D/H), ``bias`` (..., H, 33)."""
 
     queries: Tensor  # scaled
     keys: Tensor
     values: Tensor
-    bias: Tensor  # of every bucket; the last, -inf, is that of what is hidden
+    bias: Tensor  # of every bucket; the last, -inf, is the bucket of hidden keys
 
 
 class NStreamAttention(nn.Module):
-    """The release's parameters and names. All streams share them, so a mask and a token differ in what they see only.
+    """The release's parameters and names. All streams share them, so masks and tokens differ in what they see only.
 
-    The bias of a key depends on the query's input and on the bucket of the distance of their position ids; it is added
+    The bias of a key depends on the query's input and on the bucket of the distance of their position ids. It is added
     to the scaled product.
     """
 
@@ -47,71 +47,74 @@ class NStreamAttention(nn.Module):
     def project(self, x: Tensor) -> Projected:
         """States (..., D) -> queries, keys, values and biases."""
         heads = (self.num_heads, self.head_dim)
-        three = F.linear(x, self.in_proj_weight, self.in_proj_bias).unflatten(-1, (3, *heads)).unbind(-3)
+        queries, keys, values = (
+            F.linear(x, self.in_proj_weight, self.in_proj_bias).unflatten(-1, (3, *heads)).unbind(-3)
+        )
         bias = self.relative_linear(x).unflatten(-1, (BUCKETS, self.num_heads)).transpose(-1, -2)
-        return Projected(three[0] * self.scaling, three[1], three[2], F.pad(bias, (0, 1), value=-float("inf")))
+        return Projected(queries * self.scaling, keys, values, F.pad(bias, (0, 1), value=-float("inf")))
 
-    def forward(self, x: Tensor, layout: Layout, cells_only: bool = False) -> Tensor:
+    def forward(self, x: Tensor, layout: StreamLayout, masks_only: bool = False) -> Tensor:
         """The training pass.
 
         Args:
-            x: (P, D), packed as ``layout`` says.
-            cells_only: leave the main tokens' results out (the last layer, where nobody asks for them).
+            x: (P, D), packed as in ``layout``.
+            masks_only: leave out the main tokens' results (the last layer, where nothing reads them).
 
         Returns:
             (P or C, D).
         """
-        return self.out_proj(self.rows(self.project(x), layout, cells_only))
+        return self.out_proj(self.attend_streams(self.project(x), layout, masks_only))
 
-    def rows(self, asked: Projected, layout: Layout, cells_only: bool = False) -> Tensor:
+    def attend_streams(self, projected: Projected, layout: StreamLayout, masks_only: bool = False) -> Tensor:
         """``forward`` between its projections: packed (P, H, ..) -> packed (P or C, D)."""
-        main, *rows = layout.rectangles
-        at = main.slots.numel()
-        first = Projected(*(main.fill(part[:at]) for part in asked))
-        keys, values = first.keys.squeeze(3), first.values.squeeze(3)
-        results = [] if cells_only else [main.pack(self.attend(first, keys, values, main, own=False))]
-        for rectangle in rows:
-            end = at + rectangle.slots.numel()
-            its = Projected(*(rectangle.fill(part[at:end]) for part in asked))
-            results.append(rectangle.pack(self.attend(its, keys, values, rectangle, own=True)))
-            at = end
-        return torch.cat(results) if results else asked.queries[:0].flatten(1)
+        main, *groups = layout.groups
+        end = main.slots.numel()
+        stream = Projected(*(main.unpack(part[:end]) for part in projected))
+        keys, values = stream.keys.squeeze(3), stream.values.squeeze(3)
+        results = [] if masks_only else [main.pack(self.attend(stream, keys, values, main, with_masks=False))]
+        for group in groups:
+            begin, end = end, end + group.slots.numel()
+            rows = Projected(*(group.unpack(part[begin:end]) for part in projected))
+            results.append(group.pack(self.attend(rows, keys, values, group, with_masks=True)))
+        return torch.cat(results) if results else projected.queries[:0].flatten(1)
 
-    def attend(self, its: Projected, keys: Tensor, values: Tensor, rectangle: Rectangle, own: bool) -> Tensor:
-        """Attention of a rectangle's rows, (B, H, R, N, D/H), before the output projection.
+    def attend(self, rows: Projected, keys: Tensor, values: Tensor, group: RowGroup, with_masks: bool) -> Tensor:
+        """The attention of a group, (B, H, R, N, D/H), before the output projection.
 
         Args:
-            its: (B, H, R, N, ..). keys, values: (B, H, T, D/H) of the main stream.
-            own: the row's own masks are keys, too.
+            rows: (B, H, R, N, ..). keys, values: (B, H, T, D/H) of the main stream.
+            with_masks: the masks of each row are keys, too.
         """
         drop = self.dropout_module
         return row_attention(
-            its.queries,
-            its.bias,
+            rows.queries,
+            rows.bias,
             keys,
             values,
-            its.keys if own else None,
-            its.values if own else None,
-            rectangle.buckets,
+            rows.keys if with_masks else None,
+            rows.values if with_masks else None,
+            group.buckets,
             drop.p if self.training or drop.apply_during_inference else 0.0,
         )
 
-    def block(self, x: Tensor, block: Block, cache: BlockCache, layer: int, masks_only: bool = False) -> Tensor:
+    def decode_step(
+        self, x: Tensor, step: DecodingStep, cache: BlockCache, layer: int, masks_only: bool = False
+    ) -> Tensor:
         """The decoding pass: new main tokens and the masks after them, on top of the cache.
 
         Args:
             x: (b, m + r*n, D).
-            masks_only: leave the main tokens' results out.
+            masks_only: leave out the main tokens' results.
 
         Returns:
             (b, m + r*n or r*n, D).
         """
         queries, keys, values, bias = self.project(x)
-        new = block.slots.size(1)
-        before = cache.inputs.write(layer, block.slots, keys[:, :new], values[:, :new], block.width)
-        keys, values = (torch.cat([old, one[:, new:]], 1).transpose(1, 2) for old, one in zip(before, (keys, values)))
+        new = step.slots.size(1)
+        cached = cache.inputs.write(layer, step.slots, keys[:, :new], values[:, :new], step.width)
+        keys, values = (torch.cat([old, part[:, new:]], 1).transpose(1, 2) for old, part in zip(cached, (keys, values)))
         queries, bias = queries.transpose(1, 2), bias.transpose(1, 2)
-        buckets = block.buckets
+        buckets = step.buckets
         if masks_only:
             queries, bias, buckets = queries[:, :, new:], bias[:, :, new:], buckets[:, new:]
         buckets = buckets.unsqueeze(1).expand(-1, self.num_heads, -1, -1)

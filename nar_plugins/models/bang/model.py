@@ -1,4 +1,4 @@
-"""BANG (Qi et al. 2021): one decoder that predicts with any number of masks between what it knows and what it says."""
+"""BANG (Qi et al. 2021): one decoder that predicts a token from the tokens before it or from any number of masks."""
 
 from argparse import BooleanOptionalAction
 from typing import Dict, Optional
@@ -12,30 +12,30 @@ from torch import Tensor
 
 from nar_plugins.checkpoint_io.start import check_tables
 from nar_plugins.models.architectures import default, sizes, switch_on
-from nar_plugins.models.bang.block_decoder import BangBlocks
+from nar_plugins.models.bang.block_decoder import BangBlockDecoder
 from nar_plugins.models.bang.decoder import BangDecoder, BangEncoder
 from nar_plugins.models.bang.losses import (
-    ALL_CELLS,
+    ALL_MASKS,
     CLASSES,
-    CellObjective,
-    cell_weights,
+    BangObjective,
+    class_counts,
     class_losses,
-    classes,
-    count_cells,
+    class_members,
+    class_shares,
 )
-from nar_plugins.models.bang.stream_layout import row_sizes, span_starts
+from nar_plugins.models.bang.stream_layout import mask_counts, span_starts
 from nar_plugins.models.flags import UNREAD_BY_BANG, UNSUPPORTED_BY_BANG, refuse_unsupported
 from nar_plugins.models.pairing import check_task
-from nar_plugins.modules.fused_loss import fused_word_loss
+from nar_plugins.modules.fused_loss import fused_token_loss
 
 
 @register_model("bang")
 class BangModel(TransformerModel):
     """One set of weights for autoregressive, non-autoregressive and every decoding between.
 
-    Post-norm, GELU, learned positions, one table of embeddings without scale, and the release's parameter names, so
-    that its checkpoints load unchanged. What fairseq's ``--max-source-positions`` and ``--max-target-positions`` say is
-    the size of the tables of positions; the release's have 512.
+    Post-norm, GELU, learned positions and one table of embeddings without scale. The parameters have the release's
+    names, so its checkpoints load unchanged. ``--max-source-positions`` and ``--max-target-positions`` are the sizes of
+    the tables of positions (512 in the release).
     """
 
     generators = ("bang", "beam", "blockwise")
@@ -44,13 +44,13 @@ class BangModel(TransformerModel):
 
     @classmethod
     def add_args(cls, parser):
-        """``TransformerModel``'s flags and those of the rows."""
+        """``TransformerModel``'s flags and those of the streams."""
         TransformerModel.add_args(parser)
         parser.add_argument(
             "--ngram",
             type=int,
             metavar="N",
-            help="streams in training: the most masks that a row has (0: as many as the target has tokens)",
+            help="predicting streams in training: the most masks in a row (0: as many as the target has tokens)",
         )
         parser.add_argument(
             "--nar-sees-bos",
@@ -64,8 +64,8 @@ class BangModel(TransformerModel):
         """Build and initialise.
 
         Raises:
-            ValueError: a flag of fairseq's that has no meaning here, a number of streams below 0, or two tables where
-                there is one.
+            ValueError: an unsupported flag of fairseq's, a negative number of streams, or two dictionaries or widths
+                for the one table of embeddings.
         """
         check_task(cls, args, task)
         refuse_unsupported(args, UNSUPPORTED_BY_BANG)
@@ -98,18 +98,18 @@ class BangModel(TransformerModel):
         return BangDecoder(TransformerConfig.from_namespace(args), tgt_dict, embed_tokens)
 
     def noise(self, sample: Dict, seed: int, update: int) -> Dict[str, Tensor]:
-        """None; that it exists makes the task tell the criterion the number of the update, which decides the sampled
-        rows.
+        """None. Because the method exists, the task puts the update's number in the batch, from which the criterion
+        draws its sampled rows.
         """
         return {}
 
-    def row_sizes(self, real: Tensor, target_idx: Optional[Tensor] = None) -> Tensor:
-        """The cells of every row with the model's streams; see ``cells.row_sizes``."""
-        return row_sizes(real, target_idx, self.args.ngram)
+    def mask_counts(self, real: Tensor, target_idx: Optional[Tensor] = None) -> Tensor:
+        """The number of masks of every row with the model's streams; see ``stream_layout.mask_counts``."""
+        return mask_counts(real, target_idx, self.args.ngram)
 
-    def block_decoder(self) -> BangBlocks:
-        """What decodes blocks of tokens with it, and drafts them by its masks."""
-        return BangBlocks(self.decoder)
+    def block_decoder(self) -> BangBlockDecoder:
+        """The decoder of blocks of tokens, with the model's masks as drafter."""
+        return BangBlockDecoder(self.decoder)
 
     def forward(
         self,
@@ -119,49 +119,49 @@ class BangModel(TransformerModel):
         target: Optional[Tensor] = None,
         positions: Optional[Tensor] = None,
         target_idx: Optional[Tensor] = None,
-        objective: CellObjective = ALL_CELLS,
+        objective: BangObjective = ALL_MASKS,
         **kwargs,
     ):
-        """fairseq's forward (autoregressive logits); with ``target``, the losses of the classes of cells by name.
+        """fairseq's forward (autoregressive logits); with ``target``, the losses of the classes of masks by name.
 
-        Few of the logits are in memory at a time.
+        The logits are computed in chunks and never all in memory.
 
         Args:
             src_tokens: (B, S) int64.
             prev_output_tokens, target: (B, T) int64, padded on the right; the token before each target, and the target.
-            positions: (B, T) int64, every main token's row of the table of positions: pad + 1 + its index in the text;
+            positions: (B, T) int64, the position ids of the main tokens, pad + 1 + the index in the text;
                 None: pad + 1, pad + 2, ...
-            target_idx: (B, T) int64, every target's index inside its span, 0 on padding; None: a sentence is one span.
+            target_idx: (B, T) int64, the index of every target in its span, 0 on padding; None: a sentence is one span.
         """
         if target is None:
             return super().forward(src_tokens, src_lengths, prev_output_tokens, **kwargs)
         real, sees_bos = target.ne(self.decoder.padding_idx), self.decoder.nar_sees_bos
-        full, starts = self.row_sizes(real, target_idx), span_starts(real, target_idx)
-        sizes = full if objective.sizes is None else objective.sizes
-        layout = self.decoder.layout(real, sizes, objective.lone, positions)
+        all_counts, starts = self.mask_counts(real, target_idx), span_starts(real, target_idx)
+        counts = all_counts if objective.counts is None else objective.counts
+        layout = self.decoder.layout(real, counts, objective.with_ar, positions)
         memory = self.decoder.memory(self.encoder(src_tokens, src_lengths=src_lengths))
-        features = self.decoder.cells(prev_output_tokens, memory, layout)
-        cells = layout.cells
+        features = self.decoder.mask_features(prev_output_tokens, memory, layout)
+        masks = layout.masks
         weights = dict.fromkeys(CLASSES, 1.0) if objective.weights is None else objective.weights
-        stands_for = cell_weights(classes(cells, starts, sees_bos), cells, objective)
-        losses, nll, _ = fused_word_loss(
+        shares = class_shares(class_members(masks, starts, sees_bos), masks, objective)
+        losses, nll, _ = fused_token_loss(
             self.decoder.output_projection,
             features,
-            target[cells.sentence, cells.start + cells.offset],
+            target[masks.sentence, masks.start + masks.offset],
             objective.label_smoothing,
-            sum(weights[name] * stands_for[name] for name in CLASSES),
+            sum(weights[name] * shares[name] for name in CLASSES),
         )
-        return class_losses(losses, nll, stands_for, count_cells(real, full, starts, sees_bos), weights)
+        return class_losses(losses, nll, shares, class_counts(real, all_counts, starts, sees_bos), weights)
 
     def upgrade_state_dict_named(self, state_dict, name):
-        """Refuse, saying how they differ, a checkpoint whose vocabulary or positions are not the model's."""
+        """Refuse a checkpoint whose vocabulary or positions have other sizes, and name them."""
         super().upgrade_state_dict_named(state_dict, name)
         check_tables(self, state_dict, name)
 
 
 @torch.no_grad()
 def initialise(model: nn.Module) -> None:
-    """BERT's start: N(0, 0.02) for tables and linear layers; the fused self-attention of the decoder keeps Xavier's."""
+    """BERT's initialisation, N(0, 0.02), for embeddings and linear layers; the fused ``in_proj`` keeps Xavier's."""
     for module in model.modules():
         if isinstance(module, (nn.Linear, nn.Embedding)):
             module.weight.normal_(std=0.02)
@@ -173,7 +173,7 @@ def initialise(model: nn.Module) -> None:
 
 
 def bang_parts(args) -> None:
-    """What every ``bang`` is made of, whatever the flags say."""
+    """Fixed parts of every ``bang``, whatever the flags."""
     switch_on(
         args,
         "share_all_embeddings",
@@ -196,7 +196,7 @@ def bang(args):
 
 @register_model_architecture("bang", "bang_tiny")
 def bang_tiny(args):
-    """For tests and tries: 2+2 layers, 64/128, 4 heads."""
+    """For tests: 2+2 layers, 64/128, 4 heads."""
     sizes(args, dim=64, ffn=128, heads=4, layers=2)
     default(args, dropout=0.0)
     bang(args)
@@ -227,7 +227,7 @@ def bang_large(args):
     released(args, dim=1024, ffn=4096, heads=16, layers=12)
 
 
-# the release has one model a mode; here all are ``bang``
+# the release has one model per mode; here all are ``bang``
 for _mode in ("bang_ar", "bang_nar", "bang_ar_nar_mixed"):
     for _size, _arch in (("base", bang_base), ("middle", bang_middle), ("large", bang_large)):
         register_model_architecture("bang", f"{_mode}_{_size}")(_arch)

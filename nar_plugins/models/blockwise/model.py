@@ -1,11 +1,11 @@
 """Blockwise parallel decoding (Stern et al. 2018): an AR Transformer that also proposes the tokens after the next."""
 
-from typing import Callable, Dict, Iterator, List, NamedTuple, Optional, Tuple
+from typing import Dict, Iterator, List, NamedTuple, Optional, Tuple
 
 import torch
 import torch.nn.functional as F
 from fairseq.models import register_model, register_model_architecture
-from fairseq.models.transformer import TransformerConfig, TransformerDecoderBase, TransformerModel
+from fairseq.models.transformer import TransformerConfig, TransformerModel
 from fairseq.models.transformer.transformer_legacy import base_architecture as transformer_base
 from fairseq.modules.checkpoint_activations import unwrap_checkpoint
 from torch import Tensor
@@ -13,13 +13,13 @@ from torch import Tensor
 from nar_plugins.checkpoint_io.start import NewParameters, start_new_parameters
 from nar_plugins.models.architectures import default, sizes
 from nar_plugins.models.base import wrap
-from nar_plugins.models.blockwise.parallel_heads import HEADS, ProposalHeads
-from nar_plugins.models.blockwise.sequential_heads import SequentialHeads
+from nar_plugins.models.blockwise.decoder import BlockwiseDecoder
+from nar_plugins.models.blockwise.parallel_heads import HEADS
 from nar_plugins.models.flags import UNREAD, UNSUPPORTED, refuse_unsupported
 from nar_plugins.models.pairing import check_task
 from nar_plugins.modules.attention import allowed_sources, attend_packed
 from nar_plugins.modules.block_decoder import BlockDecoder
-from nar_plugins.modules.fused_loss import fused_word_loss
+from nar_plugins.modules.fused_loss import fused_token_loss
 from nar_plugins.modules.losses import LossPart
 from nar_plugins.modules.packing import queries_of_sentences
 
@@ -28,75 +28,14 @@ class HeadObjective(NamedTuple):
     """What ``blockwise_loss`` asks of ``forward``.
 
     Attributes:
-        weights: the numbers of the heads that are asked, and how much each counts in the loss.
+        weights: the weight in the loss of each trained head, by its number.
         label_smoothing: of every head's loss.
-        positions: (B, K, T) bool, those at which each of the K heads is asked; None: everywhere.
+        positions: (B, K, T) bool, where each of the K heads is trained; None: everywhere.
     """
 
     weights: Dict[int, float]
     label_smoothing: float = 0.0
     positions: Optional[Tensor] = None
-
-
-class BlockwiseDecoder(TransformerDecoderBase):
-    """fairseq's decoder. Its ``forward`` is head 1, an ordinary next-token model, so fairseq's own search and scoring
-    work.
-
-    Heads count from 1, as in the paper: head i looks i positions ahead. Head 1 is the identity where the base is frozen
-        (the
-    output is then the base's, exactly), where it is the only one, or where the others follow it in turn
-    (``sequential``), and learned otherwise.
-    """
-
-    def __init__(self, cfg, dictionary, embed_tokens):
-        super().__init__(cfg, dictionary, embed_tokens)
-        self.block_size = cfg.block_size
-        self.sequential = cfg.block_head == "sequential"
-        identity = cfg.freeze_base or self.block_size == 1 or self.sequential
-        self.learned_from = 2 if identity else 1  # the first head with parameters
-        learned = self.block_size + 1 - self.learned_from
-        width = self.output_embed_dim
-        hidden = cfg.block_ffn_dim or cfg.decoder.ffn_embed_dim
-        activation_dropout = cfg.activation_dropout or cfg.relu_dropout or 0.0
-        self.proposal_heads = None
-        if learned and self.sequential:
-            self.proposal_heads = SequentialHeads(
-                learned,
-                width,
-                embed_tokens.embedding_dim,
-                cfg.encoder.embed_dim,
-                hidden,
-                cfg.decoder.attention_heads,
-                cfg.dropout,
-                cfg.attention_dropout,
-                activation_dropout,
-            )
-        elif learned:
-            self.proposal_heads = ProposalHeads(learned, width, hidden, cfg.block_head, cfg.dropout, activation_dropout)
-
-    def output_layer(self, features: Tensor) -> Tensor:
-        """Head 1: the decoder's features (..., D) -> logits (..., V)."""
-        return self.output_projection(self.head_features(features, 1, 1).squeeze(-2))
-
-    def head_features(self, features: Tensor, first: int, last: int) -> Tensor:
-        """What heads ``first`` to ``last``, both included, put before ``output_projection``: (..., D) -> (..., heads,
-        D).
-
-        Of sequential heads only the first is known from the features alone; ``proposal_heads`` makes the others in
-        turn.
-        """
-        identity = [features.unsqueeze(-2)] if first < self.learned_from else []
-        first = max(first, self.learned_from)
-        if first > last:
-            return identity[0]
-        learned = self.proposal_heads(features, first - self.learned_from, last + 1 - self.learned_from)
-        return torch.cat([*identity, learned], -2)
-
-    def turn(self, head: int, base: Tensor, state: Tensor, tokens: Tensor, ask: Callable[[Tensor], Tensor]) -> Tensor:
-        """What a sequential head, 2 or later, puts before ``output_projection``, told the tokens (P,) before; see
-        ``SequentialHeads``.
-        """
-        return self.proposal_heads(head - 2, base, state, self.embed_scale * self.embed_tokens(tokens), ask)
 
 
 @register_model("blockwise")
@@ -105,7 +44,7 @@ class BlockwiseModel(TransformerModel):
 
     generators = ("blockwise", "beam")
     tasks, criterions = ("nar_translation",), ("blockwise_loss",)
-    new_parameters = (  # that an AR model does not have
+    new_parameters = (  # that an AR checkpoint does not have
         NewParameters(
             r"decoder\.proposal_heads\.",
             "proposal heads",
@@ -125,16 +64,16 @@ class BlockwiseModel(TransformerModel):
         parser.add_argument(
             "--block-head",
             choices=HEADS,
-            help="full: one hidden layer that all heads see (the paper); diag: one of its own for each head; "
-            "sequential: one after the other, each told the token proposed before it",
+            help="full: one hidden layer that all heads see (the paper); diag: a separate layer for each head; "
+            "sequential: one after the other, each given the previously proposed token",
         )
         parser.add_argument(
-            "--block-ffn-dim", type=int, metavar="N", help="hidden units a head (the decoder's feed-forward size)"
+            "--block-ffn-dim", type=int, metavar="N", help="hidden units per head (the decoder's feed-forward size)"
         )
         parser.add_argument(
             "--freeze-base",
             action="store_true",
-            help="train heads 2 to K only; the output stays that of the base, word for word",
+            help="train heads 2 to K only; the output stays exactly that of the base",
         )
 
     @classmethod
@@ -161,7 +100,7 @@ class BlockwiseModel(TransformerModel):
         return BlockwiseDecoder(TransformerConfig.from_namespace(args), tgt_dict, embed_tokens)
 
     def train(self, mode: bool = True):
-        """A frozen base stays in evaluation mode, so that the heads learn from the features that they will see."""
+        """A frozen base stays in evaluation mode, so that the heads are trained on the features of decoding."""
         super().train(mode)
         if getattr(self.args, "freeze_base", False):
             self.encoder.eval()
@@ -176,12 +115,12 @@ class BlockwiseModel(TransformerModel):
         return {}
 
     def block_decoder(self) -> BlockDecoder:
-        """What decodes blocks of tokens with it; its heads draft them, where there are any besides the first."""
+        """The decoder of blocks of tokens, with the heads after the first, if any, as drafter."""
         kind = "sequential heads" if self.decoder.sequential else "heads"
         return BlockDecoder(self.decoder, kind if self.decoder.block_size > 1 else None)
 
     def trained_heads(self) -> range:
-        """The numbers of the heads that have parameters, and of head 1 unless the base is frozen."""
+        """The numbers of the heads with parameters, and head 1 unless the base is frozen."""
         return range(2 if self.args.freeze_base else 1, self.decoder.block_size + 1)
 
     def forward(
@@ -195,12 +134,12 @@ class BlockwiseModel(TransformerModel):
     ):
         """fairseq's forward (head 1); with ``target``, the losses of the heads by name, ``h1`` ...
 
-        All heads go through the vocabulary projection together, whose weights' gradient is then made once; their logits
-        are never all in memory.
+        All heads share one call of the vocabulary projection, so that the gradient of its weights is computed once. The
+        logits are computed in chunks and never all in memory.
 
         Args:
             src_tokens: (B, S) int64. prev_output_tokens, target: (B, T) int64, padded on the right.
-            objective: None: all trained heads count alike.
+            objective: None: all trained heads have weight 1.
         """
         if target is None:
             return super().forward(src_tokens, src_lengths, prev_output_tokens, **kwargs)
@@ -211,63 +150,66 @@ class BlockwiseModel(TransformerModel):
             encoder_out = self.encoder(src_tokens, src_lengths=src_lengths)
             features, _ = self.decoder.extract_features(prev_output_tokens, encoder_out=encoder_out)
         if self.decoder.sequential:
-            states, words = zip(*self.asked_in_turn(features, encoder_out, target, list(heads), positions))
+            states, targets = zip(*self.sequential_states(features, encoder_out, target, list(heads), positions))
         else:
-            states, words = zip(*(self.asked(features, target, head, positions) for head in heads))
-        counts = [len(part) for part in words]
+            states, targets = zip(*(self.head_states(features, target, head, positions) for head in heads))
+        counts = [len(part) for part in targets]
         weights = torch.cat([features.new_full((n,), weight) for n, weight in zip(counts, heads.values())])
-        of_all = fused_word_loss(
-            self.decoder.output_projection, torch.cat(states), torch.cat(words), objective.label_smoothing, weights
+        losses = fused_token_loss(
+            self.decoder.output_projection, torch.cat(states), torch.cat(targets), objective.label_smoothing, weights
         )
-        split = zip(heads.items(), counts, *(part.split(counts) for part in of_all))
+        split = zip(heads.items(), counts, *(part.split(counts) for part in losses))
         return {
             f"h{head}": LossPart(loss.sum(), nll.sum(), torch.tensor(n, device=nll.device), weight, correct.sum())
             for (head, weight), n, loss, nll, correct in split
         }
 
-    def asked(self, features: Tensor, target: Tensor, head: int, taken: Optional[Tensor]) -> Tuple[Tensor, Tensor]:
-        """Head i's states (M, D) and targets (M,): at position t target[t + i - 1]; what is shifted past the end has
-        none.
+    def head_states(
+        self, features: Tensor, target: Tensor, head: int, positions: Optional[Tensor]
+    ) -> Tuple[Tensor, Tensor]:
+        """The states (M, D) and targets (M,) of head i; the target at position t is target[t + i - 1], where it exists.
 
         Args:
-            features: (B, T, D). target: (B, T) int64. taken: ``objective.positions``.
+            features: (B, T, D). target: (B, T) int64. positions: ``objective.positions``.
         """
         ahead = target[:, head - 1 :]
-        chosen = ahead.ne(self.decoder.padding_idx)
-        if taken is not None:
-            chosen = chosen & taken[:, head - 1, : ahead.size(1)]
-        states = self.decoder.head_features(features[:, : ahead.size(1)][chosen], head, head).squeeze(1)
-        return states, ahead[chosen]
+        selected = ahead.ne(self.decoder.padding_idx)
+        if positions is not None:
+            selected = selected & positions[:, head - 1, : ahead.size(1)]
+        states = self.decoder.head_features(features[:, : ahead.size(1)][selected], head, head).squeeze(1)
+        return states, ahead[selected]
 
-    def asked_in_turn(
-        self, features: Tensor, encoder_out: Dict, target: Tensor, heads: List[int], taken: Optional[Tensor]
+    def sequential_states(
+        self, features: Tensor, encoder_out: Dict, target: Tensor, heads: List[int], positions: Optional[Tensor]
     ) -> Iterator[Tuple[Tensor, Tensor]]:
-        """What ``asked`` gives, of sequential heads: head i is told the target before its own. All but head 1 are
-        trained at the positions taken for head 2, where those after it go on from its state."""
+        """``head_states`` of sequential heads; head i is given the target of head i - 1.
+
+        Heads after head 2 continue from its state, so all but head 1 are trained at the positions of head 2.
+        """
         if 1 in heads:
-            yield self.asked(features, target, 1, taken)
+            yield self.head_states(features, target, 1, positions)
         decoder, pad, last = self.decoder, self.decoder.padding_idx, max(heads)
         if last == 1:
             return
         ahead = F.pad(target, (0, last), value=pad)
-        chosen = ahead[:, 1 : target.size(1) + 1].ne(pad)  # where head 2 has a target
-        if taken is not None:
-            chosen = chosen & taken[:, 1]
-        sentence, place = chosen.nonzero(as_tuple=True)
+        selected = ahead[:, 1 : target.size(1) + 1].ne(pad)  # where head 2 has a target
+        if positions is not None:
+            selected = selected & positions[:, 1]
+        sentence, position = selected.nonzero(as_tuple=True)
         keys, values = decoder.proposal_heads.memory(encoder_out["encoder_out"][0].transpose(0, 1))
         allowed = allowed_sources(encoder_out)
         slots, width = queries_of_sentences(sentence, target.size(0))
 
-        def ask(x: Tensor) -> Tensor:
+        def cross_attention(x: Tensor) -> Tensor:
             return attend_packed(decoder.proposal_heads.encoder_attn, x, keys, values, allowed, slots, width)
 
-        state = base = features[sentence, place]
+        state = base = features[sentence, position]
         for head in range(2, last + 1):
-            state = decoder.turn(head, base, state, ahead[sentence, place + head - 2], ask)
+            state = decoder.sequential_head(head, base, state, ahead[sentence, position + head - 2], cross_attention)
             if head in heads:
-                word = ahead[sentence, place + head - 1]
-                there = word.ne(pad)
-                yield state[there], word[there]
+                targets = ahead[sentence, position + head - 1]
+                exists = targets.ne(pad)
+                yield state[exists], targets[exists]
 
     def upgrade_state_dict_named(self, state_dict, name):
         """Let ``--finetune-from-model`` take an AR checkpoint."""
@@ -298,7 +240,7 @@ def blockwise_iwslt_de_en(args):
 
 @register_model_architecture("blockwise", "blockwise_tiny")
 def blockwise_tiny(args):
-    """For tests and tries: 2+2 layers, 64/128, 4 heads."""
+    """For tests: 2+2 layers, 64/128, 4 heads."""
     sizes(args, dim=64, ffn=128, heads=4, layers=2)
     default(args, dropout=0.0)
     blockwise(args)

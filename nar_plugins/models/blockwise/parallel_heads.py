@@ -8,21 +8,19 @@ import torch.nn.functional as F
 from fairseq.modules import FairseqDropout
 from torch import Tensor
 
-HEADS = ("full", "diag", "sequential")  # the last is sequential_heads.py's
+HEADS = ("full", "diag", "sequential")  # the last: sequential_heads.py
 
 
 class ProposalHeads(nn.Module):
-    """n heads on the decoder's output: each a residual feed-forward layer, before the vocabulary projection that all
-    share.
+    """n heads on the decoder's output, each a residual feed-forward layer before the shared vocabulary projection.
 
-    ``full`` is the paper's: one hidden layer of n * F units, which every head sees whole (T2T
-    ``transformer_parallel.py``, lines 48 to 67); n (n + 1) D F parameters. ``diag`` gives every head F units of its
-    own: 2 n D F. The second layer starts at zero, so that every head starts as the base's next-token prediction. All
-        heads are stacked in the same tensors: none
-    is without a gradient because another one was drawn.
+    ``full`` is the paper's: every head sees one hidden layer of n * F units (T2T ``transformer_parallel.py``, lines 48
+    to 67), n (n + 1) D F parameters. ``diag`` gives every head F separate units, 2 n D F parameters. The second layer
+    starts at zero, so that every head starts as the base's next-token prediction. All heads are stacked in the same
+    tensors, so that every parameter has a gradient, whichever head is sampled.
 
     Args:
-        heads: n. dim: D. hidden: F, the units a head.
+        heads: n. dim: D. hidden: F, the units per head.
     """
 
     def __init__(self, heads: int, dim: int, hidden: int, kind: str, dropout: float, activation_dropout: float):
@@ -37,7 +35,7 @@ class ProposalHeads(nn.Module):
         self.activation_dropout_module = FairseqDropout(activation_dropout, module_name=type(self).__name__)
 
     def forward(self, x: Tensor, first: int = 0, last: Optional[int] = None) -> Tensor:
-        """What heads ``first`` to ``last`` (not included; None: all) put before the vocabulary projection.
+        """The states of heads ``first`` to ``last`` (exclusive; None: all), for the vocabulary projection.
 
         Args:
             x: (..., D), the decoder's features.
@@ -58,8 +56,8 @@ class ProposalHeads(nn.Module):
     def activate(self, hidden: Tensor) -> Tensor:
         return self.activation_dropout_module(F.relu(hidden))
 
-    def work(self) -> tuple:
-        """Multiplications for one position: of the part that all heads share, and of each head."""
+    def multiplications(self) -> tuple:
+        """Multiplications for one position: of the part shared by all heads, and of each head."""
         if self.kind == "full":
             return self.hidden_layer.weight.numel(), self.weight[0].numel()
         return 0, 2 * self.weight[0].numel()

@@ -1,9 +1,9 @@
-"""Proposal heads that propose one after the other: each knows the token proposed before it and asks the source again.
+"""Sequential proposal heads: each reads the previously proposed token and attends to the source again.
 
-Stern et al.'s heads all guess from one state, which must hold every word of the next block. Letting head i read the
-proposal of head i - 1 keeps later proposals in step with earlier ones (Hydra, Ankner et al. 2024; EAGLE, Li et al.
-2024); their layer is one for all heads here, so that few data train it, and has a cross-attention, because the next
-word but three stands in the source.
+Stern et al.'s heads all predict from one state, which must hold every token of the next block. Here head i reads the
+proposal of head i - 1, so that later proposals agree with earlier ones (Hydra, Ankner et al. 2024; EAGLE, Li et al.
+2024). All heads share one layer, so that little data trains it. The layer has a cross-attention, because tokens further
+ahead depend on other parts of the source.
 """
 
 from typing import Callable, Optional, Tuple
@@ -41,7 +41,7 @@ class SequentialHeads(nn.Module):
     ):
         super().__init__()
         self.join = nn.Linear(dim + embed_dim, dim)
-        self.number = nn.Parameter(torch.zeros(heads, dim))  # which of the heads it is
+        self.number = nn.Parameter(torch.zeros(heads, dim))  # an embedding of the head's number
         self.join_norm = nn.LayerNorm(dim)
         self.encoder_attn = Attention(
             dim,
@@ -62,19 +62,19 @@ class SequentialHeads(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def memory(self, states: Tensor) -> Tuple[Tensor, Tensor]:
-        """Keys and values (B, H, S, D/H) of the encoder's states (B, S, D), once a sentence."""
+        """Keys and values (B, H, S, D/H) of the encoder's states (B, S, D), once per sentence."""
         return self.encoder_attn.keys_values(states)
 
     def forward(
-        self, index: int, base: Tensor, state: Tensor, token: Tensor, ask: Callable[[Tensor], Tensor]
+        self, index: int, base: Tensor, state: Tensor, token: Tensor, cross_attention: Callable[[Tensor], Tensor]
     ) -> Tensor:
-        """What head ``index`` (from 0) puts before the vocabulary projection.
+        """The states of head ``index`` (from 0), for the vocabulary projection.
 
         Args:
-            base: (P, D), the decoder's features. state: (P, D), what the head before it put there; for the first
-                ``base``.
-            token: (P, E), the embedding of the token proposed before.
-            ask: this module's cross-attention of (P, D) to each one's source.
+            base: (P, D), the decoder's features. state: (P, D), the states of the head before it; for the
+                first head ``base``.
+            token: (P, E), the embedding of the previously proposed token.
+            cross_attention: this module's cross-attention of states (P, D) to their sources.
 
         Returns:
             (P, D).
@@ -82,17 +82,17 @@ class SequentialHeads(nn.Module):
         x = self.join_norm(
             F.linear(torch.cat([state, token], -1), self.join.weight, self.join.bias + self.number[index])
         )
-        x = self.encoder_attn_norm(x + self.dropout_module(ask(x)))
+        x = self.encoder_attn_norm(x + self.dropout_module(cross_attention(x)))
         hidden = self.activation_dropout_module(self.hidden_layer(x).relu_())
         return base + self.dropout_module(F.linear(hidden, self.weight, self.bias[index]))
 
     def decoding(
         self, keys: Tensor, values: Tensor, allowed: Optional[Tensor]
     ) -> Callable[[int, Tensor, Tensor, Tensor], Tensor]:
-        """``forward`` in evaluation for one position a sentence: a function of ``index``, ``base``, ``state`` and
-        ``token``.
+        """``forward`` in evaluation mode for one position per sentence: a function of ``index``, ``base``, ``state``
+        and ``token``.
 
-        It reads the parameters once: calling the modules takes as long as computing them where one sentence is decoded.
+        It reads the parameters once: for a single sentence, calling the modules takes as long as the computation.
 
         Args:
             keys, values: (P, H, S, D/H), from ``memory``. allowed: (P, 1, 1, S) bool, or None.
@@ -106,20 +106,20 @@ class SequentialHeads(nn.Module):
             (norm.normalized_shape, norm.weight, norm.bias, norm.eps)
             for norm in (self.join_norm, self.encoder_attn_norm)
         ]
-        joins, ends = (b_join + self.number).unbind(), self.bias.unbind()
+        join_biases, biases = (b_join + self.number).unbind(), self.bias.unbind()
         heads, scaling = (len(keys), attention.num_heads, 1, attention.head_dim), attention.scaling
 
         def head(index: int, base: Tensor, state: Tensor, token: Tensor) -> Tensor:
-            x = F.layer_norm(F.linear(torch.cat([state, token], -1), w_join, joins[index]), *norms[0])
-            asked = F.linear(x, w_q, b_q).view(heads)
-            found = F.scaled_dot_product_attention(asked, keys, values, attn_mask=allowed, scale=scaling).flatten(1)
-            x = F.layer_norm(x + F.linear(found, w_out, b_out), *norms[1])
-            return base + F.linear(F.linear(x, w_hidden, b_hidden).relu_(), weight, ends[index])
+            x = F.layer_norm(F.linear(torch.cat([state, token], -1), w_join, join_biases[index]), *norms[0])
+            query = F.linear(x, w_q, b_q).view(heads)
+            context = F.scaled_dot_product_attention(query, keys, values, attn_mask=allowed, scale=scaling).flatten(1)
+            x = F.layer_norm(x + F.linear(context, w_out, b_out), *norms[1])
+            return base + F.linear(F.linear(x, w_hidden, b_hidden).relu_(), weight, biases[index])
 
         return head
 
-    def work(self) -> int:
-        """Multiplications for one head at one position, but for those with the source."""
+    def multiplications(self) -> int:
+        """Multiplications of one head at one position, without those of the attention to the source."""
         attention = self.encoder_attn
         weights = (self.join, attention.q_proj, attention.out_proj, self.hidden_layer)
         return sum(layer.weight.numel() for layer in weights) + self.weight.numel()

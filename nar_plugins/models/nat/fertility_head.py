@@ -1,4 +1,4 @@
-"""How many target tokens come of a source token? (Gu et al. 2018, section 3.3)"""
+"""Fertilities: the number of target tokens aligned to a source token (Gu et al. 2018, section 3.3)."""
 
 import torch.nn as nn
 from torch import Tensor
@@ -20,13 +20,13 @@ class FertilityHead(nn.Linear):
         return full(super().forward(states)).log_softmax(-1).transpose(0, 1)
 
 
-def fertility_loss(lprobs: Tensor, fertilities: Tensor, words: Tensor) -> LossPart:
-    """Negative log-likelihood, summed; a fertility above 49 trains the class 49.
+def fertility_loss(lprobs: Tensor, fertilities: Tensor, predicted: Tensor) -> LossPart:
+    """Negative log-likelihood, summed; a fertility above 49 is trained as 49.
 
     Args:
         lprobs: (B, S, 50). fertilities: (B, S) int64.
-        words: (B, S) bool, the tokens whose fertility is predicted: not ``</s>``, which always makes ``</s>``.
+        predicted: (B, S) bool, the tokens whose fertility is predicted: not ``</s>``, whose fertility is always 1.
     """
     classes = fertilities.clamp(max=FERTILITIES - 1)
-    nll = -lprobs.gather(-1, classes.unsqueeze(-1)).squeeze(-1)[words].sum()
-    return LossPart(nll, nll.detach(), words.sum())
+    nll = -lprobs.gather(-1, classes.unsqueeze(-1)).squeeze(-1)[predicted].sum()
+    return LossPart(nll, nll.detach(), predicted.sum())

@@ -1,6 +1,4 @@
-"""The decoder layer of Gu et al. 2018: a positional attention between self-attention and cross-attention (section
-3.2).
-"""
+"""The decoder layer of Gu et al. 2018, section 3.2: positional attention between self-attention and cross-attention."""
 
 from typing import Optional
 
@@ -13,9 +11,7 @@ from nar_plugins.modules.layers import NarDecoderLayer
 
 
 class PositionalDecoderLayer(NarDecoderLayer):
-    """A decoder layer in which every position also looks by position alone: queries and keys are the position
-    vectors.
-    """
+    """A decoder layer with positional attention, whose queries and keys are the position vectors."""
 
     def __init__(self, cfg, no_encoder_attn=False):
         super().__init__(cfg, no_encoder_attn)
@@ -33,14 +29,14 @@ class PositionalDecoderLayer(NarDecoderLayer):
         *,
         positions: Tensor,
     ) -> Tensor:
-        """``NarDecoderLayer.forward`` with the position vectors (B*N, T, D) besides; ``picked`` is not served."""
-        assert picked is None, "a NAT asks for every position"
+        """``NarDecoderLayer.forward`` with position vectors (B*N, T, D); ``picked`` is not supported."""
+        assert picked is None, "a NAT predicts every position"
         x = self.attend_canvas(x, canvas_allowed)
         x = self.attend_positions(x, positions, canvas_allowed)
         return self.feed_forward(self.attend_memory(x, memory_keys, memory_values, memory_allowed))
 
     def attend_positions(self, x: Tensor, positions: Tensor, allowed: Optional[Tensor]) -> Tensor:
-        """Attention whose values are x (B*N, T, D)."""
+        """Positional attention with the values x (B*N, T, D)."""
         attention, norm = self.positional_attn, self.positional_attn_layer_norm
         inputs = norm(x) if self.normalize_before else x
         keys, values = (
@@ -51,9 +47,9 @@ class PositionalDecoderLayer(NarDecoderLayer):
 
 
 def not_itself(padding: Optional[Tensor], canvas: Tensor) -> Tensor:
-    """Where a position may look when it may not look at itself: (B*N, 1, T, T) or (1, 1, T, T) bool.
+    """The diagonal mask: a position sees all others, (B*N, 1, T, T) or (1, 1, T, T) bool.
 
-    A canvas of one position looks at itself, because a softmax over nothing is none.
+    A canvas of one position sees itself, because a softmax over no keys is undefined.
 
     Args:
         padding: (B*N, T) bool or None. canvas: (B*N, T, D), for its size and device.

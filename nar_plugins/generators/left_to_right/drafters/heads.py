@@ -55,7 +55,7 @@ class HeadsDrafter(Drafter):
         return weight, bias
 
     def cost_per_row(self, count: int) -> float:
-        shared, per_head = self.decoder.proposal_heads.work()
+        shared, per_head = self.decoder.proposal_heads.multiplications()
         return (shared + (per_head + self.projection_cost) * count) / self.token_cost if count else 0.0
 
 
@@ -93,8 +93,8 @@ class SequentialDrafter(HeadsDrafter):
         return Drafts(*(torch.stack(parts, 1) for parts in zip(*drafts)))
 
     def cost_per_row(self, count: int) -> float:
-        return count * (self.decoder.proposal_heads.work() + self.projection_cost) / self.token_cost
+        return count * (self.decoder.proposal_heads.multiplications() + self.projection_cost) / self.token_cost
 
     def fixed_cost(self, count: int) -> float:
-        weights = self.decoder.proposal_heads.work() + self.projection_cost
+        weights = self.decoder.proposal_heads.multiplications() + self.projection_cost
         return count * (HEAD + weights) / (CALL + LAYER * len(self.decoder.layers) + self.token_cost)
