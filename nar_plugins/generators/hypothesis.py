@@ -63,9 +63,8 @@ def empty_hypothesis(eos: int) -> Dict:
 class Dedup:
     """``--dedup``: drop consecutive repetitions from tokens, after decoding; the score stays that of all positions.
 
-    A word is a run of subwords: SentencePiece starts one with U+2581, BPE ends every other subword with @@, WordPiece
-        starts
-    every other one with ##, and in a dictionary of no such kind every token is a word.
+    A word is a run of subwords. SentencePiece marks its first subword with U+2581, BPE all but the last with @@,
+    WordPiece all but the first with ##. In a dictionary of no such kind every token is a word.
     """
 
     def __init__(self, how: str, dictionary):
