@@ -101,9 +101,8 @@ def prefix_beam_search(lprobs: Tensor, lengths: Tensor, blank: int, beam: int, e
         beam: K, prefixes kept. expand: how many of the best tokens of a position may extend a prefix.
 
     Returns:
-        tokens: (R, K, C) int64, ``blank`` after the end of each. sizes: (R, K) int64. scores: (R, K), log-probability
-            of
-        the output; -inf where there are fewer outputs. Best first.
+        tokens: (R, K, C) int64, ``blank`` after the end of each. sizes: (R, K) int64. scores: (R, K), the output's
+        log-probability; -inf where there are fewer outputs. Best first.
     """
     rows, canvas, words = lprobs.shape
     expand = min(expand, words - 1)
