@@ -91,7 +91,7 @@ NOISES: Dict[str, Noise] = {}
 
 
 def register_noise(name: str) -> Callable[[Noise], Noise]:
-    """Function decorator: make a noise known as ``--noise name`` of the masked models.
+    """Function decorator: make a noise known as ``--target-noise name`` of the masked models.
 
     It may be used at any time before the model is built, in a user's own ``--user-dir`` too. The function takes the
     target, padded on the right, the numbers of its sentences, which with seed and update decide the noise, and the
@@ -111,9 +111,9 @@ def register_noise(name: str) -> Callable[[Noise], Noise]:
 
 
 def noise_named(name: str) -> Noise:
-    """The noise that ``--noise`` names."""
+    """The noise that ``--target-noise`` names."""
     if name not in NOISES:
-        raise ValueError(f"--noise {name} does not exist: choose {', '.join(sorted(NOISES))}")
+        raise ValueError(f"--target-noise {name} does not exist: choose {', '.join(sorted(NOISES))}")
     return NOISES[name]
 
 

@@ -31,19 +31,21 @@ class CmlmModel(NarModel):
         """``NarModel``'s flags and the noise."""
         NarModel.add_args(parser)
         parser.add_argument(
-            "--noise", metavar="NAME", help="which target tokens are masked in training: uniform, or a registered noise"
+            "--target-noise",
+            metavar="NAME",
+            help="which target tokens are masked in training: uniform, or a registered noise",
         )
 
     @classmethod
     def build_model(cls, args, task):
         """Build; raise a ValueError for an unknown noise."""
         check_task(cls, args, task)
-        noise_named(args.noise)
+        noise_named(args.target_noise)
         return super().build_model(args, task)
 
     def noise(self, sample: Dict, seed: int, update: int) -> Dict[str, Tensor]:
         """The target with masks; ``uniform`` is section 3.1."""
-        corrupt = noise_named(self.args.noise)
+        corrupt = noise_named(self.args.target_noise)
         return {"prev_output_tokens": corrupt(sample["target"], sample["id"], seed, update, self.pad, self.mask)}
 
     def canvas(self, memory: Memory, plan: Plan) -> Canvas:
@@ -85,7 +87,7 @@ def blank_canvas(lengths: Tensor, width: int, mask: int, pad: int) -> Tensor:
 @register_model_architecture("cmlm", "cmlm")
 def cmlm(args):
     """fairseq's form, the sizes of its ``transformer``."""
-    default(args, length_head="pooled", noise="uniform")
+    default(args, length_head="pooled", target_noise="uniform")
     transformer_base(args)
 
 

@@ -41,7 +41,7 @@ def test_the_page_trains_validates_and_generates_as_it_is_written(folder):
     names = [command.split()[0] for command in COMMANDS]
     assert names == ["fairseq-train", "fairseq-validate", "fairseq-generate"]
     trained, validated, generated = (shell(folder, command) for command in COMMANDS)
-    assert "'observed_loss_factor': 0.2" in trained and "noise='span'" in trained
+    assert "'observed_loss_factor': 0.2" in trained and "target_noise='span'" in trained
     assert re.search(r"train .*observed [\d.]+", trained) and re.search(r"valid .*observed [\d.]+", validated)
     assert len(hypotheses(generated)) == 20
     assert "'generator': 'easy_first'" in generated and "'fixed_per_pass': 3" in generated

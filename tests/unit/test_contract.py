@@ -304,8 +304,8 @@ def test_a_generators_name_and_a_noises_name_are_taken_once():
 
 
 def test_an_unknown_noise_is_refused_before_the_model_is_built():
-    with pytest.raises(ValueError, match="^--noise spam does not exist: choose .*uniform$"):
-        model("--noise", "spam")
+    with pytest.raises(ValueError, match="^--target-noise spam does not exist: choose .*uniform$"):
+        model("--target-noise", "spam")
 
 
 @pytest.fixture
