@@ -51,13 +51,12 @@ def with_new_names(given: Dict, where: str = "") -> Dict:
 
 def check_json(name: str, text: Optional[str]) -> None:
     """Raise unless a flag's text is a JSON object."""
-    flag = f"--{name.replace('_', '-')}"
     try:
         value = json.loads(text or "")
     except ValueError:
         value = None
     if not isinstance(value, dict):
-        raise ValueError(f"{flag} {text!r} is no JSON object such as '{{\"beam\": 1}}'")
+        raise ValueError(f"{flag(name)} {text!r} is no JSON object such as '{{\"beam\": 1}}'")
 
 
 # a field's type -> the advice in the message, and the accepted types; 1 is fine where 1.0 is

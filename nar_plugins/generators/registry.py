@@ -96,8 +96,9 @@ def check_flags(name: str, config: type) -> None:
                     f"generator {name}: {flag(f.name)} is an option of generator {other} with another meaning: rename "
                     "it"
                 )
+    owners = list(taken_flags())
     for option in new.keys() - option_names():
-        for owner, names in taken_flags():
+        for owner, names in owners:
             if option in names:
                 raise ValueError(f"generator {name}: {flag(option)} is a flag of {owner}: rename it")
 

@@ -21,6 +21,7 @@ from nar_plugins.generators.left_to_right.drafters.base import MAX_DRAFT_TOKENS
 from nar_plugins.generators.option_values import old_name, option
 from nar_plugins.generators.options import refuse_options
 from nar_plugins.generators.registry import DEDUP, DecodingConfig, register_generator
+from nar_plugins.models.flags import flag
 from nar_plugins.modules.linear import CPU_ROWS
 
 logger = logging.getLogger(__name__)
@@ -98,7 +99,7 @@ class BangGenerator(LeftToRightGenerator):
         others = set().union(*READS.values()) - set(READS[policy])
         for f in fields(BangConfig):
             if f.name in others and str(getattr(config, f.name)) != str(f.default):
-                raise ValueError(f"--{f.name.replace('_', '-')} is not read by --bang-policy {policy}: leave it out")
+                raise ValueError(f"{flag(f.name)} is not read by --bang-policy {policy}: leave it out")
         if policy == "verify" and config.bang_block is not None and not 1 <= config.bang_block <= MAX_DRAFT_TOKENS + 1:
             raise ValueError(
                 f"--bang-block {config.bang_block}: --bang-policy verify takes blocks of 1 to {MAX_DRAFT_TOKENS + 1} "
