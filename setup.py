@@ -21,7 +21,7 @@ setup(
     ],
     extras_require={
         "dev": ["pytest", "pytest-xdist", "ruff"],
-        "plots": ["matplotlib"],  # nar-bench --plot
+        "plots": ["matplotlib"],  # nar-bench --plot, --plot-speed
         "qg": ["nltk", "rouge-score"],  # examples/squad_qg/score.py: METEOR and ROUGE-L
     },
     entry_points={

@@ -12,13 +12,14 @@ languages, --remove-bpe, --bpe and --tokenizer in --flags; they are refused wher
 import argparse
 import sys
 from pathlib import Path
-from typing import List
+from typing import List, Tuple
 
 import nar_plugins  # noqa: F401  (registers the task before the flags are parsed)
 from nar_plugins.cli.command import add_tokenize, new_parser, one_line_errors, only_results
 from nar_plugins.data.bleu import bleu_metric
 from nar_plugins.data.lines import read_lines
-from nar_plugins.measure.plots import Point, check_plot, group, quality_against_passes
+from nar_plugins.measure.examples import Example, evenly_spaced, page
+from nar_plugins.measure.plots import Point, check_plot, group, quality_against_passes, quality_against_speed
 from nar_plugins.measure.quality import check_references, score, warn_of_references
 from nar_plugins.measure.speed import load_systems, sentences_per_second
 from nar_plugins.measure.table import comparison
@@ -67,6 +68,23 @@ def build_parser() -> argparse.ArgumentParser:
         help="plot BLEU against decoder passes, with a line through systems whose names differ in the last number only "
         "(.png, .pdf, .svg; needs matplotlib)",
     )
+    parser.add_argument(
+        "--plot-speed",
+        type=Path,
+        metavar="FILE",
+        help="plot BLEU against the speed relative to the first system, one panel for the smallest and one for the "
+        "largest batch size",
+    )
+    parser.add_argument(
+        "--examples",
+        type=Path,
+        metavar="FILE",
+        help="write a Markdown page of sentences, evenly spaced over the data, with source, references and every "
+        "system's output",
+    )
+    parser.add_argument(
+        "--examples-count", default="10", metavar="N", help="sentences of the page of --examples (default: 10)"
+    )
     return parser
 
 
@@ -94,12 +112,18 @@ def parse_numbers(flag: str, text: str, minimum: int) -> List[int]:
     return numbers
 
 
+def parse_number(flag: str, text: str) -> int:
+    """The positive integer of a flag; raises for anything else."""
+    number, *more = parse_numbers(flag, text, 1)
+    if more:
+        raise ValueError(f"{flag} {text}: one number")
+    return number
+
+
 def timings(args) -> tuple:
     """(batch size, number of sentences) of every column, and the number of repeats."""
     sizes = parse_numbers("--batch-sizes", args.batch_sizes, 1)
-    repeats, *extra = parse_numbers("--repeats", args.repeats, 1)
-    if extra:
-        raise ValueError(f"--repeats {args.repeats}: one number")
+    repeats = parse_number("--repeats", args.repeats)
     if args.sentences is None:
         return [(size, 100 if size == 1 else 0) for size in sizes], repeats
     counts = parse_numbers("--sentences", args.sentences, 0)
@@ -124,8 +148,12 @@ def bench(args) -> None:
         ValueError: an option, the data or a checkpoint cannot be used.
     """
     columns, repeats = timings(args)
-    if args.plot:
-        check_plot(args.plot)
+    for flag, path in (("--plot", args.plot), ("--plot-speed", args.plot_speed)):
+        if path:
+            check_plot(path, flag)
+    examples_count = parse_number("--examples-count", args.examples_count)
+    if args.examples and not args.examples.parent.is_dir():
+        raise ValueError(f"--examples {args.examples}: no folder '{args.examples.parent}'")
     names = [name for name, _, _ in args.system]
     if args.output and (len(set(names)) < len(names) or any("/" in name for name in names)):
         raise ValueError("--output needs names that differ and have no '/': they are names of files")
@@ -149,12 +177,40 @@ def bench(args) -> None:
     qualities = [score(output.text, references, metric) for output in outputs]
     speeds = [sentences_per_second(systems, size, count, repeats) for size, count in columns]
     print("\n" + comparison(systems, outputs, qualities, [size for size, _ in columns], speeds))
+    points = [
+        Point(system.name, output.passes, quality.bleu, group(system.name))
+        for system, output, quality in zip(systems, outputs, qualities)
+    ]
     if args.plot:
-        points = [
-            Point(system.name, output.passes, quality.bleu, group(system.name))
-            for system, output, quality in zip(systems, outputs, qualities)
-        ]
         quality_against_passes(points, args.plot)
+    if args.plot_speed:
+        panels = speed_panels(points, [size for size, _ in columns], speeds)
+        quality_against_speed(panels, systems[0].name, args.plot_speed)
+    if args.examples:
+        write_examples(args.examples, examples_count, systems, outputs, references)
+
+
+def speed_panels(points: List[Point], sizes: List[int], speeds: List[List[float]]) -> List[Tuple[int, List[Point]]]:
+    """(batch size, the points at their speed relative to the first system's) of the smallest and the largest size.
+
+    Args:
+        points: one per system.
+        sizes, speeds: the batch sizes that were timed, and for each the sentences per second of every system.
+    """
+    by_size = dict(zip(sizes, speeds))
+    return [
+        (size, [point._replace(x=speed / by_size[size][0]) for point, speed in zip(points, by_size[size])])
+        for size in sorted({min(sizes), max(sizes)})
+    ]
+
+
+def write_examples(path: Path, count: int, systems, outputs, references: List[List[str]]) -> None:
+    """Write the page of --examples."""
+    examples = []
+    for number in evenly_spaced(count, len(systems[0].dataset)):
+        texts = [(system.name, output.text[number]) for system, output in zip(systems, outputs)]
+        examples.append(Example(number, systems[0].source(number), [lines[number] for lines in references], texts))
+    path.write_text(page(examples), encoding="utf-8")
 
 
 def make_folder(folder: Path) -> None:

@@ -150,10 +150,18 @@ class System:
         """The split's targets as text, with a placeholder for unknown words that no hypothesis matches."""
         return [self.string(self.dataset.tgt[i], unk_string=UNKNOWN_IN_REFERENCE) for i in range(len(self.dataset))]
 
-    def string(self, tokens, **kwargs) -> str:
-        """The text of tokens as in the D- and T- lines of ``fairseq-generate``."""
+    def source(self, index: int) -> str:
+        """The text of a sentence's source, without sub-words."""
+        return self.string(self.dataset.src[index], self.task.source_dictionary)
+
+    def string(self, tokens, dictionary=None, **kwargs) -> str:
+        """The text of tokens as in the D- and T- lines of ``fairseq-generate``.
+
+        Args:
+            dictionary: of the tokens; None: the target's.
+        """
         ignored = getattr(self.generator, "symbols_to_strip_from_output", None)
-        dictionary, sub_words = self.task.target_dictionary, self.cfg.common_eval.post_process
+        dictionary, sub_words = dictionary or self.task.target_dictionary, self.cfg.common_eval.post_process
         text = dictionary.string(tokens, sub_words, extra_symbols_to_ignore=ignored, **kwargs)
         for detokenizer in self.detokenizers:
             text = detokenizer.decode(text)

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from nar_plugins.cli import bench
-from nar_plugins.measure.plots import Point, group, groups, quality_against_passes
+from nar_plugins.measure.examples import Example, evenly_spaced, page
+from nar_plugins.measure.plots import Point, group, groups, quality_against_passes, quality_against_speed
 from nar_plugins.measure.quality import score
 from nar_plugins.measure.speed import Output, System
 from nar_plugins.measure.table import comparison
@@ -123,20 +124,82 @@ def test_the_plot_has_every_point_and_a_line_a_group(tmp_path):
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
 
 
-def refusal(plot) -> str:
-    """What nar-bench says of ``--plot`` before it looks at the data, which are not there."""
+def test_the_panels_of_speed_are_the_smallest_and_the_largest_batch():
+    speeds = [[10.0, 20.0], [2.0, 3.0], [5.0, 50.0]]
+    panels = bench.speed_panels(ROWS[:2], [8, 1, 32], speeds)
+    assert [size for size, _ in panels] == [1, 32]
+    assert [[point.x for point in points] for _, points in panels] == [[1, 1.5], [1, 10]]
+    assert [point.quality for point in panels[0][1]] == [30, 29]
+    assert [size for size, _ in bench.speed_panels(ROWS[:2], [8], speeds[:1])] == [8]
+
+
+def test_the_plot_of_speed_has_a_panel_a_batch_size_with_a_logarithmic_axis(tmp_path):
+    pytest.importorskip("matplotlib")
+    slow, fast = ([point._replace(x=point.x * factor) for point in ROWS] for factor in (1, 2))
+    figure = quality_against_speed([(1, slow), (32, fast)], "AR greedy", tmp_path / "plot.png")
+    assert [axes.get_xlabel() for axes in figure.axes] == [f"speed (x AR greedy), batch {size}" for size in (1, 32)]
+    assert {axes.get_xscale() for axes in figure.axes} == {"log"}
+    (_, lower, *_), (_, upper, *_) = (axes.lines for axes in figure.axes)
+    assert lower.get_xydata().tolist() == [[1, 20], [3, 25], [5, 29]]
+    assert upper.get_xydata().tolist() == [[2, 20], [6, 25], [10, 29]]
+    assert [text.get_text() for text in figure.axes[1].get_legend().get_texts()] == ["ar, beam 5", "tau"]
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+
+
+def refusal(*flags) -> str:
+    """What nar-bench says of flags before it looks at the data, which are not there."""
     with pytest.raises(SystemExit) as error:
-        bench.main(["no-data", "--system", "a", "no.pt", "", "--plot", str(plot)])
+        bench.main(["no-data", "--system", "a", "no.pt", "", *map(str, flags)])
     logging.disable(logging.NOTSET)  # main silences the log of its process
     return error.value.code
 
 
-def test_no_matplotlib_is_said_before_the_measuring(tmp_path, monkeypatch):
+@pytest.mark.parametrize("flag", ["--plot", "--plot-speed"])
+def test_no_matplotlib_is_said_before_the_measuring(flag, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    assert refusal(tmp_path / "plot.png") == "nar-bench: --plot needs matplotlib: pip install 'nar-plugins[plots]'"
+    said = refusal(flag, tmp_path / "plot.png")
+    assert said == f"nar-bench: {flag} needs matplotlib: pip install 'nar-plugins[plots]'"
 
 
-def test_a_plot_that_cannot_be_written_is_refused_before_the_measuring(tmp_path):
+@pytest.mark.parametrize("flag", ["--plot", "--plot-speed"])
+def test_a_plot_that_cannot_be_written_is_refused_before_the_measuring(flag, tmp_path):
     pytest.importorskip("matplotlib")
-    assert "the name must end in one of" in refusal(tmp_path / "plot.xyz")
-    assert f"no folder '{tmp_path / 'no'}'" in refusal(tmp_path / "no" / "plot.png")
+    assert "the name must end in one of" in refusal(flag, tmp_path / "plot.xyz")
+    assert f"{flag} {tmp_path / 'no' / 'plot.png'}: no folder '{tmp_path / 'no'}'" in refusal(
+        flag, tmp_path / "no" / "plot.png"
+    )
+
+
+# -- the page of examples ----------------------------------------------------------------------------------------------
+
+
+def test_examples_are_evenly_spaced():
+    assert evenly_spaced(4, 10) == [0, 2, 5, 7]
+    assert evenly_spaced(5, 3) == [0, 1, 2]
+
+
+def test_a_page_shows_texts_as_they_are():
+    first = Example(0, "eins | <unk>", ["one * \ufdd0"], [("AR", "one_a"), ("CMLM, R = 4", "")])
+    second = Example(7, "zwei", ["two", "2"], [("AR", "two"), ("CMLM, R = 4", "a [b]")])
+    text = page([first, second])
+    rows = [[cell.strip() for cell in line[1:-1].split(" | ")] for line in text.splitlines() if line.startswith("|")]
+    assert text.startswith("# Examples\n\n## Sentence 0\n") and "\n## Sentence 7\n" in text
+    assert [row for row in rows if row[1].strip("-")] == [
+        ["", "text"],
+        ["source", "eins \\| &lt;unk>"],
+        ["reference", "one \\* &lt;unk>"],
+        ["AR", "one\\_a"],
+        ["CMLM, R = 4", ""],
+        ["", "text"],
+        ["source", "zwei"],
+        ["reference 1", "two"],
+        ["reference 2", "2"],
+        ["AR", "two"],
+        ["CMLM, R = 4", "a \\[b\\]"],
+    ]
+
+
+def test_a_page_that_cannot_be_written_is_refused_before_the_measuring(tmp_path):
+    said = refusal("--examples", tmp_path / "no" / "page.md")
+    assert said == f"nar-bench: --examples {tmp_path / 'no' / 'page.md'}: no folder '{tmp_path / 'no'}'"
+    assert refusal("--examples-count", "0") == "nar-bench: --examples-count 0: at least 1"

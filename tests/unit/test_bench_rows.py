@@ -4,6 +4,7 @@ decoding.
 
 import logging
 import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -84,11 +85,18 @@ def undecoded(monkeypatch):
 QUICK = ("--batch-sizes", "1,3", "--sentences", "2", "--repeats", "1")
 
 
-def test_one_word_is_enough_for_flags_and_one_number_for_all_batch_sizes(made, capsys):
+def test_one_word_is_enough_for_flags_and_one_number_for_all_batch_sizes(made, capsys, tmp_path):
     systems = ("--system", "gold", made.cmlm, "--gold-length", "--system", "AR", made.ar, "--max-len-b 4")
-    bench.main([made.data, *systems, "--flags", "--cpu", *QUICK])
+    page = ("--examples", str(tmp_path / "page.md"), "--examples-count", "3", "--reference", made.text)
+    bench.main([made.data, *systems, "--flags", "--cpu", *QUICK, *page])
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
     assert len(rows) == 4 and "sent/s, batch 1 " in rows[0] and "sent/s, batch 3 " in rows[0]
+    sources, references = (Path(made.text).with_suffix(end).read_text().splitlines() for end in (".src", ".tgt"))
+    text = (tmp_path / "page.md").read_text()
+    assert re.findall("^## Sentence (.*)$", text, re.M) == ["0", "3", "6"]
+    assert re.findall(r"^\| source +\| (.*?) +\|$", text, re.M) == [sources[i] for i in (0, 3, 6)]
+    assert re.findall(r"^\| reference +\| (.*?) +\|$", text, re.M) == [references[i] for i in (0, 3, 6)]
+    assert len(re.findall(r"^\| (gold|AR) +\| w", text, re.M)) == 6
 
 
 def test_what_stands_where_flags_are_missing_is_no_flags():
