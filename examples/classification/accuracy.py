@@ -10,7 +10,7 @@ from collections import Counter
 from pathlib import Path
 from typing import List, NamedTuple
 
-from nar_plugins.cli.score import generated
+from nar_plugins.data.generated import best_hypotheses
 from nar_plugins.data.lines import read_lines
 
 
@@ -38,7 +38,7 @@ def main(argv=None) -> None:
         lines, labels = read_lines(args.output), read_lines(args.labels)
     except ValueError as error:
         sys.exit(f"accuracy.py: {error}")
-    predicted = generated(lines, "D") or generated(lines, "H") or lines
+    predicted = best_hypotheses(lines)
     if len(predicted) != len(labels) or not labels:
         sys.exit(f"accuracy.py: {len(predicted)} outputs but {len(labels)} labels")
     right, most_frequent, no_label, total = count(predicted, labels)

@@ -19,8 +19,8 @@ from typing import List, NamedTuple
 
 from sacrebleu.metrics import BLEU
 
-from nar_plugins.cli.score import generated
 from nar_plugins.data.bleu import without_unknown
+from nar_plugins.data.generated import best_hypotheses
 from nar_plugins.data.lines import read_lines
 
 
@@ -100,7 +100,7 @@ def main(argv=None) -> None:
     print("| system | ROUGE-L | BLEU-4 | METEOR, no synonyms |\n|---|---|---|---|")
     for path in args.outputs:
         lines = read(path)
-        hypotheses = generated(lines, "D") or generated(lines, "H") or lines
+        hypotheses = best_hypotheses(lines)
         if len(hypotheses) != len(references):
             sys.exit(f"score.py: {path} has {len(hypotheses)} questions, {args.references} {len(references)}")
         print(

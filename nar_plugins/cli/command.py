@@ -31,12 +31,19 @@ def add_tokenize(parser: argparse.ArgumentParser, default: str) -> None:
 
 
 @contextmanager
-def one_line_errors(name: str):
-    """Exit with the command's name and the message when an input or a file cannot be used."""
+def one_line_errors(name: str, status: int = 1):
+    """Exit with the command's name and the message when an input or a file cannot be used.
+
+    Args:
+        status: the exit status.
+    """
     try:
         yield
     except (ValueError, OSError) as error:
-        sys.exit(f"{name}: {error}")
+        if status == 1:
+            sys.exit(f"{name}: {error}")
+        print(f"{name}: {error}", file=sys.stderr)
+        sys.exit(status)
 
 
 @contextmanager

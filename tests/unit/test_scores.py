@@ -3,7 +3,13 @@ BLEU.
 """
 
 import io
+import json
+import random
+import re
+import shutil
+import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -13,14 +19,17 @@ from conftest import ROOT
 from fairseq.data import Dictionary
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from fairseq.tasks.translation import TranslationTask
+from sacrebleu.metrics import BLEU
+from sacrebleu.significance import PairedTest
 from test_bang_examples import script
 
 from nar_plugins.checkpoint_io.convert_mask_predict import read_symbols
 from nar_plugins.cli import score as nar_score
 from nar_plugins.cli import user_dir
 from nar_plugins.data import bleu
+from nar_plugins.data.generated import generated
 from nar_plugins.data.lines import read_lines, split_lines
-from nar_plugins.measure.quality import score, warn_of_references
+from nar_plugins.measure.quality import score, split_compounds, warn_of_references
 from nar_plugins.tasks.translation import NarTranslationTask
 
 NO_ENDS = [
@@ -194,14 +203,20 @@ def scored(tmp_path, monkeypatch, capsys):
         nar_score.main([str(tmp_path / word) if word in texts else word for word in arguments])
         return capsys.readouterr().out
 
+    def refusal(*arguments, **texts) -> str:
+        with pytest.raises(SystemExit) as error:
+            run(*arguments, **texts)
+        said = capsys.readouterr().err.replace(f"{tmp_path}/", "")
+        assert error.value.code == 2 and said.count("\n") == 1 and said.startswith("nar-score: "), said
+        return said.strip()
+
+    run.refusal = refusal
     return run
 
 
-def refused(scored, *arguments, **texts) -> str:
-    with pytest.raises(SystemExit) as error:
-        scored(*arguments, **texts)
-    assert "\n" not in error.value.code
-    return error.value.code
+def figures(printed: str) -> dict:
+    """Name of a figure -> the first word behind it, of what nar-score prints of one system."""
+    return dict(re.fullmatch(r"([A-Za-z ]+?) ([\d.]+%?)( .*)?", line).groups()[:2] for line in printed.splitlines())
 
 
 def test_chinese_is_scored_by_its_tokeniser_and_chrf_stays(scored):
@@ -211,7 +226,7 @@ def test_chinese_is_scored_by_its_tokeniser_and_chrf_stays(scored):
     for flags in (("--target-lang", "zh"), ("--target-lang", "zh-CN"), ("--tokenize", "zh")):
         found = scored("hyp", "ref", *flags, **texts)
         assert found.startswith("BLEU 76.67  nrefs:1|case:mixed|eff:no|tok:zh|")
-        assert found.splitlines()[1] == plain.splitlines()[1]
+        assert found.splitlines()[1:4] == plain.splitlines()[1:4]
     assert "|tok:char|" in scored("hyp", "ref", "--target-lang", "zh", "--tokenize", "char", **texts)
 
 
@@ -223,13 +238,13 @@ OUTPUT = "".join(
 
 
 def test_lines_of_fairseqs_output_are_read_whole(scored):
-    assert nar_score.generated(split_lines(OUTPUT), "T") == ["one two\u2028three four\tfive", "six seven eight nine"]
+    assert generated(split_lines(OUTPUT), "T") == ["one two\u2028three four\tfive", "six seven eight nine"]
     assert scored("out", out=OUTPUT).startswith("BLEU 100.00 ")
     other = "\ufeffone two three four five\r\nsix seven eight nine"
     assert scored("out", "ref", out=OUTPUT, ref=other).startswith("BLEU 100.00 ")
     half = OUTPUT.replace("five", "other", 1)  # in the first T- line, behind U+2028 and a tab
     assert not scored("out", out=half).startswith("BLEU 100.00 ")
-    assert nar_score.generated(["D-0\t-0.1\t", "D-1\t-0.2"], "D") == ["", ""]
+    assert generated(["D-0\t-0.1\t", "D-1\t-0.2"], "D") == ["", ""]
 
 
 @pytest.mark.parametrize("arguments", [(), ("-",)])
@@ -239,20 +254,129 @@ def test_standard_input_is_scored(scored, arguments):
     assert scored("hyp", "-", stdin="a b c d e\n", hyp="a b c d e\n").startswith("BLEU 100.00 ")
 
 
-def test_what_cannot_be_scored_is_one_line(scored, tmp_path, monkeypatch):
-    assert refused(scored, "no file", "ref", ref="a\n") == "nar-score: no file no file"
-    assert "standard input, which can be read once" in refused(scored, "-", "-")
-    assert "no references" in refused(scored, "hyp", hyp="a b\n")
-    assert "no references" in refused(scored, "hyp", "ref", hyp="a b\n", ref="")
-    assert "no sentence to score" in refused(scored, "hyp", "ref", hyp="", ref="")
-    assert "2 hypotheses but 1 sentences in reference 1" in refused(scored, "hyp", "ref", hyp="a\nb\n", ref="a\n")
+def test_what_cannot_be_scored_is_one_line_and_status_2(scored, tmp_path, monkeypatch):
+    refused = scored.refusal
+    assert refused("no file", "ref", ref="a\n") == "nar-score: no file no file"
+    assert "standard input, which can be read once" in refused("-", "-")
+    assert "no references: hyp has no T- lines" in refused("hyp", hyp="a b\n")
+    assert "no references: ref is empty, hyp has 1 sentences" in refused("hyp", "ref", hyp="a b\n", ref="")
+    assert "hyp is empty: there is no sentence to score" in refused("hyp", "ref", hyp="", ref="")
+    assert "hyp has 2 sentences, ref has 1" in refused("hyp", "ref", hyp="a\nb\n", ref="a\n")
+    holes = "D-0\t-1\ta\nD-3\t-1\tb\n"
+    assert refused("hyp", "ref", hyp=holes, ref="a\n").endswith("hyp has 2 sentences, ref has 1; hyp lacks 1, 2")
+    assert "--paired-bs compares several systems" in refused("hyp", "ref", "--paired-bs", hyp="a\n", ref="a\n")
+    assert "-i has x twice" in refused("-i", "x", "x")
+    assert "no folder" in refused("hyp", "ref", "--json", str(tmp_path / "no" / "x.json"), hyp="a\n", ref="a\n")
     (tmp_path / "utf16").write_text("a\n", encoding="utf-16")
-    assert "utf16 is UTF-16" in refused(scored, str(tmp_path / "utf16"), "ref", ref="a\n")
+    assert "utf16 is UTF-16" in refused(str(tmp_path / "utf16"), "ref", ref="a\n")
     (tmp_path / "latin").write_bytes("ü\n".encode("latin-1"))
-    assert "latin is not UTF-8 (byte 0)" in refused(scored, str(tmp_path / "latin"), "ref", ref="a\n")
+    assert "latin is not UTF-8 (byte 0)" in refused(str(tmp_path / "latin"), "ref", ref="a\n")
+    other = OUTPUT.replace("T-0\tone", "T-0\ttwo")
+    assert "the T- lines of a and b differ" in refused("-i", "a", "b", a=OUTPUT, b=other)
+    monkeypatch.setitem(sys.modules, "sacremoses", None)
+    said = refused("hyp", "ref", "--moses", "de", hyp="a\n", ref="a\n")
+    assert said == "nar-score: --moses de needs sacremoses: pip install 'nar-plugins[recipes]'"
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(isatty=lambda: True))
-    with pytest.raises(SystemExit, match="give a file, or pipe them in"):
+    with pytest.raises(SystemExit):
         nar_score.main([])
+
+
+LETTERS = ["a", "b", "c", "-", "a-b", "c-d-e", "é-b", "<unk>", ".", "\u2028", "\xa0", "\x85", "a\u2028b"]
+
+
+def random_texts(seed: int, lines: int = 60) -> tuple:
+    """Hypotheses and references that share most words."""
+    draw = random.Random(seed)
+    references = [[draw.choice(LETTERS) for _ in range(draw.randint(1, 12))] for _ in range(lines)]
+    hypotheses = [[draw.choice(LETTERS) if draw.random() < 0.2 else w for w in line] for line in references]
+    return tuple([" ".join(line) for line in side] for side in (hypotheses, references))
+
+
+def as_output(hypotheses, references, seed: int = 0) -> str:
+    """fairseq-generate's output, its sentences in another order."""
+    order = random.Random(seed).sample(range(len(hypotheses)), len(hypotheses))
+    return "".join(f"T-{i}\t{references[i]}\nH-{i}\t-1\tx\nD-{i}\t-1\t{hypotheses[i]}\nP-{i}\t-1\n" for i in order)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_tokenised_bleu_is_sacrebleus_without_a_tokeniser(scored, seed):
+    hypotheses, references = random_texts(seed)
+    # to sacreBLEU the unknown words of the references are words that no hypothesis has
+    theirs = BLEU(tokenize="none").corpus_score(hypotheses, [[r.replace("<unk>", "nowhere") for r in references]])
+    plain = dict(hyp="".join(f"{line}\n" for line in hypotheses), ref="".join(f"{line}\n" for line in references))
+    for found in (scored("hyp", "ref", **plain), scored("out", out=as_output(hypotheses, references, seed))):
+        assert float(figures(found)["BLEU tokenised"]) == pytest.approx(theirs.score, abs=0.01)
+    assert 10 < theirs.score < 95
+
+
+@pytest.mark.parametrize(
+    "text, parts",
+    [
+        ("well-known", "well ##AT##-##AT## known"),
+        ("ab-cd-ef", "ab ##AT##-##AT## cd ##AT##-##AT## ef"),
+        ("a-b-c", "a ##AT##-##AT## b-c"),  # as in Perl, where matches do not overlap
+        ("a-é-c", "a ##AT##-##AT## é ##AT##-##AT## c"),  # two bytes
+        ("a - b -c d- @-@", "a - b -c d- @ ##AT##-##AT## @"),
+        ("x\u2028-y", "x\u2028 ##AT##-##AT## y"),
+    ],
+)
+def test_compounds_are_split_as_by_the_papers_script(text, parts):
+    assert split_compounds(text) == parts
+    if shutil.which("perl"):
+        script = ["perl", "-ple", r"s{(\S)-(\S)}{$1 ##AT##-##AT## $2}g"]
+        assert subprocess.run(script, input=f"{text}\n".encode(), capture_output=True).stdout.decode() == f"{parts}\n"
+
+
+def test_compounds_are_split_on_both_sides(scored):
+    texts = dict(hyp="the well-known long-term state-run plan\n", ref="the well-known long-range state-run plan\n")
+    parts = {name: split_compounds(text.strip()) for name, text in texts.items()}
+    theirs = BLEU(tokenize="none").corpus_score([parts["hyp"]], [[parts["ref"]]])
+    found = figures(scored("hyp", "ref", **texts))
+    assert float(found["BLEU compounds split"]) == pytest.approx(theirs.score, abs=0.01)
+    assert float(found["BLEU tokenised"]) < theirs.score
+
+
+def test_faults_are_counted(scored):
+    texts = dict(hyp="a a a b .\n\n \n<unk> c <unk>\n[UNK]\n", ref="a a b c d\ne\nf\ng h i\n<unk>\n")
+    found = figures(scored("hyp", "ref", "--tokenize", "none", **texts))
+    assert found["empty outputs"] == "2" and found["outputs with unknown words"] == "2"
+    assert found["repetition"] == f"{2 / 9:.2%}"
+    assert found["length ratio"] == f"{9 / 11:.3f}"
+    assert scored("hyp", "ref", "--tokenize", "none", **texts).splitlines()[5].endswith(f"references {1 / 11:.2%}")
+
+
+def test_moses_tokenises_both_sides(scored):
+    pytest.importorskip("sacremoses")
+    texts = dict(hyp="Das ist's (wohl), z.B. heute.\n", ref="Das ist's (wohl), z.B. morgen.\n")
+    tokens = ["Das ist &apos; s ( wohl ) , z.B. heute .", "Das ist &apos; s ( wohl ) , z.B. morgen ."]
+    theirs = BLEU(tokenize="none").corpus_score(tokens[:1], [tokens[1:]])
+    printed = scored("hyp", "ref", "--moses", "de", **texts)
+    assert float(figures(printed)["BLEU tokenised"]) == pytest.approx(theirs.score, abs=0.01)
+    assert printed.splitlines()[1].endswith(", Moses (de)")
+
+
+def test_several_systems_are_a_table_with_sacrebleus_paired_bootstrap(scored, tmp_path):
+    (first, references), (second, _) = random_texts(1), random_texts(1)
+    second = [*second[:40], *(line[: len(line) // 2] for line in second[40:])]
+    texts = dict(a=as_output(first, references), b="".join(f"{line}\n" for line in second))
+    texts["ref"] = "".join(f"{line}\n" for line in references)
+    flags = ("--paired-bs", "--paired-bs-n", "50", "--json", str(tmp_path / "found.json"))
+    printed = scored("ref", "-i", "a", "b", *flags, **texts)
+    found = json.loads((tmp_path / "found.json").read_text())
+    known = [line.replace("<unk>", bleu.UNKNOWN_IN_REFERENCE) for line in references]
+    test = PairedTest([("a", first), ("b", second)], {"BLEU": BLEU()}, [known], test_type="bs", n_samples=50)
+    theirs = test()[1]["BLEU"]
+    for system, expected in zip(found["systems"], theirs):
+        ours = system["paired_bs"]["BLEU"]
+        assert (ours["score"], ours["p_value"]) == (expected.score, expected.p_value)
+        assert (ours["mean"], ours["interval"]) == (float(expected.mean), float(expected.ci))
+        assert f"{expected.mean:.2f} ± {expected.ci:.2f}" in printed
+    assert [Path(system["system"]).name for system in found["systems"]] == ["a", "b"]
+    assert "|bs:50|seed:12345|" in found["paired_bs"]["BLEU"] and found["paired_bs"]["BLEU"] in printed
+    assert len([line for line in printed.splitlines() if line.startswith("|")]) == 4
+    one = figures(scored("a", "ref", **texts))
+    assert found["systems"][0]["bleu_tokenised"]["score"] == pytest.approx(float(one["BLEU tokenised"]), abs=0.01)
+    assert "paired" not in scored("ref", "-i", "a", "b", **texts)
 
 
 def test_the_folder_of_the_package_and_its_help(capsys):
