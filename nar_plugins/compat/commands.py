@@ -195,7 +195,8 @@ def refuse_workers_without_gpu() -> None:
     """Raise for several workers on a machine without a GPU, and explain how to start each rank.
 
     fairseq starts one process per GPU. Without a GPU it starts none: the command ends at once as if it had succeeded,
-    or with an assertion or a division by zero. (No upstream issue.)
+    or with an assertion or a division by zero. Under torchrun without ``--distributed-world-size`` every worker trains
+    alone, and all write the same checkpoints. (No upstream issue.)
     """
 
     @replaces(distributed_utils, "call_main")
@@ -212,12 +213,14 @@ def check_workers(cfg) -> None:
         cfg: fairseq's, with ``common`` and ``distributed_training``.
     """
     workers = cfg.distributed_training
+    torchrun = all(name in os.environ for name in ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "RANK"))
     several = workers.distributed_world_size > 1 or workers.distributed_init_method is not None
+    several |= torchrun and os.environ["WORLD_SIZE"] != "1"
     ranks = workers.distributed_no_spawn and workers.distributed_init_method is not None
     if not several or ranks or cfg.common.tpu or torch.cuda.device_count() > 0:
         return
     size, rank, method = max(2, workers.distributed_world_size), "R", "tcp://HOST:PORT"
-    if all(name in os.environ for name in ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "RANK")):  # torchrun's
+    if torchrun:
         size, rank, method = "$WORLD_SIZE", "$RANK", "env://"
     raise ValueError(
         "fairseq starts one worker a GPU, and there is no GPU: start each rank by a command of its own, with "

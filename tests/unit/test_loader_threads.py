@@ -11,8 +11,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import ROOT
 from fairseq.data import iterators
 from fairseq.distributed import utils as distributed_utils
+from in_process import refusal
 
 from nar_plugins import compat
 
@@ -100,6 +102,20 @@ def test_the_error_of_a_real_process_is_its_last_line():
 # -- several workers where there is no GPU -----------------------------------------------------------------------------
 
 
+def test_two_workers_of_fairseq_train_on_cpus_are_refused_by_its_command(tmp_path):
+    """Without the workaround: status 0, no update, no checkpoint where --distributed-init-method is given."""
+    if torch.cuda.device_count():
+        pytest.skip("with a GPU fairseq starts a worker")
+    for method in ((), ("--distributed-init-method", "tcp://localhost:23456")):
+        said = refusal(
+            *("fairseq-train", tmp_path, "--user-dir", ROOT / "nar_plugins", "--task", "nar_translation", "--cpu"),
+            *("--arch", "cmlm_tiny", "--criterion", "nar_loss", "--optimizer", "adam", "--max-tokens", "100"),
+            *("--save-dir", tmp_path / "checkpoints", "--distributed-world-size", "2", *method),
+        )
+        assert said.startswith("fairseq starts one worker a GPU, and there is no GPU: start each rank by a command")
+    assert not (tmp_path / "checkpoints").exists()
+
+
 def config(size=2, method=None, no_spawn=False, tpu=False):
     workers = SimpleNamespace(
         distributed_world_size=size, distributed_init_method=method, distributed_no_spawn=no_spawn
@@ -130,12 +146,15 @@ def test_workers_that_nobody_would_start_are_refused(given, monkeypatch):
         assert part in said
 
 
-def test_torchruns_workers_are_told_its_names(monkeypatch):
+@pytest.mark.parametrize("size", [1, 2])  # without --distributed-world-size every worker would train alone
+def test_torchruns_workers_are_told_its_names(size, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     for name, value in dict(MASTER_ADDR="localhost", MASTER_PORT="1", WORLD_SIZE="2", RANK="0").items():
         monkeypatch.setitem(os.environ, name, value)
     with pytest.raises(ValueError, match=r"--distributed-rank \$RANK .* env://"):
-        distributed_utils.call_main(config(), None)
+        distributed_utils.call_main(config(size), None)
+    monkeypatch.setitem(os.environ, "WORLD_SIZE", "1")
+    compat.commands.check_workers(config(1))
 
 
 @pytest.mark.parametrize(
