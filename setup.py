@@ -31,6 +31,7 @@ setup(
             "nar-bench = nar_plugins.cli.bench:main",
             "nar-convert = nar_plugins.cli.convert:main",
             "nar-distill = nar_plugins.cli.distill:main",
+            "nar-merge = nar_plugins.cli.merge:main",
             "nar-flags = nar_plugins.cli.flags:main",
             "nar-score = nar_plugins.cli.score:main",
             "nar-user-dir = nar_plugins.cli.user_dir:main",

@@ -33,6 +33,7 @@ def apply() -> None:
     checkpoints.explain_unreadable_checkpoints()
     checkpoints.explain_foreign_optimizer_states()
     commands.keep_results_of_a_run_before()
+    commands.generate_the_shard_that_is_asked_for()
     data.bucket_lengths()
     data.read_older_data()
     commands.show_all_flags_in_help()

@@ -8,7 +8,7 @@ import sys
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Callable, List, Optional
+from typing import Callable, List, Optional, TextIO
 
 import fairseq_cli.generate
 import torch
@@ -22,6 +22,7 @@ from nar_plugins.compat.replace import replaces
 logger = logging.getLogger(__name__)
 
 CALLS_AT_END: ContextVar[Optional[List[Callable[[], None]]]] = ContextVar("CALLS_AT_END", default=None)
+OUTPUT: ContextVar[Optional[TextIO]] = ContextVar("OUTPUT", default=None)
 
 
 @contextmanager
@@ -62,6 +63,44 @@ def keep_results_of_a_run_before() -> None:
             cfg = convert_namespace_to_omegaconf(cfg)
         with command(), results_of_a_run_before(cfg):
             return main(cfg)
+
+
+def generate_the_shard_that_is_asked_for() -> None:
+    """Let ``fairseq-generate`` decode the shard of ``--num-shards`` and ``--shard-id``, and no other.
+
+    fairseq 0.12 parses both and reads the size and the rank of distributed training instead, so that every shard
+    decodes all sentences. (No upstream issue.)
+    """
+
+    @replaces(fairseq_cli.generate, "_main")
+    def generate(main, cfg, output_file):
+        take_shard(cfg)
+        token = OUTPUT.set(output_file)
+        try:
+            return main(cfg, output_file)
+        finally:
+            OUTPUT.reset(token)
+
+
+def take_shard(cfg) -> None:
+    """Write the shard to where fairseq reads it.
+
+    Raises:
+        ValueError: there is no such shard, or the workers of distributed training are given, too.
+    """
+    shards, shard, workers = cfg.dataset.num_shards, cfg.dataset.shard_id, cfg.distributed_training
+    if not 0 <= shard < shards:
+        raise ValueError(f"--shard-id {shard}: with --num-shards {shards} it is 0 to {shards - 1}")
+    if shards == 1:
+        return
+    if workers.distributed_world_size > 1:
+        raise ValueError("--num-shards and --distributed-world-size: each divides the sentences: leave one out")
+    workers.distributed_world_size, workers.distributed_rank = shards, shard
+
+
+def output_of_generation() -> Optional[TextIO]:
+    """Where the running ``fairseq-generate`` prints its hypotheses; None outside of one."""
+    return OUTPUT.get()
 
 
 @contextmanager

@@ -16,11 +16,12 @@ from sacrebleu.metrics import BLEU
 
 from nar_plugins.checkpoint_io.roles import check_teacher
 from nar_plugins.checkpoint_io.teachers import load_drafter, load_teacher
-from nar_plugins.compat.commands import at_end_of_command
+from nar_plugins.compat.commands import at_end_of_command, output_of_generation
 from nar_plugins.data import bleu, checks, reserved, splits
 from nar_plugins.data.dictionary import add_mask, unreadable_symbols
 from nar_plugins.data.fertility import FertilityDataset, fertility_path
 from nar_plugins.data.inference import InferenceDataset, select_sentences
+from nar_plugins.data.shards import Shard
 from nar_plugins.generators import registry
 from nar_plugins.generators.hypothesis import empty_hypothesis
 from nar_plugins.generators.option_values import check_json, check_values, with_new_names
@@ -150,8 +151,10 @@ class NarTranslationTask(NarTask, TranslationTask):
     def get_batch_iterator(self, dataset, *args, **kwargs):
         """fairseq's batches; an ``InferenceDataset`` cuts or marks sources that are too long.
 
+        The output of ``fairseq-generate`` begins with the shard, where it is asked for one.
+
         Raises:
-            ValueError: a sentence of a data set is longer than ``--max-tokens``.
+            ValueError: a sentence of a data set is longer than ``--max-tokens``, or there are more shards than batches.
         """
         positions, max_tokens = kwargs.get("max_positions"), kwargs.get("max_tokens")
         skip = kwargs.get("ignore_invalid_inputs", False)
@@ -163,7 +166,7 @@ class NarTranslationTask(NarTask, TranslationTask):
             dataset.bound(min(limits, default=None), max_tokens, self.cfg.truncate_source, skip, first_line)
             self.lines_read += len(dataset)
         try:
-            return super().get_batch_iterator(dataset, *args, **kwargs)
+            iterator = super().get_batch_iterator(dataset, *args, **kwargs)
         except (AssertionError, IndexError) as error:
             # in training --max-tokens limits fairseq's positions: an IndexError where no sentence is left
             if max_tokens is not None:
@@ -171,6 +174,22 @@ class NarTranslationTask(NarTask, TranslationTask):
                     dataset, max_tokens, positions if skip and isinstance(error, AssertionError) else None
                 )
             raise
+        output, shards = output_of_generation(), kwargs.get("num_shards", 1)
+        if output is not None and shards > 1:
+            if shards > len(iterator.frozen_batches):  # fairseq divides by the time of the empty shard's decoding
+                raise ValueError(
+                    f"--num-shards {shards}: there are {len(iterator.frozen_batches)} batches: give fewer shards or a "
+                    "smaller --batch-size"
+                )
+            print(self.shard(dataset, kwargs["shard_id"], shards).line(), file=output)
+        return iterator
+
+    def shard(self, dataset, number: int, shards: int) -> Shard:
+        """What ``nar-merge`` has to know of a shard of a split."""
+        split = next(name for name, other in self.datasets.items() if other is dataset)
+        languages = f"{self.cfg.source_lang}-{self.cfg.target_lang}"
+        tokens = (int(sizes.sum()) for sizes in (dataset.src_sizes, dataset.tgt_sizes))
+        return Shard(number, shards, f"{split} {languages}", len(dataset), *tokens)
 
     def inference_step(self, generator, models, sample, prefix_tokens=None, constraints=None):
         """fairseq's hypotheses; empty ones for sources that ``InferenceDataset`` marks as too long."""
