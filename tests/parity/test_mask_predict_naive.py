@@ -132,7 +132,11 @@ def test_confidence_gives_the_tokens_scores_and_passes_of_the_naive_loop(model, 
 def test_confidence_saves_passes_and_never_masks_a_committed_token(model):
     model, task = model
     source = source_batch(SOURCES, 60, device=next(model.parameters()).device)
-    settings = dict(schedule="confidence", confidence_threshold=0.3, length_beam=1, retain_iter_history=True)
+    beam = dict(max_len_b=40, length_beam=1)
+    one_pass = mask_predict([model], task.target_dictionary, task.mask_index, iterations=1, **beam)
+    first = one_pass.generate([model], {"net_input": {"src_tokens": source}})
+    low = float(torch.cat([h["positional_scores"] for hs in first for h in hs]).exp().quantile(0.25))
+    settings = dict(schedule="confidence", confidence_threshold=low, retain_iter_history=True, **beam)
     loop = mask_predict([model], task.target_dictionary, task.mask_index, **settings)
     calls, fill = [], loop.fill
 
