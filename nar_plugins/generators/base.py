@@ -12,7 +12,7 @@ from torch import Tensor
 
 from nar_plugins.data.dictionary import knows_mask
 from nar_plugins.generators.registry import is_parallel
-from nar_plugins.modules.linear import fast_linear
+from nar_plugins.modules.fast.prepare import prepare_for_decoding
 
 
 class Banned(NamedTuple):
@@ -93,14 +93,20 @@ class Generator:
         models: one, or several as an ensemble. They are put into evaluation mode.
         config: the options of the generator's dataclass.
         options: fairseq's ``GenerationConfig``.
+        others: further models that are called while decoding.
+
+    Attributes:
+        models: the models prepared for decoding (``modules/fast/prepare.py``); they share the given ones' parameters.
+        others: ``others``, likewise.
     """
 
-    def __init__(self, models, config: Namespace, options: Namespace):
-        self.models, self.config, self.options = list(models), config, options
-        self.dtype = getattr(torch, str(config.decode_dtype))
-        self.statistics = Statistics()
-        for model in self.models:
+    def __init__(self, models, config: Namespace, options: Namespace, others: Sequence = ()):
+        self.config, self.options, self.statistics = config, options, Statistics()
+        for model in (*models, *others):
             model.eval()
+        self.prepared = [prepare_for_decoding(model, str(config.decode_dtype)) for model in (*models, *others)]
+        prepared = [each.model for each in self.prepared]
+        self.models, self.others = prepared[: len(models)], prepared[len(models) :]
 
     @classmethod
     def served_by(cls, config: Namespace) -> Tuple[str, Namespace]:
@@ -108,19 +114,22 @@ class Generator:
         return cls.name, config
 
     @contextmanager
-    def decoding(self, device: torch.device, *others, lean: bool = False):
-        """The decoding context: no gradients, ``--decode-dtype``, the faster linear layers.
+    def decoding(self, source: Tensor, lean: bool = False):
+        """The decoding context: no gradients, ``--decode-dtype``, the prepared models with the weights of now.
 
         Args:
-            others: further models that are called in it.
+            source: (B, S) int64, the batch.
             lean: no tensor made in it is used outside as an autograd input. Then ``inference_mode`` replaces
-                ``no_grad`` and saves time in every operation; not under autocast, where it casts every weight in every
-                call.
+                ``no_grad`` and saves time in every operation; not under autocast, where it casts every weight that is
+                no linear layer's in every call.
         """
-        half = self.dtype != torch.float32
+        dtype = self.prepared[0].dtype(source.device, source.numel())
+        half = dtype in (torch.bfloat16, torch.float16)
         without_gradients = torch.inference_mode() if lean and not half else torch.no_grad()
-        autocast = torch.autocast(device.type, self.dtype, enabled=half)
-        with without_gradients, fast_linear([*self.models, *others], self.dtype), autocast:
+        with torch.no_grad():
+            for prepared in self.prepared:
+                prepared.update(dtype)
+        with without_gradients, torch.autocast(source.device.type, dtype if half else None, enabled=half):
             yield
 
     def report(self) -> None:

@@ -5,7 +5,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Dict, List
 
-from fairseq.sequence_generator import SequenceGenerator, SequenceGeneratorWithAlignment
+from fairseq.sequence_generator import EnsembleModel, SequenceGenerator, SequenceGeneratorWithAlignment
 
 from nar_plugins.data.inference import select_sentences
 from nar_plugins.generators.base import Generator, ban, banned_symbols, check_min_len
@@ -42,8 +42,11 @@ class BeamGenerator(Generator):
         refuse_options("beam", options, config)
         self.generator = search
         super().__init__(models, config, options)
+        if isinstance(getattr(search, "model", None), EnsembleModel):  # not where references are scored
+            search.model = type(search.model)(self.models)
         self.unlearnt = banned_symbols(dictionary, mask, models).unlearnt
-        self.projections = [m.decoder.output_projection for m in models if hasattr(m.decoder, "output_projection")]
+        decoders = [model.decoder for model in self.models]
+        self.projections = [decoder.output_projection for decoder in decoders if hasattr(decoder, "output_projection")]
 
     def generate(self, models, sample, **kwargs):
         """fairseq's hypotheses, n-best, with ``steps``, and with ``history`` for ``--retain-iter-history``.
@@ -54,9 +57,8 @@ class BeamGenerator(Generator):
         prefix, constraints = kwargs.get("prefix_tokens"), kwargs.get("constraints")
         refuse_in_batch("beam", self.options, prefix, constraints, sample.get("target"))
         self.check_min_length(sample["net_input"]["src_tokens"].size(1))
-        device = sample["net_input"]["src_tokens"].device
-        with self.decoding(device), self.without_mask(), self.with_attention():
-            hypotheses = self.search(models, sample, **kwargs)
+        with self.decoding(sample["net_input"]["src_tokens"]), self.without_mask(), self.with_attention():
+            hypotheses = self.search(self.models, sample, **kwargs)
         for hypothesis in (hypothesis for nbest in hypotheses for hypothesis in nbest):
             hypothesis["steps"] = len(hypothesis["tokens"])
             if self.options.retain_iter_history:

@@ -140,6 +140,18 @@ OPTIONS = (
 )
 # decided by the options and the models
 MODELS = (
+    Refusal(
+        ("mask_predict",),
+        lambda o: not 0 <= o.confidence_threshold <= 1,
+        "--confidence-threshold {confidence_threshold}: choose a probability, from 0 to 1",
+    ),
+    Refusal(
+        ("mask_predict",),
+        lambda o: (
+            str(o.schedule) != "confidence" and o.confidence_threshold != registry.default_of("confidence_threshold")
+        ),
+        "--confidence-threshold is not read by --schedule {schedule}: give --schedule confidence",
+    ),
     Refusal(("canvas",), lambda o: o.beams < 1, "--length-beam {beams}: at least one length must be tried"),
     Refusal(
         ("mask_predict",),

@@ -21,10 +21,10 @@ from fairseq.tasks import TASK_DATACLASS_REGISTRY, TASK_REGISTRY
 from nar_plugins.compat.registration import replace_dataclass
 from nar_plugins.models.contract import check_methods
 from nar_plugins.models.flags import flag
+from nar_plugins.modules.fast.prepare import DECODE_DTYPES
 
 logger = logging.getLogger(__name__)
 
-DECODE_DTYPES = ChoiceEnum(["float32", "bfloat16", "float16"])
 DEDUP = ChoiceEnum(["none", "token", "word"])
 
 GENERATORS: Dict[str, type] = {}
@@ -35,8 +35,13 @@ CONFIGS: Dict[str, type] = {}
 class DecodingConfig(FairseqDataclass):
     """The option that all generators share."""
 
-    decode_dtype: DECODE_DTYPES = field(
-        default="float32", metadata={"help": "autocast the decoding to this type; fairseq's --fp16 casts the weights"}
+    decode_dtype: ChoiceEnum(list(DECODE_DTYPES)) = field(
+        default="float32",
+        metadata={
+            "help": "the type of decoding: float32, bfloat16 or float16 by autocast, int8 for the linear layers, on "
+            "CPUs with VNNI, or auto, the faster of float32 and bfloat16 on this machine; fairseq's --fp16 casts the "
+            "weights"
+        },
     )
 
 

@@ -9,6 +9,7 @@ from fairseq.modules import MultiheadAttention
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from nar_plugins.modules.fast.linear import shared_input
 from nar_plugins.modules.packing import collect, spread
 
 SHORT = 128  # tokens; see training_kernel
@@ -36,7 +37,11 @@ class Attention(MultiheadAttention):
 
     def keys_values(self, x: Tensor) -> Tuple[Tensor, Tensor]:
         """(B, S, D) -> keys and values, each (B, H, S, D/H)."""
-        return split_heads(self, self.k_proj(x)), split_heads(self, self.v_proj(x))
+        return project(self, x, "k_proj", "v_proj")
+
+    def self_projections(self, x: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
+        """(B, T, D) -> queries, keys and values of the same states, each (B, H, T, D/H)."""
+        return project(self, x, "q_proj", "k_proj", "v_proj")
 
     def attend(self, queries: Tensor, keys: Tensor, values: Tensor, allowed: Optional[Tensor] = None) -> Tensor:
         """Softmax attention with output projection; see the function ``attend``."""
@@ -65,9 +70,11 @@ class Attention(MultiheadAttention):
             raise ValueError(
                 f"this attention returns no weights and takes no mask or state here: {sorted(unsupported)}"
             )
-        keys, values = self.keys_values(key.transpose(0, 1))
         allowed = allowed_keys(key_padding_mask)
-        x = self.attend(self.queries(query.transpose(0, 1)), keys, values, allowed)
+        if query is key:
+            x = self.attend(*self.self_projections(query.transpose(0, 1)), allowed)
+        else:
+            x = self.attend(self.queries(query.transpose(0, 1)), *self.keys_values(key.transpose(0, 1)), allowed)
         return x.transpose(0, 1), None
 
 
@@ -75,6 +82,13 @@ def split_heads(attention: MultiheadAttention, x: Tensor) -> Tensor:
     """(B, T, D) -> (B, H, T, D/H), a view."""
     batch, length, _ = x.shape
     return x.view(batch, length, attention.num_heads, attention.head_dim).transpose(1, 2)
+
+
+def project(attention: MultiheadAttention, x: Tensor, *names: str) -> Tuple[Tensor, ...]:
+    """Several projections of the same states (B, T, D), by their names: (B, H, T, D/H) each."""
+    layers = [getattr(attention, name) for name in names]
+    x = shared_input(x, *layers)
+    return tuple(split_heads(attention, layer(x)) for layer in layers)
 
 
 def attend(

@@ -15,6 +15,7 @@ from fairseq.modules.transformer_layer import TransformerDecoderLayerBase
 from torch import Tensor
 
 from nar_plugins.modules.attention import allowed_sources, attend, split_heads
+from nar_plugins.modules.fast.linear import shared_input
 from nar_plugins.modules.kv_cache import KVCache
 from nar_plugins.modules.memory import Memory
 
@@ -136,6 +137,7 @@ class BlockDecoder:
         """The output (B, m, D) of a layer, and the queries (B, H, m, D/H) of its cross-attention."""
         self_attn, cross_attn, pre_norm = layer.self_attn, layer.encoder_attn, layer.normalize_before
         y = layer.self_attn_layer_norm(x) if pre_norm else x
+        y = shared_input(y, self_attn.q_proj, self_attn.k_proj, self_attn.v_proj)
         keys_values = cache.inputs.write(number, positions, self_attn.k_proj(y), self_attn.v_proj(y), width, aligned)
         keys, values = (split_heads(self_attn, states) for states in keys_values)
         x = x + attend(self_attn, split_heads(self_attn, self_attn.q_proj(y)), keys, values, allowed)

@@ -81,10 +81,12 @@ class NarDecoderLayer(TransformerDecoderLayerBase):
     def attend_canvas(self, x: Tensor, allowed: Optional[Tensor], picked: Optional[Tensor] = None) -> Tensor:
         """Self-attention, of all positions or the picked ones."""
         inputs = self.self_attn_layer_norm(x) if self.normalize_before else x
-        keys, values = self.self_attn.keys_values(inputs)
-        if picked is not None:
-            x, inputs = pick(x, picked), pick(inputs, picked)
-        y = self.self_attn.attend(self.self_attn.queries(inputs), keys, values, allowed)
+        if picked is None:
+            queries, keys, values = self.self_attn.self_projections(inputs)
+        else:
+            keys, values = self.self_attn.keys_values(inputs)
+            x, queries = pick(x, picked), self.self_attn.queries(pick(inputs, picked))
+        y = self.self_attn.attend(queries, keys, values, allowed)
         return self.add(x, y, self.self_attn_layer_norm)
 
     def attend_memory(self, x: Tensor, keys: Tensor, values: Tensor, allowed: Optional[Tensor]) -> Tensor:

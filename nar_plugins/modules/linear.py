@@ -1,17 +1,15 @@
-"""Linear layers computed by oneDNN while decoding in float32 on a CPU.
+"""The float32 product of a linear layer without gradients, by the faster of PyTorch's two libraries on this CPU.
 
 PyTorch computes float32 products on CPUs with MKL. oneDNN, which PyTorch also includes, was measured 2.3 times faster
 on an AMD processor with AVX-512 (``benchmarks/bench_against_stock.py``) and as fast on an Intel one. On an AMD
 processor with AVX2 only, MKL is as fast, and faster with few rows, because oneDNN reorders the weights in every call. A
 call of oneDNN costs some 15 us more, several times the product itself where a small model decodes one sentence. Other
-processors were not measured and keep PyTorch's choice.
+processors were not measured and keep PyTorch's choice. ``modules/fast`` has the layers that keep a reordered weight.
 """
 
-from contextlib import contextmanager
-from typing import Callable, Dict, Optional
+from typing import Callable, Optional
 
 import torch
-import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -20,57 +18,25 @@ LARGE_WEIGHT = 1 << 18  # elements; a smaller weight stays in the cache, and MKL
 CPU_ROWS = 64  # rows of logits computed and reduced at a time on a CPU, so that they stay in its cache
 
 
-@contextmanager
-def fast_linear(models, dtype: torch.dtype):
-    """Within it oneDNN computes large products of the linear layers of ``models`` where it is faster: in float32,
-    without gradients, on a CPU with AVX-512. Use ``linear`` for products of their weights outside the layers.
+def product_by_size(weight: Tensor, bias: Optional[Tensor]) -> Callable[[Tensor], Tensor]:
+    """A function (..., in) -> (..., out) that chooses the library by the size of the product.
 
-    The weights are not copied, so nothing has to be updated when the models train in between.
-
-    Args:
-        dtype: the type of decoding; autocast chooses other kernels.
-    """
-    forwards = onednn_forwards(models) if dtype == torch.float32 and onednn_is_faster() else {}
-    for layer, forward in forwards.items():  # in vars: setting a module's attribute takes as long as a small product
-        vars(layer)["forward"] = forward
-    try:
-        yield
-    finally:
-        for layer in forwards:
-            del vars(layer)["forward"]
-
-
-def onednn_forwards(models) -> Dict[nn.Linear, Callable[[Tensor], Tensor]]:
-    """The new ``forward`` of every linear layer of ``models`` whose weight is a float32 parameter on a CPU.
-
-    A weight that is no parameter (weight normalisation, pruning) is computed in every call of its layer. Such a layer
-    keeps its ``forward``, and so does one whose ``forward`` is already replaced.
-    """
-    forwards = {}
-    for module in (m for model in models for m in model.modules()):
-        if type(module) is not nn.Linear or "forward" in vars(module):
-            continue
-        weight = module._parameters.get("weight")
-        if weight is not None and weight.dtype == torch.float32 and weight.is_cpu:
-            forwards[module] = forward_by_size(weight, module.bias)
-    return forwards
-
-
-def forward_by_size(weight: Tensor, bias: Optional[Tensor]) -> Callable[[Tensor], Tensor]:
-    """A layer's ``forward``, (..., in) -> (..., out), that chooses the library by the size of the product.
-
-    The layer's weight and bias are looked up here, not in every call, so that a product left to MKL costs no more than
-    in the layer itself. A small model computes hundreds of them per sentence.
+    What it needs is looked up here, not in every call, so that a product left to MKL costs no more than in PyTorch's
+    layer: a small model computes hundreds of them per sentence. The first large product makes a second copy of the
+    weight, in oneDNN's order.
     """
     threshold = -(-onednn_threshold(weight) // weight.size(0))  # elements of the input
-    onednn = torch.ops.mkldnn._linear_pointwise
+    onednn, packed = torch.ops.mkldnn._linear_pointwise, None
 
-    def forward(x: Tensor) -> Tensor:
+    def product(x: Tensor) -> Tensor:
+        nonlocal packed
         if x.numel() < threshold or x.dtype != torch.float32:
             return F.linear(x, weight, bias)
-        return onednn(x, weight, bias, "none", [], "")
+        if packed is None:
+            packed = torch.ops.mkldnn._reorder_linear_weight(weight, x.numel() // x.size(-1))
+        return onednn(x, packed, bias, "none", [], "")
 
-    return forward
+    return product
 
 
 def onednn_threshold(weight: Tensor) -> int:

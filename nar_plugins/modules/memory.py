@@ -5,7 +5,7 @@ from typing import Dict, Iterable, List, NamedTuple, Optional
 from fairseq.modules import MultiheadAttention
 from torch import Tensor
 
-from nar_plugins.modules.attention import split_heads
+from nar_plugins.modules.attention import project
 
 
 class Memory(NamedTuple):
@@ -35,8 +35,7 @@ class Memory(NamedTuple):
         """
         keys, values = [], []
         for attention, state in zip(attentions, states):
-            for heads, projection in ((keys, attention.k_proj), (values, attention.v_proj)):
-                projected = split_heads(attention, projection(state))
+            for heads, projected in zip((keys, values), project(attention, state, "k_proj", "v_proj")):
                 heads.append(projected.contiguous() if contiguous else projected)
         return cls(keys, values, allowed, encoded or {})
 

@@ -71,7 +71,7 @@ def outputs(loop, model, source):
 
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"schedule": "cosine"}, {"schedule": "confidence", "confidence_threshold": 0.5}],
+    [{}, {"schedule": "cosine"}, {"schedule": "confidence", "confidence_threshold": 0.3}],
     ids=["linear", "cosine", "confidence"],
 )
 def test_batch_1_and_batch_n_agree(model, settings):
@@ -83,58 +83,79 @@ def test_batch_1_and_batch_n_agree(model, settings):
         assert outputs(loop, model, source[b : b + 1, :n]) == together[b : b + 1]
 
 
-def test_confidence_with_a_threshold_above_one_is_linear_and_with_zero_is_one_pass(model):
+def naive_confidence(model, source, length, passes, tau, banned):
+    """The commit rule, one sentence, one length, with sets: (tokens, their probabilities, the passes of its own)."""
+    memory = model.encode(source[None])
+    y, p, masked, t = [model.mask] * length, [0.0] * length, set(range(length)), 0
+    while masked:
+        t += 1
+        for i in masked:
+            y[i] = model.mask
+        logits = model.project(model.decode(Canvas(torch.tensor([y], device=source.device), None), memory))
+        probabilities = logits[0].softmax(-1)
+        allowed = probabilities.clone()
+        allowed[:, banned] = -1
+        for i in masked:
+            y[i] = int(allowed[i].argmax())
+            p[i] = float(probabilities[i, y[i]])
+        left = 0 if t == passes else max(1, length * (passes - t) // passes)  # as many as the linear schedule masks
+        surest = sorted(masked, key=lambda i: p[i], reverse=True)
+        committed = {i for i in masked if p[i] >= tau} | {surest[0]} | set(surest[: max(0, len(masked) - left)])
+        masked -= committed
+    return y, p, t
+
+
+@pytest.mark.parametrize(
+    "passes, tau", [(1, 0.9), (2, 0.5), (4, 0.3), (10, 0.3), (10, 0.9), (10, 1.0), (40, 0.5), (6, 0.0)]
+)
+def test_confidence_gives_the_tokens_scores_and_passes_of_the_naive_loop(model, passes, tau):
     model, task = model
     source = source_batch(SOURCES, 60, device=next(model.parameters()).device)
+    target = source_batch(LENGTHS, 60, device=source.device)
+    settings = dict(iterations=passes, length_beam=3, gold_length=True)
+    if tau != 0.9:
+        settings["confidence_threshold"] = tau
+    loop = mask_predict([model], task.target_dictionary, task.mask_index, schedule="confidence", **settings)
+    found = loop.generate([model], {"net_input": {"src_tokens": source}, "target": target})
+    for b, hypotheses in enumerate(found):
+        for h in hypotheses:
+            y, p, steps = naive_confidence(
+                model, source[b, : SOURCES[b]], len(h["tokens"]), passes, tau, [0, 1, task.mask_index]
+            )
+            assert h["tokens"].tolist() == y and h["steps"] == steps
+            assert h["positional_scores"].tolist() == pytest.approx([math.log(x) for x in p], abs=1e-9)
+    best = [hypotheses[0] for hypotheses in found]
+    assert loop.statistics.tokens == sum(len(h["tokens"]) for h in best)
+    assert loop.statistics.passes == sum(h["steps"] for h in best)
 
-    def decode(**settings):
-        loop = mask_predict([model], task.target_dictionary, task.mask_index, max_len_b=40, iterations=6, **settings)
-        return loop.generate([model], {"net_input": {"src_tokens": source}})
 
-    linear, sure, never = (
-        decode(),
-        decode(schedule="confidence", confidence_threshold=1.1),
-        decode(schedule="confidence", confidence_threshold=0.0),
-    )
-    for a, b, c in zip(linear, sure, never):
-        assert [h["tokens"].tolist() for h in a] == [h["tokens"].tolist() for h in b]
-        assert {h["steps"] for h in a} == {h["steps"] for h in b} == {6}
-        assert {h["steps"] for h in c} == {1}
-
-
-def test_confidence_masks_again_only_what_is_unsure_and_saves_passes(model):
+def test_confidence_saves_passes_and_never_masks_a_committed_token(model):
     model, task = model
     source = source_batch(SOURCES, 60, device=next(model.parameters()).device)
-    first = mask_predict([model], task.target_dictionary, task.mask_index, max_len_b=40, iterations=1).generate(
-        [model], {"net_input": {"src_tokens": source}}
-    )
-    middle = float(torch.cat([h["positional_scores"] for hs in first for h in hs]).exp().median())
-    loop = mask_predict(
-        [model],
-        task.target_dictionary,
-        task.mask_index,
-        max_len_b=40,
-        schedule="confidence",
-        confidence_threshold=middle,
-        retain_iter_history=True,
-    )
-    fill, changed = loop.fill, []
+    beam = dict(max_len_b=40, length_beam=1)
+    one_pass = mask_predict([model], task.target_dictionary, task.mask_index, iterations=1, **beam)
+    first = one_pass.generate([model], {"net_input": {"src_tokens": source}})
+    low = float(torch.cat([h["positional_scores"] for hs in first for h in hs]).exp().quantile(0.25))
+    settings = dict(schedule="confidence", confidence_threshold=low, retain_iter_history=True, **beam)
+    loop = mask_predict([model], task.target_dictionary, task.mask_index, **settings)
+    calls, fill = [], loop.fill
 
     def spy(now, memories, picked, chosen):
-        if picked is not None:
-            changed.append(now.lprobs.gather(1, picked)[chosen].exp())
+        calls.append((picked, chosen))
         return fill(now, memories, picked, chosen)
 
     loop.fill = spy
     found = loop.generate([model], {"net_input": {"src_tokens": source}})
-    assert changed and all((p < middle).all() for p in changed)
     steps = [h["steps"] for hs in found for h in hs]
-    assert min(steps) < max(steps)
+    assert min(steps) < max(steps) and sum(steps) < 10 * len(steps)
+    assert all(chosen.any(0).all() for picked, chosen in calls if picked is not None)  # no column for nothing
+    assert len(calls[-1][1]) < len(calls[0][1]) == len(SOURCES)  # finished sentences leave the batch
     for h in (h for hs in found for h in hs):
-        assert len(h["history"]) == h["steps"]
-        assert h["history"][-1]["tokens"].tolist() == h["tokens"].tolist()
-        if h["steps"] < 10:  # it stopped because nothing was unsure
-            assert (h["positional_scores"].exp() >= middle).all()
+        texts = [entry["tokens"].tolist() for entry in h["history"]]
+        assert len(texts) == h["steps"] and texts[-1] == h["tokens"].tolist()
+        changes = [sum(a != b for a, b in zip(old, new)) for old, new in zip(texts, texts[1:])]
+        assert all(n < len(h["tokens"]) for n in changes)  # at least one is committed in every pass
+    assert "tokens a pass" in loop.statistics.line()
 
 
 def test_special_symbols_are_never_generated(model):

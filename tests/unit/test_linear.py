@@ -1,10 +1,11 @@
-"""Linear layers by oneDNN: the same numbers, whichever library a product goes to, and nothing left behind."""
+"""The float32 product of a linear layer: the same numbers, whichever library computes it."""
 
 import pytest
 import torch
 import torch.nn as nn
 
-from nar_plugins.modules.linear import LARGE_WEIGHT, SMALL, fast_linear, onednn_threshold
+from nar_plugins.modules.fast.linear import PreparedLinear
+from nar_plugins.modules.linear import LARGE_WEIGHT, SMALL, onednn_threshold, product_by_size
 
 
 @pytest.mark.parametrize("capability", ["AVX2", "AVX512"])
@@ -13,18 +14,18 @@ def test_small_and_large_products_are_those_of_the_layer(rows, capability, monke
     torch.manual_seed(1)
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     layer = nn.Linear(32, 48)
+    prepared = PreparedLinear(layer._parameters)
     x = torch.randn(1, rows, 32)
     seen = []
     real = torch.ops.mkldnn._linear_pointwise
     monkeypatch.setattr(torch.ops.mkldnn, "_linear_pointwise", lambda *args: seen.append(1) or real(*args))
     with torch.no_grad():
         wanted = layer(x)
-        with fast_linear([layer], torch.float32):
-            found = layer(x)
-    assert torch.allclose(found, wanted, atol=1e-5)
+        prepared.prepare(torch.float32)
+        found = [prepared(x) for _ in range(2)]
+    assert all(torch.allclose(each, wanted, atol=1e-5) for each in found)
     usable = torch.backends.mkldnn.is_available() and capability == "AVX512"  # MKL is as fast without
-    assert len(seen) == int(usable and x.numel() * 48 >= 4 * SMALL)  # a small product is not worth oneDNN's overhead
-    assert "forward" not in vars(layer)
+    assert len(seen) == 2 * int(usable and x.numel() * 48 >= 4 * SMALL)  # a small one is not worth oneDNN's overhead
 
 
 @pytest.fixture
@@ -36,33 +37,27 @@ def avx512(monkeypatch):
 
 def test_a_small_product_looks_up_nothing(avx512, monkeypatch):
     """Python's way around PyTorch's layer must not cost a small model what oneDNN cannot give it."""
-    layer, x = nn.Linear(8, 8), torch.randn(1, 8)
-    with torch.no_grad(), fast_linear([layer, layer], torch.float32):
+    layer, x = PreparedLinear(nn.Linear(8, 8)._parameters), torch.randn(1, 8)
+    layer.prepare(torch.float32)
+    with torch.no_grad():
         looked_up = []
         monkeypatch.setattr(nn.Module, "__getattr__", lambda self, name: looked_up.append(name))
         layer(x)
     assert not looked_up
 
 
-def test_weights_of_today_are_used(avx512):
-    layer, normed, x = nn.Linear(8, 8), nn.utils.weight_norm(nn.Linear(8, 8)), torch.randn(2, 8)
+def test_a_weight_is_reordered_once(avx512, monkeypatch):
+    reordered, real = [], torch.ops.mkldnn._reorder_linear_weight
+    monkeypatch.setattr(torch.ops.mkldnn, "_reorder_linear_weight", lambda *args: reordered.append(1) or real(*args))
+    layer = nn.Linear(512, 512)
     with torch.no_grad():
-        for _ in range(2):
-            with fast_linear([layer, normed], torch.float32):
-                found = layer(x), normed(x)
-            assert all(torch.equal(f, m(x)) for f, m in zip(found, (layer, normed)))
-            layer.weight = nn.Parameter(torch.randn(8, 8))  # trained on, or loaded anew
-            normed.weight_g.mul_(2)
-
-
-def test_a_rescorer_within_a_decoding_leaves_the_outer_choice(avx512):
-    layer = nn.Linear(8, 8)
-    with fast_linear([layer], torch.float32):
-        outer = vars(layer)["forward"]
-        with fast_linear([layer], torch.float32):
-            assert vars(layer)["forward"] is outer
-        assert vars(layer)["forward"] is outer
-    assert "forward" not in vars(layer)
+        compute = product_by_size(layer.weight.detach(), layer.bias.detach())
+        compute(torch.randn(1, 512))
+        assert not reordered
+        for rows in (8, 64, 300):
+            x = torch.randn(rows, 512)
+            assert torch.allclose(compute(x), layer(x), atol=1e-5)
+    assert len(reordered) == 1
 
 
 def test_a_small_weight_is_left_to_mkl_longer_than_a_large_one():

@@ -95,6 +95,20 @@ def test_an_option_of_another_generator_is_refused(given, flag):
     refuse_foreign(config(**given), "mask_predict")
 
 
+@pytest.mark.parametrize("threshold", [-0.1, 1.1])
+def test_a_threshold_that_is_no_probability_is_refused(threshold):
+    cmlm, task = model()
+    with pytest.raises(ValueError, match=f"^--confidence-threshold {threshold}: choose a probability, from 0 to 1$"):
+        task.build_generator([cmlm], Namespace(confidence_threshold=threshold, schedule="confidence"))
+
+
+def test_a_threshold_that_nothing_reads_is_refused():
+    cmlm, task = model()
+    message = "^--confidence-threshold is not read by --schedule cosine: give --schedule confidence$"
+    with pytest.raises(ValueError, match=message):
+        task.build_generator([cmlm], Namespace(confidence_threshold=0.5, schedule="cosine"))
+
+
 def test_beam_takes_the_dtype_and_nothing_set_is_refused():
     refuse_foreign(config(), "beam")
     refuse_foreign(config(decode_dtype="bfloat16"), "beam")

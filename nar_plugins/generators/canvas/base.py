@@ -59,11 +59,11 @@ class CanvasGenerator(Generator):
         if options.beam == 5:
             logger.info(f"{self.name} has no beam: --beam is not used; --length-beam is {self.beam}")
         check_lengths(models)
-        super().__init__(models, config, options)
+        super().__init__(models, config, options, [] if rescorer is None else [rescorer])
         self.eos, self.pad, self.mask = dictionary.eos(), dictionary.pad(), mask
         self.banned = banned_on_canvas(dictionary, mask)
         self.dedup = Dedup(str(config.dedup), dictionary)
-        self.rescorer = None if rescorer is None else Rescorer(rescorer, self.pad, self.eos, mask, options)
+        self.rescorer = None if rescorer is None else Rescorer(*self.others, self.pad, self.eos, mask, options)
 
     # -- decoding ------------------------------------------------------------------------------------------------------
 
@@ -76,8 +76,9 @@ class CanvasGenerator(Generator):
         """
         refuse_in_batch(self.name, self.options, prefix_tokens, constraints)
         source = sample["net_input"]["src_tokens"]
-        others = [] if self.rescorer is None else [self.rescorer.model]
-        with self.decoding(source.device, *others):
+        for model in self.others:
+            model.to(source.device)
+        with self.decoding(source):
             memories = [model.encode(source, sample["net_input"].get("src_lengths")) for model in self.models]
             decoded = self.search(memories, source, sample.get("target"))
             return self.hypotheses(decoded, source)

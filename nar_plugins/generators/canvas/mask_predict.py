@@ -1,13 +1,19 @@
-"""Mask-Predict decoding (Ghazvininejad et al. 2019, sections 3.2 and 3.3)."""
+"""Mask-Predict decoding (Ghazvininejad et al. 2019, sections 3.2 and 3.3), and a schedule that commits tokens.
+
+``--schedule confidence`` commits all tokens of at least some probability in every pass and never masks them again
+(Kreutzer et al. 2020, arXiv 2010.02352; Wu et al. 2025, Fast-dLLM, for diffusion language models).
+"""
 
 import math
+from argparse import Namespace
 from dataclasses import dataclass, field
-from typing import List, NamedTuple, Optional
+from typing import Dict, List, NamedTuple, Optional
 
 import torch
 from fairseq.dataclass import ChoiceEnum
 from torch import Tensor
 
+from nar_plugins.generators.base import Statistics
 from nar_plugins.generators.canvas.base import CanvasGenerator, DecodedCanvases, canvas_indices, plan_lengths
 from nar_plugins.generators.canvas.schedule import SCHEDULES, remask_count
 from nar_plugins.generators.registry import SharedGeneratorConfig, register_generator
@@ -20,12 +26,14 @@ class MaskPredictConfig(SharedGeneratorConfig):
     schedule: ChoiceEnum(list(SCHEDULES)) = field(
         default="linear",
         metadata={
-            "help": "how many positions are masked again: linear (the paper), cosine, or confidence: of linear's "
-            "positions those below --confidence-threshold; a sentence without any is finished"
+            "help": "how many positions are masked again: linear (the paper), cosine, or confidence: only those that "
+            "were never at least --confidence-threshold probable, and no more than linear's; a sentence without any is "
+            "finished"
         },
     )
     confidence_threshold: float = field(
-        default=0.9, metadata={"help": "--schedule confidence: a token at least this probable is not masked again"}
+        default=0.9,
+        metadata={"help": "--schedule confidence: a token at least this probable is never masked again (0 to 1)"},
     )
 
 
@@ -39,19 +47,38 @@ class Candidates(NamedTuple):
     padding: Optional[Tensor]  # (R, T) bool, True beyond the length; None where all are T long
 
 
+@dataclass
+class MaskPredictStatistics(Statistics):
+    tokens: int = 0  # of the best candidates
+    passes: int = 0  # of the best candidates
+
+    def line(self) -> Optional[str]:
+        if not self.passes:  # nothing was decoded, or empty sources only
+            return None
+        return (
+            f"mask_predict: {self.sentences} sentences, {self.passes / self.sentences:.2f} passes a sentence, "
+            f"{self.tokens / self.passes:.2f} tokens a pass"
+        )
+
+
 @register_generator("mask_predict", dataclass=MaskPredictConfig)
 class MaskPredictGenerator(CanvasGenerator):
     """Decodes ``cmlm`` checkpoints, one or an ensemble, and others that predict lengths and masked tokens.
 
     Every pass computes the last layer and the vocabulary projection at the masked positions only. The encoder's keys
     and values are stored once a sentence, for any number of lengths. The host reads nothing back within a pass;
-    ``confidence`` reads once after each pass, so that finished sentences leave the batch.
+    ``confidence`` reads once after each pass, so that finished sentences leave the batch and no pass predicts more
+    positions than are masked.
     """
 
     needs = (*CanvasGenerator.needs, "length_lprobs")
     default_length_beam = 5
     # the defaults of --eval-bleu: a twelfth of the work, and the checkpoints in the same order
     in_validation = {"iterations": 4, "length_beam": 1}
+
+    def __init__(self, models, dictionary, config, options: Namespace, mask: int, rescorer=None):
+        super().__init__(models, dictionary, config, options, mask, rescorer)
+        self.statistics = MaskPredictStatistics()
 
     def search(self, memories: List[Memory], source: Tensor, target: Optional[Tensor]) -> DecodedCanvases:
         """All passes over all candidate lengths."""
@@ -75,22 +102,24 @@ class MaskPredictGenerator(CanvasGenerator):
         history = [] if self.options.retain_iter_history else None
         passes, schedule = self.config.iterations, str(self.config.schedule)
         widest = torch.tensor(now.tokens.size(1))
-        now = self.fill(now, memories, picked=None, chosen=now.tokens.eq(self.mask))
+        masked = now.tokens.eq(self.mask)
+        now = self.fill(now, memories, picked=None, chosen=masked)
         for done in range(1, passes):
             if history is not None:
                 history.append(now.tokens)
-            count = remask_count(now.lengths, done, passes, schedule)
-            width = int(remask_count(widest, done, passes, schedule))  # computed on the host, not read from the device
-            picked = now.lprobs.argsort(dim=1, stable=True)[:, :width]
-            chosen = torch.arange(width, device=count.device) < count.unsqueeze(1)
             if schedule == "confidence":
-                chosen &= now.lprobs.gather(1, picked) < self.threshold()
-                sentences = chosen.view(-1, beam * width).any(1).nonzero().squeeze(1)  # the host reads once
-                if sentences.numel() == 0:
+                ranks, counts = self.uncommitted(now, masked, done)
+                most = counts.view(-1, beam).amax(1).tolist()  # of every sentence; the host reads once
+                if not any(most):
                     break
+                picked, chosen = first(ranks, counts, max(most))
+                masked = torch.zeros_like(masked).scatter(1, picked, chosen)
+                sentences = torch.tensor([i for i, count in enumerate(most) if count], device=counts.device)
                 now = self.fill_some(now, memories, picked, chosen, sentences, beam)
             else:
-                now = self.fill(now, memories, picked, chosen)
+                count = remask_count(now.lengths, done, passes, schedule)
+                width = int(remask_count(widest, done, passes, schedule))  # computed on the host, not read
+                now = self.fill(now, memories, *first(now.lprobs.argsort(dim=1, stable=True), count, width))
         if history is not None:
             history.append(now.tokens)
         return now, history
@@ -128,6 +157,25 @@ class MaskPredictGenerator(CanvasGenerator):
 
     # -- the confidence schedule -----------------------------------------------------------------------------------
 
+    def uncommitted(self, now: Candidates, masked: Tensor, done: int) -> tuple:
+        """The positions that stay open after ``done`` passes.
+
+        Of the positions that the last pass predicted, all tokens of at least ``--confidence-threshold`` are committed,
+        always the most probable one, and as many as leave no more than the linear schedule masks.
+
+        Args:
+            masked: (R, T) bool, the positions that the last pass predicted.
+
+        Returns:
+            positions (R, T) int64, the least probable of ``masked`` first, and how many of them stay open, (R,) int64.
+        """
+        lprobs = now.lprobs.masked_fill(~masked, math.inf)
+        unsure = (lprobs < self.threshold()).sum(1)
+        at_most = torch.minimum(
+            remask_count(now.lengths, done, self.config.iterations, "linear"), masked.sum(1) - 1
+        ).clamp(min=0)
+        return lprobs.argsort(dim=1, stable=True), torch.minimum(unsure, at_most)
+
     def threshold(self) -> float:
         """``--confidence-threshold`` as a log-probability."""
         value = self.config.confidence_threshold
@@ -143,3 +191,19 @@ class MaskPredictGenerator(CanvasGenerator):
         part = Candidates(*(None if field is None else field[active] for field in now))
         part = self.fill(part, [memory.select(sentences) for memory in memories], picked[active], chosen[active])
         return Candidates(*(None if new is None else old.index_copy(0, active, new) for old, new in zip(now, part)))
+
+    # -- statistics ------------------------------------------------------------------------------------------------
+
+    def hypotheses(self, decoded: DecodedCanvases, source: Tensor) -> List[List[Dict]]:
+        """``CanvasGenerator.hypotheses``; counts the tokens and passes of the best one of every sentence."""
+        results = super().hypotheses(decoded, source)
+        for best, *_ in results:
+            self.statistics.sentences += 1
+            self.statistics.tokens += len(best["tokens"]) if best["steps"] else 0
+            self.statistics.passes += best["steps"]
+        return results
+
+
+def first(positions: Tensor, counts: Tensor, width: int) -> tuple:
+    """The first ``counts`` (R,) of positions (R, T), at most ``width``: (R, width) int64, and bool, True for these."""
+    return positions[:, :width], torch.arange(width, device=counts.device) < counts.unsqueeze(1)

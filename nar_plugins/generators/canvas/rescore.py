@@ -28,7 +28,6 @@ class Rescorer:
 
     def __init__(self, model, pad: int, eos: int, mask: int, options: Namespace):
         check_forced(model, "--rescorer")
-        model.eval()  # not chained: it returns None after fairseq's make_generation_fast_
         self.model, self.pad, self.eos, self.mask, self.options = model, pad, eos, mask, options
         self.candidates = self.scored = 0
 
@@ -42,7 +41,6 @@ class Rescorer:
         Raises:
             ValueError: a source or a candidate is longer than the model's positions.
         """
-        self.model.to(source.device)
         text, sizes = self.printed(tokens, lengths)
         longest = self.model.max_decoder_positions()
         if text.size(1) > longest:

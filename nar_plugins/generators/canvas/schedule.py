@@ -10,7 +10,7 @@ SCHEDULES = ("linear", "cosine", "confidence")
 def remask_count(lengths: Tensor, done: int, passes: int, schedule: str) -> Tensor:
     """The number of positions to mask again after ``done`` of ``passes`` passes; at least one.
 
-    ``linear`` (and ``confidence``, which it bounds) is Mask-Predict's N(1 - t/R), section 3.2, in integer arithmetic:
+    ``linear`` (which bounds ``confidence``) is Mask-Predict's N(1 - t/R), section 3.2, in integer arithmetic:
     the exact floor, where a floating-point product is one lower for some lengths. ``cosine`` is MaskGIT's
     N cos(pi t / 2R) (Chang et al. 2022, section 3.3).
 

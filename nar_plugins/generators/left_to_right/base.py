@@ -134,7 +134,7 @@ class LeftToRightGenerator(Generator):
         """
         refuse_in_batch(self.name, self.options, prefix_tokens, constraints)
         source = sample["net_input"]["src_tokens"]
-        with self.decoding(source.device, lean=True):
+        with self.decoding(source, lean=True):
             encoded = [model.encoder.forward_torchscript(sample["net_input"]) for model in self.models]
             batch = self.translate(sample, encoded, prefix_tokens)
         return self.hypotheses(batch)  # outside, because fairseq changes them in place

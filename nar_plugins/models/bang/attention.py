@@ -12,6 +12,7 @@ from nar_plugins.models.bang.cache import DecodingStep
 from nar_plugins.models.bang.row_attention import row_attention
 from nar_plugins.models.bang.stream_layout import RowGroup, StreamLayout
 from nar_plugins.modules.block_decoder import BlockCache
+from nar_plugins.modules.fast.linear import shared_input
 from nar_plugins.modules.relative_positions import BUCKETS
 
 
@@ -31,6 +32,8 @@ class NStreamAttention(nn.Module):
     to the scaled product.
     """
 
+    products = {"in_proj": ("in_proj_weight", "in_proj_bias")}  # that a prepared model has a layer for
+
     def __init__(self, embed_dim: int, num_heads: int, dropout: float = 0.0):
         super().__init__()
         if embed_dim % num_heads:
@@ -39,6 +42,7 @@ class NStreamAttention(nn.Module):
         self.scaling = self.head_dim**-0.5
         self.in_proj_weight = nn.Parameter(torch.empty(3 * embed_dim, embed_dim))
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * embed_dim))
+        self.in_proj = None  # a layer with these parameters, in a model prepared for decoding
         self.relative_linear = nn.Linear(embed_dim, BUCKETS * num_heads)
         self.out_proj = nn.Linear(embed_dim, embed_dim)
         self.dropout_module = FairseqDropout(dropout, module_name=type(self).__name__)
@@ -47,9 +51,12 @@ class NStreamAttention(nn.Module):
     def project(self, x: Tensor) -> Projected:
         """States (..., D) -> queries, keys, values and biases."""
         heads = (self.num_heads, self.head_dim)
-        queries, keys, values = (
-            F.linear(x, self.in_proj_weight, self.in_proj_bias).unflatten(-1, (3, *heads)).unbind(-3)
-        )
+        if self.in_proj is None:
+            projected = F.linear(x, self.in_proj_weight, self.in_proj_bias)
+        else:
+            x = shared_input(x, self.in_proj, self.relative_linear)
+            projected = self.in_proj(x)
+        queries, keys, values = projected.unflatten(-1, (3, *heads)).unbind(-3)
         bias = self.relative_linear(x).unflatten(-1, (BUCKETS, self.num_heads)).transpose(-1, -2)
         return Projected(queries * self.scaling, keys, values, F.pad(bias, (0, 1), value=-float("inf")))
 

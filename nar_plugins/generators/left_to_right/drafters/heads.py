@@ -1,6 +1,6 @@
 """Drafts of the proposal heads that a ``blockwise`` checkpoint has."""
 
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, List, Optional, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -38,11 +38,16 @@ class HeadsDrafter(Drafter):
 
     def draft(self, verified: VerifyResult, count: int, state: Any) -> Drafts:
         features = self.decoder.head_features(verified.features[self.model_index], 2, count + 1)
-        return best_drafts(linear(features, *state))
+        return best_drafts(state(features))
 
-    def projection(self) -> Tuple[Tensor, Tensor]:
-        """Weight (W, D) and bias (W,) of the vocabulary projection, for the W symbols that may be proposed."""
+    def projection(self) -> Callable[[Tensor], Tensor]:
+        """The vocabulary projection of the W symbols that may be proposed, (..., D) -> (..., W); banned ones at
+        -inf."""
         projection = self.decoder.output_projection
+        if self.vocab_size is None and getattr(projection, "int8", False):
+            ban = projection.weight.new_zeros(len(projection.weight))
+            ban[self.banned] = -float("inf")
+            return lambda features: projection(features).add_(ban)
         weight = projection.weight[: self.vocab_size]
         if projection.bias is None:
             bias = weight.new_zeros(len(weight))
@@ -52,7 +57,7 @@ class HeadsDrafter(Drafter):
         device = weight.device.type
         if torch.is_autocast_enabled(device):  # which would cast a slice of a weight for every draft
             weight, bias = (tensor.to(torch.get_autocast_dtype(device)) for tensor in (weight, bias))
-        return weight, bias
+        return lambda features: linear(features, weight, bias)
 
     def cost_per_row(self, count: int) -> float:
         shared, per_head = self.decoder.proposal_heads.multiplications()
@@ -84,7 +89,7 @@ class SequentialDrafter(HeadsDrafter):
         drafts, survival_lprobs = [], 0.0
         for index in range(count):
             features = head(index, base, features, F.embedding(token, embeddings) * scale)
-            drafts.append(best_drafts(linear(features, *projection)))
+            drafts.append(best_drafts(projection(features)))
             token = drafts[-1].tokens
             if self.min_survival > 0 and index + 1 < count:
                 survival_lprobs = survival_lprobs + drafts[-1].lprobs

@@ -1,0 +1,83 @@
+"""A linear layer of a prepared model: the parameters of the model's own layer, and the fastest form of its product."""
+
+from typing import Callable, Dict, Optional
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch import Tensor
+
+from nar_plugins.modules.fast.int8 import int8_product, quantise
+from nar_plugins.modules.linear import onednn_is_faster, product_by_size
+
+
+class PreparedLinear(nn.Linear):
+    """The layer in a prepared model (``prepare.py``); it has no parameters of its own.
+
+    Args:
+        source: the dictionary of parameters of the module that owns them, shared: a new parameter in it is seen.
+        weight, bias: their names in it.
+        owns: the source is an ``nn.Linear``'s, whose place this layer takes.
+    """
+
+    def __init__(
+        self, source: Dict[str, Optional[nn.Parameter]], weight: str = "weight", bias: str = "bias", owns=True
+    ):
+        nn.Module.__init__(self)
+        self.out_features, self.in_features = source[weight].shape
+        self.source, self.names = source, (weight, bias)
+        if owns:
+            vars(self)["_parameters"] = source
+        self.prepare(None)
+
+    @property
+    def weight(self) -> Tensor:
+        """(out, in), the model's own."""
+        return self.source[self.names[0]]
+
+    @property
+    def bias(self) -> Optional[Tensor]:
+        """(out,), the model's own, or None."""
+        return self.source[self.names[1]]
+
+    def prepare(self, dtype: Optional[torch.dtype]) -> None:
+        """Cast, pack or quantise the weights of now; None: only use them."""
+        weight, bias = self.weight.detach(), None if self.bias is None else self.bias.detach()
+        self.int8 = dtype == torch.int8
+        self.product = product(weight, bias, dtype)
+
+    def forward(self, x) -> Tensor:
+        """(..., in), or, in int8, ``QuantisedRows`` -> (..., out)."""
+        return self.product(x)
+
+
+def product(weight: Tensor, bias: Optional[Tensor], dtype: Optional[torch.dtype]) -> Callable[[Tensor], Tensor]:
+    """The function (..., in) -> (..., out) of a layer in a type; PyTorch's own for None and where nothing is faster."""
+    if dtype == torch.int8:
+        return int8_product(weight, bias)
+    if dtype in (torch.bfloat16, torch.float16):
+        return half_product(weight, bias, dtype)
+    if dtype == weight.dtype == torch.float32 and weight.is_cpu and onednn_is_faster():
+        return product_by_size(weight, bias)
+    return lambda x: F.linear(x, weight, bias)
+
+
+def half_product(weight: Tensor, bias: Optional[Tensor], dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+    """The product in half precision, as autocast computes it, with weights that are cast here, once."""
+    weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
+    packed = torch.ops.mkldnn._reorder_linear_weight(weight) if weight.is_cpu and onednn_has_bfloat16(dtype) else None
+    if packed is None:
+        return lambda x: F.linear(x.to(dtype), weight, bias)
+    onednn = torch.ops.mkldnn._linear_pointwise
+    return lambda x: onednn(x.to(dtype), packed, bias, "none", [], "")
+
+
+def onednn_has_bfloat16(dtype: torch.dtype) -> bool:
+    """Whether oneDNN computes products in this type on this processor, which must be bfloat16."""
+    available = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    return dtype == torch.bfloat16 and available and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+def shared_input(x: Tensor, *layers: nn.Module):
+    """The input (..., in) of several layers: quantised once, where all of them are in int8."""
+    return quantise(x) if all(type(layer) is PreparedLinear and layer.int8 for layer in layers) else x

@@ -1,0 +1,188 @@
+"""``prepare_for_decoding``: a model for decoding beside the user's own, with the same parameters and faster products.
+
+The prepared model is a copy of the modules. It shares every parameter and buffer with the original, also those that are
+replaced or moved later, and nothing else. ``nn.Linear`` is replaced by ``PreparedLinear``, which packs, casts or
+quantises its weight once. The original is never changed.
+
+    prepared = prepare_for_decoding(model, "int8")
+    dtype = prepared.update(torch.int8)      before a batch: packs again what has changed
+    prepared.model.encode(...)
+"""
+
+import copy
+import logging
+import threading
+from typing import Dict, List, Optional
+from weakref import WeakKeyDictionary
+
+import torch
+import torch.nn as nn
+from fairseq.data import Dictionary
+from fairseq.modules import MultiheadAttention
+from torch import Tensor
+
+from nar_plugins.modules.adaptive_softmax import refuse_adaptive_softmax
+from nar_plugins.modules.fast.choice import faster_decode_dtype
+from nar_plugins.modules.fast.int8 import int8_bytes, int8_lacks, megabytes
+from nar_plugins.modules.fast.linear import PreparedLinear
+
+logger = logging.getLogger(__name__)
+
+DECODE_DTYPES = ("float32", "bfloat16", "float16", "int8", "auto")
+LOCK = threading.RLock()  # two threads may ask for the same model
+MADE: "WeakKeyDictionary[nn.Module, Dict[str, Prepared]]" = WeakKeyDictionary()  # fairseq's hub asks in every call
+
+
+class Prepared:
+    """A prepared model.
+
+    Args:
+        model: the original, which is kept alive by nobody here.
+        name: of ``DECODE_DTYPES``.
+
+    Attributes:
+        model: the copy, in evaluation mode.
+        layers: its linear layers.
+    """
+
+    def __init__(self, model: nn.Module, name: str):
+        self.name, self.chosen = name, None
+        self.model = shared_copy(model).eval()
+        self.layers: List[PreparedLinear] = [m for m in self.model.modules() if type(m) is PreparedLinear]
+        # fairseq's attentions that call PyTorch's function with their weights, and not their projections
+        self.attentions = [
+            m for m in self.model.modules() if type(m) is MultiheadAttention and not m.skip_embed_dim_check
+        ]
+        self.stamp: Optional[list] = None
+        vars(self.model)["prepared"] = self
+
+    def dtype(self, device: torch.device, rows: int) -> torch.dtype:
+        """The type to decode in on a device; ``auto`` is decided and logged at the first call.
+
+        Args:
+            rows: tokens of a batch, for ``auto``.
+        """
+        if self.name != "auto":
+            return getattr(torch, self.name)
+        if self.chosen is None:
+            self.chosen = faster_decode_dtype(device, self.model, rows)
+            logger.info(
+                f"--decode-dtype auto: {self.chosen}, the faster one on this {device.type}".replace("torch.", "")
+            )
+        return self.chosen
+
+    def update(self, dtype: torch.dtype) -> None:
+        """Prepare the layers whose parameters are not those of the last call: replaced, moved, or changed in place."""
+        stamp = [(dtype, *map(identity, (layer.weight, layer.bias))) for layer in self.layers]
+        if stamp == self.stamp:
+            return
+        with LOCK:
+            before = self.stamp or [None] * len(stamp)
+            if stamp == before:  # another thread was faster
+                return
+            for layer, old, new in zip(self.layers, before, stamp):
+                if old != new:
+                    if dtype == torch.int8:
+                        refuse_device(layer.weight.device)
+                    layer.prepare(dtype)
+            for attention in self.attentions:
+                attention.skip_embed_dim_check = dtype != torch.float32  # True: the projections are called
+            if dtype == torch.int8 and self.stamp is None:
+                self.log_size()
+            self.stamp = stamp
+
+    def log_size(self) -> None:
+        """Log the size of the weights in int8."""
+        parameters = sum(p.numel() * p.element_size() for p in self.model.parameters())
+        tables = sum(p.numel() for p in self.other_parameters())
+        quantised = sum(int8_bytes(layer.weight) for layer in self.layers)
+        biases = sum(layer.bias.numel() for layer in self.layers if layer.bias is not None)
+        logger.info(
+            f"--decode-dtype int8: {len(self.layers)} linear layers in {megabytes(quantised + 4 * biases)}, "
+            f"{megabytes(4 * tables)} of other weights in float32; the model has {megabytes(parameters)}"
+        )
+
+    def other_parameters(self) -> List[Tensor]:
+        """The parameters that are read in float32: embeddings, norms, the heads of lengths and fertilities."""
+        quantised = {id(p) for layer in self.layers for p in (layer.weight, layer.bias)}
+        tables = {id(m.weight) for m in self.model.modules() if isinstance(m, nn.Embedding)}
+        return [p for p in self.model.parameters() if id(p) not in quantised or id(p) in tables]
+
+
+def prepare_for_decoding(model: nn.Module, name: str) -> Prepared:
+    """The prepared model of a model and a type; the same one in every call.
+
+    Args:
+        model: any model of this package or of fairseq's; one that is prepared already is returned.
+        name: of ``DECODE_DTYPES``.
+
+    Raises:
+        ValueError: the model cannot be decoded in int8 here, or not be copied.
+    """
+    if "prepared" in vars(model):
+        return vars(model)["prepared"]
+    if name == "int8":
+        refuse_int8(model)
+    with LOCK:
+        made = MADE.setdefault(model, {})
+        if name not in made:
+            made[name] = Prepared(model, name)
+        return made[name]
+
+
+def shared_copy(model: nn.Module) -> nn.Module:
+    """A copy of a model's modules around the same parameters and buffers, with ``PreparedLinear`` for ``nn.Linear``.
+
+    A linear layer whose weight is no parameter (weight normalisation, pruning: it is computed in every call) is copied
+    as it is.
+    """
+    memo: Dict[int, object] = {}
+
+    def share(*parts) -> None:
+        memo.update((id(part), part) for part in parts)
+
+    for module in model.modules():
+        share(module._parameters, module._buffers)
+        share(*(value for value in vars(module).values() if isinstance(value, (Tensor, Dictionary))))
+        if type(module) is nn.Linear and isinstance(module._parameters.get("weight"), nn.Parameter):
+            if not module._forward_pre_hooks:
+                memo[id(module)] = PreparedLinear(module._parameters)
+    try:
+        copied = copy.deepcopy(model, memo)
+    except Exception as error:  # of any kind: a model may hold anything
+        raise ValueError(f"a {type(model).__name__} cannot be copied for decoding: {error}") from error
+    for module in list(copied.modules()):
+        for name, parameters in getattr(module, "products", {}).items():
+            setattr(module, name, PreparedLinear(module._parameters, *parameters, owns=False))
+    return copied
+
+
+def identity(parameter: Optional[Tensor]):
+    """What changes when a parameter is replaced, moved, or changed in place."""
+    if parameter is None:
+        return None
+    version = 0 if parameter.is_inference() else parameter._version
+    return id(parameter), parameter.data_ptr(), version
+
+
+def refuse_int8(model: nn.Module) -> None:
+    """Raise where a model cannot be decoded in int8.
+
+    Raises:
+        ValueError: there are no kernels, or the model has an adaptive softmax or quantisation noise.
+    """
+    refuse_device(next(model.parameters()).device)
+    refuse_adaptive_softmax(model, "--decode-dtype int8")
+    noisy = getattr(model.decoder, "quant_noise", None) is not None
+    if noisy or any(type(module).__name__ in ("IntLinear", "PQLinear") for module in model.modules()):
+        raise ValueError(
+            "--decode-dtype int8: this model was trained with --quant-noise-pq or --quant-noise-scalar, another "
+            "quantisation: use --decode-dtype float32"
+        )
+
+
+def refuse_device(device: torch.device) -> None:
+    """Raise where int8 has no kernels."""
+    reason = int8_lacks(device)
+    if reason is not None:
+        raise ValueError(f"--decode-dtype int8: {reason}; use --decode-dtype float32, bfloat16 or auto")

@@ -1,0 +1,364 @@
+"""Models prepared for decoding: exact int8 products, the user's model untouched, the weights of now, refusals."""
+
+import gc
+import logging
+import threading
+from argparse import Namespace
+
+import pytest
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from blockwise_twin import blockwise, random_models
+from conftest import mask_predict, random_model, source_batch
+from fairseq.sequence_generator import SequenceGenerator
+from test_bang_generator import bang, random_bang
+from test_one_pass import ar, generator, nat
+from tiny import model as tiny_model
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from nar_plugins.generators.beam import BeamGenerator
+from nar_plugins.generators.options import generation_options
+from nar_plugins.modules.fast import choice, prepare
+from nar_plugins.modules.fast.int8 import ZERO, int8_lacks, int8_product, quantise
+from nar_plugins.modules.fast.linear import PreparedLinear, product
+from nar_plugins.modules.fast.prepare import prepare_for_decoding
+
+needs_int8 = pytest.mark.skipif(int8_lacks(torch.device("cpu")) is not None, reason="no int8 on this processor")
+LENGTHS = [6, 3, 12, 2, 9, 1, 17, 30]
+SHAPES = [(1, 64, 48), (7, 64, 64), (33, 512, 200), (130, 96, 512)]
+
+
+def sample_of(source) -> dict:
+    return {"id": torch.arange(len(source)), "net_input": {"src_tokens": source, "src_lengths": source.ne(1).sum(1)}}
+
+
+# -- the product -------------------------------------------------------------------------------------------------------
+
+
+def naive_int8(x, weight, bias):
+    """Quantise, multiply whole numbers exactly, scale in float32: a number at a time in meaning, rows in form."""
+    row_scales, scales = (t.abs().amax(1, keepdim=True) / 127 for t in (x, weight))
+    numbers = (x / row_scales + 128.5).floor().long() - 128
+    exact = numbers @ (weight / scales).round().long().t()
+    return exact.float() * scales.t() * row_scales + bias
+
+
+@needs_int8
+@pytest.mark.parametrize("rows, inputs, outputs", SHAPES)
+def test_the_product_is_that_of_whole_numbers(rows, inputs, outputs):
+    torch.manual_seed(1)
+    x, weight, bias = torch.randn(rows, inputs), torch.randn(outputs, inputs), torch.randn(outputs)
+    found = int8_product(weight, bias)(x)
+    torch.testing.assert_close(found, naive_int8(x, weight, bias), rtol=1e-6, atol=1e-5)
+    error = (found - F.linear(x, weight, bias)).norm() / F.linear(x, weight, bias).norm()
+    assert 1e-4 < error < 0.02
+    torch.testing.assert_close(int8_product(weight, None)(x) + bias, found)
+
+
+@needs_int8
+def test_a_row_does_not_depend_on_the_others():
+    torch.manual_seed(1)
+    compute = int8_product(torch.randn(300, 128), torch.randn(300))
+    x = torch.randn(3, 40, 128) * torch.rand(3, 40, 1) * 100
+    together = compute(x)
+    for rows in (1, 5, 40):
+        assert torch.equal(torch.cat([compute(part) for part in x.flatten(0, 1).split(rows)]), together.flatten(0, 1))
+
+
+@needs_int8
+def test_rows_of_zeros_and_of_nan_stay_what_they_are():
+    x = torch.randn(4, 32)
+    x[1], x[2, 3] = 0, float("nan")
+    bias = torch.randn(16)
+    found = int8_product(torch.randn(16, 32), bias)(x)
+    assert torch.equal(found[1], bias) and found[2].isnan().all() and found[[0, 3]].isfinite().all()
+
+
+def test_quantised_numbers_use_the_whole_range():
+    rows = quantise(torch.tensor([[-2.0, 0.0, 1.0, 2.0], [0.5, 0.25, 0.0, -0.1]]))
+    assert (rows.numbers.int() - ZERO).tolist() == [[-127, 0, 64, 127], [127, 64, 0, -25]]
+    assert rows.scales.flatten().tolist() == pytest.approx([2 / 127, 0.5 / 127])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_that_of_autocast(dtype):
+    torch.manual_seed(1)
+    layer, x = nn.Linear(64, 96), torch.randn(5, 64)
+    with torch.no_grad(), torch.autocast("cpu", dtype):
+        wanted, found = layer(x), product(layer.weight, layer.bias, dtype)(x)
+    assert found.dtype == wanted.dtype == dtype
+    torch.testing.assert_close(found, wanted)
+
+
+# -- generators --------------------------------------------------------------------------------------------------------
+
+
+def of_cmlm(dtype, **settings):
+    one, task = random_model(words=20)
+    return one, mask_predict(
+        [one], task.target_dictionary, task.mask_index, decode_dtype=dtype, max_len_b=30, iterations=3, **settings
+    )
+
+
+def of_nat(*flags, name="one_pass", **settings):
+    def made(dtype):
+        one, task = nat(*flags)
+        rescorer = ar(task) if name == "noisy_parallel" else None
+        return one, generator(name, [one], task, rescorer, decode_dtype=dtype, **settings)
+
+    return made
+
+
+def of_blockwise(dtype):
+    (one,), task = random_models("--decoder-normalize-before", "--block-head", "full", arch="blockwise_tiny")
+    return one, blockwise([one], task, decode_dtype=dtype, max_len_b=20)
+
+
+def of_bang(dtype):
+    one, task = random_bang()
+    return one, bang([one], task, decode_dtype=dtype)
+
+
+def of_beam(dtype):
+    one, task = tiny_model("--share-all-embeddings", arch="transformer_tiny", criterion="cross_entropy")
+    search = SequenceGenerator([one], task.target_dictionary, beam_size=2, max_len_b=12)
+    options = generation_options(Namespace())
+    return one, BeamGenerator([one], task.target_dictionary, Namespace(decode_dtype=dtype), options, 24, search)
+
+
+MAKERS = {
+    "mask_predict": of_cmlm,
+    "confidence": lambda dtype: of_cmlm(dtype, schedule="confidence"),
+    "fertilities": of_nat(),
+    "noisy parallel": of_nat(name="noisy_parallel", fertility_samples=4),
+    "lengths": of_nat("--source-copy", "uniform"),
+    "ctc": of_nat("--ctc", "--source-copy", "uniform"),
+    "blockwise": of_blockwise,
+    "bang": of_bang,
+    "beam": of_beam,
+}
+
+
+def words(gen, source) -> list:
+    return [hypotheses[0]["tokens"].tolist() for hypotheses in gen.generate(gen.models, sample_of(source))]
+
+
+@needs_int8
+@pytest.mark.parametrize("name", MAKERS)
+def test_int8_gives_a_sentence_the_same_words_in_every_batch(name):
+    one, gen = MAKERS[name]("int8")
+    before = {key: value.clone() for key, value in one.state_dict().items()}
+    forwards = [vars(module).get("forward") for module in one.modules()]
+    source = source_batch(LENGTHS, 20)
+    together = words(gen, source)
+    assert [words(gen, source[b : b + 1, :n])[0] for b, n in enumerate(LENGTHS)] == together
+    layers = [module for module in gen.models[0].modules() if type(module) in (nn.Linear, PreparedLinear)]
+    assert layers and all(type(layer) is PreparedLinear and layer.int8 for layer in layers)
+    # the user's model is what it was
+    assert all(torch.equal(value, before[key]) for key, value in one.state_dict().items())
+    assert not any(isinstance(module, PreparedLinear) for module in one.modules())
+    assert forwards == [vars(module).get("forward") for module in one.modules()]
+
+
+@needs_int8
+@pytest.mark.parametrize("name", [name for name in MAKERS if name != "blockwise"])  # whose heads are no linear layers
+def test_no_large_product_of_int8_decoding_is_in_floating_point(name):
+    """Only attention's own products are, and those of the heads of lengths and fertilities."""
+    _, gen = MAKERS[name]("int8")
+    own = {tuple(layer.weight.shape) for layer in gen.models[0].modules() if type(layer) is PreparedLinear}
+    source = source_batch(LENGTHS, 20)
+    words(gen, source)
+    seen = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func in (torch.ops.aten.addmm.default, torch.ops.aten.mm.default, torch.ops.aten.linear.default):
+                seen.append(tuple(tuple(a.shape) for a in args if isinstance(a, torch.Tensor) and a.dim() == 2))
+            return func(*args, **(kwargs or {}))
+
+    with Watch():
+        words(gen, source)
+    assert not [shapes for shapes in seen if shapes[-1] in own or shapes[-1][::-1] in own]
+
+
+@needs_int8
+def test_int8_is_close_to_float32():
+    for name in ("mask_predict", "lengths", "blockwise", "bang"):
+        source = source_batch(LENGTHS, 20)
+        one, gen = MAKERS[name]("float32")
+        wanted, found = words(gen, source), words(MAKERS[name]("int8")[1], source)
+        same = sum(a == b for old, new in zip(wanted, found) for a, b in zip(old, new))
+        assert same >= 0.6 * sum(map(len, wanted)), name  # of random weights, which are sure of little
+
+
+# -- the weights of now ------------------------------------------------------------------------------------------------
+
+
+def change_in_place(one):
+    with torch.no_grad():
+        for parameter in one.parameters():
+            parameter.mul_(torch.rand_like(parameter) + 0.5)
+
+
+def change_data(one):
+    for parameter in one.parameters():
+        parameter.data = parameter.data * (torch.rand_like(parameter) + 0.5)
+
+
+def replace(one):
+    torch.manual_seed(5)
+    for module in one.modules():
+        if type(module) is nn.Linear and module is not one.decoder.output_projection:
+            module.weight = nn.Parameter(torch.randn_like(module.weight) * 0.3)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", pytest.param("int8", marks=needs_int8)])
+@pytest.mark.parametrize("change", [change_in_place, change_data, replace])
+def test_an_update_is_seen(change, dtype):
+    one, gen = of_cmlm(dtype)
+    source = source_batch(LENGTHS, 20)
+    old = words(gen, source)
+    one.train()  # as the trainer does between two validations
+    torch.manual_seed(4)
+    change(one)
+    new = words(gen, source)
+    fresh, other = of_cmlm(dtype)
+    fresh.load_state_dict(one.state_dict())
+    assert new == words(other, source) != old
+    assert one.training
+
+
+def test_parameters_are_shared_and_no_memory_of_the_tables_is_copied():
+    one, gen = of_cmlm("float32")
+    (copied,) = gen.models
+    assert {id(p) for p in copied.parameters()} == {id(p) for p in one.parameters()}
+    assert copied.decoder.output_projection.weight is one.decoder.embed_tokens.weight
+    one.double()
+    assert next(copied.parameters()).dtype == torch.float64
+    words(gen, source_batch(LENGTHS, 20))
+
+
+def test_a_prepared_model_is_made_once_and_dies_with_the_original():
+    one, _ = random_model()
+    first = prepare_for_decoding(one, "bfloat16")
+    assert prepare_for_decoding(one, "bfloat16") is first and prepare_for_decoding(one, "float32") is not first
+    assert prepare_for_decoding(first.model, "float32") is first
+    known = len(prepare.MADE)
+    del one, first
+    gc.collect()
+    assert len(prepare.MADE) < known
+
+
+def test_half_weights_are_cast_once():
+    _, gen = of_cmlm("bfloat16")
+    source = source_batch(LENGTHS, 20)
+    words(gen, source)
+    weights = {id(p) for p in gen.models[0].parameters() if p.dim() == 2}
+    cast = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func is torch.ops.aten._to_copy.default and id(args[0]) in weights:
+                cast.append(args[0].shape)
+            return func(*args, **(kwargs or {}))
+
+    with Watch():
+        words(gen, source)
+    assert len(cast) <= 1  # the length head's, which is no linear layer
+
+
+@needs_int8
+def test_two_threads_decode_at_once():
+    one, task = random_model(words=20)
+    sources = [source_batch(LENGTHS, 20, seed=seed) for seed in range(6)]
+
+    def loop():
+        return mask_predict([one], task.target_dictionary, task.mask_index, decode_dtype="int8", max_len_b=20)
+
+    wanted = [words(loop(), source) for source in sources]
+    one, task = random_model(words=20)  # the same weights, prepared by whichever thread comes first
+    found = {}
+
+    def work(numbers):
+        for i in numbers:
+            found[i] = words(loop(), sources[i])
+
+    threads = [threading.Thread(target=work, args=(range(start, 6, 2),)) for start in (0, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [found[i] for i in range(6)] == wanted
+
+
+def test_layers_whose_weight_is_computed_stay_as_they_are():
+    one, _ = random_model()
+    one.decoder.layers[0].fc1 = nn.utils.weight_norm(one.decoder.layers[0].fc1)
+    source = source_batch([3, 5], 20)
+    one(source, None, source, source)["words"].loss.backward()  # the weight is now the result of an operation
+    copied = prepare_for_decoding(one, "float32").model
+    assert type(copied.decoder.layers[0].fc1) is nn.Linear and type(copied.decoder.layers[0].fc2) is PreparedLinear
+    with torch.no_grad():
+        one.decoder.layers[0].fc1.weight_g.mul_(2)
+        x = torch.randn(2, 64)
+        assert torch.equal(copied.decoder.layers[0].fc1(x), one.decoder.layers[0].fc1(x))
+
+
+def test_a_model_that_cannot_be_copied_is_named():
+    one, _ = random_model()
+    one.lock = threading.Lock()
+    with pytest.raises(ValueError, match="^a CmlmModel cannot be copied for decoding: cannot pickle"):
+        prepare_for_decoding(one, "float32")
+
+
+# -- refusals and the choice -------------------------------------------------------------------------------------------
+
+
+def test_int8_is_for_cpus_with_vnni(monkeypatch):
+    one, _ = random_model()
+    assert int8_lacks(torch.device("cuda")) == "it is for CPUs, and this is cuda"
+    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: False)
+    message = (
+        "^--decode-dtype int8: this processor has no VNNI instructions; use --decode-dtype float32, bfloat16 or auto$"
+    )
+    with pytest.raises(ValueError, match=message):
+        prepare_for_decoding(one, "int8")
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="this PyTorch has no oneDNN with int8"):
+        prepare_for_decoding(one, "int8")
+
+
+@needs_int8
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (("--adaptive-softmax-cutoff", "5,10"), "^--decode-dtype int8: models of --adaptive-softmax-cutoff are"),
+        (("--quant-noise-pq", "0.1"), "^--decode-dtype int8: this model was trained with --quant-noise-pq"),
+    ],
+)
+def test_other_models_are_refused(flags, message):
+    one, task = random_model("transformer_tiny", flags=("--criterion", "cross_entropy", *flags))
+    with pytest.raises(ValueError, match=message):
+        prepare_for_decoding(one, "int8")
+
+
+@pytest.mark.parametrize(
+    "seconds, chosen", [((1.0, 0.5), "bfloat16"), ((0.5, 1.0), "float32"), ((0.1, 9.0), "float32")]
+)
+def test_auto_takes_the_faster_one_and_says_so(seconds, chosen, monkeypatch, caplog):
+    shapes = []
+    monkeypatch.setattr(choice, "product_seconds", lambda shape: shapes.append(shape) or seconds)
+    _, gen = of_cmlm("auto")
+    with caplog.at_level(logging.INFO):
+        for _ in range(2):
+            words(gen, source_batch(LENGTHS, 20))
+    lines = [record.getMessage() for record in caplog.records if "auto" in record.getMessage()]
+    assert lines == [f"--decode-dtype auto: {chosen}, the faster one on this cpu"]
+    assert (len(shapes) == 1) == (seconds[1] > 4 * seconds[0])  # one small product shows a CPU without bfloat16
+
+
+def test_auto_really_times_the_products():
+    one, _ = random_model()
+    assert choice.faster_decode_dtype(torch.device("cpu"), one, 30) in choice.CANDIDATES
+    assert min(choice.product_seconds((8, 64, 64))) > 0
