@@ -103,7 +103,7 @@ fi
 # --- This package, and everything that is pure Python ---------------------------------------------------------------
 echo "[4/4] nar_plugins and the rest"
 # PYTHONWARNINGS: setuptools warns about every editable installation, twelve lines long.
-PYTHONWARNINGS=ignore pip_install --no-build-isolation -e ".[dev]" ||
+PYTHONWARNINGS=ignore pip_install --no-build-isolation -e ".[dev,plots]" ||
     fail "the package could not be installed (pip's message is above): check the network and run this again"
 "$python" -c 'import logging, torch; logging.disable(); import fairseq.data.data_utils_fast' ||
     fail "fairseq cannot be imported (the message is above): remove $VENV and run this again"

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Write a small English-German corpus in which most sources have several right targets.
+"""Write a small English-German corpus in which most sources have two to four right targets.
 
     python corpus.py OUT [--pairs 30000] [--seed 1]
 
@@ -29,7 +29,9 @@ from typing import Iterator, NamedTuple, Sequence, TypeVar
 
 T = TypeVar("T")
 HELD_OUT = 500  # pairs in valid and in test
-EXTRA = 4  # further references of the test set
+EXTRA = 3  # further references of the test set
+MOST_TARGETS = 1 + EXTRA  # sources with more are left out: the references are then all right targets
+WORDS = range(6, 15)  # how many a source and each of its targets may have
 
 # ------------------------------------------------------------------------------------------------- tables
 # class -> English: gender nominative[/accusative[/dative]] [plural], next German noun; next entry
@@ -603,14 +605,15 @@ FAMILIES = (draw_action,) * 11 + (draw_motion,) * 4 + (draw_event,) * 3 + (draw_
 
 # ---------------------------------------------------------------------------------------------- the corpus
 def sources(rng: random.Random, count: int) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """`count` different sources, each with all its targets, none longer than 16 words or shorter than 4."""
+    """`count` different sources, each with all its targets."""
     seen: set[str] = set()
     for _ in range(20 * count + 1000):
         if len(seen) == count:
             return
         scene = pick(rng, FAMILIES)(rng)
         source, variants = english(scene), targets(scene)
-        if source not in seen and all(4 <= len(text.split()) <= 16 for text in (source, *variants)):
+        texts = (source, *variants)
+        if source not in seen and len(variants) <= MOST_TARGETS and all(len(text.split()) in WORDS for text in texts):
             seen.add(source)
             yield source, variants
     raise ValueError(f"the grammar gave only {len(seen)} of {count} different sources")

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# fairseq-generate for the trained models, then the table: bash examples/quickstart/generate.sh [MODELS] [WORK]
+# fairseq-generate for the trained models, then the table, a plot and a page of outputs in WORK:
+#     bash examples/quickstart/generate.sh [MODELS] [WORK]
 . "$(dirname "${BASH_SOURCE[0]}")/../lib.sh"
-models=${1:-ar,blockwise,cmlm,nat,ctc,bang}
+models=${1:-ar,blockwise,ctc,cmlm,nat,bang}
 work=${2:-$root/work/quickstart}
 
 declare -a systems
@@ -25,8 +26,10 @@ for model in ${models//,/ }; do
                      --system "BANG, one pass" "$checkpoint" "--bang-policy nar $length"
                      --system "BANG, verify" "$checkpoint" "--bang-policy verify $length"
                      --system "BANG, greedy" "$checkpoint" "--bang-policy ar --beam 1 $length") ;;
-        ctc) systems+=(--system "NAT, CTC + glancing" "$checkpoint" "") ;;
+        ctc) systems+=(--system "CTC + glancing, one pass" "$checkpoint" ""
+                    --system "CTC beam 5, rescored by AR" "$checkpoint" "--ctc-beam 5 --rescorer $work/ar/checkpoint_last.pt") ;;
     esac
 done
 "$bin/nar-bench" "$work/bin" --flags "$device --remove-bpe sentencepiece" \
-    --sentences 24,96 --reference "$work"/test.de "$work"/test.de.* "${systems[@]}"
+    --sentences 48,192 --reference "$work"/test.de "$work"/test.de.* --output "$work/outputs" \
+    --plot-speed "$work/speed.png" --examples "$work/examples.md" "${systems[@]}"

@@ -13,6 +13,7 @@ from nar_plugins.checkpoint_io.teachers import load_teacher
 from nar_plugins.compat.registration import replace_dataclass
 from nar_plugins.criterions.base import PartsCriterion, check_label_smoothing
 from nar_plugins.data.noise import FERTILITY_STREAM, uniform
+from nar_plugins.models.flags import flag
 from nar_plugins.modules.losses import LossPart, TokenObjective
 from nar_plugins.modules.teacher_forcing import Teacher, check_forced
 
@@ -164,7 +165,7 @@ def register_loss_part(name: str, factor: float = 1.0, help: str = "") -> None:
         ValueError: the part is registered already, or the flag exists.
     """
     option = f"{name}_loss_factor"
-    flag = f"--{option.replace('_', '-')}"
+    as_flag = flag(option)
     if name in LOSS_PARTS or name in FINETUNING:
         raise ValueError(f"the loss part '{name}' has a factor in nar_loss already: register it under another name")
     if not option.isidentifier():
@@ -174,8 +175,8 @@ def register_loss_part(name: str, factor: float = 1.0, help: str = "") -> None:
     for model in MODEL_REGISTRY.values():
         if "nar_loss" in getattr(model, "criterions", ()):
             model.add_args(parser)
-    if option in {f.name for f in fields(options)} or flag in parser._option_string_actions:
-        raise ValueError(f"the loss part '{name}': {flag} is a flag already; register it under another name")
+    if option in {f.name for f in fields(options)} or as_flag in parser._option_string_actions:
+        raise ValueError(f"the loss part '{name}': {as_flag} is a flag already; register it under another name")
     added = (option, float, field(default=factor, metadata={"help": help}))
     options = make_dataclass(options.__name__, [added], bases=(options,), namespace={"__module__": __name__})
     replace_dataclass("criterion", "nar_loss", NarLoss, CRITERION_DATACLASS_REGISTRY, options)
