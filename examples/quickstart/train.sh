@@ -20,12 +20,12 @@ teacher=$work/ar/checkpoint_last.pt
 taught=(--criterion nar_loss --init-encoder-from "$teacher" --init-decoder-from "$teacher")
 smooth=(--label-smoothing 0.1)
 bang=(--arch bang --max-source-positions 256 --max-target-positions 256 --criterion bang_loss)
-data=$work/kd
+data=$work/kd tokens=1536
 case $model in
-    ar) what=(--arch transformer --criterion label_smoothed_cross_entropy "${smooth[@]}"); updates=700; data=$work/bin ;;
-    cmlm) what=(--arch cmlm "${taught[@]}" "${smooth[@]}"); updates=600 ;;
+    ar) what=(--arch transformer --criterion label_smoothed_cross_entropy "${smooth[@]}"); updates=600; data=$work/bin ;;
+    cmlm) what=(--arch cmlm "${taught[@]}" "${smooth[@]}"); updates=2000 tokens=1024 ;;
     nat) what=(--arch nat --positional-attention --mask-diagonal "${taught[@]}" "${smooth[@]}"); updates=500 ;;
-    ctc) what=(--arch nat --ctc --upsample 2 --glancing 0.5:0.3@500 "${taught[@]}"); updates=500 ;;
+    ctc) updates=1500 tokens=1024; what=(--arch nat --ctc --upsample 2 --glancing "0.5:0.3@$updates" "${taught[@]}") ;;
     blockwise) what=(--arch blockwise --block-size 4 --block-head sequential --freeze-base --finetune-from-model "$teacher"
                      --criterion blockwise_loss --block-loss weighted --block-positions 0.5); updates=300 ;;
     bang-ar) what=("${bang[@]}" --ngram 1); updates=700 ;;
@@ -40,7 +40,7 @@ if [ "$model" = nat ] && [ ! -e "$data/test.en-de.fert" ]; then "$bin/nar-align"
     "${what[@]}" "${sizes[@]}" --train-dtype auto \
     --optimizer adam --adam-betas "(0.9, 0.98)" --clip-norm 5 \
     --lr 2e-3 --lr-scheduler polynomial_decay --warmup-updates 100 --total-num-update "$updates" \
-    --max-tokens 1536 --max-update "$updates" --seed 1 $device \
+    --max-tokens $tokens --max-update "$updates" --seed 1 $device \
     --save-dir "$work/$model" --save-interval 3 --validate-interval 3 --no-epoch-checkpoints \
     --no-progress-bar --log-interval 50
 touch "$work/$model/done"
