@@ -69,7 +69,7 @@ def test_a_log_of_fairseq_train_is_read(tmp_path):
             "--num-workers",
             "0",
         ),
-        *("--eval-bleu", "--validate-interval-updates", "2", "--share-all-embeddings"),
+        *("--eval-bleu", "--validate-interval-updates", "2", "--share-all-embeddings", "--lr", "1e-3"),
     )
     found = read_run("x", log.split("\n"))
     assert [*found.training_loss] == [1, 2, 3] and [*found.valid_loss] == [*found.valid_bleu] == [2, 3]
