@@ -21,7 +21,7 @@ setup(
     ],
     extras_require={
         "dev": ["pytest", "pytest-xdist", "ruff"],
-        "plots": ["matplotlib"],  # nar-bench --plot, --plot-speed
+        "plots": ["matplotlib"],  # nar-bench --plot and --plot-speed, nar-curves
         "qg": ["nltk", "rouge-score"],  # examples/squad_qg/score.py: METEOR and ROUGE-L
     },
     entry_points={
@@ -30,6 +30,7 @@ setup(
             "nar-align = nar_plugins.cli.align:main",
             "nar-bench = nar_plugins.cli.bench:main",
             "nar-convert = nar_plugins.cli.convert:main",
+            "nar-curves = nar_plugins.cli.curves:main",
             "nar-distill = nar_plugins.cli.distill:main",
             "nar-merge = nar_plugins.cli.merge:main",
             "nar-flags = nar_plugins.cli.flags:main",
