@@ -16,7 +16,7 @@ from fairseq import options
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from in_process import MAINS
 from omegaconf import OmegaConf
-from tiny import arguments, dictionary
+from tiny import configuration, dictionary
 
 from nar_plugins.tasks.translation import NarTranslationTask
 
@@ -38,7 +38,7 @@ def save(path: Path, arch: str, *flags: str, seed: int = 1, scale: float = 4.0, 
     """
     flags = (*SIZE, "--share-all-embeddings", *flags)
     given = {"arch": arch, "criterion": CRITERIONS.get(arch.split("_")[0], "nar_loss")}
-    config = convert_namespace_to_omegaconf(arguments(*flags, **given))
+    config = configuration(*flags, **given)
     task = NarTranslationTask(config.task, dictionary(words), dictionary(words))
     torch.manual_seed(seed)
     made = task.build_model(config.model)

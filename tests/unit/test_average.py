@@ -91,6 +91,22 @@ def test_an_average_of_a_run_is_no_candidate(tmp_path):
     assert len(candidates(folder)) == 2
 
 
+@pytest.fixture(scope="module")
+def unequal(tmp_path_factory):
+    """Checkpoints that have no average with one.pt, and folders."""
+    folder = tmp_path_factory.mktemp("unequal")
+    for name in ("run", "empty"):
+        (folder / name).mkdir()
+    made(folder / "one.pt")
+    made(folder / "two.pt", seed=2)
+    made(folder / "wide.pt", flags=("--decoder-ffn-embed-dim=32",))
+    made(folder / "deep.pt", flags=("--decoder-layers=2",))
+    made(folder / "other.pt", arch="nat", flags=("--source-copy=uniform",))
+    (folder / "broken.pt").write_bytes((folder / "two.pt").read_bytes()[:5000])
+    run_folder(folder / "run", [3.0, 1.0, 2.0])
+    return folder
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [
@@ -110,18 +126,9 @@ def test_an_average_of_a_run_is_no_candidate(tmp_path):
         (["empty", "--last", "4"], "empty has no checkpoint of fairseq-train"),
     ],
 )
-def test_what_has_no_average_is_refused_in_one_line(tmp_path, monkeypatch, arguments, message):
-    monkeypatch.chdir(tmp_path)
-    for name in ("run", "empty"):
-        (tmp_path / name).mkdir()
-    made(tmp_path / "one.pt")
-    made(tmp_path / "two.pt", seed=2)
-    made(tmp_path / "wide.pt", flags=("--decoder-ffn-embed-dim=32",))
-    made(tmp_path / "deep.pt", flags=("--decoder-layers=2",))
-    made(tmp_path / "other.pt", arch="nat", flags=("--source-copy=uniform",))
-    (tmp_path / "broken.pt").write_bytes((tmp_path / "two.pt").read_bytes()[:5000])
-    run_folder(tmp_path / "run", [3.0, 1.0, 2.0])
-    before = (tmp_path / "one.pt").read_bytes()
+def test_what_has_no_average_is_refused_in_one_line(unequal, monkeypatch, arguments, message):
+    monkeypatch.chdir(unequal)
+    before = (unequal / "one.pt").read_bytes()
     arguments = [str(part) for part in arguments]
     if "--out" not in arguments:
         arguments += ["--out", "average.pt"]
@@ -129,7 +136,7 @@ def test_what_has_no_average_is_refused_in_one_line(tmp_path, monkeypatch, argum
         main(arguments)
     said = str(refused.value)
     assert said.startswith("nar-average: ") and message in said and "\n" not in said
-    assert not (tmp_path / "average.pt").exists() and (tmp_path / "one.pt").read_bytes() == before
+    assert not (unequal / "average.pt").exists() and (unequal / "one.pt").read_bytes() == before
 
 
 def test_other_dictionaries_are_named(tmp_path):

@@ -1,6 +1,8 @@
 """Tiny tasks and models for the unit tests, built from the flags that a user types."""
 
+import copy
 from argparse import Namespace
+from functools import lru_cache
 
 import torch
 from fairseq import options
@@ -17,6 +19,17 @@ def arguments(*flags: str, arch: str = "cmlm_tiny", criterion: str = "nar_loss")
     return options.parse_args_and_arch(options.get_training_parser(), given)
 
 
+@lru_cache(maxsize=None)
+def converted(*flags: str, **kwargs):
+    """``configuration``, shared."""
+    return convert_namespace_to_omegaconf(arguments(*flags, **kwargs))
+
+
+def configuration(*flags: str, **kwargs):
+    """fairseq's configuration for ``arguments``. Made once for the same flags, a quarter of a second, then copied."""
+    return copy.deepcopy(converted(*flags, **kwargs))
+
+
 def dictionary(words: int = 20, name: str = "w") -> Dictionary:
     """<s>, <pad>, </s>, <unk> (0 to 3), then the words; without <mask>."""
     made = Dictionary()
@@ -27,13 +40,13 @@ def dictionary(words: int = 20, name: str = "w") -> Dictionary:
 
 def task(*flags: str, words: int = 20, **kwargs) -> NarTranslationTask:
     """A task without data; its dictionaries have 4 + words + 1 (<mask>) symbols."""
-    config = convert_namespace_to_omegaconf(arguments(*flags, **kwargs))
+    config = configuration(*flags, **kwargs)
     return NarTranslationTask(config.task, dictionary(words), dictionary(words))
 
 
 def model(*flags: str, words: int = 20, seed: int = 1, **kwargs):
     """A model in training mode, and its task."""
-    config = convert_namespace_to_omegaconf(arguments(*flags, **kwargs))
+    config = configuration(*flags, **kwargs)
     its_task = NarTranslationTask(config.task, dictionary(words), dictionary(words))
     torch.manual_seed(seed)
     return its_task.build_model(config.model), its_task
