@@ -5,7 +5,8 @@
 #
 # HYPOTHESES is text with one sentence per line, or the output of fairseq-generate. The first run makes .venv-comet
 # (COMET_VENV) with PYTHON (python3, 3.9 to 3.12) and downloads the model, COMET_MODEL (Unbabel/wmt22-comet-da). GPUS=1 uses a GPU.
-# On standard output: the system's score. Whatever is missing ends with one line and status 2.
+# On standard output: the score of the system. Whatever is missing ends with one line and status 2. Tested with a stub in the place
+# of comet-score; COMET itself has not been run by this script yet.
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 bin=${VENV:-$root/.venv}/bin
