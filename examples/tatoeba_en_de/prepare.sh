@@ -8,7 +8,12 @@ recipe tatoeba_en_de en de spm "${2:-}"
 folder=${1:-${RAW:-}}
 if prepared; then exit 0; fi
 list=$(cat <<'LIST'
-@SUMS@
+162875 cb7b89409a9013d99402722bbc8f574f8ab7bfbca8bbec43b9c5eee6c264cb18 train.en
+162875 1978bbe49ffa6ed123b33d541767b579bad21ff3e096b84656795b6e05f2fec5 train.de
+3590 f5327090f8d4e1e5879a800405ada305ed7a4a81a662df1e5b3d493e3fbcb487 valid.en
+3590 a2a987ef3f4ae85a3087ff7b3f3e8b302deac462abb7ea3f52a98d88a26c082b valid.de
+3348 f0f113f6fabd4ff4322edba8443ace8da441c19c749ae09ec748b870d3d0aec9 test.en
+3348 cc2fb97c00c40333809e00a03d32796436ebf941dc0dbeaa3b2603e1f9bc42db test.de
 LIST
 )
 if [ -n "$mini" ]; then
