@@ -14,7 +14,7 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 bin=${VENV:-$root/.venv}/bin
 device=${DEVICE---cpu}
 script=$(basename "$(dirname "$0")")/$(basename "$0")
-workers=${WORKERS:-$(getconf _NPROCESSORS_ONLN)}
+workers=${WORKERS:-$(getconf _NPROCESSORS_ONLN 2> /dev/null || echo 1)}
 dry=  # not empty: commands are printed, not run (recipe.sh, --dry-run)
 
 fail() {  # MESSAGE: one line, then the end
@@ -65,7 +65,10 @@ filter_in_parts() {  # OUT IN COMMAND ...: the same in $workers processes, each 
     text "$2" > "$parts/text"
     split -n "l/$workers" "$parts/text" "$parts/part."
     printf '%s\0' "$parts"/part.* | xargs -0 -P "$workers" -I {} \
-        sh -c 'part=$1; shift; "$@" < "$part" > "$part.out" || exit 255' sh {} "${@:3}" || exit 1
+        sh -c 'part=$1; shift; "$@" < "$part" > "$part.out" 2> "$part.err"' sh {} "${@:3}" || {
+        find "$parts" -name "*.err" -size +0 | sort | head -n 1 | xargs tail -n 20 >&2
+        exit 1
+    }
     cat "$parts"/part.*.out > "$1.part"
     mv "$1.part" "$1"
     rm -rf "$parts"

@@ -7,6 +7,7 @@ import contextlib
 import importlib
 import json
 import os
+import runpy
 import socket
 import subprocess
 import sys
@@ -16,6 +17,13 @@ from typing import Iterator
 
 FAIRSEQ = ("train", "generate", "preprocess")
 OURS = ("align", "average", "bench", "distill", "score")
+COMMANDS = ("python", *(f"fairseq-{name}" for name in FAIRSEQ), *(f"nar-{name}" for name in OURS))
+IMPORTED = (
+    "sentencepiece",
+    "sacremoses",
+    "subword_nmt.apply_bpe",
+    "subword_nmt.learn_bpe",
+)  # by scripts, where installed
 CLIENT = f"""#!{sys.executable} -IS
 import array, json, os, socket, sys
 server = socket.socket(socket.AF_UNIX)
@@ -26,8 +34,17 @@ sys.exit(int(server.recv(16) or 1))
 """
 
 
+def run_script() -> None:
+    """What the interpreter would do with a script and its arguments."""
+    sys.argv = sys.argv[1:]
+    sys.path[0] = os.path.dirname(os.path.abspath(sys.argv[0]))
+    runpy.run_path(sys.argv[0], run_name="__main__")
+
+
 def main_of(command: str):
     """The function that a console script calls."""
+    if command == "python":
+        return run_script
     kind, name = command.split("-", 1)
     if kind == "fairseq":
         return importlib.import_module(f"fairseq_cli.{name}").cli_main
@@ -45,7 +62,7 @@ def run(command: str, arguments, folder: str) -> int:
             print(end.code, file=sys.stderr)
             return 1
         return end.code or 0
-    except BaseException:  # noqa: BLE001  (a command's traceback, as the interpreter prints it)
+    except BaseException:  # noqa: BLE001  (printed, as the interpreter does)
         traceback.print_exc()
         return 1
     return 0
@@ -53,8 +70,11 @@ def run(command: str, arguments, folder: str) -> int:
 
 def serve(path: str) -> None:
     """Fork for every command that a client names, and give its exit status back."""
-    for name in (*(f"fairseq-{name}" for name in FAIRSEQ), *(f"nar-{name}" for name in OURS)):
+    for name in COMMANDS:
         main_of(name)
+    for name in IMPORTED:
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(path)
     listener.listen()
@@ -84,11 +104,9 @@ def serve(path: str) -> None:
 def environment(folder: Path) -> Iterator[Path]:
     """A folder like a virtual environment's, for a recipe's VENV, while its server runs."""
     (folder / "bin").mkdir(parents=True)
-    for name in (*(f"fairseq-{name}" for name in FAIRSEQ), *(f"nar-{name}" for name in OURS)):
+    for name in COMMANDS:
         (folder / "bin" / name).write_text(CLIENT)
         (folder / "bin" / name).chmod(0o755)
-    (folder / "bin" / "python").write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
-    (folder / "bin" / "python").chmod(0o755)
     socket_path = folder / "bin" / "server"
     server = subprocess.Popen([sys.executable, __file__, str(socket_path)], stdin=subprocess.DEVNULL)
     try:
