@@ -175,7 +175,8 @@ fetch() {  # URL SHA256 FILE: download FILE, once; goes on where an interrupted 
 }
 
 member() {  # ARCHIVE NAME: a file of a .tgz or .zip archive
-    case $1 in *.zip) run unzip -p "$1" "$2" ;; *) run tar -xzOf "$1" "$2" ;; esac
+    local unzip='import shutil, sys, zipfile; shutil.copyfileobj(zipfile.ZipFile(sys.argv[1]).open(sys.argv[2]), sys.stdout.buffer)'
+    case $1 in *.zip) run "$bin/python" -c "$unzip" "$1" "$2" ;; *) run tar -xzOf "$1" "$2" ;; esac
 }
 
 extract() {  # ARCHIVE NAME OUT
