@@ -85,8 +85,7 @@ training_text() {  # FOLDER LIST: $texts/train.* from FOLDER's train.*, or from 
     local folder=$1 count sum url prefix side file parts=()
     [ -z "$folder" ] || [ -n "$dry" ] || [ -d "$folder" ] || fail "no folder '$folder'"
     if has_split "$folder" train; then collect_split "$folder" train -; return; fi
-    if [ -z "$dry" ]; then mkdir -p "$work/parts"; fi
-    if [ -z "$dry" ]; then mkdir -p "$texts"; fi
+    if [ -z "$dry" ]; then mkdir -p "$work/parts" "$texts"; fi
     while read -r count sum url prefix; do
         archive "$folder" "$url" "$sum"
         parts+=("$work/parts/${prefix##*/}")
@@ -116,40 +115,47 @@ evaluation_text() {  # FOLDER SPLIT SET LINES: $texts/SPLIT.* from FOLDER, or sa
 
 # -- sub-words --------------------------------------------------------------------------------------------------------------
 
-prepare_pieces() {  # SIZE LONGEST RATIO [FLAG ...]: $work/bin from $work/{train,valid,test}.*, in pieces and cleaned (LONGEST "-": not). FLAGs: see
-    # scripts/text.py tokenise; --lower also holds for SentencePiece
-    local size=$1 longest=$2 ratio=$3 split side from to form=tok
-    local text=("$bin/python" "$root/scripts/text.py") encode=() model
+prepare_pieces() {  # SIZE LONGEST RATIO [FLAG ...]: $work/bin from $work/{train,valid,test}.*
+    # The training text is cleaned by its pieces (see clean_pairs; LONGEST "-": not). FLAGs are those of text.py tokenise;
+    # --lower holds for SentencePiece, too.
+    local size=$1 longest=$2 ratio=$3 split side from to form model encode
     if [ -n "$mini" ]; then size=300; fi
     for split in train valid test; do parallel "$work/$split.$source" "$work/$split.$target"; done
-    if [ "$pieces" = spm ]; then form=raw; fi
+    make_forms "${@:4}"
+    learn_encoding "$size"
     for split in train valid test; do for side in "$source" "$target"; do
-        from=$work/$split.$side
-        case " ${*:4} " in *" --lower "*)
-            if stale "$work/$split.lower.$side" "$from"; then filter "$work/$split.lower.$side" "$from" "${text[@]}" lower; fi ;;
-        esac
-        if [ $form = tok ] && stale "$work/$split.tok.$side" "$from"; then
-            filter_in_parts "$work/$split.tok.$side" "$from" "${text[@]}" tokenise --language "$side" "${@:4}"
-        fi
-    done; done
-    case $pieces in
-        bpe) model=$work/bpe.codes
-            if stale "$model" "$work"/train.tok.{"$source","$target"}; then
-                filter "$model" /dev/null "${text[@]}" learn-bpe --merges "$size" "$work"/train.tok.{"$source","$target"}
-            fi
-            encode=("${text[@]}" bpe --codes "$model") ;;
-        spm) model=$work/spm.model form=
-            case " ${*:4} " in *" --lower "*) form=lower ;; esac
-            learn_pieces "$size" "$work/train${form:+.$form}".{"$source","$target"}
-            encode=("$bin/python" "$root/scripts/spm.py" encode --model "$work/spm") ;;
-    esac
-    for split in train valid test; do for side in "$source" "$target"; do
-        from=$work/$split${form:+.$form}.$side to=$work/$split.sp.$side
+        from=$work/$split$form.$side to=$work/$split.sp.$side
         if [ $split = train ] && [ "$longest" != - ]; then to=$work/train.all.$side; fi
         if stale "$to" "$from" "$model"; then filter_in_parts "$to" "$from" "${encode[@]}"; fi
     done; done
     if [ "$longest" != - ]; then clean_pairs "$work/train.all" "$longest" "$ratio" "$work/train.all" "$work/train.sp"; fi
     binarise "$source" "$target" --workers "$workers"
+}
+
+make_forms() {  # [FLAG ...]: what the pieces are cut from, SPLIT$form.*: the raw text, lower-cased, or Moses' tokens
+    local text=("$bin/python" "$root/scripts/text.py") lower=
+    form=
+    case " $* " in *" --lower "*) lower=yes form=.lower ;; esac
+    if [ "$pieces" = bpe ]; then form=.tok; fi
+    for split in train valid test; do for side in "$source" "$target"; do
+        from=$work/$split.$side
+        if [ -n "$lower" ] && stale "$work/$split.lower.$side" "$from"; then
+            filter "$work/$split.lower.$side" "$from" "${text[@]}" lower
+        fi
+        if [ "$form" = .tok ] && stale "$work/$split.tok.$side" "$from"; then
+            filter_in_parts "$work/$split.tok.$side" "$from" "${text[@]}" tokenise --language "$side" "$@"
+        fi
+    done; done
+}
+
+learn_encoding() {  # SIZE: $model of the training text, and $encode, the command that cuts by it
+    local text=("$bin/python" "$root/scripts/text.py") files=("$work/train$form.$source" "$work/train$form.$target")
+    case $pieces in
+        bpe) model=$work/bpe.codes encode=("${text[@]}" bpe --codes "$work/bpe.codes")
+            if stale "$model" "${files[@]}"; then filter "$model" /dev/null "${text[@]}" learn-bpe --merges "$1" "${files[@]}"; fi ;;
+        spm) model=$work/spm.model encode=("$bin/python" "$root/scripts/spm.py" encode --model "$work/spm")
+            learn_pieces "$1" "${files[@]}" ;;
+    esac
 }
 
 clean_pairs() {  # JUDGE LONGEST RATIO PREFIX OUT [PREFIX OUT ...]: without pairs that JUDGE's tokens, LONGEST and RATIO rule out

@@ -44,6 +44,6 @@ compare "KD: AR 12-1 beam 5" kd-ar-12-1 "--beam 5"
 compare "KD: BANG, greedy" kd-bang "--bang-policy ar --beam 1 --max-len-a 1.5 --max-len-b 10"
 compare "KD: BANG, adaptive" kd-bang "--bang-policy adaptive --max-len-a 1.5 --max-len-b 10"
 compare "KD: BANG, one pass" kd-bang "--bang-policy nar --max-len-a 1.5 --max-len-b 10"
-sentences=50,320
-if [ -n "$mini" ]; then sentences=10,20; fi
-run "$bin/nar-bench" "$work/bin" --flags "$device --remove-bpe sentencepiece" --reference "$reference" --sentences "$sentences" "${systems[@]}"
+amount=(--sentences 50,320)
+if [ -n "$mini" ]; then amount=(--sentences 4,20 --repeats 1); fi
+run "$bin/nar-bench" "$work/bin" --flags "$device --remove-bpe sentencepiece" --reference "$reference" "${amount[@]}" "${systems[@]}"

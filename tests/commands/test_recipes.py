@@ -157,6 +157,8 @@ def test_a_recipe_runs_from_raw_text_to_scores(recipe, models, variables, tmp_pa
     decodings = len(list((work / "generated").glob("*.out")))
     assert decodings > len(models.split()) and scores.count("13a") == decodings
     assert scores.count("none") == (0 if recipe == "tatoeba_en_de" else decodings)
+    if recipe != "tatoeba_en_de":
+        return  # a second run is the same in all
     again = bash("examples/run.sh", recipe, models, work, **given)
     assert "is there already" in again and again.count("trained already") == len(models.split())
     assert re.findall(r"^BLEU.*", again, re.M) == re.findall(r"^BLEU.*", output, re.M)
