@@ -1,5 +1,7 @@
 from setuptools import find_packages, setup
 
+RECIPES = ["sacremoses", "subword-nmt"]
+
 setup(
     name="nar-plugins",
     version="0.1.0",
@@ -20,8 +22,9 @@ setup(
         "torch>=2.6",
     ],
     extras_require={
-        "dev": ["pytest", "pytest-xdist", "ruff"],
+        "dev": ["pytest", "pytest-xdist", "ruff", *RECIPES],
         "plots": ["matplotlib"],  # nar-bench --plot and --plot-speed, nar-curves
+        "recipes": RECIPES,  # scripts/text.py, for examples/wmt14_en_de and others
         "qg": ["nltk", "rouge-score"],  # examples/squad_qg/score.py: METEOR and ROUGE-L
     },
     entry_points={

@@ -7,7 +7,6 @@
 . "$(dirname "${BASH_SOURCE[0]}")/../lib.sh"
 train=${1:-} valid=${2:-}
 work=${3:-$root/work/bang_pretraining}
-workers=${WORKERS:-$(getconf _NPROCESSORS_ONLN)}
 url=${BERT_URL:-https://huggingface.co/bert-base-uncased/resolve/86b5e0934494bd15c9632b12f734a8a67f723594}
 list="30522 07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3 vocab.txt"
 for file in "$train" "$valid"; do [ -f "$file" ] || fail "no text '$file': give a file to train on and a file to validate on"; done
@@ -18,19 +17,9 @@ if [ -z "${RAW:-}" ]; then fetch_list "$url" "" "$folder" "$list"; fi
 collect "$folder" "$work" "$list"
 "$bin/nar-convert" bert-vocab "$work/vocab.txt" --out "$work/dict.bert.txt"
 
-encode() {  # FILE OUT: its word pieces, in as many parts at once as there are workers
-    local parts=$work/parts part
-    rm -rf "$parts"
-    mkdir -p "$parts"
-    text "$1" > "$parts/text"
-    split -n "l/$workers" "$parts/text" "$parts/part."
-    for part in "$parts"/part.*; do echo "$part"; done | xargs -P "$workers" -I {} \
-        sh -c '"$1/nar-wordpiece" encode --vocab "$2" < "$3" > "$3.wp"' sh "$bin" "$work/vocab.txt" {}
-    cat "$parts"/part.*.wp > "$2"
-    rm -rf "$parts"
-}
-encode "$train" "$work/train.wp"
-encode "$valid" "$work/valid.wp"
+encode=("$bin/nar-wordpiece" encode --vocab "$work/vocab.txt")
+filter_in_parts "$work/train.wp" "$train" "${encode[@]}"
+filter_in_parts "$work/valid.wp" "$valid" "${encode[@]}"
 rm -rf "$work/raw" "$work/raw.part"
 into "$work/preprocess.log" "$bin/fairseq-preprocess" --user-dir "$root/nar_plugins" --task bang_pretraining --only-source \
     --srcdict "$work/dict.bert.txt" --trainpref "$work/train.wp" --validpref "$work/valid.wp" --destdir "$work/raw.part" \

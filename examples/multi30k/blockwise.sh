@@ -26,11 +26,7 @@ compare "$work/bin"
 # All 3,003 lines of newstest2014. sacreBLEU checks the archive that it downloads; of a folder only the lines are counted,
 # because editions of this test set differ in white space and quotation marks.
 if [ -z "$news" ] && [ ! -e "$work/news/test.de" ]; then
-    mkdir -p "$work/news"
-    for side in src:en ref:de; do
-        "$bin/python" -m sacrebleu -t wmt14/full -l en-de --echo "${side%:*}" > "$work/news/part" 2> "$work/news/sacrebleu.err" || break
-        mv "$work/news/part" "$work/news/test.${side#*:}"
-    done
+    test_set wmt14/full en de "$work/news/test" || true
 fi
 if [ -n "$news" ]; then collect "$news" "$work/news" "3003 - test.en"$'\n'"3003 - test.de"; fi
 if [ -e "$work/news/test.de" ]; then
@@ -42,7 +38,7 @@ if [ -e "$work/news/test.de" ]; then
     echo "newstest2014"
     compare "$work/news/bin"
 else
-    echo "newstest2014 is left out, sacreBLEU cannot download it ($(tail -n 1 "$work/news/sacrebleu.err")): name a folder with NEWS=FOLDER"
+    echo "newstest2014 is left out, sacreBLEU cannot download it ($(tail -n 1 "$work/news/test.sacrebleu.err")): name a folder with NEWS=FOLDER"
 fi
 
 frequent="--draft-vocab-size 1500"  # of 6,000

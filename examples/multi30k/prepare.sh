@@ -1,12 +1,14 @@
 #!/usr/bin/env bash
-# Multi30k English-German (Elliott et al. 2016; task 1, test 2016), binarised: bash examples/multi30k/prepare.sh [FOLDER] [WORK]
+# Multi30k English-German (Elliott et al. 2016; task 1, test 2016), binarised: bash examples/multi30k/prepare.sh [FOLDER] [WORK] [--dry-run]
 # Without FOLDER the text is downloaded, 1.3 MB. FOLDER (or RAW=FOLDER, MULTI30K=FOLDER) holds {train,valid,test}.{en,de},
 # plain, .gz or .xz (also found: val.*, test_2016_flickr.*, test2016.*). Either way its SHA256 sums are compared; ANY_TEXT=1
 # takes another text of these names.
-# WORK (default: work/multi30k) receives the text, the SentencePiece model and the binarised data in WORK/bin.
-. "$(dirname "${BASH_SOURCE[0]}")/../lib.sh"
+# WORK (default: work/multi30k) receives the text, the SentencePiece model and the binarised data in WORK/bin. More variables:
+# ../recipe.sh.
+. "$(dirname "${BASH_SOURCE[0]}")/../recipe.sh"
+recipe multi30k en de spm "${2:-}"
 folder=${1:-${RAW:-${MULTI30K:-}}}
-work=${2:-$root/work/multi30k}
+if prepared; then exit 0; fi
 url=${MULTI30K_URL:-https://raw.githubusercontent.com/multi30k/dataset/master/data/task1/raw}
 list=$(cat <<'LIST'
 29000 460a15fbd157e34a7a9957ee388c1ca247fe47af3ef25fb50442af6c274e0fc6 train.en
@@ -18,14 +20,13 @@ list=$(cat <<'LIST'
 LIST
 )
 
-if [ -e "$work/bin/dict.de.txt" ] && [ -e "$work/bin/test.en-de.de.idx" ]; then echo "multi30k: $work/bin is there already"; exit 0; fi
-if [ -z "$folder" ]; then
-    folder=$work/download
-    fetch_list "$url" .gz "$folder" "$list"
+if [ -n "$mini" ]; then
+    mini_text
+else
+    if [ -z "$folder" ]; then
+        folder=$work/download
+        fetch_list "$url" .gz "$folder" "$list"
+    fi
+    collect "$folder" "$work" "$list"
 fi
-collect "$folder" "$work" "$list"
-for split in train valid test; do parallel "$work/$split.en" "$work/$split.de"; done
-
-learn_pieces 6000 "$work"/train.{en,de}
-encode_pieces "$work"/{train,valid,test}.{en,de}
-binarise en de --workers 2
+prepare_pieces 6000 - -

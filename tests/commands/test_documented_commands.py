@@ -5,46 +5,23 @@ A shell script is not run. Its assignments are collected (arrays, ``case`` branc
 alternatives), its variables are put in, and what is unknown becomes a placeholder that is a word and a number.
 """
 
-import argparse
 import ast
-import importlib
 import itertools
 import re
 import shlex
-import sys
 from pathlib import Path
-from typing import Dict, List, NamedTuple
-from unittest import mock
+from typing import Dict, List
 
-import fairseq_cli.score
 import pytest
+from command_lines import ENTRY_POINTS, PARSERS, UNKNOWN, Command, parse
 from conftest import ROOT
-from fairseq import options
 from own_flags import own_actions
 
 import nar_plugins  # noqa: F401
 from nar_plugins.generators.option_values import old_names
 
-PARSERS = {
-    "fairseq-train": options.get_training_parser,
-    "fairseq-generate": options.get_generation_parser,
-    "fairseq-interactive": options.get_interactive_generation_parser,
-    "fairseq-validate": options.get_validation_parser,
-    "fairseq-preprocess": options.get_preprocessing_parser,
-    "fairseq-score": fairseq_cli.score.get_parser,
-    "fairseq-eval-lm": options.get_eval_lm_parser,
-}
-ENTRY_POINTS = dict(re.findall(r'"(nar-[a-z-]+) = ([\w.]+:\w+)"', (ROOT / "setup.py").read_text(encoding="utf-8")))
-UNKNOWN = "1"  # stands for a variable of unknown value: a word, a path, a number
-NAMED = {"--arch": "cmlm_tiny", "--task": "nar_translation", "--criterion": "nar_loss", "--generator": "auto"}
 ENDS = {";", "&", "&&", "|", "||", ";;", "(", ")", "{", "}", "then", "do", "|&"}
 MOST = 60  # combinations of the alternatives of one line
-
-
-class Command(NamedTuple):
-    where: str  # file:line
-    name: str
-    arguments: List[str]
 
 
 # -- reading shell -----------------------------------------------------------------------------------------------------
@@ -139,7 +116,8 @@ def expand(word: str, known: Dict[str, List[List[str]]], depth: int = 0) -> List
 
 def shell_commands(text: str, where: str, first: int = 1) -> List[Command]:
     """The commands of this project in a piece of shell, once for every alternative of their variables."""
-    library = (ROOT / "examples" / "lib.sh").read_text(encoding="utf-8") if "/lib.sh" in text else ""
+    shared = [ROOT / "examples" / f"{name}.sh" for name in ("lib", "recipe") if f"/{name}.sh" in text]
+    library = "".join(path.read_text(encoding="utf-8") for path in shared)
     out, known = [], assignments(plain(library + text))
     for name in re.findall(r"\$\((nar-[a-z-]+)\)", text):
         out.append(Command(f"{where}:{first + text[: text.index('$(' + name)].count(chr(10))}", name, []))
@@ -199,46 +177,6 @@ def pages() -> List[Path]:
 def documents() -> List[Path]:
     scripts = [*(ROOT / "examples").rglob("*.sh"), *(ROOT / "scripts").glob("*.sh")]
     return sorted([*(page for page in pages() if page != RUN_ELSEWHERE), *scripts])
-
-
-def complete(command: Command) -> List[str]:
-    """Its arguments, with this checkout as the user-dir and a real name where a variable stood for one."""
-    arguments = list(command.arguments)
-    for i, (flag, value) in enumerate(zip(arguments, arguments[1:]), 1):
-        if flag == "--user-dir":
-            arguments[i] = str(ROOT / "nar_plugins")
-        elif value == UNKNOWN and flag in NAMED:
-            arguments[i] = NAMED[flag]
-    if "..." in arguments:  # a page that shows a part of a command
-        arguments.remove("...")
-    return arguments
-
-
-class Parsed(Exception):
-    """A nar-* command has read its arguments and would now begin its work."""
-
-
-def parse(command: Command) -> None:
-    """Parse as the real command does; SystemExit when it would refuse."""
-    arguments = complete(command)
-    with mock.patch.object(sys, "argv", [command.name, *arguments]):
-        if command.name in ("fairseq-preprocess", "fairseq-score"):
-            PARSERS[command.name]().parse_args(arguments)
-        elif command.name in PARSERS:
-            parser = PARSERS[command.name]()
-            options.parse_args_and_arch(parser, arguments)
-        elif command.name == "nar-user-dir":
-            assert not arguments
-        else:
-            module, function = ENTRY_POINTS[command.name].split(":")
-            real = argparse.ArgumentParser.parse_args
-
-            def parse_args(self, *args, **kwargs):
-                real(self, *args, **kwargs)
-                raise Parsed
-
-            with mock.patch.object(argparse.ArgumentParser, "parse_args", parse_args), pytest.raises(Parsed):
-                getattr(importlib.import_module(module), function)()
 
 
 COMMANDS = [command for path in documents() for command in commands_in(path)]

@@ -2,11 +2,15 @@
 
 import gzip
 import hashlib
+import io
 import lzma
 import os
 import shutil
 import subprocess
+import sys
+import tarfile
 import threading
+import zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -26,6 +30,10 @@ VARIABLES = (
     "MULTI30K_URL",
     "SQUAD_QG_URL",
     "BERT_URL",
+    "MINI",
+    "PIECES",
+    "DIRECTION",
+    "DIACRITICS",
     "WORKERS",
     "VENV",
 )
@@ -288,6 +296,17 @@ def no_python(tmp_path):
     return tmp_path / "venv"
 
 
+DOWNLOADED = ["wmt14_en_de", "wmt16_en_ro", "iwslt14_de_en", "tatoeba_en_de"]
+
+
+@pytest.mark.parametrize("recipe", DOWNLOADED)
+def test_a_recipe_without_a_network_names_the_archive_and_the_variable(tmp_path, recipe, no_python):
+    write(tmp_path / "bin" / "curl", "#!/bin/sh\necho 'curl: (6) Could not resolve host' >&2\nexit 6\n").chmod(0o755)
+    path = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
+    output = bash(f"examples/{recipe}/prepare.sh", "", tmp_path / "work", VENV=no_python, PATH=path, expect=2)
+    assert output.count("\n") == 1 and "no download of https://" in output and "RAW=FOLDER" in output
+
+
 @pytest.mark.parametrize("recipe", ["multi30k/prepare.sh", "squad_qg/prepare.sh", "classification/prepare.sh"])
 def test_a_recipe_without_a_network_names_the_variable(tmp_path, recipe, no_python):
     urls = {"MULTI30K_URL": "http://127.0.0.1:1", "SQUAD_QG_URL": "http://127.0.0.1:1"}
@@ -391,8 +410,227 @@ def test_raw_text_is_tokenised_in_parts_and_put_together_in_order(tmp_path):
     assert "RAW=FOLDER" in bash(recipe, *texts, work, BERT_URL="http://127.0.0.1:1", expect=2, **given)
     bash(recipe, *texts, work, RAW=folder, ANY_TEXT=1, **given)
     assert (work / "train.wp").read_text() == train.upper()
-    assert (work / "raw" / "valid.idx").exists() and not (work / "parts").exists()
+    assert (work / "raw" / "valid.idx").exists() and not list(work.glob("*.parts"))
     assert "no text '/nowhere'" in bash(recipe, "/nowhere", texts[1], work, expect=2, **given)
+
+
+# -- archives ----------------------------------------------------------------------------------------------------------
+
+
+def pack(path: Path, members: dict) -> Path:
+    """A .tgz or .zip with these texts."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".zip":
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, text in members.items():
+                archive.writestr(name, text)
+        return path
+    with tarfile.open(path, "w:gz") as archive:
+        for name, text in members.items():
+            content = text.encode("utf-8")
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            archive.addfile(entry, io.BytesIO(content))
+    return path
+
+
+def wmt14(folder: Path) -> Path:
+    """A folder with WMT14's archives, two lines each, and short evaluation sets."""
+    names = {
+        "training-parallel-europarl-v7.tgz": "training/europarl-v7.de-en",
+        "training-parallel-commoncrawl.tgz": "commoncrawl.de-en",
+        "training-parallel-nc-v9.tgz": "training/news-commentary-v9.de-en",
+    }
+    for archive, member in names.items():
+        pack(folder / archive, {f"{member}.{side}": f"{member} {side}\n\u2028\n" for side in ("en", "de")})
+    for split, lines in (("valid", 3000), ("test", 3003)):
+        for side in ("en", "de"):
+            write(folder / f"{split}.{side}.gz", f"{split} {side}\n" * lines)
+    return folder
+
+
+def test_wmt14_is_put_together_from_archives(tmp_path, no_python):
+    folder, work = wmt14(tmp_path / "in"), tmp_path / "work"
+    given = (folder, work)
+    line = bash("examples/wmt14_en_de/prepare.sh", *given, VENV=no_python, expect=2)
+    assert "europarl-v7.tgz's training/europarl-v7.de-en.en has 2 lines, not 1920209: truncated" in line
+    assert line.count("\n") == 1
+    bash("examples/wmt14_en_de/prepare.sh", *given, VENV=no_python, ANY_TEXT=1, expect=1)
+    expected = [f"{name} de" for name in ("training/europarl-v7.de-en", "commoncrawl.de-en")]
+    assert (work / "train.de").read_text(encoding="utf-8").split("\n")[0:4:2] == expected
+    assert (work / "train.de").read_text(encoding="utf-8").count("\n") == 6
+    assert (work / "test.en").read_text() == "test en\n" * 3003
+    before = (work / "train.de").stat().st_mtime_ns
+    bash("examples/wmt14_en_de/prepare.sh", *given, VENV=no_python, ANY_TEXT=1, expect=1)
+    assert (work / "train.de").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("kind", ["missing", "truncated", "other", "short", "unequal", "one side"])
+def test_what_is_wrong_with_archives_or_texts_is_said_in_one_line(tmp_path, no_python, kind):
+    folder, variables = wmt14(tmp_path / "in"), {"VENV": no_python, "ANY_TEXT": 1}
+    crawl = folder / "training-parallel-commoncrawl.tgz"
+    message = f"{crawl} is truncated or damaged, or has no commoncrawl.de-en.en"
+    if kind == "missing":
+        crawl.unlink()
+        message = f"no {crawl}: '{folder}' has neither it nor train.en and train.de"
+    elif kind == "truncated":
+        crawl.write_bytes(crawl.read_bytes()[:-40])
+    elif kind == "other":
+        pack(crawl, {"x": "y\n"})
+    elif kind == "short":
+        write(folder / "test.de.gz", "a\n" * 2737)
+        variables, message = {"VENV": no_python}, f"{folder}/test.de.gz has 2737 lines, not 3003: truncated"
+        write(folder / "train.en", "a\n"), write(folder / "train.de", "a\n")
+    elif kind == "unequal":
+        write(folder / "train.en", "a\n"), write(folder / "train.de", "a\nb\n")
+        message = "train.en has 1 lines and "
+    else:
+        write(folder / "train.en", "a\n")
+        message = f"'{folder}' lacks train.de"
+    output = bash("examples/wmt14_en_de/prepare.sh", folder, tmp_path / "work", expect=2, **variables)
+    assert message in output and output.count("\n") == 1
+
+
+def test_a_test_set_that_sacrebleu_cannot_download_is_named(tmp_path):
+    write(tmp_path / "venv" / "bin" / "python", "#!/bin/sh\necho 'no network' >&2\nexit 1\n").chmod(0o755)
+    folder = wmt14(tmp_path / "in")
+    (folder / "test.en.gz").unlink()
+    (folder / "test.de.gz").unlink()
+    variables = {"VENV": tmp_path / "venv", "ANY_TEXT": 1}
+    output = bash("examples/wmt14_en_de/prepare.sh", folder, tmp_path / "work", expect=2, **variables)
+    assert "sacreBLEU cannot download wmt14/full (no network): name a folder that has test.en and test.de" in output
+
+
+def test_wmt16_has_one_form_of_romanian(tmp_path):
+    folder, work = tmp_path / "in", tmp_path / "work"
+    for archive, member in (
+        ("training-parallel-ep-v8.tgz", "training-parallel-ep-v8/europarl-v8.ro-en"),
+        ("en-ro.txt.zip", "SETIMES.en-ro"),
+    ):
+        pack(folder / archive, {f"{member}.ro": "\u0163ar\u0103 \u015fi\n", f"{member}.en": "a country and\n"})
+    for split in ("valid", "test"):
+        write(folder / f"{split}.ro", "\u021b\n" * 1999), write(folder / f"{split}.en", "a\n" * 1999)
+    python = f'#!/bin/sh\ncase "$*" in *tokenise*) exit {STOPPED};; esac\nexec {sys.executable} "$@"\n'
+    write(tmp_path / "venv" / "bin" / "python", python).chmod(0o755)
+    prepare = ("examples/wmt16_en_ro/prepare.sh", folder)
+    bash(*prepare, work, VENV=tmp_path / "venv", WORKERS=1, expect=1)
+    assert (work / "train.ro").read_text(encoding="utf-8") == "\u021bar\u0103 \u0219i\n" * 2
+    other = bash(*prepare, work, VENV=tmp_path / "venv", DIACRITICS="strip", expect=2)
+    assert "was prepared as 'bpe diacritics=keep', not 'bpe diacritics=strip': name another WORK" in other
+    bash(*prepare, tmp_path / "strip", VENV=tmp_path / "venv", WORKERS=1, DIACRITICS="strip", expect=1)
+    assert (tmp_path / "strip" / "train.ro").read_text(encoding="utf-8") == "tara si\n" * 2
+    assert (tmp_path / "strip" / "test.ro").read_text(encoding="utf-8") == "t\n" * 1999
+
+
+def test_iwslt14_is_taken_out_of_its_archive(tmp_path):
+    train = "<url>http://x</url>\n<keywords>k</keywords>\n<talkid>1</talkid>\n<title>Title {0}</title>\n" + "".join(
+        f" Line {i} {{0}}.\n" for i in range(45)
+    )
+    members = {f"de-en/train.tags.de-en.{side}": train.format(side) for side in ("de", "en")}
+    members["de-en/train.tags.de-en.en"] = members["de-en/train.tags.de-en.en"].replace("Line 3 ", "3 " * 200)
+    for name in ("TED.dev2010", "TEDX.dev2012", "TED.tst2010", "TED.tst2011", "TED.tst2012"):
+        for side in ("de", "en"):
+            text = f'<doc>\n<seg id="1"> {name} {side}, it\u2019s </seg>\n<seg id="2">two</seg>\n</doc>\n'
+            members[f"de-en/IWSLT14.{name}.de-en.{side}.xml"] = text
+    pack(tmp_path / "in" / "de-en.tgz", members)
+    python = (
+        f'#!/bin/sh\ncase "$*" in *--lower*) exit {STOPPED};; *tokenise*) cat;; *) exec {sys.executable} "$@";; esac\n'
+    )
+    write(tmp_path / "venv" / "bin" / "python", python).chmod(0o755)
+    prepare, work = ("examples/iwslt14_de_en/prepare.sh", tmp_path / "in"), tmp_path / "work"
+    line = bash(*prepare, work, VENV=tmp_path / "venv", WORKERS=1, expect=2).splitlines()[-1]
+    assert "de-en.tgz's test sets has 10 lines, not 6750: truncated" in line
+    bash(*prepare, work, VENV=tmp_path / "venv", WORKERS=1, ANY_TEXT=1, expect=1)
+    clean = ["Title de", *(f" Line {i} de." for i in range(45) if i != 3)]
+    assert (work / "valid.de").read_text().splitlines() == [clean[22]]
+    assert (work / "train.de").read_text().splitlines() == [line for i, line in enumerate(clean) if i % 23 != 22]
+    test = (work / "test.en").read_text(encoding="utf-8").splitlines()
+    assert test[:3] == ["TED.dev2010 en, it's", "two", "TEDX.dev2012 en, it's"] and len(test) == 10
+
+
+def test_tatoebas_split_has_no_sentence_twice(tmp_path):
+    text = "".join(
+        f"Sentence {i // 3}.\tSatz {i // 2}.\tCC-BY\n" if i % 10 else f"Go.\tGeh {i}!\n" for i in range(3000)
+    )
+    pack(tmp_path / "www" / "deu-eng.zip", {"deu.txt": text})
+    path = write(tmp_path / "deu.txt", text)
+    script = ROOT / "examples" / "tatoeba_en_de" / "split.py"
+    done = subprocess.run([sys.executable, script, path, tmp_path], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    sides = {
+        (split, side): (tmp_path / f"{split}.{side}").read_text(encoding="utf-8").splitlines()
+        for split in ("train", "valid", "test")
+        for side in ("en", "de")
+    }
+    for side in ("en", "de"):
+        parts = [set(sides[split, side]) for split in ("train", "valid", "test")]
+        assert all(parts) and not (parts[0] & parts[1] or parts[0] & parts[2] or parts[1] & parts[2])
+    pairs = [pair for split in ("train", "valid", "test") for pair in zip(sides[split, "en"], sides[split, "de"])]
+    assert sorted(pairs) == sorted({tuple(line.split("\t")[:2]) for line in text.splitlines()})
+    assert "Go." in sides["train", "en"]
+    write(path, "no tab\n")
+    done = subprocess.run([sys.executable, script, path, tmp_path], capture_output=True, text=True)
+    assert done.returncode == 1 and f"split.py: {path}, line 1: no English and German" in done.stderr
+
+
+# -- steps of text -----------------------------------------------------------------------------------------------------
+
+
+def prepare_text(*arguments, given: str = "", expect: int = 0):
+    """scripts/text.py: what it prints, or its message."""
+    script = [sys.executable, str(ROOT / "scripts" / "text.py"), *map(str, arguments)]
+    done = subprocess.run(script, input=given.encode("utf-8"), capture_output=True)
+    assert done.returncode == expect, done.stderr.decode()
+    return (done.stderr if expect else done.stdout).decode("utf-8")
+
+
+def test_text_is_tokenised_as_moses_does():
+    pytest.importorskip("sacremoses")
+    given = "\u201eHerr M\u00fcller\u201c kam z.B. am 3. Mai,\u2028it's well-known.\n\n"
+    plain = prepare_text("tokenise", "--language", "de", given=given)
+    assert plain == "\u201e Herr M\u00fcller &quot; kam z.B. am 3. Mai , it &apos; s well-known .\n\n".replace(
+        "&quot;", "\u201c"
+    )
+    flags = ("--normalise", "--split-hyphens", "--lower")
+    assert prepare_text("tokenise", "--language", "de", *flags, given=given) == (
+        "&quot; herr m\u00fcller &quot; kam z.b. am 3. mai , it &apos; s well @-@ known .\n\n"
+    )
+
+
+def test_pieces_are_learnt_and_applied(tmp_path):
+    pytest.importorskip("subword_nmt")
+    text = write(tmp_path / "train.tok.en", "low lower lowest\u2028newer wider\n" * 20)
+    codes = write(tmp_path / "codes", prepare_text("learn-bpe", "--merges", 4, text))
+    out = prepare_text("bpe", "--codes", codes, given="lower lowest\u2028\n\n")
+    assert out.count("\n") == 2 and out.replace("@@ ", "") == "lower lowest\u2028\n\n" and "@@ " in out
+
+
+def test_unclean_pairs_are_left_out(tmp_path):
+    first = ["a b c", "", "a " * 6, "a b c d", "x"]
+    second = ["a b", "a", "a " * 6, "a", "y"]
+    for name, lines in (("t.en", first), ("t.de", second), ("raw.en", "12345"), ("raw.de", "12345")):
+        write(tmp_path / name, "".join(f"{line}\n" for line in lines))
+    judge = ("clean", "--judge", tmp_path / "t.en", tmp_path / "t.de", "--longest", 5, "--ratio", 1.5)
+    pairs = [tmp_path / name for name in ("raw.en", "out.en", "raw.de", "out.de")]
+    assert "2 of 5 pairs are kept" in prepare_text(*judge, *pairs)
+    assert (tmp_path / "out.en").read_text() == (tmp_path / "out.de").read_text() == "1\n5\n"
+    write(tmp_path / "raw.de", "1\n")
+    message = prepare_text(*judge, *pairs, expect=1)
+    assert f"{tmp_path}/raw.de has 1 lines: they are not parallel" in message and message.count("\n") == 1
+    assert "clean takes pairs of files" in prepare_text(*judge, *pairs[:3], expect=2)
+
+
+@pytest.mark.parametrize(
+    "job", [("tokenise", "--language", "de"), ("bpe", "--codes", "x"), ("learn-bpe", "--merges", "1", "x")]
+)
+def test_a_missing_package_is_named_with_its_extra(tmp_path, job):
+    for package in ("sacremoses", "subword_nmt"):
+        write(tmp_path / package / "__init__.py", f"raise ImportError('gone', name='{package}')\n")
+    script = f"import sys, runpy; sys.path[:0] = [{str(tmp_path)!r}]; sys.argv[0] = 'text.py'; "
+    script += f"runpy.run_path({str(ROOT / 'scripts' / 'text.py')!r}, run_name='__main__')"
+    done = subprocess.run([sys.executable, "-c", script, *job], input="a\n", capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1
+    assert "pip install -e '.[recipes]', or take PIECES=spm" in done.stderr
 
 
 # -- the benchmark's lengths -------------------------------------------------------------------------------------------

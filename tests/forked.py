@@ -1,0 +1,125 @@
+"""An environment for shell scripts in which commands start in a moment instead of four seconds: a server that has
+imported PyTorch and fairseq forks for each. What runs is the command itself, in a process of its own.
+"""
+
+import array
+import contextlib
+import importlib
+import json
+import os
+import runpy
+import socket
+import subprocess
+import sys
+import traceback
+from pathlib import Path
+from typing import Iterator
+
+FAIRSEQ = ("train", "generate", "preprocess")
+OURS = ("align", "average", "bench", "distill", "score")
+COMMANDS = ("python", *(f"fairseq-{name}" for name in FAIRSEQ), *(f"nar-{name}" for name in OURS))
+IMPORTED = (
+    "sentencepiece",
+    "sacremoses",
+    "subword_nmt.apply_bpe",
+    "subword_nmt.learn_bpe",
+)  # by scripts, where installed
+CLIENT = f"""#!{sys.executable} -IS
+import array, json, os, socket, sys
+server = socket.socket(socket.AF_UNIX)
+server.connect(os.path.join(os.path.dirname(os.path.abspath(__file__)), "server"))
+streams = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [0, 1, 2]))]
+server.sendmsg([json.dumps([os.path.basename(__file__), sys.argv[1:], os.getcwd()]).encode() + b"\\n"], streams)
+sys.exit(int(server.recv(16) or 1))
+"""
+
+
+def run_script() -> None:
+    """What the interpreter would do with a script and its arguments."""
+    sys.argv = sys.argv[1:]
+    sys.path[0] = os.path.dirname(os.path.abspath(sys.argv[0]))
+    runpy.run_path(sys.argv[0], run_name="__main__")
+
+
+def main_of(command: str):
+    """The function that a console script calls."""
+    if command == "python":
+        return run_script
+    kind, name = command.split("-", 1)
+    if kind == "fairseq":
+        return importlib.import_module(f"fairseq_cli.{name}").cli_main
+    return importlib.import_module(f"nar_plugins.cli.{name}").main
+
+
+def run(command: str, arguments, folder: str) -> int:
+    """The command in this process; its exit status."""
+    os.chdir(folder)
+    sys.argv = [command, *arguments]
+    try:
+        main_of(command)()
+    except SystemExit as end:
+        if isinstance(end.code, str):
+            print(end.code, file=sys.stderr)
+            return 1
+        return end.code or 0
+    except BaseException:  # noqa: BLE001  (printed, as the interpreter does)
+        traceback.print_exc()
+        return 1
+    return 0
+
+
+def serve(path: str) -> None:
+    """Fork for every command that a client names, and give its exit status back."""
+    for name in COMMANDS:
+        main_of(name)
+    for name in IMPORTED:
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(path)
+    listener.listen()
+    while True:
+        client, _ = listener.accept()
+        streams = array.array("i")
+        message, ancillary, _, _ = client.recvmsg(1 << 20, socket.CMSG_SPACE(3 * streams.itemsize))
+        streams.frombytes(ancillary[0][2])
+        while not message.endswith(b"\n"):
+            message += client.recv(1 << 20)
+        child = os.fork()
+        if child == 0:
+            for number, stream in enumerate(streams):
+                os.dup2(stream, number)
+            listener.close()
+            status = run(*json.loads(message))
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(status)
+        for stream in streams:
+            os.close(stream)
+        client.sendall(str(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])).encode())
+        client.close()
+
+
+@contextlib.contextmanager
+def environment(folder: Path) -> Iterator[Path]:
+    """A folder like a virtual environment's, for a recipe's VENV, while its server runs."""
+    (folder / "bin").mkdir(parents=True)
+    for name in COMMANDS:
+        (folder / "bin" / name).write_text(CLIENT)
+        (folder / "bin" / name).chmod(0o755)
+    socket_path = folder / "bin" / "server"
+    server = subprocess.Popen([sys.executable, __file__, str(socket_path)], stdin=subprocess.DEVNULL)
+    try:
+        while not socket_path.exists():
+            if server.poll() is not None:
+                raise RuntimeError(f"the server of commands ended with {server.returncode}")
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                server.wait(0.1)
+        yield folder
+    finally:
+        server.kill()
+        server.wait()
+
+
+if __name__ == "__main__":
+    serve(sys.argv[1])
