@@ -110,7 +110,10 @@ class StoppableConsumer(iterators.BackgroundConsumer):
         self.stopped = threading.Event()
 
     def run(self):
-        self._source = itertools.takewhile(lambda batch: not self.stopped.is_set(), self._source)
+        stopped = (
+            self.stopped
+        )  # not self, which the source would keep alive, and with it the workers of the data loader
+        self._source = itertools.takewhile(lambda batch: not stopped.is_set(), self._source)
         super().run()
 
     def stop(self, seconds: float) -> None:

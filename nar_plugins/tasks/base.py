@@ -90,6 +90,7 @@ class NarTask(FairseqTask):
         self.model_options = None
         self.logged_tokens = False
         self.progress = Progress(0)  # of the validation
+        self.training_batches = None  # of the epoch
 
     def sides(self) -> Dict[str, object]:
         """The dictionaries whose symbols a checkpoint keeps, by name."""
@@ -120,12 +121,25 @@ class NarTask(FairseqTask):
         iterator = super().get_batch_iterator(dataset, *args, **kwargs)
         if training:
             self.log_tokens(dataset, iterator, kwargs)
+            self.let_go_of_the_last_epoch(iterator)
         elif not kwargs.get("ignore_invalid_inputs"):
             kept = sum(len(batch) for batch in iterator.frozen_batches)
             assert kept == len(dataset), f"{kept} of {len(dataset)} sentences are in a batch"
         if not training:
             self.progress = Progress(sum(map(len, iterator.frozen_batches)) // kwargs.get("num_shards", 1))
         return iterator
+
+    def let_go_of_the_last_epoch(self, iterator) -> None:
+        """Free the batches of the epoch before ``iterator``, and with them the processes that made them.
+
+        An epoch and its loader refer to one another, and the loader's processes wait for more. Left to the garbage
+        collector, every epoch would keep its processes for many epochs, each with the memory of the training, and then
+        wait five seconds for each.
+        """
+        last = self.training_batches
+        if last is not None:
+            last._cur_epoch_itr = last._next_epoch_itr = last.dataloader = None
+        self.training_batches = iterator
 
     def log_tokens(self, dataset, iterator, kwargs) -> None:
         """Log the mean number of target tokens of an update, once."""

@@ -2,6 +2,8 @@
 for.
 """
 
+import gc
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -11,10 +13,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, preprocess, random_sentences, write_pairs
 from fairseq.data import iterators
 from fairseq.distributed import utils as distributed_utils
-from in_process import refusal
+from fairseq.trainer import Trainer
+from in_process import here, refusal
 
 from nar_plugins import compat
 
@@ -84,6 +87,30 @@ def test_a_thread_that_does_not_end_is_waited_for_no_longer_than_asked():
     leave.set()
     consumers()[0].join(5) if consumers() else None
     assert not consumers()
+
+
+def test_an_epoch_leaves_no_process_behind(tmp_path, monkeypatch):
+    """Left to the garbage collector, they would be one more in every epoch, each with the memory of the training."""
+    for split, count in (("train", 20), ("valid", 4)):
+        write_pairs(tmp_path, [(s, s) for s in random_sentences(count, 1)], split)
+    data, counts = preprocess(tmp_path, tmp_path / "bin"), []
+    begin_epoch = Trainer.begin_epoch
+
+    def count(trainer, epoch):
+        begin_epoch(trainer, epoch)
+        counts.append(len(multiprocessing.active_children()))
+
+    monkeypatch.setattr(Trainer, "begin_epoch", count)
+    gc.disable()  # reference counts must do
+    try:
+        here(
+            *("fairseq-train", data, "--user-dir", ROOT / "nar_plugins", "--task", "nar_translation", "--cpu"),
+            *("--arch", "cmlm_tiny", "--share-all-embeddings", "--criterion", "nar_loss", "--optimizer", "adam"),
+            *("--lr", "1e-3", "--max-tokens", "200", "--max-epoch", "4", "--num-workers", "1", "--no-save"),
+        )
+    finally:
+        gc.enable()
+    assert len(counts) == 4 and counts[-1] == counts[1]
 
 
 def test_batches_and_errors_come_as_before():
