@@ -47,7 +47,8 @@ class Prepared:
 
     def __init__(self, model: nn.Module, name: str):
         self.name, self.chosen = name, None
-        self.model = shared_copy(model).eval()
+        self.model = shared_copy(model)
+        self.model.eval()  # not chained: it returns None after fairseq's make_generation_fast_
         self.layers: List[PreparedLinear] = [m for m in self.model.modules() if type(m) is PreparedLinear]
         # fairseq's attentions that call PyTorch's function with their weights, and not their projections
         self.attentions = [
