@@ -20,6 +20,7 @@ setup(
         "torch>=2.6",
     ],
     extras_require={
+        "ct2": ["ctranslate2"],  # rows of CTranslate2 in benchmarks/bench_int8.py
         "dev": ["pytest", "pytest-xdist", "ruff"],
         "plots": ["matplotlib"],  # nar-bench --plot
         "qg": ["nltk", "rouge-score"],  # examples/squad_qg/score.py: METEOR and ROUGE-L
