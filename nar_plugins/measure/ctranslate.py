@@ -10,6 +10,8 @@ from typing import List
 import torch
 from torch import Tensor
 
+from nar_plugins.data.dictionary import MASK
+
 
 class CTranslate2:
     """A fairseq ``transformer``, converted in memory and loaded by CTranslate2 on the CPU.
@@ -31,6 +33,7 @@ class CTranslate2:
         self.source, self.target = symbols(source), symbols(target)
         self.index = {symbol: i for i, symbol in enumerate(self.target)}
         self.pad, self.eos = source.pad(), source.eos()
+        self.banned = [[symbol] for symbol in ("<blank>", MASK) if symbol in self.index]  # as by --generator beam
         with tempfile.TemporaryDirectory() as folder, torch.no_grad():
             path = Path(folder) / "model"
             path.mkdir()
@@ -46,7 +49,7 @@ class CTranslate2:
             options: of ``ctranslate2.Translator.translate_batch``.
         """
         lines = [[self.source[t] for t in row if t not in (self.pad, self.eos)] for row in sources.tolist()]
-        results = self.translator.translate_batch(lines, beam_size=beam, **options)
+        results = self.translator.translate_batch(lines, beam_size=beam, suppress_sequences=self.banned, **options)
         return [[self.index[symbol] for symbol in result.hypotheses[0]] for result in results]
 
 
