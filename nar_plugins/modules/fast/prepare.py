@@ -54,6 +54,7 @@ class Prepared:
         self.attentions = [
             m for m in self.model.modules() if type(m) is MultiheadAttention and not m.skip_embed_dim_check
         ]
+        self.sources = [(layer.source, name) for layer in self.layers for name in layer.names]
         self.stamp: Optional[list] = None
         vars(self.model)["prepared"] = self
 
@@ -74,15 +75,16 @@ class Prepared:
 
     def update(self, dtype: torch.dtype) -> None:
         """Prepare the layers whose parameters are not those of the last call: replaced, moved, or changed in place."""
-        stamp = [(dtype, *map(identity, (layer.weight, layer.bias))) for layer in self.layers]
+        stamp = [dtype, *(identity(source[name]) for source, name in self.sources)]
         if stamp == self.stamp:
             return
         with LOCK:
-            before = self.stamp or [None] * len(stamp)
-            if stamp == before:  # another thread was faster
+            if stamp == self.stamp:  # another thread was faster
                 return
-            for layer, old, new in zip(self.layers, before, stamp):
-                if old != new:
+            before = self.stamp or [None] * len(stamp)
+            for i, layer in enumerate(self.layers):
+                own = slice(1 + 2 * i, 3 + 2 * i)
+                if stamp[0] != before[0] or stamp[own] != before[own]:
                     if dtype == torch.int8:
                         refuse_device(layer.weight.device)
                     layer.prepare(dtype)
