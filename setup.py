@@ -22,6 +22,7 @@ setup(
         "torch>=2.6",
     ],
     extras_require={
+        "ct2": ["ctranslate2"],  # rows of CTranslate2 in benchmarks/bench_int8.py
         "dev": ["pytest", "pytest-xdist", "ruff", *RECIPES],
         "plots": ["matplotlib"],  # nar-bench --plot and --plot-speed, nar-curves
         "recipes": RECIPES,  # scripts/text.py, for examples/wmt14_en_de and others

@@ -99,7 +99,9 @@ class NarDecoder(TransformerDecoderBase):
 
     def memory(self, encoder_out: Dict) -> Memory:
         """The decoder's memory of fairseq's encoder output; ``encoded`` is for the heads."""
-        states = [state.transpose(0, 1) for state in self.attended_states(encoder_out)]
+        attended = self.attended_states(encoder_out)
+        batch_first = {id(state): state.transpose(0, 1) for state in attended}  # of layers with one input: one tensor
+        states = [batch_first[id(state)] for state in attended]
         attentions = [layer.encoder_attn for layer in self.layers]
         return Memory.of(attentions, states, allowed_sources(encoder_out), self.read_by_heads(encoder_out))
 

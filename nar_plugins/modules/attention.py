@@ -85,7 +85,8 @@ def split_heads(attention: MultiheadAttention, x: Tensor) -> Tensor:
 
 
 def project(attention: MultiheadAttention, x: Tensor, *names: str) -> Tuple[Tensor, ...]:
-    """Several projections of the same states (B, T, D), by their names: (B, H, T, D/H) each."""
+    """Several projections of the same states (B, T, D), or of their ``shared_input``, by their names: (B, H, T, D/H)
+    each."""
     layers = [getattr(attention, name) for name in names]
     x = shared_input(x, *layers)
     return tuple(split_heads(attention, layer(x)) for layer in layers)

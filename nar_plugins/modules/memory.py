@@ -6,6 +6,7 @@ from fairseq.modules import MultiheadAttention
 from torch import Tensor
 
 from nar_plugins.modules.attention import project
+from nar_plugins.modules.fast.linear import shared_input
 
 
 class Memory(NamedTuple):
@@ -34,8 +35,12 @@ class Memory(NamedTuple):
             contiguous: copy keys and values: faster for many calls with few queries each.
         """
         keys, values = [], []
+        attentions, states = list(attentions), list(states)
+        projections = [layer for attention in attentions for layer in (attention.k_proj, attention.v_proj)]
+        distinct = {id(state): state for state in states}
+        inputs = {key: shared_input(state, *projections) for key, state in distinct.items()}
         for attention, state in zip(attentions, states):
-            for heads, projected in zip((keys, values), project(attention, state, "k_proj", "v_proj")):
+            for heads, projected in zip((keys, values), project(attention, inputs[id(state)], "k_proj", "v_proj")):
                 heads.append(projected.contiguous() if contiguous else projected)
         return cls(keys, values, allowed, encoded or {})
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import List, Optional
 
+import torch
 from fairseq import metrics, utils
 from fairseq.dataclass import ChoiceEnum
 from fairseq.dataclass.configs import GenerationConfig
@@ -27,6 +28,7 @@ from nar_plugins.generators.hypothesis import empty_hypothesis
 from nar_plugins.generators.option_values import check_json, check_values, with_new_names
 from nar_plugins.generators.options import INTERACTIVE, generation_options, refuse, refuse_foreign, refuse_options
 from nar_plugins.models.flags import flag
+from nar_plugins.modules.fast.prepare import refuse_device
 from nar_plugins.tasks.base import NarTask, NarTaskConfig
 
 logger = logging.getLogger(__name__)
@@ -235,6 +237,8 @@ class NarTranslationTask(NarTask, TranslationTask):
         name = registry.resolve(config.generator, models, getattr(args, "beam", 5))
         refuse_foreign(config, name)
         if self.for_validation:
+            if str(config.decode_dtype) == "int8" and not self.cfg.cpu and torch.cuda.is_available():
+                refuse_device(torch.device("cuda"))  # where the model will be
             config, args = self.validation_defaults(name, models, config, args)
         name, config = registry.GENERATORS[name].served_by(config)
         options, extra = generation_options(args), {}

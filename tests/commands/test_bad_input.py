@@ -349,7 +349,7 @@ def test_an_option_that_makes_no_sense_for_an_ar_checkpoint_is_refused(made, fla
     assert said in refusal(*generate(made, *flags, path=made.ar))
 
 
-@pytest.mark.parametrize("flag", ["--schedule=quadratic", "--dedup=letter", "--decode-dtype=int8", "--iterations=many"])
+@pytest.mark.parametrize("flag", ["--schedule=quadratic", "--dedup=letter", "--decode-dtype=int4", "--iterations=many"])
 def test_a_value_that_an_option_does_not_have_is_refused_by_the_parser(made, flag, capfd):
     command, *arguments = generate(made, flag)
     with pytest.raises(SystemExit) as stop, mock.patch.object(sys, "argv", [command, *map(str, arguments)]):

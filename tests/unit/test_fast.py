@@ -362,3 +362,9 @@ def test_auto_really_times_the_products():
     one, _ = random_model()
     assert choice.faster_decode_dtype(torch.device("cpu"), one, 30) in choice.CANDIDATES
     assert min(choice.product_seconds((8, 64, 64))) > 0
+
+
+def test_int8_in_the_validation_of_a_training_on_a_gpu_is_refused_at_its_start(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises(ValueError, match="^--decode-dtype int8: it is for CPUs, and this is cuda; use"):
+        tiny_model("--eval-bleu", "--share-all-embeddings", "--decode-dtype", "int8")

@@ -22,8 +22,9 @@ def built(*flags, **kwargs):
 def positions(one, task, generator) -> tuple:
     """Decoder passes, and the most positions of one, for three sentences of 3 to 6 tokens."""
     widths = []
-    decode = one.decode
-    one.decode = lambda canvas, *args: widths.append(canvas.inputs.size(1)) or decode(canvas, *args)
+    (prepared,) = generator.models
+    decode = prepared.decode
+    prepared.decode = lambda canvas, *args: widths.append(canvas.inputs.size(1)) or decode(canvas, *args)
     source = source_batch([3, 4, 6], 20)
     sample = {"id": torch.arange(3), "net_input": {"src_tokens": source, "src_lengths": source.ne(1).sum(1)}}
     task.inference_step(generator, [one], sample)

@@ -76,8 +76,8 @@ class CanvasGenerator(Generator):
         """
         refuse_in_batch(self.name, self.options, prefix_tokens, constraints)
         source = sample["net_input"]["src_tokens"]
-        for model in self.others:
-            model.to(source.device)
+        for rescorer in self.others:
+            rescorer.to(source.device)
         with self.decoding(source):
             memories = [model.encode(source, sample["net_input"].get("src_lengths")) for model in self.models]
             decoded = self.search(memories, source, sample.get("target"))

@@ -12,6 +12,7 @@ from torch import Tensor
 
 LARGEST = 127  # of a quantised number; -128 is not used, so that the range is symmetric
 ZERO = 128  # of the input: oneDNN is fast for unsigned inputs only
+ROUNDED_ZERO = torch.tensor(ZERO + 0.5)
 TINY = 1e-30  # the scale of a row of zeros
 
 
@@ -29,7 +30,7 @@ def quantise(x: Tensor) -> QuantisedRows:
     rows = x.reshape(-1, x.size(-1)).float()
     scales = rows.abs().amax(1, keepdim=True).clamp_(min=TINY).div_(LARGEST)
     # all numbers are positive, so that the cast to integers rounds to the nearest
-    numbers = torch.addcdiv(torch.tensor(ZERO + 0.5), rows, scales).to(torch.uint8)
+    numbers = torch.addcdiv(ROUNDED_ZERO, rows, scales).to(torch.uint8)
     return QuantisedRows(numbers, scales, x.shape[:-1], x.dtype)
 
 

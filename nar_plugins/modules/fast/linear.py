@@ -79,5 +79,6 @@ def onednn_has_bfloat16(dtype: torch.dtype) -> bool:
 
 
 def shared_input(x: Tensor, *layers: nn.Module):
-    """The input (..., in) of several layers: quantised once, where all of them are in int8."""
-    return quantise(x) if all(type(layer) is PreparedLinear and layer.int8 for layer in layers) else x
+    """The input (..., in) of several layers: quantised once, where all of them are in int8; it may be already."""
+    int8 = isinstance(x, Tensor) and all(type(layer) is PreparedLinear and layer.int8 for layer in layers)
+    return quantise(x) if int8 else x

@@ -37,7 +37,7 @@ class Prepared:
     """A prepared model.
 
     Args:
-        model: the original, which is kept alive by nobody here.
+        model: a copy of the original's modules (``shared_copy``), or the original where nothing is to be prepared.
         name: of ``DECODE_DTYPES``.
 
     Attributes:
@@ -47,15 +47,15 @@ class Prepared:
 
     def __init__(self, model: nn.Module, name: str):
         self.name, self.chosen = name, None
-        self.model = shared_copy(model)
-        self.model.eval()  # returns nothing after fairseq's make_generation_fast_
+        self.model = model
+        self.model.eval()  # not chained: it returns None after fairseq's make_generation_fast_
         self.layers: List[PreparedLinear] = [m for m in self.model.modules() if type(m) is PreparedLinear]
         # fairseq's attentions that call PyTorch's function with their weights, and not their projections
         self.attentions = [
             m for m in self.model.modules() if type(m) is MultiheadAttention and not m.skip_embed_dim_check
         ]
+        self.sources = [(layer.source, name) for layer in self.layers for name in layer.names]
         self.stamp: Optional[list] = None
-        vars(self.model)["prepared"] = self
 
     def dtype(self, device: torch.device, rows: int) -> torch.dtype:
         """The type to decode in on a device; ``auto`` is decided and logged at the first call.
@@ -74,15 +74,16 @@ class Prepared:
 
     def update(self, dtype: torch.dtype) -> None:
         """Prepare the layers whose parameters are not those of the last call: replaced, moved, or changed in place."""
-        stamp = [(dtype, *map(identity, (layer.weight, layer.bias))) for layer in self.layers]
+        stamp = [dtype, *(identity(source[name]) for source, name in self.sources)]
         if stamp == self.stamp:
             return
         with LOCK:
-            before = self.stamp or [None] * len(stamp)
-            if stamp == before:  # another thread was faster
+            if stamp == self.stamp:  # another thread was faster
                 return
-            for layer, old, new in zip(self.layers, before, stamp):
-                if old != new:
+            before = self.stamp or [None] * len(stamp)
+            for i, layer in enumerate(self.layers):
+                own = slice(1 + 2 * i, 3 + 2 * i)
+                if stamp[0] != before[0] or stamp[own] != before[own]:
                     if dtype == torch.int8:
                         refuse_device(layer.weight.device)
                     layer.prepare(dtype)
@@ -114,7 +115,7 @@ def prepare_for_decoding(model: nn.Module, name: str) -> Prepared:
     """The prepared model of a model and a type; the same one in every call.
 
     Args:
-        model: any model of this package or of fairseq's; one that is prepared already is returned.
+        model: any model of this package or of fairseq's; a prepared one is returned.
         name: of ``DECODE_DTYPES``.
 
     Raises:
@@ -124,10 +125,13 @@ def prepare_for_decoding(model: nn.Module, name: str) -> Prepared:
         return vars(model)["prepared"]
     if name == "int8":
         refuse_int8(model)
+    if not any(replaceable(module) or hasattr(module, "products") for module in model.modules()):
+        return Prepared(model, name)
     with LOCK:
         made = MADE.setdefault(model, {})
         if name not in made:
-            made[name] = Prepared(model, name)
+            made[name] = Prepared(shared_copy(model), name)
+            vars(made[name].model)["prepared"] = made[name]
         return made[name]
 
 
@@ -145,9 +149,8 @@ def shared_copy(model: nn.Module) -> nn.Module:
     for module in model.modules():
         share(module._parameters, module._buffers)
         share(*(value for value in vars(module).values() if isinstance(value, (Tensor, Dictionary))))
-        if type(module) is nn.Linear and isinstance(module._parameters.get("weight"), nn.Parameter):
-            if not module._forward_pre_hooks:
-                memo[id(module)] = PreparedLinear(module._parameters)
+        if replaceable(module):
+            memo[id(module)] = PreparedLinear(module._parameters)
     try:
         copied = copy.deepcopy(model, memo)
     except Exception as error:  # of any kind: a model may hold anything
@@ -156,6 +159,15 @@ def shared_copy(model: nn.Module) -> nn.Module:
         for name, parameters in getattr(module, "products", {}).items():
             setattr(module, name, PreparedLinear(module._parameters, *parameters, owns=False))
     return copied
+
+
+def replaceable(module: nn.Module) -> bool:
+    """Whether a module is a linear layer with a plain weight."""
+    return (
+        type(module) is nn.Linear
+        and isinstance(module._parameters.get("weight"), nn.Parameter)
+        and not module._forward_pre_hooks
+    )
 
 
 def identity(parameter: Optional[Tensor]):
