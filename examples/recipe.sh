@@ -27,7 +27,8 @@ recipe() {  # NAME SOURCE TARGET PIECES [WORK]: $source, $target, $pieces, and $
     case $pieces in bpe | spm) ;; *) fail "PIECES=$pieces is neither bpe nor spm" ;; esac
     if [ -z "$dry" ] && [ -e "$work/settings" ]; then
         read -r prepared _ < "$work/settings"
-        [ "$pieces" = "$prepared" ] || [ -z "${PIECES:-}" ] || fail "$work was prepared with PIECES=$prepared, not $pieces: name another WORK"
+        [ "$pieces" = "$prepared" ] || [ -z "${PIECES:-}" ] ||
+            fail "$work was prepared with PIECES=$prepared, not $pieces: name another WORK"
         pieces=$prepared
     fi
     case $pieces in bpe) remove_bpe=subword_nmt ;; spm) remove_bpe=sentencepiece ;; esac
@@ -81,7 +82,8 @@ archive() {  # FOLDER URL SHA256: $archive is FOLDER's file of that name or, wit
     if [ -z "$1" ]; then fetch "$2" "$3" "$archive"; else need "$archive" "'$1' has neither it nor train.$source and train.$target"; fi
 }
 
-training_text() {  # FOLDER LIST: $texts/train.* from FOLDER's train.*, or from archives. LIST: LINES SHA256 URL MEMBER, without its language
+training_text() {  # FOLDER LIST: $texts/train.* from FOLDER's train.*, or from archives. LIST: LINES SHA256 URL MEMBER
+    # MEMBER is the name in the archive without its language.
     local folder=$1 count sum url prefix side file parts=()
     [ -z "$folder" ] || [ -n "$dry" ] || [ -d "$folder" ] || fail "no folder '$folder'"
     if has_split "$folder" train; then collect_split "$folder" train -; return; fi
@@ -109,7 +111,8 @@ evaluation_text() {  # FOLDER SPLIT SET LINES: $texts/SPLIT.* from FOLDER, or sa
     local side
     if has_split "$1" "$2"; then collect_split "$1" "$2" "$4"; return; fi
     test_set "$3" "$source" "$target" "$texts/$2" ||
-        fail "sacreBLEU cannot download $3 ($(tail -n 1 "$texts/$2.sacrebleu.err")): name a folder that has $2.$source and $2.$target with RAW=FOLDER"
+        fail "sacreBLEU cannot download $3 ($(tail -n 1 "$texts/$2.sacrebleu.err"))": \
+            "name a folder that has $2.$source and $2.$target with RAW=FOLDER"
     for side in "$source" "$target"; do if [ -z "$dry${ANY_TEXT:-}" ]; then check "$texts/$2.$side" "$4" - ""; fi; done
 }
 
@@ -190,7 +193,8 @@ sized() {  # DIM FFN HEADS LAYERS: of encoder and decoder
            --share-all-embeddings)
 }
 
-plan() {  # UPDATES TOKENS RATE WARM-UP [FLAG ...]: TOKENS an update on all devices; WARM-UP "-": a constant rate, "linear": up for a tenth, then down to 0
+plan() {  # UPDATES TOKENS RATE WARM-UP [FLAG ...]: the training's length, batch, learning rate and what else the table says
+    # TOKENS: in an update of all devices. WARM-UP in updates; "-": a constant rate; "linear": up for a tenth, then down to 0.
     local tokens=$2 batch=${MAX_TOKENS:-4096} gpus=${GPUS:-1} warmup=$4
     updates=${wanted_updates:-$1}
     if [ -n "$mini" ]; then updates=2 warmup=${warmup/[0-9]*/1} tokens=600 batch=600; fi
@@ -236,7 +240,8 @@ system() {  # $what makes $kind the model that it is: architecture, criterion, s
             what=(--arch bang --max-source-positions 512 --max-target-positions 512 --criterion bang_loss "${smooth[@]}")
             if [ "$kind" = bang-ar ]; then what+=(--ngram 1)
             else what+=(--bang-rows sample:2 --finetune-from-model "$work/${prefix}bang-ar/checkpoint_best.pt"); fi ;;
-        *) fail "no model '$model': ar, ar-12-1, nat, nat-ft, glat, ctc, cmlm, frozen, block, bang-ar or bang; kd-ar etc. on distilled data" ;;
+        *) fail "no model '$model': ar, ar-12-1, nat, nat-ft, glat, ctc, cmlm, frozen, block, bang-ar or bang;" \
+            "on distilled data kd-ar etc." ;;
     esac
 }
 
@@ -291,7 +296,7 @@ average() {  # MODEL WHICH: $checkpoint is its last, its best, or the mean of it
     fi
 }
 
-distil() {  # FLAG ...: the teacher's translations of the training text (Kim and Rush 2016), and their fertilities; continues where it stopped
+distil() {  # FLAG ...: the teacher's translations of the training text (Kim and Rush 2016), and their fertilities; resumable
     need_teacher
     run "$bin/nar-distill" "$work/bin" --teacher "$teacher" --out "$work/kd" --max-tokens "${MAX_TOKENS:-4096}" "$@" $device
     data=$work/kd

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # A translation recipe from raw text to scores: bash examples/run.sh RECIPE [MODELS] [WORK] [--dry-run]
-#     MINI=1 bash examples/run.sh wmt14_en_de                # does everything run? two minutes, no download
+#     MINI=1 bash examples/run.sh wmt14_en_de                # does everything run? minutes, no download
 #     DEVICE="" GPUS=8 bash examples/run.sh wmt16_en_ro "ar kd-cmlm"
 # MODELS are those of RECIPE/train.sh, in the order in which they start from one another. A second run goes on where the first
 # one stopped.

@@ -22,7 +22,11 @@ else
     evaluation_text "$folder" valid wmt16/dev 1999
     evaluation_text "$folder" test wmt16 1999
 fi
-case $diacritics in keep) romanian=(romanian) ;; strip) romanian=(romanian --strip) ;; *) fail "DIACRITICS=$diacritics is neither keep nor strip" ;; esac
+case $diacritics in
+    keep) romanian=(romanian) ;;
+    strip) romanian=(romanian --strip) ;;
+    *) fail "DIACRITICS=$diacritics is neither keep nor strip" ;;
+esac
 for split in train valid test; do
     join "$work/$split.en" "$texts/$split.en"
     if stale "$work/$split.ro" "$texts/$split.ro"; then

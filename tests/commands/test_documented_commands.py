@@ -116,8 +116,7 @@ def expand(word: str, known: Dict[str, List[List[str]]], depth: int = 0) -> List
 
 def shell_commands(text: str, where: str, first: int = 1) -> List[Command]:
     """The commands of this project in a piece of shell, once for every alternative of their variables."""
-    shared = [ROOT / "examples" / f"{name}.sh" for name in ("lib", "recipe") if f"/{name}.sh" in text]
-    library = "".join(path.read_text(encoding="utf-8") for path in shared)
+    library = (ROOT / "examples" / "lib.sh").read_text(encoding="utf-8") if "/lib.sh" in text else ""
     out, known = [], assignments(plain(library + text))
     for name in re.findall(r"\$\((nar-[a-z-]+)\)", text):
         out.append(Command(f"{where}:{first + text[: text.index('$(' + name)].count(chr(10))}", name, []))
@@ -167,6 +166,9 @@ def commands_in(path: Path) -> List[Command]:
     return out
 
 
+DRY_RUN = re.compile(
+    r'^(\. .*/recipe\.sh"|recipe\(\) )', re.M
+)  # these print their commands: test_recipes.py parses them
 RUN_ELSEWHERE = ROOT / "docs" / "add_a_method.md"  # its commands need the page's own --user-dir: its own test runs them
 
 
@@ -176,6 +178,7 @@ def pages() -> List[Path]:
 
 def documents() -> List[Path]:
     scripts = [*(ROOT / "examples").rglob("*.sh"), *(ROOT / "scripts").glob("*.sh")]
+    scripts = [path for path in scripts if not DRY_RUN.search(path.read_text(encoding="utf-8"))]
     return sorted([*(page for page in pages() if page != RUN_ELSEWHERE), *scripts])
 
 

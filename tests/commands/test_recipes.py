@@ -183,3 +183,13 @@ def test_a_preparation_that_stopped_goes_on(tmp_path, venv):
     assert "was prepared with PIECES=bpe, not spm: name another WORK" in output
     output = bash(*prepare, expect=2, VENV=venv)
     assert "was prepared as 'bpe mini', not 'bpe': name another WORK" in output
+
+
+def test_sentencepiece_cuts_lower_cased_text(tmp_path, venv):
+    work = tmp_path / "work"
+    bash("examples/iwslt14_de_en/prepare.sh", "", work, MINI=1, PIECES="spm", VENV=venv, WORKERS=2)
+    text, pieces = ((work / f"test{form}.en").read_text(encoding="utf-8") for form in ("", ".sp"))
+    assert text != text.lower() and pieces.replace(" ", "").replace("\u2581", " ").replace("\n ", "\n").strip() == (
+        text.lower().strip()
+    )
+    assert (work / "bin" / "dict.en.txt").exists() and not (work / "test.tok.en").exists()
