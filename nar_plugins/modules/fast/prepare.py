@@ -5,7 +5,7 @@ replaced or moved later, and nothing else. ``nn.Linear`` is replaced by ``Prepar
 quantises its weight once. The original is never changed.
 
     prepared = prepare_for_decoding(model, "int8")
-    dtype = prepared.update(torch.int8)      before a batch: packs again what has changed
+    prepared.update(torch.int8)      before every batch: quantises again what has changed
     prepared.model.encode(...)
 """
 
