@@ -162,11 +162,11 @@ def shared_copy(model: nn.Module) -> nn.Module:
 
 
 def replaceable(module: nn.Module) -> bool:
-    """Whether a module is a linear layer with a plain weight."""
+    """Whether a module is a linear layer with a plain weight, and without hooks, which a copy keeps."""
     return (
         type(module) is nn.Linear
         and isinstance(module._parameters.get("weight"), nn.Parameter)
-        and not module._forward_pre_hooks
+        and not (module._forward_pre_hooks or module._forward_hooks)
     )
 
 
