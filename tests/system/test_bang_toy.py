@@ -5,9 +5,8 @@ answers.
 import os
 import re
 import subprocess
-import sys
-from pathlib import Path
 
+import forked
 import pytest
 from conftest import ROOT
 
@@ -15,7 +14,7 @@ from conftest import ROOT
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory):
     """Policy -> (percent of valid outputs, passes, outputs equal to ``ar``'s)."""
-    environment = {**os.environ, "VENV": str(Path(sys.executable).parents[1]), "DEVICE": "--cpu"}
+    environment = {**os.environ, "VENV": str(forked.commands().parent), "DEVICE": "--cpu"}
     done = subprocess.run(
         ["bash", "examples/bang_toy/run.sh", tmp_path_factory.mktemp("toy"), "1000"],
         cwd=ROOT,
