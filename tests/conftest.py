@@ -3,11 +3,11 @@
 import os
 import random
 import subprocess
-import sys
 from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
 
+import forked
 import pytest
 import torch
 from fairseq import options
@@ -52,9 +52,8 @@ def run(command: str, *arguments, expect: int = 0, **kwargs) -> str:
     Args:
         expect: the exit status; None for any but 0.
     """
-    program = Path(sys.executable).parent / command
     done = subprocess.run(
-        [str(program), *map(str, arguments)],
+        [str(forked.program(command)), *map(str, arguments)],
         cwd=ROOT,
         text=True,
         stdout=subprocess.PIPE,

@@ -1,22 +1,31 @@
-"""An environment for shell scripts in which commands start in a moment instead of four seconds: a server that has
-imported PyTorch and fairseq forks for each. What runs is the command itself, in a process of its own.
+"""Commands that start in a moment instead of four seconds: a server that has imported PyTorch and fairseq forks for
+each. What runs is the command itself, in a process of its own, with the caller's folder, streams and environment.
+
+Tests that kill a command start a real one: here only the caller would die.
 """
 
 import array
+import atexit
 import contextlib
+import functools
 import importlib
 import json
 import os
 import runpy
+import shutil
+import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import traceback
 from pathlib import Path
 from typing import Iterator
 
-FAIRSEQ = ("train", "generate", "preprocess")
-OURS = ("align", "average", "bench", "distill", "score")
+import torch
+
+FAIRSEQ = ("train", "generate", "interactive", "preprocess", "validate")
+OURS = ("align", "average", "bench", "distill", "merge", "score")
 COMMANDS = ("python", *(f"fairseq-{name}" for name in FAIRSEQ), *(f"nar-{name}" for name in OURS))
 IMPORTED = (
     "sentencepiece",
@@ -29,7 +38,8 @@ import array, json, os, socket, sys
 server = socket.socket(socket.AF_UNIX)
 server.connect(os.path.join(os.path.dirname(os.path.abspath(__file__)), "server"))
 streams = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [0, 1, 2]))]
-server.sendmsg([json.dumps([os.path.basename(__file__), sys.argv[1:], os.getcwd()]).encode() + b"\\n"], streams)
+asked = [os.path.basename(__file__), sys.argv[1:], os.getcwd(), dict(os.environ)]
+server.sendmsg([json.dumps(asked).encode() + b"\\n"], streams)
 sys.exit(int(server.recv(16) or 1))
 """
 
@@ -51,9 +61,13 @@ def main_of(command: str):
     return importlib.import_module(f"nar_plugins.cli.{name}").main
 
 
-def run(command: str, arguments, folder: str) -> int:
+def run(command: str, arguments, folder: str, environment: dict) -> int:
     """The command in this process; its exit status."""
     os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(environment)
+    if "OMP_NUM_THREADS" in environment:  # the server has read its own
+        torch.set_num_threads(int(environment["OMP_NUM_THREADS"]))
     sys.argv = [command, *arguments]
     try:
         main_of(command)()
@@ -75,29 +89,40 @@ def serve(path: str) -> None:
     for name in IMPORTED:
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for those that answer
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(path)
     listener.listen()
     while True:
         client, _ = listener.accept()
-        streams = array.array("i")
-        message, ancillary, _, _ = client.recvmsg(1 << 20, socket.CMSG_SPACE(3 * streams.itemsize))
-        streams.frombytes(ancillary[0][2])
-        while not message.endswith(b"\n"):
-            message += client.recv(1 << 20)
-        child = os.fork()
-        if child == 0:
-            for number, stream in enumerate(streams):
-                os.dup2(stream, number)
+        if os.fork() == 0:  # one process answers a client, so that the commands of a pipe run side by side
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             listener.close()
-            status = run(*json.loads(message))
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(status)
-        for stream in streams:
-            os.close(stream)
-        client.sendall(str(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])).encode())
+            answer(client)
+            os._exit(0)
         client.close()
+
+
+def answer(client: socket.socket) -> None:
+    """Run the command of one client, and give its exit status back."""
+    streams = array.array("i")
+    message, ancillary, _, _ = client.recvmsg(1 << 20, socket.CMSG_SPACE(3 * streams.itemsize))
+    streams.frombytes(ancillary[0][2])
+    while not message.endswith(b"\n"):
+        message += client.recv(1 << 20)
+    child = os.fork()
+    if child == 0:
+        for number, stream in enumerate(streams):
+            os.dup2(stream, number)
+            os.close(stream)
+        client.close()
+        status = run(*json.loads(message))
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    for stream in streams:
+        os.close(stream)
+    client.sendall(str(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])).encode())
 
 
 @contextlib.contextmanager
@@ -119,6 +144,21 @@ def environment(folder: Path) -> Iterator[Path]:
     finally:
         server.kill()
         server.wait()
+
+
+@functools.lru_cache(maxsize=None)
+def commands() -> Path:
+    """The folder of the commands. Their server runs until this process ends."""
+    ends = contextlib.ExitStack()
+    atexit.register(ends.close)
+    folder = Path(tempfile.mkdtemp())
+    ends.callback(shutil.rmtree, folder)
+    return ends.enter_context(environment(folder / "environment")) / "bin"
+
+
+def program(command: str) -> Path:
+    """What to run for a console script: the forked one, or the real one where there is none."""
+    return commands() / command if command in COMMANDS else Path(sys.executable).parent / command
 
 
 if __name__ == "__main__":

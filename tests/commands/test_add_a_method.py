@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import pytest
 from conftest import ROOT, hypotheses, preprocess, random_sentences, write_pairs
 
@@ -28,7 +29,7 @@ def folder(tmp_path_factory):
 
 def shell(folder: Path, command: str, fine: bool = True) -> str:
     """The output of a command line, in the folder."""
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    path = f"{forked.commands()}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(
         command, shell=True, cwd=folder, text=True, capture_output=True, env={**os.environ, "PATH": path}
     )

@@ -1,6 +1,6 @@
 """Bad input to fairseq's commands: a non-zero exit, a last line that names the thing, and nothing lost.
 
-A dozen cases run as real processes (start-up is four seconds each), the others call the commands' ``cli_main`` here.
+A dozen cases run as processes of their own, the others call the commands' ``cli_main`` here.
 """
 
 import hashlib
@@ -14,6 +14,7 @@ from argparse import Namespace
 from pathlib import Path
 from unittest import mock
 
+import forked
 import pytest
 import torch
 from conftest import ROOT, hypotheses, random_sentences, write_pairs
@@ -47,9 +48,8 @@ AR = ("--arch", "transformer_tiny", "--criterion", "cross_entropy")
 
 
 def process(command: str, *arguments) -> subprocess.CompletedProcess:
-    program = Path(sys.executable).parent / command
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    line = [str(program), *map(str, arguments)]
+    line = [str(forked.program(command)), *map(str, arguments)]
     return subprocess.run(line, cwd=ROOT, text=True, capture_output=True, stdin=subprocess.DEVNULL, env=environment)
 
 
