@@ -1,6 +1,7 @@
 """The peak memory of a system's decoding, measured in a process of its own."""
 
 import gc
+import logging
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
@@ -11,7 +12,7 @@ import torch
 from nar_plugins.measure.machine import memory, restart_peak
 from nar_plugins.measure.speed import Row, attempt, load
 
-BATCHES = 8
+BATCHES = 8  # that are decoded
 
 
 def measure_memory(rows: Sequence[Row], data: str, size: int) -> None:
@@ -38,9 +39,10 @@ def in_a_process(*job) -> int:
 def peak_memory(name: str, path: str, data: str, flags: Sequence[str], size: int, threads: int) -> int:
     """Bytes at the peak of a decoding, the model's included, beyond what was resident before the model was loaded.
 
-    The batches with the most tokens are decoded. On a GPU it is the memory of PyTorch's tensors there. What loading
-    itself takes does not count.
+    It is called in a process of its own, whose logs are not wanted. The batches with the most tokens are decoded. What
+    loading itself takes does not count. On a GPU it is the memory of PyTorch's tensors there.
     """
+    logging.disable(logging.INFO)
     torch.set_num_threads(threads)
     before = memory("VmRSS")
     system = load(name, path, data, flags)
