@@ -149,7 +149,7 @@ def in_turn(jobs: List[Callable], repeats: int) -> List[List[float]]:
 
 def spread(values: List[float], digits: int) -> str:
     """Median and quartiles."""
-    low, middle, high = statistics.quantiles(values, n=4) if len(values) > 1 else values * 3
+    low, middle, high = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else values * 3
     return f"{middle:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
 
 

@@ -39,7 +39,11 @@ compare "KD: vanilla + glancing, 5 lengths rescored" kd-glat "--length-beam 5 --
 compare "KD: CTC + glancing" kd-ctc ""
 compare "KD: CTC + glancing, CTC beam 10" kd-ctc "--ctc-beam 10"
 compare "KD: CTC + glancing, CTC beam 10 rescored" kd-ctc "--ctc-beam 10 --rescorer $ar"
-compare "KD: CMLM, R = 10" kd-cmlm "--iterations 10"
+for passes in 1 4 10; do compare "KD: CMLM, R = $passes" kd-cmlm "--iterations $passes"; done
+compare "KD: CMLM, R = 10, length beam 5" kd-cmlm "--iterations 10 --length-beam 5"
+for threshold in 0.7 0.8 0.9; do
+    compare "KD: CMLM, R = 10, commits at $threshold" kd-cmlm "--iterations 10 --schedule confidence --confidence-threshold $threshold"
+done
 compare "KD: AR 12-1 beam 5" kd-ar-12-1 "--beam 5"
 compare "KD: BANG, greedy" kd-bang "--bang-policy ar --beam 1 --max-len-a 1.5 --max-len-b 10"
 compare "KD: BANG, adaptive" kd-bang "--bang-policy adaptive --max-len-a 1.5 --max-len-b 10"

@@ -1,4 +1,4 @@
-"""int8 against float32 on the little-trained checkpoints of ``trained_before``, and batches of 1 against all sentences."""
+"""int8 against float32 on the checkpoints of ``trained_before``, and a batch of 1 against larger ones."""
 
 import pytest
 import torch

@@ -5,7 +5,7 @@ replaced or moved later, and nothing else. ``nn.Linear`` is replaced by ``Prepar
 quantises its weight once. The original is never changed.
 
     prepared = prepare_for_decoding(model, "int8")
-    dtype = prepared.update(torch.int8)      before a batch: packs again what has changed
+    prepared.update(torch.int8)      before every batch: quantises again what has changed
     prepared.model.encode(...)
 """
 
@@ -174,11 +174,11 @@ def shared_copy(model: nn.Module) -> nn.Module:
 
 
 def replaceable(module: nn.Module) -> bool:
-    """Whether a module is a linear layer with a plain weight."""
+    """Whether a module is a linear layer with a plain weight, and without hooks, which a copy keeps."""
     return (
         type(module) is nn.Linear
         and isinstance(module._parameters.get("weight"), nn.Parameter)
-        and not module._forward_pre_hooks
+        and not (module._forward_pre_hooks or module._forward_hooks)
     )
 
 
