@@ -8,13 +8,13 @@ import shlex
 import statistics
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple, Type
 
 import torch
 
 from nar_plugins.measure.quality import Quality
-from nar_plugins.measure.rivals import CTranslate2System, split_compute_type
-from nar_plugins.measure.systems import SHARED, Output, System, in_one_line, parse_flags
+from nar_plugins.measure.rivals import CTranslate2System
+from nar_plugins.measure.systems import SHARED, Output, System, in_one_line
 from nar_plugins.models.flags import flag
 
 CTRANSLATE2 = "ct2:"  # before a checkpoint: CTranslate2 decodes it
@@ -96,7 +96,8 @@ def load_rows(data: str, systems: Sequence[Sequence[str]], flags: str) -> List[R
     for name, path, system_flags in systems:
         with errors_named(name):
             rows.append(Row(name, path, [*shlex.split(flags), *shlex.split(system_flags)]))
-            check_row(rows[-1], data)  # all flags are checked before the first checkpoint is loaded
+            kind, checkpoint = kind_of(path)
+            kind.parse(checkpoint, data, rows[-1].flags)  # all flags are checked before the first checkpoint is loaded
     for row in rows:
         with errors_named(row.name):
             try:
@@ -112,17 +113,17 @@ def load_rows(data: str, systems: Sequence[Sequence[str]], flags: str) -> List[R
     return rows
 
 
-def check_row(row: Row, data: str) -> None:
-    """Raise for flags that cannot be parsed."""
-    flags = split_compute_type(row.flags)[1] if row.path.startswith(CTRANSLATE2) else row.flags
-    parse_flags(row.path, data, flags)
-
-
 def load(name: str, path: str, data: str, flags: Sequence[str]) -> System:
-    """Load one system; one of CTranslate2 if the path says so."""
+    """Load one system."""
+    kind, checkpoint = kind_of(path)
+    return kind(name, checkpoint, data, flags)
+
+
+def kind_of(path: str) -> Tuple[Type[System], str]:
+    """The class of a system, and its checkpoint without what names the class."""
     if path.startswith(CTRANSLATE2):
-        return CTranslate2System(name, path[len(CTRANSLATE2) :], data, flags)
-    return System(name, path, data, flags)
+        return CTranslate2System, path[len(CTRANSLATE2) :]
+    return System, path
 
 
 def out_of_memory(error: Exception) -> bool:

@@ -66,7 +66,8 @@ class System:
     """
 
     def __init__(self, name: str, path: str, data: str, flags: Sequence[str] = ()):
-        self.name, args = name, parse_flags(path, data, flags)
+        self.name, self.arguments = name, self.parse(path, data, flags)
+        args = self.arguments
         self.cfg = cfg = convert_namespace_to_omegaconf(args)
         self.task = tasks.setup_task(cfg.task)
         self.models, _ = checkpoint_utils.load_model_ensemble(
@@ -88,6 +89,15 @@ class System:
         self.settings = {**{option: getattr(args, option, None) for option in SHARED}, **languages}
         if args.truncate_source:
             self.settings["truncate_source"] = f"to --max-source-positions {self.task.cfg.max_source_positions}"
+
+    @classmethod
+    def parse(cls, path: str, data: str, flags: Sequence[str]) -> Namespace:
+        """The flags, parsed.
+
+        Raises:
+            ValueError: see ``parse_flags``.
+        """
+        return parse_flags(path, data, flags)
 
     def start(self) -> None:
         """Make the models ready; sets ``cuda``, ``generator`` and ``autoregressive``."""

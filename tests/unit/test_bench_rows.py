@@ -283,26 +283,33 @@ def test_a_row_of_ctranslate2_says_what_is_not_installed(made, undecoded, monkey
 
 
 @pytest.mark.parametrize(
-    "checkpoint, flags, said",
+    "flags, said",
     [
-        ("cmlm", "", "CTranslate2 cannot decode a CmlmModel: it decodes fairseq's transformer"),
-        ("ar", "--iterations 3", "--iterations is no option of CTranslate2: leave it out"),
-        ("ar", "--decode-dtype int8", "--decode-dtype is no option of CTranslate2: give --compute-type"),
-        ("ar", "--generator blockwise", "--generator blockwise is no search of CTranslate2: leave it out"),
-        ("ar", "--fp16", "--fp16: CTranslate2 has --compute-type instead"),
-        ("ar", "--prefix-size 2", "--prefix-size cannot be honoured by CTranslate2: leave it out"),
-        ("ar", "--sampling", "--sampling cannot be honoured by CTranslate2: leave it out"),
-        ("ar", "--unkpen 2", "--unkpen 2.0 cannot be honoured by CTranslate2: give inf, or leave it out"),
-        ("ar", "--compute-type int7", "--compute-type int7: CTranslate2 has "),
-        ("ar", "--compute-type", "expected one argument"),
-        ("two", "", "CTranslate2 decodes one checkpoint, and no ensemble"),
+        ("--iterations 3", "--iterations is no option of CTranslate2: leave it out"),
+        ("--decode-dtype int8", "--decode-dtype is no option of CTranslate2: give --compute-type"),
+        ("--generator blockwise", "--generator blockwise is no search of CTranslate2: leave it out"),
+        ("--fp16", "--fp16: CTranslate2 has --compute-type instead"),
+        ("--prefix-size 2", "--prefix-size cannot be honoured by CTranslate2: leave it out"),
+        ("--sampling", "--sampling cannot be honoured by CTranslate2: leave it out"),
+        ("--unkpen 2", "--unkpen 2.0 cannot be honoured by CTranslate2: give inf, or leave it out"),
+        ("--compute-type", "argument --compute-type: expected one argument"),
+        ("--compute-typo int8", "unrecognized arguments: --compute-typo int8"),
+        ("--batch-size 3", "--batch-size: nar-bench makes its own batches: give it --batch-sizes"),
     ],
 )
-@ct2
-def test_a_row_that_ctranslate2_cannot_decode_is_refused_by_name(made, undecoded, checkpoint, flags, said):
-    path = f"{made.ar}:{made.ar}" if checkpoint == "two" else getattr(made, checkpoint)
-    found = refused(made.data, "--system", "A", f"ct2:{path}", f"--cpu {flags}")
-    assert found.startswith("nar-bench: --system A: ") and said in found
+def test_options_that_ctranslate2_lacks_are_refused_before_a_checkpoint_is_read(flags, said):
+    found = refused("no data", "--system", "A", "ct2:no.pt", f"--cpu {flags}")
+    assert found == f"nar-bench: --system A: {said}"
+
+
+def test_an_ensemble_and_another_model_are_no_rows_of_ctranslate2(made, undecoded):
+    found = refused(made.data, "--system", "A", f"ct2:{made.ar}:{made.ar}", "--cpu")
+    assert found == "nar-bench: --system A: CTranslate2 decodes one checkpoint, and no ensemble"
+    if importlib.util.find_spec("ctranslate2") is not None:
+        found = refused(made.data, "--system", "A", f"ct2:{made.cmlm}", "--cpu")
+        assert found.endswith("A: CTranslate2 cannot decode a CmlmModel: it decodes fairseq's transformer")
+        found = refused(made.data, "--system", "A", f"ct2:{made.ar}", "--cpu --compute-type int7")
+        assert found.startswith("nar-bench: --system A: --compute-type int7: CTranslate2 has ")
 
 
 @ct2
