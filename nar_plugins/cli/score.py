@@ -17,6 +17,7 @@ Unusable input ends with one line and status 2.
 
 import argparse
 import json
+import logging
 import sys
 from pathlib import Path
 from typing import Dict, List, NamedTuple, Optional
@@ -34,6 +35,8 @@ from nar_plugins.measure.quality import (
     warn_of_references,
 )
 from nar_plugins.measure.table import markdown
+
+logger = logging.getLogger(__name__)
 
 
 class Texts(NamedTuple):
@@ -149,6 +152,8 @@ def read_texts(systems: List[str], reference_files: List[str]) -> Texts:
     for name, lines in [*hypotheses.items(), *references.items()]:
         if len(lines) != wanted:
             raise ValueError(f"{first} has {wanted} sentences, {name} has {len(lines)}{gaps(outputs)}")
+    if not reference_files and gaps(outputs):  # T- lines are of as many sentences, however many are missing
+        logger.warning(f"a part of the data is scored{gaps(outputs)}: a shard, or a run that was stopped")
     return Texts(hypotheses, references)
 
 

@@ -52,7 +52,8 @@ def read_run(name: str, lines: Sequence[str]) -> Run:
     for tag, figures in records(lines):
         for field in ("loss", "bleu"):
             if field in figures and "num_updates" in figures:
-                curves.setdefault((tag, field), {})[int(figures["num_updates"])] = float(figures[field])
+                updates = int(float(figures["num_updates"]))  # fairseq writes 1e+06
+                curves.setdefault((tag, field), {})[updates] = float(figures[field])
     subset = next((tag for tag, _ in curves if tag not in ("", "train")), None)
     training = curves.get(("", "loss")) or curves.get(("train", "loss"), {})
     run = Run(name, training, curves.get((subset, "loss"), {}), curves.get((subset, "bleu"), {}))

@@ -51,7 +51,7 @@ class Comparison(NamedTuple):
     score: float
     mean: float  # of the resamples
     interval: float  # half of the 95 % interval around the mean
-    p_value: Optional[float]  # of the difference to the first system; None: this is the first
+    p_value: Optional[float]  # of the difference to the first system; 1 for the same text; None: this is the first
 
 
 def check_references(references: List[List[str]], sentences: int) -> None:
@@ -198,10 +198,12 @@ def paired_bootstrap(
     names = dict(zip(metrics, test.metrics))  # sacreBLEU's names: chrF's has its parameters
     tests = []
     for i in range(len(systems)):
+        # sacreBLEU finds no resample with more than no difference, and gives the same text the smallest p-value
+        same = i > 0 and systems[i][1] == systems[0][1]
         results = {name: found[own][i] for name, own in names.items()}
         tests.append(
             {
-                name: Comparison(result.score, float(result.mean), float(result.ci), result.p_value)
+                name: Comparison(result.score, float(result.mean), float(result.ci), 1.0 if same else result.p_value)
                 for name, result in results.items()
             }
         )

@@ -7,12 +7,16 @@ The canvas is longer than the target; repeated tokens count once, and blanks not
 from typing import NamedTuple
 
 import torch
+import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
+from nar_plugins.modules.fused_loss import fused_token_loss
 from nar_plugins.modules.losses import LossPart
+from nar_plugins.modules.precision import full
 
 IMPOSSIBLE = -float("inf")
+UNUSED = -1e4  # a logit whose probability is 0; the gradient of F.ctc_loss is NaN where a log-probability is infinite
 
 
 def needed(target: Tensor, real: Tensor) -> Tensor:
@@ -36,6 +40,53 @@ def ctc_loss(lprobs: Tensor, lengths: Tensor, target: Tensor, real: Tensor, blan
     return LossPart(nll, nll.detach(), (real.sum(1) * fits).sum(), weight=1, skipped=(~fits).sum())
 
 
+def projected_ctc_loss(
+    projection: nn.Linear, features: Tensor, positions: Tensor, target: Tensor, real: Tensor, blank: int
+) -> LossPart:
+    """``ctc_loss`` of ``projection(features)``, without ever holding the logits of the whole vocabulary.
+
+    A path takes one symbol at every position. So a target's probability is that among the symbols of its own paths,
+    blank and its tokens, times the probability at every position that the symbol is one of them. The former is CTC over
+    a vocabulary of T + 1 symbols. The latter's logarithm is the normaliser of these symbols less that of all, which is
+    known from blank's log-probability under both.
+
+    Args:
+        projection: without bias, D -> V.
+        features: (B, C, D). positions: (B, C) bool, which of them are the canvas; the first ones of each row.
+        target, real, blank: as in ``ctc_loss``.
+    """
+    lengths = positions.sum(1)
+    fits = needed(target, real) <= lengths
+    symbols, own, own_target = own_symbols(target, real, blank)
+    logits = full(features @ F.embedding(symbols, projection.weight).transpose(1, 2))
+    lprobs = logits.masked_fill(~own.unsqueeze(1), UNUSED).log_softmax(-1)  # (B, C, T + 1)
+    part = ctc_loss(lprobs, lengths, own_target, real, 0)
+
+    states = features[positions]
+    blanks = torch.full((len(states),), blank, device=target.device)
+    counted = fits.unsqueeze(1).expand_as(positions)[positions].to(lprobs)
+    blank_nll, _, _ = fused_token_loss(projection, states, blanks, 0.0, counted)
+    outside = blank_nll.sum() + (lprobs[:, :, 0][positions] * counted).sum()
+    return part._replace(loss=part.loss + outside, nll=part.nll + outside.detach())
+
+
+def own_symbols(target: Tensor, real: Tensor, blank: int) -> tuple:
+    """The symbols of each target's paths.
+
+    Args:
+        target, real, blank: as in ``ctc_loss``.
+
+    Returns:
+        symbols: (B, T + 1) int64, ``blank`` and the target.
+        own: (B, T + 1) bool, False at padding and where a token stands again.
+        targets: (B, T) int64, the place in ``symbols`` where a token stands first.
+    """
+    first = target.unsqueeze(2).eq(target.unsqueeze(1)).int().argmax(2)
+    places = torch.arange(target.size(1), device=target.device)
+    symbols = F.pad(target.masked_fill(~real, blank), (1, 0), value=blank)
+    return symbols, F.pad(first.eq(places) & real, (1, 0), value=True), first + 1
+
+
 def best_alignment(logits: Tensor, lengths: Tensor, target: Tensor, real: Tensor, blank: int) -> Tensor:
     """The most probable path of a target through a canvas, by Viterbi over all sentences at once: (B, C) int64.
 
@@ -50,7 +101,7 @@ def best_alignment(logits: Tensor, lengths: Tensor, target: Tensor, real: Tensor
     targets = real.sum(1)
     symbols = logits.new_full((batch, 2 * target.size(1) + 1), blank, dtype=torch.long)
     symbols[:, 1::2] = target.masked_fill(~real, blank)
-    emissions = logits.gather(2, symbols.unsqueeze(1).expand(-1, canvas, -1))
+    emissions = full(logits.gather(2, symbols.unsqueeze(1).expand(-1, canvas, -1)))
     may_skip = F.pad(symbols[:, 2:].ne(symbols[:, :-2]) & symbols[:, 2:].ne(blank), (2, 0))
 
     score = torch.full_like(emissions[:, 0], IMPOSSIBLE)

@@ -24,6 +24,7 @@ from nar_plugins.generators import registry
 from nar_plugins.models.flags import refuse_unread, refuse_untrainable
 from nar_plugins.models.pairing import check_criterion, check_foreign_model
 from nar_plugins.modules.attention import training_kernel
+from nar_plugins.modules.fast.prepare import weights_changed
 from nar_plugins.modules.precision import faster_dtype
 
 logger = logging.getLogger(__name__)
@@ -224,6 +225,11 @@ class NarTask(FairseqTask):
         # also around the backward pass, which computes checkpointed activations again
         with training_kernel(tokens.device, tokens.size(1)):
             return super().train_step(sample, model, autocast_criterion, optimizer, update_num, ignore_grad)
+
+    def optimizer_step(self, optimizer, model, update_num):
+        """fairseq's step; models that are prepared for decoding, for ``--eval-bleu``, are told of it."""
+        super().optimizer_step(optimizer, model, update_num)
+        weights_changed()
 
     def train_dtype(self, device: torch.device, model=None, tokens: Optional[Tensor] = None) -> torch.dtype:
         """The type of ``--train-dtype`` on this device; ``auto`` is decided and logged once.

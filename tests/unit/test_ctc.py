@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from nar_plugins.modules.ctc import best_alignment, collapse, ctc_loss, needed, prefix_beam_search
+from nar_plugins.modules.ctc import best_alignment, collapse, ctc_loss, needed, prefix_beam_search, projected_ctc_loss
 
 BLANK = 3
 
@@ -49,6 +49,24 @@ def test_loss_is_that_of_all_paths():
         wanted -= math.log(sum(math.exp(p) for path, p in paths(lprobs[row, :length]) if text(path) == goal))
     assert float(part.loss) == pytest.approx(wanted, rel=1e-6)
     assert int(part.count) == 5 and int(part.skipped) == 0
+
+
+def test_the_loss_without_all_logits_is_the_same_and_so_are_its_gradients():
+    """Repeated tokens, a target that is too long, padding, a target that holds the blank's neighbour in the table."""
+    torch.manual_seed(1)
+    projection = torch.nn.Linear(6, 11, bias=False).double()
+    features = (2 * torch.randn(4, 7, 6)).double().requires_grad_()
+    target, real = target_batch([0, 1, 0, 0], [2, 2, 4], [5] * 6, [10])
+    target, lengths = target.masked_fill(~real, 9), torch.tensor([7, 5, 7, 3])
+    positions = torch.arange(7) < lengths.unsqueeze(1)
+    found = projected_ctc_loss(projection, features, positions, target, real, BLANK)
+    plain = ctc_loss(projection(features).log_softmax(-1), lengths, target, real, BLANK)
+    assert int(found.skipped) == int(plain.skipped) == 1 and int(found.count) == int(plain.count) == 8
+    torch.testing.assert_close(found.loss, plain.loss)
+    torch.testing.assert_close(found.nll, plain.nll)
+    over = features, projection.weight
+    for mine, wanted in zip(torch.autograd.grad(found.loss, over), torch.autograd.grad(plain.loss, over)):
+        torch.testing.assert_close(mine, wanted)
 
 
 def test_too_long_a_target_is_skipped_counted_and_never_nan():

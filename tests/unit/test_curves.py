@@ -49,6 +49,15 @@ def test_where_a_run_was_continued_its_later_figures_count():
     assert read_run("x", [*SIMPLE, *again]).training_loss == {2: 7.724, 4: 7.1}
 
 
+@pytest.mark.parametrize("log", [SIMPLE, JSON], ids=["simple", "json"])
+def test_fairseq_writes_six_digits_of_a_million_updates(log):
+    text = "\n".join(log)
+    for field in ("num_updates=4", 'num_updates": "4', "num_updates 6", 'num_updates": "6'):
+        text = text.replace(field, f"{field[:-1]}1.00004e+06")
+    run = read_run("x", text.split("\n"))
+    assert (run.training_loss[1_000_040], run.valid_bleu[1_000_040]) == (7.565, 1.25)
+
+
 def test_a_log_of_fairseq_train_is_read(tmp_path):
     """A process of its own, as logs are set up when fairseq is imported."""
     for split, count in (("train", 40), ("valid", 5)):

@@ -4,6 +4,7 @@ import gc
 import logging
 import threading
 from argparse import Namespace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,10 +12,12 @@ import torch.nn as nn
 import torch.nn.functional as F
 from blockwise_twin import blockwise, random_models
 from conftest import mask_predict, random_model, source_batch
+from fairseq.optim.adam import Adam
 from fairseq.sequence_generator import SequenceGenerator
 from test_bang_generator import bang, random_bang
 from test_one_pass import ar, generator, nat
 from tiny import model as tiny_model
+from tiny import task as tiny_task
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from nar_plugins.generators.beam import BeamGenerator
@@ -206,6 +209,16 @@ def change_data(one):
         parameter.data = parameter.data * (torch.rand_like(parameter) + 0.5)
 
 
+def step_of_fairseqs_adam(one):
+    """By ``parameter.data``, which changes neither a parameter's version nor its place in memory."""
+    versions = [parameter._version for parameter in one.parameters()]
+    for parameter in one.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    optimizer = SimpleNamespace(step=Adam(one.parameters(), lr=0.3).step)
+    tiny_task("--share-all-embeddings").optimizer_step(optimizer, one, 1)
+    assert versions == [parameter._version for parameter in one.parameters()]
+
+
 def replace(one):
     torch.manual_seed(5)
     for module in one.modules():
@@ -214,7 +227,7 @@ def replace(one):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", pytest.param("int8", marks=needs_int8)])
-@pytest.mark.parametrize("change", [change_in_place, change_data, replace])
+@pytest.mark.parametrize("change", [change_in_place, change_data, replace, step_of_fairseqs_adam])
 def test_an_update_is_seen(change, dtype):
     one, gen = of_cmlm(dtype)
     source = source_batch(LENGTHS, 20)
@@ -316,6 +329,47 @@ def test_layers_whose_weight_is_computed_stay_as_they_are():
         one.decoder.layers[0].fc1.weight_g.mul_(2)
         x = torch.randn(2, 64)
         assert torch.equal(copied.decoder.layers[0].fc1(x), one.decoder.layers[0].fc1(x))
+
+
+class Recorder:
+    """A user's object, of which a method is a hook."""
+
+    def __init__(self):
+        self.types = []
+
+    def hook(self, module, inputs, output):
+        self.types.append(type(inputs[0]))
+
+
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("int8", marks=needs_int8)])
+@pytest.mark.parametrize("later", [False, True])
+def test_hooks_see_decoding_whenever_they_are_added(later, dtype):
+    one, gen = of_cmlm(dtype) if later else (random_model(words=20)[0], None)
+    source, recorder = source_batch([3, 5], 20), Recorder()
+    if later:
+        words(gen, source)
+    attention = one.decoder.layers[0].self_attn
+    handles = [module.register_forward_hook(recorder.hook) for module in (attention.q_proj, one.decoder.layers[0].fc1)]
+    if not later:
+        task = tiny_task(words=20)
+        gen = mask_predict([one], task.target_dictionary, task.mask_index, decode_dtype=dtype, iterations=3)
+    words(gen, source)
+    assert len(recorder.types) == 6 and set(recorder.types) == {torch.Tensor}  # three passes
+    for handle in handles:
+        handle.remove()
+    words(gen, source)
+    assert len(recorder.types) == 6
+
+
+def test_a_model_in_half_precision_is_decoded_in_its_own_or_in_one_line_refused():
+    for own, other in (("float16", "bfloat16"), ("bfloat16", "float16")):
+        one, gen = of_cmlm(other)
+        one.to(getattr(torch, own))
+        with pytest.raises(ValueError, match=f"^--decode-dtype {other}: the model is in {own} already"):
+            words(gen, source_batch([3], 20))
+        one, gen = of_cmlm("auto")
+        one.to(getattr(torch, own))
+        assert len(words(gen, source_batch([3], 20))) == 1
 
 
 def test_a_model_that_cannot_be_copied_is_named():

@@ -247,6 +247,15 @@ def test_lines_of_fairseqs_output_are_read_whole(scored):
     assert generated(["D-0\t-0.1\t", "D-1\t-0.2"], "D") == ["", ""]
 
 
+def test_an_output_with_gaps_is_scored_with_a_warning(scored, caplog):
+    half = OUTPUT[OUTPUT.index("S-1") :]
+    assert scored("out", out=half).startswith("BLEU 100.00 ")
+    (said,) = caplog.messages
+    assert said.startswith("a part of the data is scored; ") and "out lacks 0: a shard, or a run that" in said
+    scored("out", out=OUTPUT)
+    assert len(caplog.messages) == 1
+
+
 @pytest.mark.parametrize("arguments", [(), ("-",)])
 def test_standard_input_is_scored(scored, arguments):
     assert scored(*arguments, stdin=OUTPUT).startswith("BLEU 100.00 ")
@@ -377,6 +386,14 @@ def test_several_systems_are_a_table_with_sacrebleus_paired_bootstrap(scored, tm
     one = figures(scored("a", "ref", **texts))
     assert found["systems"][0]["bleu_tokenised"]["score"] == pytest.approx(float(one["BLEU tokenised"]), abs=0.01)
     assert "paired" not in scored("ref", "-i", "a", "b", **texts)
+
+
+def test_the_same_text_does_not_differ_significantly(scored, tmp_path):
+    """As of exact blockwise decoding and greedy search; sacreBLEU's p-value is the smallest that there is."""
+    text, flags = "a b c d e\nf g h i x\n", ("--paired-bs", "--paired-bs-n", "50", "--json", str(tmp_path / "found"))
+    scored("ref", "-i", "a", "b", *flags, ref=text.replace("x", "j"), a=text, b=text)
+    tests = [system["paired_bs"] for system in json.loads((tmp_path / "found").read_text())["systems"]]
+    assert [test[name]["p_value"] for test in tests for name in ("BLEU", "chrF")] == [None, None, 1.0, 1.0]
 
 
 def test_the_folder_of_the_package_and_its_help(capsys):

@@ -23,7 +23,6 @@ from nar_plugins.models.pairing import check_task
 from nar_plugins.modules import ctc, source_copy
 from nar_plugins.modules.attention import Attention
 from nar_plugins.modules.losses import LIKELIHOOD, LossPart, TokenObjective, length_loss
-from nar_plugins.modules.precision import full
 
 
 @register_model("nat")
@@ -322,14 +321,14 @@ class NatModel(NarModel):
         alignments = []
 
         def gold(logits: Tensor) -> Tensor:
-            alignments.append(ctc.best_alignment(full(logits), lengths, target, real, self.mask))
+            alignments.append(ctc.best_alignment(logits, lengths, target, real, self.mask))
             return alignments[0]
 
         revealed = self.reveal(canvas, memory, draws, gold, canvas.real())
         if revealed is not None:
             canvas = self.with_revealed(canvas, revealed, alignments[0])
-        logits = self.project(self.decode(canvas, memory))
-        return {"words": ctc.ctc_loss(full(logits).log_softmax(-1), lengths, target, real, self.mask)}
+        features, projection = self.decode(canvas, memory), self.decoder.output_projection
+        return {"words": ctc.projected_ctc_loss(projection, features, canvas.real(), target, real, self.mask)}
 
     def reveal(
         self, canvas: Canvas, memory: Memory, draws: Optional[Tensor], gold: Callable, real: Tensor

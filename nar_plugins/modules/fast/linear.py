@@ -80,5 +80,9 @@ def onednn_has_bfloat16(dtype: torch.dtype) -> bool:
 
 def shared_input(x: Tensor, *layers: nn.Module):
     """The input (..., in) of several layers: quantised once, where all of them are in int8; it may be already."""
-    int8 = isinstance(x, Tensor) and all(type(layer) is PreparedLinear and layer.int8 for layer in layers)
-    return quantise(x) if int8 else x
+    return quantise(x) if isinstance(x, Tensor) and all(map(takes_quantised, layers)) else x
+
+
+def takes_quantised(layer: nn.Module) -> bool:
+    """Whether a layer is in int8, and no hook of a user's would see its input."""
+    return type(layer) is PreparedLinear and layer.int8 and not (layer._forward_pre_hooks or layer._forward_hooks)

@@ -1,12 +1,15 @@
 """``prepare_for_decoding``: a model for decoding beside the user's own, with the same parameters and faster products.
 
-The prepared model is a copy of the modules. It shares every parameter and buffer with the original, also those that are
-replaced or moved later, and nothing else. ``nn.Linear`` is replaced by ``PreparedLinear``, which packs, casts or
-quantises its weight once. The original is never changed.
+The prepared model is a copy of the modules. It shares every parameter, buffer and hook with the original, also those
+that are replaced, moved or added later, and nothing else. ``nn.Linear`` is replaced by ``PreparedLinear``, which packs,
+casts or quantises its weight once. The original is never changed.
 
     prepared = prepare_for_decoding(model, "int8")
     prepared.update(torch.int8)      before every batch: quantises again what has changed
     prepared.model.encode(...)
+
+PyTorch counts changes of a parameter, but not those of ``parameter.data``, by which fairseq's optimisers change it:
+``weights_changed`` says that there were some.
 """
 
 import copy
@@ -65,6 +68,8 @@ class Prepared:
         """
         if self.name != "auto":
             return getattr(torch, self.name)
+        if self.own_half() is not None:
+            return torch.float32  # no autocast: the model is decoded in its own type
         if self.chosen is None:
             self.chosen = faster_decode_dtype(device, self.model, rows)
             logger.info(
@@ -80,6 +85,12 @@ class Prepared:
         with LOCK:
             if stamp == self.stamp:  # another thread was faster
                 return
+            own = self.own_half()
+            if own is not None and dtype in (torch.float16, torch.bfloat16) and dtype != own:
+                raise ValueError(
+                    f"--decode-dtype {self.name}: the model is in {str(own).replace('torch.', '')} already (--fp16, or "
+                    "its own half()): leave one out"
+                )
             before = self.stamp or [None] * len(stamp)
             for i, layer in enumerate(self.layers):
                 own = slice(1 + 2 * i, 3 + 2 * i)
@@ -92,6 +103,17 @@ class Prepared:
             if dtype == torch.int8 and self.stamp is None:
                 self.log_size()
             self.stamp = stamp
+
+    def own_half(self) -> Optional[torch.dtype]:
+        """The model's own half precision, by ``--fp16`` or ``half()``; None: it has none."""
+        own = self.layers[0].weight.dtype if self.layers else None
+        return own if own in (torch.float16, torch.bfloat16) else None
+
+    def forget(self) -> None:
+        """Prepare all layers again in the next ``update``."""
+        with LOCK:
+            if self.stamp is not None:
+                self.stamp = [None] * len(self.stamp)
 
     def log_size(self) -> None:
         """Log the size of the weights in int8."""
@@ -147,6 +169,14 @@ def prepare_for_decoding(model: nn.Module, name: str) -> Prepared:
         return made[name]
 
 
+def weights_changed() -> None:
+    """Let every prepared model read its weights again: they were changed through ``parameter.data``."""
+    with LOCK:
+        for made in MADE.values():
+            for prepared in made.values():
+                prepared.forget()
+
+
 def shared_copy(model: nn.Module) -> nn.Module:
     """A copy of a model's modules around the same parameters and buffers, with ``PreparedLinear`` for ``nn.Linear``.
 
@@ -159,10 +189,11 @@ def shared_copy(model: nn.Module) -> nn.Module:
         memo.update((id(part), part) for part in parts)
 
     for module in model.modules():
-        share(module._parameters, module._buffers)
+        share(module._parameters, module._buffers, *hooks(module).values())
         share(*(value for value in vars(module).values() if isinstance(value, (Tensor, Dictionary))))
         if replaceable(module):
             memo[id(module)] = PreparedLinear(module._parameters)
+            vars(memo[id(module)]).update(hooks(module))
     try:
         copied = copy.deepcopy(model, memo)
     except Exception as error:  # of any kind: a model may hold anything
@@ -173,8 +204,13 @@ def shared_copy(model: nn.Module) -> nn.Module:
     return copied
 
 
+def hooks(module: nn.Module) -> Dict[str, dict]:
+    """The dictionaries in which a module keeps its hooks: shared, as a hook may be the method of a user's object."""
+    return {name: value for name, value in vars(module).items() if "_hooks" in name and isinstance(value, dict)}
+
+
 def replaceable(module: nn.Module) -> bool:
-    """Whether a module is a linear layer with a plain weight, and without hooks, which a copy keeps."""
+    """Whether a module is a linear layer with a plain weight, and without hooks, which change it in unknown ways."""
     return (
         type(module) is nn.Linear
         and isinstance(module._parameters.get("weight"), nn.Parameter)
