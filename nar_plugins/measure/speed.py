@@ -94,12 +94,12 @@ def load_rows(data: str, systems: Sequence[Sequence[str]], flags: str) -> List[R
     """
     rows = []
     for name, path, system_flags in systems:
-        with errors_named(name):
+        with described(f"--system {name}: "):
             rows.append(Row(name, path, [*shlex.split(flags), *shlex.split(system_flags)]))
             kind, checkpoint = kind_of(path)
             kind.parse(checkpoint, data, rows[-1].flags)  # all flags are checked before the first checkpoint is loaded
     for row in rows:
-        with errors_named(row.name):
+        with described(f"--system {row.name}: "):
             try:
                 row.system = load(row.name, row.path, data, row.flags)
             except Exception as error:  # of any kind: PyTorch has several for lack of memory
@@ -136,12 +136,12 @@ def out_of_memory(error: Exception) -> bool:
 
 
 @contextmanager
-def errors_named(system: str):
-    """Turn any error into a ValueError with the system's name: fairseq's loading raises errors of many classes."""
+def described(where: str):
+    """Turn any error into a ValueError of one line that begins with ``where``; fairseq's are of many classes."""
     try:
         yield
     except Exception as error:
-        raise ValueError(f"--system {system}: {in_one_line(error)}") from error
+        raise ValueError(where + in_one_line(error)) from error
 
 
 def check_comparable(systems: Sequence[System]) -> None:
@@ -165,9 +165,10 @@ def attempt(row: Row, task: Callable, where: str = ""):
         where: put before the reason.
     """
     try:
-        return task()
-    except ValueError as error:  # of ``System.decoded``, which turns errors of any kind into it
-        row.errors.append(where + in_one_line(error))
+        with described(where):
+            return task()
+    except ValueError as error:
+        row.errors.append(str(error))
     gc.collect()  # what the failed decoding held
     if row.system.cuda:
         torch.cuda.empty_cache()

@@ -2,6 +2,7 @@
 
 import logging
 import sys
+from concurrent.futures.process import BrokenProcessPool
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from nar_plugins.cli import bench
+from nar_plugins.measure import memory
 from nar_plugins.measure.examples import Example, evenly_spaced, page
 from nar_plugins.measure.plots import Point, group, groups, quality_against_passes, quality_against_speed
 from nar_plugins.measure.quality import score
@@ -89,6 +91,31 @@ def test_details_are_quartiles_and_percentiles():
     row.memory = 3_000_000
     assert cells(details([row], MACHINE))[0]["peak memory, MB"] == "3"
     assert Timing(1, [[0.5]]).latency(99) == 0.5 and Timing(1, [[0.5]]).quartiles() == (2, 2)
+
+
+def test_a_memory_that_cannot_be_measured_is_the_rows_error(monkeypatch):
+    rows = [timed(name, {1: 4.0}, Output(["a"], 9)) for name in "ABC"]
+    rows[2].output = None  # its decoding has failed before
+
+    def in_a_process(name, *job):
+        if name == "A":
+            raise RuntimeError("no\nprocess")
+        return 5_000_000
+
+    monkeypatch.setattr(memory, "in_a_process", in_a_process)
+    memory.measure_memory(rows, "data", 1)
+    assert [row.memory for row in rows] == [None, 5_000_000, None]
+    assert [row.errors for row in rows] == [["memory: RuntimeError: no process"], [], []]
+    assert [row["peak memory, MB"] for row in cells(details(rows[:2], MACHINE))] == ["-", "5"]
+
+
+def test_a_process_that_is_killed_is_named(monkeypatch):
+    def submit(*job):
+        raise BrokenProcessPool("a child terminated")
+
+    monkeypatch.setattr(memory.ProcessPoolExecutor, "submit", submit)
+    with pytest.raises(ValueError, match="^the process was killed, perhaps for lack of memory$"):
+        memory.in_a_process("A")
 
 
 @pytest.mark.parametrize(
