@@ -1,5 +1,6 @@
 from setuptools import find_packages, setup
 
+CT2 = ["ctranslate2"]
 RECIPES = ["sacremoses", "subword-nmt"]
 
 setup(
@@ -22,8 +23,8 @@ setup(
         "torch>=2.6",
     ],
     extras_require={
-        "ct2": ["ctranslate2"],  # rows of CTranslate2 in benchmarks/bench_int8.py
-        "dev": ["pytest", "pytest-xdist", "ruff", *RECIPES],
+        "ct2": CT2,  # rows of CTranslate2 in nar-bench and in benchmarks
+        "dev": ["pytest", "pytest-xdist", "ruff", *CT2, *RECIPES],
         "plots": ["matplotlib"],  # nar-bench --plot and --plot-speed, nar-curves
         "recipes": RECIPES,  # scripts/text.py, for examples/wmt14_en_de and others
         "qg": ["nltk", "rouge-score"],  # examples/squad_qg/score.py: METEOR and ROUGE-L

@@ -80,9 +80,9 @@ def task_of(words: int) -> SimpleNamespace:
     return SimpleNamespace(source_dictionary=dictionary, target_dictionary=dictionary, mask_index=add_mask(dictionary))
 
 
-def build(arch: str, task, *flags: str):
-    """512/1024, 4 heads, 6+6 layers, shared embeddings, fairseq's form in both, where ``flags`` of training say nothing
-    else.
+def arguments(arch: str, *flags: str) -> argparse.Namespace:
+    """fairseq-train's: 512/1024, 4 heads, 6+6 layers, shared embeddings, fairseq's form in all models, where ``flags``
+    say nothing else.
     """
     parser = options.get_training_parser("nar_translation")
     given = ["data", "--task", "nar_translation", "--criterion", "nar_loss", "--arch", arch, "--share-all-embeddings"]
@@ -95,8 +95,13 @@ def build(arch: str, task, *flags: str):
         ]
     args = options.parse_args_and_arch(parser, input_args=[*given, *flags])
     args.label_smoothing = 0.1  # fairseq's model reads its criterion's
+    return args
+
+
+def build(arch: str, task, *flags: str):
+    """The model of ``arguments``, with random weights."""
     torch.manual_seed(1)
-    return ARCH_MODEL_REGISTRY[arch].build_model(args, task)
+    return ARCH_MODEL_REGISTRY[arch].build_model(arguments(arch, *flags), task)
 
 
 def batch(size: int, args) -> dict:

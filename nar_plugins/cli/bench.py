@@ -5,6 +5,17 @@ Example (speedups are relative to the first two systems):
     nar-bench work/bin --system "AR greedy" ar.pt "--beam 1" --system "CMLM 10" cmlm.pt "--iterations 10" \
         --flags "--cpu"
 
+CTranslate2 decodes an autoregressive checkpoint as ct2:CKPT, converted in this process, in --compute-type float32 (the
+default), int8 or another of its types:
+
+    --system "CTranslate2, int8" ct2:ar.pt "--beam 1 --compute-type int8"
+
+It needs the package ctranslate2 (pip install 'nar-plugins[ct2]'). It serves --beam, --lenpen, --unnormalized,
+--max-len-a, --max-len-b, --min-len, --no-repeat-ngram-size and --unkpen inf; other options are refused.
+
+A system that fails while it decodes, or for lack of memory, is a row with the reason; the others go on, and the exit
+status is 1.
+
 All systems must decode the same sentences into the same kind of text. So give --gen-subset, --prefix-size, the
 languages, --remove-bpe, --bpe and --tokenizer in --flags; they are refused where they differ.
 """
@@ -12,17 +23,20 @@ languages, --remove-bpe, --bpe and --tokenizer in --flags; they are refused wher
 import argparse
 import sys
 from pathlib import Path
-from typing import List, Tuple
+from typing import List, Sequence, Tuple
 
 import nar_plugins  # noqa: F401  (registers the task before the flags are parsed)
 from nar_plugins.cli.command import add_tokenize, new_parser, one_line_errors, only_results
 from nar_plugins.data.bleu import bleu_metric
 from nar_plugins.data.lines import read_lines
 from nar_plugins.measure.examples import Example, evenly_spaced, page
+from nar_plugins.measure.machine import counts_memory, machine
+from nar_plugins.measure.memory import measure_memory
 from nar_plugins.measure.plots import Point, check_plot, group, quality_against_passes, quality_against_speed
 from nar_plugins.measure.quality import check_references, score, warn_of_references
-from nar_plugins.measure.speed import load_systems, sentences_per_second
-from nar_plugins.measure.table import comparison
+from nar_plugins.measure.record import record
+from nar_plugins.measure.speed import Row, crossover, decode_rows, load_rows, time_rows
+from nar_plugins.measure.table import comparison, details
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -34,8 +48,8 @@ def build_parser() -> argparse.ArgumentParser:
         action="append",
         required=True,
         metavar=("NAME", "CKPT", "FLAGS"),
-        help="a system: its name, its checkpoint (or an ensemble, a.pt:b.pt), and flags of fairseq-generate in one "
-        "string, which may be empty",
+        help="a system: its name, its checkpoint (or an ensemble, a.pt:b.pt; or ct2:CKPT for CTranslate2), and flags "
+        "of fairseq-generate in one string, which may be empty",
     )
     parser.add_argument("--flags", default="", help="flags of fairseq-generate for all systems, in one string")
     parser.add_argument(
@@ -60,6 +74,19 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="N",
         help="timings of each system and batch size, of which the median is reported (default: 3)",
     )
+    parser.add_argument(
+        "--details",
+        action="store_true",
+        help="also print a table with quartiles of the speed, p50, p90 and p99 of a batch's latency, tokens per pass, "
+        "the size of the weights, the processor and versions",
+    )
+    parser.add_argument(
+        "--memory",
+        action="store_true",
+        help="measure every system's peak memory at the largest batch size, in a process of its own, and print "
+        "--details (Linux only; some seconds more for each system)",
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all that is measured to FILE, as JSON")
     parser.add_argument("--output", type=Path, metavar="FOLDER", help="write every system's output to FOLDER/NAME.txt")
     parser.add_argument(
         "--plot",
@@ -135,59 +162,83 @@ def timings(args) -> tuple:
 
 
 def main(argv=None) -> None:
-    parser = build_parser()
-    args = parser.parse_args(shield_flags(sys.argv[1:] if argv is None else argv, parser))
+    parser, given = build_parser(), sys.argv[1:] if argv is None else argv
+    args = parser.parse_args(shield_flags(given, parser))
     with one_line_errors("nar-bench"), only_results():
-        bench(args)
+        bench(args, given)
 
 
-def bench(args) -> None:
+def bench(args, given: List[str]) -> None:
     """Run the comparison; every option is checked before the first sentence is decoded.
 
+    Args:
+        given: the command line, for --json.
+
     Raises:
-        ValueError: an option, the data or a checkpoint cannot be used.
+        ValueError: an option, the data or a checkpoint cannot be used, or a system failed while it decoded.
     """
     columns, repeats = timings(args)
     for flag, path in (("--plot", args.plot), ("--plot-speed", args.plot_speed)):
         if path:
             check_plot(path, flag)
     examples_count = parse_number("--examples-count", args.examples_count)
-    if args.examples and not args.examples.parent.is_dir():
-        raise ValueError(f"--examples {args.examples}: no folder '{args.examples.parent}'")
+    for flag, path in (("--examples", args.examples), ("--json", args.json)):
+        if path and not path.parent.is_dir():
+            raise ValueError(f"{flag} {path}: no folder '{path.parent}'")
+    if args.memory and not counts_memory():
+        raise ValueError("--memory: only Linux counts a process's peak memory: leave it out")
     names = [name for name, _, _ in args.system]
     if args.output and (len(set(names)) < len(names) or any("/" in name for name in names)):
         raise ValueError("--output needs names that differ and have no '/': they are names of files")
     references = [read_lines(path) for path in args.reference]
-    systems = load_systems(args.data, args.system, args.flags)
-    metric = bleu_metric(args.tokenize, systems[0].settings["target_lang"])
-    references = references or [systems[0].reference()]
+    rows = load_rows(args.data, args.system, args.flags)
+    first = next(row.system for row in rows if row.system is not None)
+    metric = bleu_metric(args.tokenize, first.settings["target_lang"])
+    references = references or [first.reference()]
     for path, lines in zip(args.reference, references):
-        if len(lines) != len(systems[0].dataset):
-            raise ValueError(
-                f"--reference {path} has {len(lines)} lines, the data have {len(systems[0].dataset)} sentences"
-            )
-    check_references(references, len(systems[0].dataset))
+        if len(lines) != len(first.dataset):
+            raise ValueError(f"--reference {path} has {len(lines)} lines, the data have {len(first.dataset)} sentences")
+    check_references(references, len(first.dataset))
     warn_of_references(references, metric)
     if args.output:
         make_folder(args.output)
 
-    outputs = [system.output() for system in systems]
+    decode_rows(rows)
+    decoded = [row for row in rows if row.output is not None]
+    for row in decoded:
+        row.quality = score(row.output.text, references, metric)
     if args.output:
-        write_outputs(args.output, systems, outputs)
-    qualities = [score(output.text, references, metric) for output in outputs]
-    speeds = [sentences_per_second(systems, size, count, repeats) for size, count in columns]
-    print("\n" + comparison(systems, outputs, qualities, [size for size, _ in columns], speeds))
-    points = [
-        Point(system.name, output.passes, quality.bleu, group(system.name))
-        for system, output, quality in zip(systems, outputs, qualities)
-    ]
-    if args.plot:
+        write_outputs(args.output, decoded)
+    for size, count in columns:
+        time_rows(rows, size, count, repeats)
+    sizes, on = [size for size, _ in columns], machine(first.cuda)
+    if args.memory:
+        measure_memory(rows, args.data, max(sizes))
+    print("\n" + comparison(rows, sizes, on))
+    if args.details or args.memory:
+        print("\n" + details(rows, on))
+    for line in crossover(rows):
+        print(line)
+    if args.json:
+        args.json.write_text(record(rows, args.data, given, on), encoding="utf-8")
+    draw_plots(args, decoded, sizes)
+    if args.examples and decoded:
+        write_examples(args.examples, examples_count, decoded, references)
+    failed = [row for row in rows if row.errors]
+    if failed:
+        reasons = ". ".join(f"{row.name}: {'; '.join(row.errors)}" for row in failed)
+        raise ValueError(f"{len(failed)} of {len(rows)} systems failed. {reasons}")
+
+
+def draw_plots(args, rows: Sequence[Row], sizes: List[int]) -> None:
+    """Write the plots of --plot and --plot-speed, of the systems whose figures are complete."""
+    rows = [row for row in rows if len(row.timings) == len(sizes)]
+    points = [Point(row.name, row.output.passes, row.quality.bleu, group(row.name)) for row in rows]
+    if args.plot and points:
         quality_against_passes(points, args.plot)
-    if args.plot_speed:
-        panels = speed_panels(points, [size for size, _ in columns], speeds)
-        quality_against_speed(panels, systems[0].name, args.plot_speed)
-    if args.examples:
-        write_examples(args.examples, examples_count, systems, outputs, references)
+    if args.plot_speed and points:
+        panels = speed_panels(points, sizes, [[row.speed(size) for row in rows] for size in sizes])
+        quality_against_speed(panels, rows[0].name, args.plot_speed)
 
 
 def speed_panels(points: List[Point], sizes: List[int], speeds: List[List[float]]) -> List[Tuple[int, List[Point]]]:
@@ -204,12 +255,12 @@ def speed_panels(points: List[Point], sizes: List[int], speeds: List[List[float]
     ]
 
 
-def write_examples(path: Path, count: int, systems, outputs, references: List[List[str]]) -> None:
+def write_examples(path: Path, count: int, rows: Sequence[Row], references: List[List[str]]) -> None:
     """Write the page of --examples."""
-    examples = []
-    for number in evenly_spaced(count, len(systems[0].dataset)):
-        texts = [(system.name, output.text[number]) for system, output in zip(systems, outputs)]
-        examples.append(Example(number, systems[0].source(number), [lines[number] for lines in references], texts))
+    examples, first = [], rows[0].system
+    for number in evenly_spaced(count, len(first.dataset)):
+        texts = [(row.name, row.output.text[number]) for row in rows]
+        examples.append(Example(number, first.source(number), [lines[number] for lines in references], texts))
     path.write_text(page(examples), encoding="utf-8")
 
 
@@ -221,11 +272,11 @@ def make_folder(folder: Path) -> None:
         raise ValueError(f"--output {folder}: {error.strerror}") from error
 
 
-def write_outputs(folder: Path, systems, outputs) -> None:
+def write_outputs(folder: Path, rows: Sequence[Row]) -> None:
     """Write every system's best hypotheses to NAME.txt, one per line."""
     folder.mkdir(parents=True, exist_ok=True)
-    for system, output in zip(systems, outputs):
-        (folder / f"{system.name}.txt").write_text("\n".join([*output.text, ""]), encoding="utf-8")
+    for row in rows:
+        (folder / f"{row.name}.txt").write_text("\n".join([*row.output.text, ""]), encoding="utf-8")
 
 
 if __name__ == "__main__":

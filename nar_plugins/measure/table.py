@@ -1,52 +1,86 @@
-"""A table of systems side by side: quality, decoder passes and speed."""
+"""Tables of systems side by side: quality, decoder passes, speed, latency and memory."""
 
-from typing import List, Sequence
+from typing import Dict, List, Optional, Sequence
 
-import torch
+from nar_plugins.measure.speed import PERCENTILES, Row
 
-from nar_plugins.measure.quality import Quality
-from nar_plugins.measure.speed import Output, System
+MISSING = "-"
 
 
-def comparison(
-    systems: Sequence[System],
-    outputs: Sequence[Output],
-    qualities: Sequence[Quality],
-    sizes: Sequence[int],
-    speeds: Sequence[Sequence[float]],
-) -> str:
+def comparison(rows: Sequence[Row], sizes: Sequence[int], machine: Dict) -> str:
     """A Markdown table, followed by the metrics' signatures, the device and PyTorch's version.
 
+    A system that failed has the reason in a last column.
+
     Args:
-        outputs, qualities: one of each per system.
         sizes: the batch sizes that were timed.
-        speeds: for every batch size, the sentences per second of every system.
+        machine: of ``machine.machine``.
     """
-    bases = systems[:2]  # the last columns divide every speed by theirs
-    counts_masks = any(output.wasted is not None for output in outputs)  # else there is no such column
+    bases = rows[:2]  # the last columns divide every speed by theirs
+    counts_masks = any(row.output and row.output.wasted is not None for row in rows)  # else there is no such column
+    fails = any(row.errors for row in rows)
     headings = ["system", "BLEU", "chrF", "passes", *["masks wasted"] * counts_masks]
-    units = ["sent/s", "ms/sentence", *(f"x {system.name}" for system in bases)]
-    headings += [f"{unit}, batch {size}" for unit in units for size in sizes]
+    units = ["sent/s", "ms/sentence", *(f"x {base.name}" for base in bases)]
+    headings += [f"{unit}, batch {size}" for unit in units for size in sizes] + ["error"] * fails
     lines = []
-    for i, (system, output, quality) in enumerate(zip(systems, outputs, qualities)):
-        wasted = "-" if output.wasted is None else f"{output.wasted:.0%}"
+    for row in rows:
+        quality, output = row.quality, row.output
+        wasted = None if output is None else output.wasted
+        speeds = [row.speed(size) for size in sizes]
+        ratios = [ratio(row.speed(size), base.speed(size)) for base in bases for size in sizes]
         lines.append(
             [
-                system.name,
-                f"{quality.bleu:.1f}",
-                f"{quality.chrf:.1f}",
-                f"{output.passes:.1f}",
-                *[wasted] * counts_masks,
-                *(f"{speed[i]:.1f}" for speed in speeds),
-                *(f"{1000 / speed[i]:.1f}" for speed in speeds),
-                *(f"{speed[i] / speed[base]:.2f}" for base in range(len(bases)) for speed in speeds),
+                row.name,
+                shown(quality and quality.bleu, "{:.1f}"),
+                shown(quality and quality.chrf, "{:.1f}"),
+                shown(output and output.passes, "{:.1f}"),
+                *[shown(wasted, "{:.0%}")] * counts_masks,
+                *(shown(speed, "{:.1f}") for speed in speeds),
+                *(shown(speed and 1000 / speed, "{:.1f}") for speed in speeds),
+                *(shown(value, "{:.2f}") for value in ratios),
+                *["; ".join(row.errors).replace("|", "\\|")] * fails,
             ]
         )
-    device = torch.cuda.get_device_name() if systems[0].cuda else f"CPU, {torch.get_num_threads()} threads"
-    return (
-        f"{markdown(headings, lines)}\n\nBLEU: {qualities[0].bleu_signature}\nchrF: {qualities[0].chrf_signature}\n"
-        f"{device}, PyTorch {torch.__version__}"
-    )
+    signatures = next((row.quality for row in rows if row.quality is not None), None)
+    scores = f"BLEU: {signatures.bleu_signature}\nchrF: {signatures.chrf_signature}\n" if signatures else ""
+    device = machine["device"] if machine["device"] != "CPU" else f"CPU, {machine['threads']} threads"
+    return f"{markdown(headings, lines)}\n\n{scores}{device}, PyTorch {machine['versions']['torch']}"
+
+
+def details(rows: Sequence[Row], machine: Dict) -> str:
+    """A Markdown table with a line for each system and batch size, followed by the processor and the versions.
+
+    Speeds are medians of the repeats with quartiles, latencies the percentiles of all batches of all repeats.
+    """
+    headings = ["system", "batch", "sent/s (quartiles)", "ms a batch: p50", "p90", "p99", "tokens/pass", "weights, MB"]
+    headings += ["peak memory, MB"] * any(row.memory is not None for row in rows)
+    lines = []
+    for row in rows:
+        for size, timing in row.timings.items():
+            lower, upper = timing.quartiles()
+            line = [
+                row.name,
+                str(size),
+                f"{timing.speed():.1f} ({lower:.1f} to {upper:.1f})",
+                *(f"{1000 * timing.latency(percent):.1f}" for percent in PERCENTILES),
+                f"{row.output.tokens_per_pass:.2f}",
+                f"{row.system.weight_bytes() / 1e6:.1f}",
+                shown(row.memory and row.memory / 1e6, "{:.0f}"),
+            ]
+            lines.append(line[: len(headings)])
+    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    cpu = f"{machine['cpu']} ({machine['instructions']}), {machine['threads']} threads"
+    return f"{markdown(headings, lines)}\n\n{cpu}, Python {machine['python']}, {versions}"
+
+
+def ratio(speed: Optional[float], base: Optional[float]) -> Optional[float]:
+    """A speed relative to another; None where one of them is missing."""
+    return None if speed is None or base is None else speed / base
+
+
+def shown(value: Optional[float], form: str) -> str:
+    """A number in a form, or the sign for a missing one."""
+    return MISSING if value is None else form.format(value)
 
 
 def markdown(headings: List[str], lines: List[List[str]]) -> str:

@@ -2,28 +2,54 @@
 
 import logging
 import sys
+from concurrent.futures.process import BrokenProcessPool
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
 from nar_plugins.cli import bench
+from nar_plugins.measure import memory
 from nar_plugins.measure.examples import Example, evenly_spaced, page
 from nar_plugins.measure.plots import Point, group, groups, quality_against_passes, quality_against_speed
 from nar_plugins.measure.quality import score
-from nar_plugins.measure.speed import Output, System
-from nar_plugins.measure.table import comparison
+from nar_plugins.measure.speed import Row, Timing, crossover
+from nar_plugins.measure.systems import Output, System
+from nar_plugins.measure.table import comparison, details
 
 QUALITY = score(["a b c d e"], [["a b c d e"]])
 
 
-def table(*outputs) -> list:
-    """Row -> heading -> cell, of systems with 4 and 50 sentences a second (batch 1), 20 and 100 (batch 32)."""
-    systems = [SimpleNamespace(name=f"system {i}", cuda=False) for i in range(2)]
-    text = comparison(systems, outputs, [QUALITY] * 2, [1, 32], [[4.0, 50.0], [20.0, 100.0]])
-    lines = [line.strip("| ") for line in text.splitlines() if line.startswith("|")]
+MACHINE = {
+    "device": "CPU",
+    "cpu": "a processor",
+    "instructions": "AVX2",
+    "threads": 2,
+    "python": "3.11",
+    "versions": {"torch": "2.13"},
+}
+
+
+def cells(text: str) -> list:
+    """Row -> heading -> cell, of a Markdown table."""
+    lines = [line[1:-1] for line in text.splitlines() if line.startswith("|")]
     heads, _, *rows = ([cell.strip() for cell in line.split(" | ")] for line in lines)
     return [dict(zip(heads, row)) for row in rows]
+
+
+def timed(name: str, speeds: dict, output=None, autoregressive: bool = False) -> Row:
+    """A row with these sentences per second by batch size."""
+    system = SimpleNamespace(name=name, cuda=False, autoregressive=autoregressive, weight_bytes=lambda: 2_500_000)
+    timings = {size: Timing(100, [[100 / speed]]) for size, speed in speeds.items()}
+    return Row(name, "a.pt", [], system, output, output and QUALITY, timings)
+
+
+def table(*outputs) -> list:
+    """Row -> heading -> cell, of systems with 4 and 50 sentences a second (batch 1), 20 and 100 (batch 32)."""
+    speeds = [{1: 4.0, 32: 20.0}, {1: 50.0, 32: 100.0}]
+    rows = [timed(f"system {i}", *pair) for i, pair in enumerate(zip(speeds, outputs))]
+    return cells(comparison(rows, [1, 32], MACHINE))
 
 
 def test_milliseconds_a_sentence_follow_from_the_speed():
@@ -38,9 +64,81 @@ def test_wasted_masks_have_a_column_where_a_system_counts_them():
     assert all("masks wasted" not in row for row in table(Output(["a"], 9), Output(["a"], 3)))
 
 
+def test_a_row_that_failed_has_dashes_and_the_reason():
+    works = timed("works", {1: 4.0, 32: 20.0}, Output(["a"], 9))
+    partly = timed("partly", {1: 8.0}, Output(["a"], 3))
+    partly.errors = ["batch size 32, sentence 0: a | b"]
+    failed = Row("failed", "b.pt", [], errors=["MemoryError: "])
+    first, second, third = cells(comparison([failed, partly, works], [1, 32], MACHINE).replace("\\|", "!"))
+    assert first == {**dict.fromkeys(first, "-"), "system": "failed", "error": "MemoryError:"}
+    assert (second["sent/s, batch 1"], second["sent/s, batch 32"]) == ("8.0", "-")
+    assert second["BLEU"] == "100.0" and second["error"] == "batch size 32, sentence 0: a ! b"
+    assert (third["x partly, batch 1"], third["x partly, batch 32"], third["x failed, batch 1"]) == ("0.50", "-", "-")
+    assert third["error"] == ""
+    assert "error" not in cells(comparison([works], [1, 32], MACHINE))[0]
+
+
+def test_details_are_quartiles_and_percentiles():
+    row = timed("A", {}, Output(["a"], 4, None, 10))
+    seconds = [[i / 1000 for i in range(1, 101)], [i / 500 for i in range(1, 101)], [i / 250 for i in range(1, 101)]]
+    row.timings[8] = Timing(202, seconds)
+    (found,) = cells(details([row], MACHINE))
+    assert found["batch"] == "8" and found["tokens/pass"] == "2.50" and found["weights, MB"] == "2.5"
+    assert found["sent/s (quartiles)"] == "20.0 (15.0 to 30.0)"  # 40, 20 and 10
+    wanted = [f"{1000 * value:.1f}" for value in np.percentile(seconds, (50, 90, 99))]
+    assert [found["ms a batch: p50"], found["p90"], found["p99"]] == wanted
+    assert "peak memory, MB" not in found
+    row.memory = 3_000_000
+    assert cells(details([row], MACHINE))[0]["peak memory, MB"] == "3"
+    assert Timing(1, [[0.5]]).latency(99) == 0.5 and Timing(1, [[0.5]]).quartiles() == (2, 2)
+
+
+def test_a_memory_that_cannot_be_measured_is_the_rows_error(monkeypatch):
+    rows = [timed(name, {1: 4.0}, Output(["a"], 9)) for name in "ABC"]
+    rows[2].output = None  # its decoding has failed before
+
+    def in_a_process(name, *job):
+        if name == "A":
+            raise RuntimeError("no\nprocess")
+        return 5_000_000
+
+    monkeypatch.setattr(memory, "in_a_process", in_a_process)
+    memory.measure_memory(rows, "data", 1)
+    assert [row.memory for row in rows] == [None, 5_000_000, None]
+    assert [row.errors for row in rows] == [["memory: RuntimeError: no process"], [], []]
+    assert [row["peak memory, MB"] for row in cells(details(rows[:2], MACHINE))] == ["-", "5"]
+
+
+def test_a_process_that_is_killed_is_named(monkeypatch):
+    def submit(*job):
+        raise BrokenProcessPool("a child terminated")
+
+    monkeypatch.setattr(memory.ProcessPoolExecutor, "submit", submit)
+    with pytest.raises(ValueError, match="^the process was killed, perhaps for lack of memory$"):
+        memory.in_a_process("A")
+
+
+@pytest.mark.parametrize(
+    "speeds, said",
+    [
+        ((9, 9, 9), "faster than every autoregressive system at every batch size (timed: 1, 8, 32)"),
+        ((9, 3, 4), "from batch size 8 on an autoregressive system (AR 2) is faster (timed: 1, 8, 32)"),
+        ((1, 2, 4), "an autoregressive system (AR 1) is faster at every batch size (timed: 1, 8, 32)"),
+        ((9, 3, 9), "an autoregressive system is faster at batch sizes 8 only (timed: 1, 8, 32)"),
+    ],
+)
+def test_the_batch_size_is_said_from_which_an_autoregressive_system_is_faster(speeds, said):
+    slow = timed("AR 1", {32: 3, 8: 3, 1: 2}, Output(["a"], 3), True)
+    fast = timed("AR 2", {32: 8, 8: 4, 1: 1}, Output(["a"], 3), True)
+    one = timed("NAT", dict(zip((1, 8, 32), speeds)), Output(["a"], 1))
+    assert crossover([slow, one, fast]) == [f"NAT: {said}"]
+    assert crossover([one]) == crossover([slow, fast]) == []
+
+
 def test_outputs_are_kept_under_the_systems_names(tmp_path):
-    systems = [SimpleNamespace(name=f"one, tau {tau}") for tau in (0.5, 0.9)]
-    bench.write_outputs(tmp_path / "new", systems, [Output(["a", "", "b"], 1), Output(["c", "d", "e"], 1)])
+    outputs = [Output(["a", "", "b"], 1), Output(["c", "d", "e"], 1)]
+    rows = [timed(f"one, tau {tau}", {}, output) for tau, output in zip((0.5, 0.9), outputs)]
+    bench.write_outputs(tmp_path / "new", rows)
     assert (tmp_path / "new" / "one, tau 0.5.txt").read_text() == "a\n\nb\n"  # a blank hypothesis is a line, too
     assert (tmp_path / "new" / "one, tau 0.9.txt").read_text() == "c\nd\ne\n"
 
@@ -84,7 +182,7 @@ class StandIn(System):
     ],
 )
 def test_wasted_masks_are_those_of_the_decoding(counts, wasted):
-    assert StandIn(**counts).output() == Output(["text", "text"], 5, wasted)
+    assert StandIn(**counts).output() == Output(["text", "text"], 5, wasted, 2)
 
 
 # -- the plot ----------------------------------------------------------------------------------------------------------

@@ -2,19 +2,25 @@
 decoding.
 """
 
+import importlib.util
+import json
 import logging
 import re
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from conftest import ROOT, hypotheses, random_sentences, write_pairs
 from in_process import here
 
 from nar_plugins.cli import bench
 from nar_plugins.data.bleu import UNKNOWN_IN_REFERENCE
+from nar_plugins.measure.machine import counts_memory, memory, restart_peak
 from nar_plugins.measure.quality import score
-from nar_plugins.measure.speed import System
+from nar_plugins.measure.speed import load_rows
+from nar_plugins.measure.systems import System
 from nar_plugins.tasks.translation import NarTranslationTask
 
 TASK = ("--user-dir", ROOT / "nar_plugins", "--task", "nar_translation", "--cpu")
@@ -175,18 +181,153 @@ def test_a_checkpoint_that_is_not_there_names_its_row(made, undecoded):
     assert said.startswith("nar-bench: --system B: ") and "no.pt" in said
 
 
-def test_a_row_that_dies_while_decoding_is_named(made, monkeypatch):
-    real = System.__init__
+@pytest.fixture
+def broken(monkeypatch):
+    """A function: what the system "B" does instead of decoding a batch of so many sentences or more."""
+    real = System.start
 
-    def broken(self, name, *args):
-        real(self, name, *args)
-        if name == "B":
-            self.task.inference_step = lambda *args, **kwargs: [][0]
+    def break_at(size, error):
+        def start(self):
+            real(self)
+            decode = self.task.inference_step
 
-    monkeypatch.setattr(System, "__init__", broken)
-    rows = ("--system", "A", made.ar, "", "--system", "B", made.ar, "", "--flags", "--cpu")
-    said = refused(made.data, *rows)
-    assert re.fullmatch(r"nar-bench: --system B, sentence \d and 8 more: IndexError: list index out of range", said)
+            def step(generator, models, sample, **kwargs):
+                if self.name == "B" and len(sample["id"]) >= size:
+                    raise error
+                return decode(generator, models, sample, **kwargs)
+
+            self.task.inference_step = step
+
+        monkeypatch.setattr(System, "start", start)
+
+    return break_at
+
+
+def test_a_row_that_dies_while_decoding_keeps_the_reason_and_the_others_go_on(made, broken, capsys, tmp_path):
+    broken(1, IndexError("list index\nout of range"))
+    rows = [part for name in "BAC" for part in ("--system", name, made.ar, "--max-len-b 4")]
+    said = refused(made.data, *rows, "--flags", "--cpu", *QUICK, "--output", tmp_path / "out", "--json", tmp_path / "x")
+    reason = r"sentence \d and 8 more: IndexError: list index out of range"
+    assert re.fullmatch(rf"nar-bench: 1 of 3 systems failed\. B: {reason}", said)
+    _, _, first, *others = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    assert re.search(rf"^\| B +\| -.* {reason} \|$", first)
+    assert len(others) == 2 and all(re.search(r"^\| [AC] +\| \d", other) for other in others)
+    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["A.txt", "C.txt"]
+    written = json.loads((tmp_path / "x").read_text())["systems"]
+    assert [system["bleu"] is None for system in written] == [True, False, False]
+    assert re.fullmatch(reason, written[0]["errors"][0]) and written[1]["errors"] == []
+
+
+def test_a_batch_size_that_needs_too_much_memory_is_missing(made, broken, monkeypatch, capsys):
+    monkeypatch.setattr(System.output, "__defaults__", (3,))  # its batches are small enough
+    broken(9, torch.OutOfMemoryError("a GPU's"))
+    rows = ("--system", "A", made.ar, "", "--system", "B", made.ar, "", "--flags", "--cpu --max-len-b 4")
+    said = refused(made.data, *rows, "--batch-sizes", "1,9", "--sentences", "2,0", "--repeats", "1", "--details")
+    reason = r"batch size 9, sentence \d and 8 more: OutOfMemoryError: a GPU's"
+    assert re.fullmatch(rf"nar-bench: 1 of 2 systems failed\. B: {reason}", said)
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| B ")]
+    assert re.fullmatch(rf"(\| [^|]+){{4}}\| \d[^|]+\| - .* {reason} \|", lines[0])
+    assert len(lines) == 2 and re.match(r"\| B +\| 1 ", lines[1])
+
+
+def test_lack_of_memory_while_loading_is_a_row_and_other_errors_are_not(made, monkeypatch):
+    real = System.start
+
+    def start(self):
+        if self.name == "B":
+            raise error
+        real(self)
+
+    monkeypatch.setattr(System, "start", start)
+    rows = (("A", made.ar, "--cpu"), ("B", made.ar, "--cpu"))
+    error = MemoryError("too large")
+    first, second = load_rows(made.data, rows, "")
+    assert first.system is not None and not first.errors
+    assert second.system is None and second.errors == ["MemoryError: too large"]
+    with pytest.raises(ValueError, match="^--system B: MemoryError: too large$"):
+        load_rows(made.data, rows[1:], "")
+    error = RuntimeError("too strange")
+    with pytest.raises(ValueError, match="^--system B: RuntimeError: too strange$"):
+        load_rows(made.data, rows, "")
+
+
+def test_peak_memory_is_that_of_a_process_of_its_own(made, capsys):
+    if not counts_memory():
+        assert "--memory: only Linux" in refused(made.data, "--system", "A", made.ar, "--cpu", "--memory")
+        return
+    bench.main([made.data, "--system", "A", made.ar, "--cpu --max-len-b 4", *QUICK, "--memory"])
+    rows = [line.split("|") for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    assert rows[3][9].strip() == "peak memory, MB" and 0 < float(rows[-1][9]) < 2000
+
+
+def test_the_peak_is_the_most_since_it_was_restarted():
+    if not counts_memory():
+        pytest.skip("this system does not count it")
+    restart_peak()
+    before = memory("VmHWM")
+    torch.ones(30_000_000)
+    assert memory("VmHWM") - before > 100e6
+    restart_peak()
+    assert memory("VmHWM") - before < 60e6
+
+
+# -- CTranslate2 -------------------------------------------------------------------------------------------------------
+
+ct2 = pytest.mark.skipif(importlib.util.find_spec("ctranslate2") is None, reason="ctranslate2 is not installed")
+
+
+def test_a_row_of_ctranslate2_says_what_is_not_installed(made, undecoded, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ctranslate2", None)
+    said = refused(made.data, "--system", "A", f"ct2:{made.ar}", "--cpu")
+    assert said == "nar-bench: --system A: CTranslate2 is not installed: pip install 'nar-plugins[ct2]'"
+
+
+@pytest.mark.parametrize(
+    "flags, said",
+    [
+        ("--iterations 3", "--iterations is no option of CTranslate2: leave it out"),
+        ("--decode-dtype int8", "--decode-dtype is no option of CTranslate2: give --compute-type"),
+        ("--generator blockwise", "--generator blockwise is no search of CTranslate2: leave it out"),
+        ("--fp16", "--fp16: CTranslate2 has --compute-type instead"),
+        ("--prefix-size 2", "--prefix-size cannot be honoured by CTranslate2: leave it out"),
+        ("--sampling", "--sampling cannot be honoured by CTranslate2: leave it out"),
+        ("--unkpen 2", "--unkpen 2.0 cannot be honoured by CTranslate2: give inf, or leave it out"),
+        ("--compute-type", "argument --compute-type: expected one argument"),
+        ("--compute-typo int8", "unrecognized arguments: --compute-typo int8"),
+        ("--batch-size 3", "--batch-size: nar-bench makes its own batches: give it --batch-sizes"),
+    ],
+)
+def test_options_that_ctranslate2_lacks_are_refused_before_a_checkpoint_is_read(flags, said):
+    found = refused("no data", "--system", "A", "ct2:no.pt", f"--cpu {flags}")
+    assert found == f"nar-bench: --system A: {said}"
+
+
+def test_an_ensemble_and_another_model_are_no_rows_of_ctranslate2(made, undecoded):
+    found = refused(made.data, "--system", "A", f"ct2:{made.ar}:{made.ar}", "--cpu")
+    assert found == "nar-bench: --system A: CTranslate2 decodes one checkpoint, and no ensemble"
+    if importlib.util.find_spec("ctranslate2") is not None:
+        found = refused(made.data, "--system", "A", f"ct2:{made.cmlm}", "--cpu")
+        assert found.endswith("A: CTranslate2 cannot decode a CmlmModel: it decodes fairseq's transformer")
+        found = refused(made.data, "--system", "A", f"ct2:{made.ar}", "--cpu --compute-type int7")
+        assert found.startswith("nar-bench: --system A: --compute-type int7: CTranslate2 has ")
+
+
+@ct2
+def test_rows_of_ctranslate2_say_what_fairseq_says(made, tmp_path, capsys):
+    """Greedily, with a limit that depends on the length; in int8 the weights are smaller."""
+    systems = ["--system", "fairseq", made.ar, "--beam 1", "--system", "ct2", f"ct2:{made.ar}", "--beam 1"]
+    systems += ["--system", "int8", f"ct2:{made.ar}", "--beam 5 --compute-type int8"]
+    limits = "--cpu --max-len-a 0.5 --max-len-b 3 --min-len 2"
+    files = ("--output", str(tmp_path / "out"), "--json", str(tmp_path / "table.json"))
+    bench.main([made.data, *systems, "--flags", limits, *QUICK, *files])
+    texts = {file.stem: file.read_text() for file in (tmp_path / "out").iterdir()}
+    assert texts["ct2"] == texts["fairseq"] and len(texts["int8"].splitlines()) == 9
+    written = json.loads((tmp_path / "table.json").read_text())
+    sizes = {system["name"]: system["weight_bytes"] for system in written["systems"]}
+    assert sizes["int8"] < 0.5 * sizes["ct2"] and sizes["ct2"] > 0.9 * sizes["fairseq"]
+    assert all(system["autoregressive"] and system["tokens_per_pass"] == 1 for system in written["systems"])
+    assert written["machine"]["threads"] == torch.get_num_threads() and written["machine"]["versions"]["ctranslate2"]
+    assert list(written["systems"][0]["batch_sizes"]) == ["1", "3"] and written["crossover"] == []
 
 
 def test_unknown_words_of_the_data_are_not_translated(made, monkeypatch):

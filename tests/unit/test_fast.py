@@ -252,6 +252,19 @@ def test_parameters_are_shared_and_no_memory_of_the_tables_is_copied():
     words(gen, source_batch(LENGTHS, 20))
 
 
+def test_the_size_of_the_weights_is_that_of_the_type_they_are_read_in():
+    one, _ = random_model()
+    sizes = {}
+    for name in ("float32", "bfloat16", *["int8"] * (int8_lacks(torch.device("cpu")) is None)):
+        prepared = prepare_for_decoding(one, name)
+        prepared.update(getattr(torch, name))
+        sizes[name] = prepared.weight_bytes()
+    assert sizes["float32"] == sum(4 * parameter.numel() for parameter in one.parameters())
+    linear = sum(p.numel() for m in one.modules() if type(m) is nn.Linear for p in m.parameters(recurse=False))
+    assert sizes["float32"] - 2 * linear <= sizes["bfloat16"] < sizes["float32"]
+    assert sizes.get("int8", 0) < sizes["bfloat16"]
+
+
 def test_a_prepared_model_is_made_once_and_dies_with_the_original():
     one, _ = random_model()
     first = prepare_for_decoding(one, "bfloat16")

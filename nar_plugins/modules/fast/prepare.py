@@ -119,12 +119,24 @@ class Prepared:
         """Log the size of the weights in int8."""
         parameters = sum(p.numel() * p.element_size() for p in self.model.parameters())
         tables = sum(p.numel() for p in self.other_parameters())
-        quantised = sum(int8_bytes(layer.weight) for layer in self.layers)
-        biases = sum(layer.bias.numel() for layer in self.layers if layer.bias is not None)
         logger.info(
-            f"--decode-dtype int8: {len(self.layers)} linear layers in {megabytes(quantised + 4 * biases)}, "
+            f"--decode-dtype int8: {len(self.layers)} linear layers in {megabytes(self.layer_bytes(torch.int8))}, "
             f"{megabytes(4 * tables)} of other weights in float32; the model has {megabytes(parameters)}"
         )
+
+    def weight_bytes(self) -> int:
+        """The size of the weights in the type of the last batch, as a decoding reads them; a shared one counts once."""
+        dtype = None if self.stamp is None else self.stamp[0]
+        if dtype not in (torch.int8, torch.bfloat16, torch.float16):
+            return sum(p.numel() * p.element_size() for p in self.model.parameters())
+        return self.layer_bytes(dtype) + sum(p.numel() * p.element_size() for p in self.other_parameters())
+
+    def layer_bytes(self, dtype: torch.dtype) -> int:
+        """The size of the linear layers' weights and biases in int8 (biases in float32) or in half precision."""
+        biases = sum(layer.bias.numel() for layer in self.layers if layer.bias is not None)
+        if dtype == torch.int8:
+            return sum(int8_bytes(layer.weight) for layer in self.layers) + 4 * biases
+        return 2 * (sum(layer.weight.numel() for layer in self.layers) + biases)
 
     def other_parameters(self) -> List[Tensor]:
         """The parameters that are read in float32: embeddings, norms, the heads of lengths and fertilities."""

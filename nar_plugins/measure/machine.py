@@ -1,0 +1,64 @@
+"""What a figure depends on besides the code: the processor, threads, versions; and the memory of this process."""
+
+import ctypes
+import platform
+from importlib import metadata
+from pathlib import Path
+from typing import Dict, Optional
+
+import torch
+
+PROC = Path("/proc/self")
+PACKAGES = ("nar-plugins", "fairseq-fixed", "fairseq", "torch", "ctranslate2", "sacrebleu", "numpy")
+
+
+def machine(cuda: bool) -> Dict[str, object]:
+    """The device, the processor and its instructions for PyTorch, PyTorch's threads, and the packages' versions.
+
+    Args:
+        cuda: whether a GPU decodes.
+    """
+    return {
+        "device": torch.cuda.get_device_name() if cuda else "CPU",
+        "cpu": cpu_name(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "versions": {name: version for name in PACKAGES if (version := version_of(name)) is not None},
+    }
+
+
+def cpu_name() -> str:
+    """The processor's name: Linux's, elsewhere Python's."""
+    file = Path("/proc/cpuinfo")
+    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def version_of(package: str) -> Optional[str]:
+    """The version of an installed distribution; None: it is not installed."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def counts_memory() -> bool:
+    """Whether this system counts a process's peak memory and can start anew: Linux."""
+    return (PROC / "clear_refs").exists() and (PROC / "status").exists()
+
+
+def memory(name: str) -> int:
+    """Bytes of this process: VmRSS, resident now, or VmHWM, the most since ``restart_peak``."""
+    lines = (PROC / "status").read_text(encoding="utf-8").splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
+
+
+def restart_peak() -> None:
+    """Give freed memory back to the system, and count the peak from what is resident now."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's; else freed memory may count
+    if trim is not None:
+        trim(0)
+    (PROC / "clear_refs").write_text("5")
