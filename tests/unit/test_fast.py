@@ -1,5 +1,6 @@
 """Models prepared for decoding: exact int8 products, the user's model untouched, the weights of now, refusals."""
 
+import copy
 import gc
 import logging
 import threading
@@ -274,6 +275,21 @@ def test_a_prepared_model_is_made_once_and_dies_with_the_original():
     del one, first
     gc.collect()
     assert len(prepare.MADE) < known
+
+
+def test_a_replaced_module_is_seen_by_the_next_generator():
+    one, old = of_cmlm("float32")
+    source = source_batch(LENGTHS, 20)
+    before = words(old, source)
+    layer = nn.Linear(64, one.decoder.layers[0].fc1.out_features)
+    nn.init.normal_(layer.weight)
+    one.decoder.layers[0].fc1 = layer
+    task = tiny_task(words=20)
+    decoded = []
+    for model in (one, copy.deepcopy(one)):
+        gen = mask_predict([model], task.target_dictionary, task.mask_index, max_len_b=30, iterations=3)
+        decoded.append(words(gen, source))
+    assert decoded[0] == decoded[1] != before
 
 
 def test_half_weights_are_cast_once():

@@ -2,7 +2,8 @@
 
 The prepared model is a copy of the modules. It shares every parameter, buffer and hook with the original, also those
 that are replaced, moved or added later, and nothing else. ``nn.Linear`` is replaced by ``PreparedLinear``, which packs,
-casts or quantises its weight once. The original is never changed.
+casts or quantises its weight once. The original is never changed. When one of its modules is replaced, the generators
+that are built afterwards see it.
 
     prepared = prepare_for_decoding(model, "int8")
     prepared.update(torch.int8)      before every batch: quantises again what has changed
@@ -15,7 +16,7 @@ PyTorch counts changes of a parameter, but not those of ``parameter.data``, by w
 import copy
 import logging
 import threading
-from typing import Dict, List, Optional
+from typing import Dict, List, Optional, Sequence
 from weakref import WeakKeyDictionary
 
 import torch
@@ -42,14 +43,15 @@ class Prepared:
     Args:
         model: a copy of the original's modules (``shared_copy``), or the original where nothing is to be prepared.
         name: of ``DECODE_DTYPES``.
+        structure: tells whether the original still has the modules of the copy.
 
     Attributes:
         model: the copy, in evaluation mode.
         layers: its linear layers.
     """
 
-    def __init__(self, model: nn.Module, name: str):
-        self.name, self.chosen = name, None
+    def __init__(self, model: nn.Module, name: str, structure: Sequence[int] = ()):
+        self.name, self.structure, self.chosen = name, structure, None
         self.model = model
         self.model.eval()  # not chained: it returns None after fairseq's make_generation_fast_
         self.layers: List[PreparedLinear] = [m for m in self.model.modules() if type(m) is PreparedLinear]
@@ -146,7 +148,7 @@ class Prepared:
 
 
 def prepare_for_decoding(model: nn.Module, name: str) -> Prepared:
-    """The prepared model of a model and a type; the same one in every call.
+    """The prepared model of a model and a type; the same one in every call, while the model has the same modules.
 
     Args:
         model: any model of this package or of fairseq's; a prepared one is returned.
@@ -163,8 +165,10 @@ def prepare_for_decoding(model: nn.Module, name: str) -> Prepared:
         return Prepared(model, name)
     with LOCK:
         made = MADE.setdefault(model, {})
-        if name not in made:
-            made[name] = Prepared(shared_copy(model), name)
+        # no number is used again: the copy keeps the dictionaries
+        structure = [id(module._parameters) for module in model.modules()]
+        if name not in made or made[name].structure != structure:
+            made[name] = Prepared(shared_copy(model), name, structure)
             vars(made[name].model)["prepared"] = made[name]
         return made[name]
 
