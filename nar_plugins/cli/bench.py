@@ -154,6 +154,8 @@ def bench(args) -> None:
     examples_count = parse_number("--examples-count", args.examples_count)
     if args.examples and not args.examples.parent.is_dir():
         raise ValueError(f"--examples {args.examples}: no folder '{args.examples.parent}'")
+    if args.examples and args.examples.is_dir():
+        raise ValueError(f"--examples {args.examples}: this is a folder, and not a file")
     names = [name for name, _, _ in args.system]
     if args.output and (len(set(names)) < len(names) or any("/" in name for name in names)):
         raise ValueError("--output needs names that differ and have no '/': they are names of files")
