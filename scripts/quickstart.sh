@@ -18,7 +18,10 @@ while [ $# -gt 0 ]; do
         *) echo "quickstart.sh: unknown argument '$1': --models or --work" >&2; exit 2 ;;
     esac
 done
+seen=" "
 for model in ${models//,/ }; do
+    case $seen in *" $model "*) echo "quickstart.sh: --models names '$model' twice" >&2; exit 2 ;; esac
+    seen="$seen$model "
     case $model in ar | blockwise | cmlm | nat | ctc | bang) ;; *) echo "quickstart.sh: no model '$model': ar, blockwise, cmlm, nat, ctc and bang are there" >&2; exit 2 ;; esac
 done
 

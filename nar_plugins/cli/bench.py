@@ -185,6 +185,8 @@ def bench(args, given: List[str]) -> None:
     for flag, path in (("--examples", args.examples), ("--json", args.json)):
         if path and not path.parent.is_dir():
             raise ValueError(f"{flag} {path}: no folder '{path.parent}'")
+        if path and path.is_dir():
+            raise ValueError(f"{flag} {path}: this is a folder, and not a file")
     if args.memory and not counts_memory():
         raise ValueError("--memory: only Linux counts a process's peak memory: leave it out")
     names = [name for name, _, _ in args.system]

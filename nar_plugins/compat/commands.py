@@ -89,6 +89,8 @@ def take_shard(cfg) -> None:
         ValueError: there is no such shard, or the workers of distributed training are given, too.
     """
     shards, shard, workers = cfg.dataset.num_shards, cfg.dataset.shard_id, cfg.distributed_training
+    if shards < 1:
+        raise ValueError(f"--num-shards {shards}: at least 1")
     if not 0 <= shard < shards:
         raise ValueError(f"--shard-id {shard}: with --num-shards {shards} it is 0 to {shards - 1}")
     if shards == 1:

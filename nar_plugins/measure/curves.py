@@ -5,6 +5,8 @@ import re
 from pathlib import Path
 from typing import Dict, Iterator, List, NamedTuple, Sequence, Tuple
 
+from nar_plugins.measure.plots import shown
+
 # The messages of a log, behind the time and the logger's name or, with --log-file, alone. --log-format simple, which is
 # also the default where the log is no terminal:
 UPDATES = re.compile(r"epoch \d+:\s+\d+ / \d+ (\w+=.*)")  # epoch 001:     20 / 90 loss=7.7, num_updates=20, ...
@@ -37,7 +39,8 @@ def records(lines: Sequence[str]) -> Iterator[Tuple[str, Dict[str, str]]]:
             tag = next((name[: -len("_num_updates")] for name in figures if name.endswith("_num_updates")), "")
             yield tag, {name.removeprefix(f"{tag}_") if tag else name: value for name, value in figures.items()}
         elif match := UPDATES.search(line):
-            yield "", dict(part.split("=", 1) for part in match[1].split(", ") if "=" in part)
+            figures = match[1].split(", ")[:-1]  # the last one is a time or, where the line is cut off, a part
+            yield "", dict(figure.split("=", 1) for figure in figures if "=" in figure)
         elif match := SUMMARY.search(line):
             yield match[1] or "train", dict(part.rsplit(" ", 1) for part in match[2].split(" | ") if " " in part)
 
@@ -76,7 +79,7 @@ def plot_runs(runs: Sequence[Run], path: Path):
             if curve:
                 updates, values = zip(*curve)
                 marker = "o" if len(curve) == 1 else None  # a line through one point is invisible
-                axes.plot(updates, values, color=colours[number % len(colours)], marker=marker, label=run.name)
+                axes.plot(updates, values, color=colours[number % len(colours)], marker=marker, label=shown(run.name))
         axes.set_xlabel("updates")
         axes.set_title(TITLES[field])
         axes.grid(alpha=0.3)

@@ -32,6 +32,13 @@ def check_plot(path: Path, flag: str = "--plot") -> None:
         )
     if not path.parent.is_dir():
         raise ValueError(f"{flag} {path}: no folder '{path.parent}'")
+    if path.is_dir():
+        raise ValueError(f"{flag} {path}: this is a folder, and not a file")
+
+
+def shown(name: str) -> str:
+    """A name as matplotlib shows it: ``$`` begins no formula, and ``_`` does not hide it from the legend."""
+    return " " * name.startswith("_") + name.replace("$", r"\$")
 
 
 def group(name: str) -> str:
@@ -60,10 +67,12 @@ def draw(axes, points: Sequence[Point], label: str, quality: str) -> None:
     for name, members in groups(points).items():
         single = len(members) == 1
         line = members[0].name if single else name
-        axes.plot([point.x for point in members], [point.quality for point in members], marker="o", label=line)
+        axes.plot([point.x for point in members], [point.quality for point in members], marker="o", label=shown(line))
         for point in () if single else members:  # the legend names a single point
             text = point.name.removeprefix(name).strip(" ,=")
-            axes.annotate(text, (point.x, point.quality), xytext=(4, 4), textcoords="offset points", fontsize="small")
+            axes.annotate(
+                shown(text), (point.x, point.quality), xytext=(4, 4), textcoords="offset points", fontsize="small"
+            )
     axes.set_xlabel(label)
     axes.set_ylabel(quality)
     axes.grid(alpha=0.3)
@@ -100,7 +109,7 @@ def quality_against_speed(
         axes.xaxis.set_major_locator(LogLocator(base=2))
         axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))  # 0.5, 1, 2 and not powers of two
         axes.xaxis.set_minor_formatter(NullFormatter())
-        draw(axes, points, f"speed (x {baseline}), batch {size}", quality)
+        draw(axes, points, f"speed (x {shown(baseline)}), batch {size}", quality)
         axes.axvline(1, color="grey", linewidth=0.8, linestyle=":")
         axes.label_outer()
     columns[-1].legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))

@@ -124,6 +124,7 @@ def test_a_shard_s_line_is_read_as_it_was_written():
     "flags, said",
     [
         (("--num-shards", "2", "--shard-id", "2"), "--shard-id 2: with --num-shards 2 it is 0 to 1"),
+        (("--num-shards", "0"), "--num-shards 0: at least 1"),
         (("--num-shards", "7"), "--num-shards 7: there are 5 batches: give fewer shards or a smaller --batch-size"),
         (("--num-shards", "2", "--distributed-world-size", "2"), "--num-shards and --distributed-world-size: each"),
     ],

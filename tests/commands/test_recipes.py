@@ -103,6 +103,7 @@ def test_the_command_line_has_the_last_word():
     [
         ("wmt14_en_de/train.sh", ["nut"], {}, "no model 'nut': ar, ar-12-1, nat"),
         ("multi30k/train.sh", ["nut"], {}, "no model 'nut': ar, cmlm, stock"),
+        ("../scripts/quickstart.sh", ["--models", "ctc,ar,ctc"], {}, "--models names 'ctc' twice"),
         ("wmt14_en_de/train.sh", ["ar", "work"], {}, "UPDATES is a number, not 'work'"),
         ("wmt14_en_de/train.sh", ["ar", "", "nowhere"], {}, "no nowhere/bin/dict.de.txt: run prepare.sh"),
         ("wmt14_en_de/distill.sh", ["nowhere"], {}, "no nowhere/ar/checkpoint_last.pt: train ar first"),

@@ -266,6 +266,9 @@ def test_a_plot_that_cannot_be_written_is_refused_before_the_measuring(flag, tmp
     assert f"{flag} {tmp_path / 'no' / 'plot.png'}: no folder '{tmp_path / 'no'}'" in refusal(
         flag, tmp_path / "no" / "plot.png"
     )
+    (tmp_path / "plot.png").mkdir()
+    said = refusal(flag, tmp_path / "plot.png")
+    assert said == f"nar-bench: {flag} {tmp_path / 'plot.png'}: this is a folder, and not a file"
 
 
 # -- the page of examples ----------------------------------------------------------------------------------------------
@@ -300,4 +303,5 @@ def test_a_page_shows_texts_as_they_are():
 def test_a_page_that_cannot_be_written_is_refused_before_the_measuring(tmp_path):
     said = refusal("--examples", tmp_path / "no" / "page.md")
     assert said == f"nar-bench: --examples {tmp_path / 'no' / 'page.md'}: no folder '{tmp_path / 'no'}'"
+    assert refusal("--examples", tmp_path).endswith(": this is a folder, and not a file")
     assert refusal("--examples-count", "0") == "nar-bench: --examples-count 0: at least 1"

@@ -44,6 +44,12 @@ def test_without_updates_the_epochs_are_the_training_curve():
     assert read_run("x", bars).training_loss == {6: 7.763}
 
 
+@pytest.mark.parametrize("rest", ["num_updates=1", "num_updates=", "loss="])
+def test_a_line_that_is_cut_off_is_no_point(rest):
+    cut = SIMPLE[2].replace("num_updates=2, lr=0.001", rest)
+    assert read_run("x", [*SIMPLE, cut]) == WANTED
+
+
 def test_where_a_run_was_continued_its_later_figures_count():
     again = [line.replace("7.565", "7.1") for line in SIMPLE if "4 / 6" in line]
     assert read_run("x", [*SIMPLE, *again]).training_loss == {2: 7.724, 4: 7.1}
@@ -98,6 +104,13 @@ def test_there_is_a_panel_a_figure_and_a_line_a_run(tmp_path):
     assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == ["x", "y"]
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
     assert len(plot_runs([other], tmp_path / "plot.png").axes) == 1
+
+
+def test_a_name_is_no_formula_and_is_in_the_legend(tmp_path):
+    pytest.importorskip("matplotlib")
+    names = ["_run.log", "$x_$"]
+    figure = plot_runs([WANTED._replace(name=name) for name in names], tmp_path / "plot.svg")
+    assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == [" _run.log", r"\$x_\$"]
 
 
 def test_the_command_draws_logs_by_name(tmp_path):
