@@ -110,9 +110,7 @@ class StoppableConsumer(iterators.BackgroundConsumer):
         self.stopped = threading.Event()
 
     def run(self):
-        stopped = (
-            self.stopped
-        )  # not self, which the source would keep alive, and with it the workers of the data loader
+        stopped = self.stopped  # not self: the source would keep it alive, and the workers of the data loader
         self._source = itertools.takewhile(lambda batch: not stopped.is_set(), self._source)
         super().run()
 

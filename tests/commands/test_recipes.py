@@ -1,15 +1,13 @@
 """The translation recipes: every command of a dry run parses, and each runs from raw text to scores in miniature."""
 
 import importlib.util
-import os
 import re
 import shlex
-import subprocess
 
 import forked
 import pytest
 from command_lines import PARSERS, Command, parse
-from conftest import ROOT
+from shell import bash
 
 MODELS = ("ar", "ar-12-1", "nat", "nat-ft", "glat", "ctc", "cmlm", "frozen", "block", "bang-ar", "bang")
 ALL = " ".join([*MODELS, *(f"kd-{model}" for model in MODELS)])
@@ -17,24 +15,6 @@ MULTI30K = (
     "ar cmlm stock kd-ar kd-ar-12-1 kd-nat kd-nat-ft kd-glat kd-ctc kd-cmlm kd-frozen kd-block kd-bang-ar kd-bang"
 )
 RECIPES = {"wmt14_en_de": ALL, "wmt16_en_ro": ALL, "iwslt14_de_en": ALL, "tatoeba_en_de": ALL, "multi30k": MULTI30K}
-VARIABLES = (
-    "RAW MULTI30K ANY_TEXT MINI DIRECTION PIECES GPUS MAX_TOKENS MODELS TEACHER DEVICE VENV WORKERS RATE DIACRITICS"
-)
-
-
-def bash(*arguments, expect: int = 0, **variables) -> str:
-    """What a script prints, both streams; no variable of the recipes is set but these."""
-    given = {name: value for name, value in os.environ.items() if name not in VARIABLES.split()}
-    done = subprocess.run(
-        ["bash", *map(str, arguments)],
-        cwd=ROOT,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        env={**given, **{name: str(value) for name, value in variables.items()}},
-    )
-    assert done.returncode == expect, done.stdout[-4000:]
-    return done.stdout
 
 
 def commands(output: str, where: str = "dry run"):

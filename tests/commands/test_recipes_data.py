@@ -16,42 +16,11 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
+from shell import bash
 
 pytestmark = pytest.mark.skipif(shutil.which("curl") is None, reason="no curl, which the downloads need")
 
 TEXT = "".join(f"line {i} of the text\n" for i in range(2000))
-VARIABLES = (
-    "RAW",
-    "MULTI30K",
-    "SQUAD_QG",
-    "NEWS",
-    "ANY_TEXT",
-    "MORE_TEXT",
-    "MULTI30K_URL",
-    "SQUAD_QG_URL",
-    "BERT_URL",
-    "MINI",
-    "PIECES",
-    "DIRECTION",
-    "DIACRITICS",
-    "WORKERS",
-    "VENV",
-)
-
-
-def bash(*arguments, expect: int = 0, **variables) -> str:
-    """Run bash with these arguments and variables and no other of the recipes'; what it says, both streams."""
-    given = {name: value for name, value in os.environ.items() if name not in VARIABLES}
-    done = subprocess.run(
-        ["bash", *map(str, arguments)],
-        cwd=ROOT,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        env={**given, **{name: str(value) for name, value in variables.items()}},
-    )
-    assert done.returncode == expect, done.stdout
-    return done.stdout
 
 
 def library(command: str, *arguments, expect: int = 0, **variables) -> str:
