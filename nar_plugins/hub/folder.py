@@ -259,7 +259,7 @@ def card(name: str, contents: Contents, generator: str, bleu: Optional[str], com
     ]
     rows += [("BLEU", bleu)] if bleu else []
     rows += [("measured by", f"`{command}`")] if command else []
-    table = "\n".join(f"| {key} | {value} |" for key, value in rows)
+    table = "\n".join("| {} | {} |".format(key, value.replace("|", "\\|")) for key, value in rows)
     return (
         f"# {name}\n\nA translation model of [fairseq](https://github.com/facebookresearch/fairseq) and nar_plugins, "
         f"packed by `nar-pack`.\n\n| | |\n|---|---|\n{table}\n\n"
