@@ -32,7 +32,14 @@ from nar_plugins.data.lines import read_lines
 from nar_plugins.measure.examples import Example, evenly_spaced, page
 from nar_plugins.measure.machine import counts_memory, machine
 from nar_plugins.measure.memory import measure_memory
-from nar_plugins.measure.plots import Point, check_plot, group, quality_against_passes, quality_against_speed
+from nar_plugins.measure.plots import (
+    Point,
+    check_plot,
+    group,
+    quality_against_passes,
+    quality_against_speed,
+    speed_panels,
+)
 from nar_plugins.measure.quality import check_references, score, warn_of_references
 from nar_plugins.measure.record import record
 from nar_plugins.measure.speed import Row, crossover, decode_rows, load_rows, time_rows
@@ -241,20 +248,6 @@ def draw_plots(args, rows: Sequence[Row], sizes: List[int]) -> None:
     if args.plot_speed and points:
         panels = speed_panels(points, sizes, [[row.speed(size) for row in rows] for size in sizes])
         quality_against_speed(panels, rows[0].name, args.plot_speed)
-
-
-def speed_panels(points: List[Point], sizes: List[int], speeds: List[List[float]]) -> List[Tuple[int, List[Point]]]:
-    """(batch size, the points at their speed relative to the first system's) of the smallest and the largest size.
-
-    Args:
-        points: one per system.
-        sizes, speeds: the batch sizes that were timed, and for each the sentences per second of every system.
-    """
-    by_size = dict(zip(sizes, speeds))
-    return [
-        (size, [point._replace(x=speed / by_size[size][0]) for point, speed in zip(points, by_size[size])])
-        for size in sorted({min(sizes), max(sizes)})
-    ]
 
 
 def write_examples(path: Path, count: int, rows: Sequence[Row], references: List[List[str]]) -> None:

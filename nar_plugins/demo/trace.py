@@ -260,7 +260,5 @@ def index(tokens: List[int], token: int) -> int:
 
 
 def plural(count: int, name: str) -> str:
-    """"1 token", "2 tokens"."""
+    """ "1 token", "2 tokens"."""
     return f"{count} {name}" if count == 1 else f"{count} {name}s"
-
-

@@ -205,6 +205,7 @@ const milliseconds = (seconds) => (seconds < 0.01 ? (1000 * seconds).toFixed(1) 
 
 function show(panels) {
   state.panels = panels;
+  state.played = 0;
   state.slowest = Math.max(0, ...panels.map((panel) => (panel.found ? panel.found.seconds : 0)));
   $("panels").replaceChildren(...panels.map((panel) => panel.node));
   $("panels").classList.toggle("several", panels.length > 1);
