@@ -29,12 +29,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser = new_parser("nar-pack", __doc__)
     parser.allow_abbrev = False
     parser.usage = "nar-pack CKPT --data BIN [--spm MODEL] --out FOLDER [--bleu TEXT] [--command TEXT] [flags]"
-    parser.epilog = (
-        "Further flags are fairseq-interactive's: --bpe, --tokenizer and theirs, --source-lang, --target-lang."
-    )
-    parser.add_argument(
-        "checkpoint", metavar="CKPT", help="a checkpoint of any model here, or of fairseq's transformer"
-    )
+    parser.epilog = "Further flags are fairseq-interactive's: --bpe, --tokenizer and theirs, --source-lang, --target-lang."
+    parser.add_argument("checkpoint", metavar="CKPT", help="a checkpoint of any model here, or of fairseq's transformer")
     parser.add_argument("--data", required=True, metavar="BIN", help="folder with its dictionaries, dict.LANGUAGE.txt")
     parser.add_argument("--spm", metavar="MODEL", help="short for --bpe sentencepiece --sentencepiece-model MODEL")
     parser.add_argument("--out", required=True, type=Path, metavar="FOLDER", help="the new folder")

@@ -160,9 +160,7 @@ def test_other_types_decode_as_they_do_in_fairseq_generate(made, name):
     options = {**SHORT, "iterations": 2, "decode_dtype": name}
     file = made.root / f"lines {name}"
     file.write_text("".join(f"{line}\n" for line in LINES))
-    out = run(
-        "fairseq-interactive", made.data, made.models["cmlm"], input=str(file), buffer_size=8, batch_size=8, **options
-    )
+    out = run("fairseq-interactive", made.data, made.models["cmlm"], input=str(file), buffer_size=8, batch_size=8, **options)
     found = from_pretrained(made.models["cmlm"], made.data, cpu=True, **options).translate(LINES)
     assert [t.text for t in found] == [nbest[0][1] for _, nbest in sorted(hypotheses(out).items())]
 
@@ -226,9 +224,7 @@ def test_an_option_that_cannot_be_honoured_is_one_line(made, options, said):
 
 
 def test_a_checkpoint_or_data_that_is_not_there_is_one_line(made):
-    assert (
-        refusal(lambda: from_pretrained("no.pt", made.data)) == "no checkpoint at no.pt: check the path that you gave"
-    )
+    assert refusal(lambda: from_pretrained("no.pt", made.data)) == "no checkpoint at no.pt: check the path that you gave"
     said = "no data folder 'nowhere': binarise the text with fairseq-preprocess first"
     assert refusal(lambda: from_pretrained(made.models["cmlm"], "nowhere")) == said
 
