@@ -29,7 +29,9 @@ GENERATED = [line for line in LINES if "<" not in line]  # binarised by fairseq-
 def made(tmp_path_factory) -> Namespace:
     root = tmp_path_factory.mktemp("pack")
     data = corpus(root / "text", [(line, "w1 w2") for line in GENERATED])
-    models = {name: save(root / f"{name}.pt", *flags) for name, flags in MODELS.items()}
+    models = {
+        name: save(root / f"{name}.pt", *flags, scale=8.0 if name == "bang" else 4.0) for name, flags in MODELS.items()
+    }
     return Namespace(root=root, data=data, models=models)
 
 
@@ -88,7 +90,9 @@ def test_half_precision_stays_half(made, tmp_path):
 def test_an_ar_checkpoint_without_a_mask_is_packed(made, tmp_path):
     state = torch.load(made.models["ar"], weights_only=True)
     words = len(dictionary(20))
-    state["model"] = {n: t[:words].clone() if len(t.shape) and len(t) == words + 1 else t for n, t in state["model"].items()}
+    state["model"] = {
+        n: t[:words].clone() if len(t.shape) and len(t) == words + 1 else t for n, t in state["model"].items()
+    }
     torch.save(state, tmp_path / "old.pt")
     nar_pack(tmp_path / "old.pt", "--data", made.data, "--out", tmp_path / "model")
     found = from_pretrained(tmp_path / "model", cpu=True, **SHORT).translate(LINES)
@@ -98,10 +102,7 @@ def test_an_ar_checkpoint_without_a_mask_is_packed(made, tmp_path):
 
 def test_paths_of_the_training_are_left_out(made, tmp_path):
     state = torch.load(made.models["cmlm"], weights_only=True)
-    secret = {"save_dir": "/data/secret", "encoder_embed_path": "secret.vec", "init_encoder_from": "secret.pt"}
-    vars(state["cfg"]["model"]).update(secret)
-    torch.save(state, tmp_path / "cmlm.pt")
-    vars(state["cfg"]["model"]).update(encoder_embed_path=None)  # fairseq reads it where it builds the model
+    vars(state["cfg"]["model"]).update(save_dir="/data/secret", init_encoder_from="secret.pt")
     torch.save(state, tmp_path / "cmlm.pt")
     nar_pack(tmp_path / "cmlm.pt", "--data", made.data, "--out", tmp_path / "model")
     assert "secret" not in (tmp_path / "model" / folder.CONFIG).read_text()
@@ -201,7 +202,10 @@ def test_what_cannot_be_packed_is_one_line_and_leaves_nothing(made, tmp_path):
         ((f"{cmlm}:{cmlm}", *data, *out), f"{cmlm}:{cmlm} is an ensemble: a folder holds one model; nar-average "),
         ((cmlm, "--data", "nowhere", *out), "no data folder 'nowhere'"),
         ((cmlm, *data, "--out", tmp_path / "there"), f"{tmp_path / 'there'} is there already: give another --out"),
-        ((cmlm, *data, "--out", tmp_path / "no" / "model"), f"{tmp_path / 'no' / 'model'}: no folder '{tmp_path / 'no'}'"),
+        (
+            (cmlm, *data, "--out", tmp_path / "no" / "model"),
+            f"{tmp_path / 'no' / 'model'}: no folder '{tmp_path / 'no'}'",
+        ),
         ((tmp_path / "cut.pt", *data, *out), f"{tmp_path / 'cut.pt'} is truncated or not a PyTorch checkpoint"),
         ((cmlm, *data, *out, "--spm", "no.model"), "--bpe sentencepiece: "),
         ((cmlm, *data, *out, "--iterations", "4"), "--iterations is no option of nar-pack: give it to from_pretrained"),
