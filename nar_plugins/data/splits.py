@@ -34,8 +34,9 @@ def check_folder(folder: str, how: str = "fairseq-preprocess") -> None:
 def find_languages(folder: str, source: Optional[str] = None, target: Optional[str] = None) -> Tuple[str, str]:
     """Source and target language: those given, or else those in the name of a file; of one that is given, the other.
 
-    fairseq ignores one that is given alone, and infers them from any file with such a name, also from this package's fertilities, which may be of the other
-    direction. Here only an index (train.en-de.en.idx) or raw text (train.en-de.en) counts.
+    fairseq ignores one that is given alone, and infers both from any file with such a name, also from this package's
+    fertilities, which may be of the other direction. Here only an index (train.en-de.en.idx) or raw text
+    (train.en-de.en) counts.
 
     Raises:
         ValueError: there is no folder or no such file, or both languages are the same, for which fairseq would read one

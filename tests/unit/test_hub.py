@@ -1,4 +1,4 @@
-"""Translations from Python: those of fairseq's commands, in order, from any number of threads, and one line for errors."""
+"""Translations from Python: those of fairseq's commands, in order, from any number of threads; errors are one line."""
 
 import itertools
 import logging

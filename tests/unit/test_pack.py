@@ -1,4 +1,4 @@
-"""Folders of nar-pack: they translate as the checkpoint does, nothing in them is unpickled, and a bad one is one line."""
+"""Folders of nar-pack: they translate as the checkpoint does, nothing in them is unpickled, errors are one line."""
 
 import io
 import json
