@@ -40,14 +40,19 @@ def nar_pack(*arguments) -> None:
     logging.disable(logging.NOTSET)  # main silences the log of its process
 
 
+@pytest.fixture(scope="module")
+def first_packed(made) -> Path:
+    nar_pack(made.models["cmlm"], "--data", made.data, "--out", made.root / "packed")
+    return made.root / "packed"
+
+
 @pytest.fixture
-def packed(made, tmp_path) -> Path:
-    """A folder of the cmlm."""
-    nar_pack(made.models["cmlm"], "--data", made.data, "--out", tmp_path / "model")
-    return tmp_path / "model"
+def packed(first_packed, tmp_path) -> Path:
+    """A folder of the cmlm, copied."""
+    return Path(shutil.copytree(first_packed, tmp_path / "model"))
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", [name for name in MODELS if name != "uniform"])
 def test_a_folder_translates_the_test_set_as_fairseq_generate_does(made, name, tmp_path, monkeypatch):
     options = {} if name == "ctc" else {"max_len_a": 0, "max_len_b": 15}
     out = run("fairseq-generate", made.data, made.models[name], **options)
@@ -122,7 +127,7 @@ def test_an_argument_that_json_has_not_is_named(made, tmp_path, value):
 def test_the_card_has_what_the_user_knows(made, tmp_path, packed):
     card = (packed / folder.CARD).read_text()
     assert "| languages | src to tgt |" in card and "cmlm_tiny" in card and "`mask_predict`" in card
-    assert "BLEU" not in card and "measured by" not in card and 'from_pretrained("model")' in card
+    assert "BLEU" not in card and "measured by" not in card and 'from_pretrained("packed")' in card
     given = ("--bleu", "27.3 (13a)", "--command", "fairseq-generate bin | nar-score - test.de")
     nar_pack(made.models["cmlm"], "--data", made.data, "--out", tmp_path / "other", *given)
     card = (tmp_path / "other" / folder.CARD).read_text()
