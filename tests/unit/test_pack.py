@@ -144,7 +144,7 @@ def pieces(made) -> Namespace:
     """A SentencePiece model of 20 pieces, and a cmlm over them."""
     model, root = io.BytesIO(), made.root / "pieces"
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(SENTENCES), model_writer=model, vocab_size=23, hard_vocab_limit=True, minloglevel=2
+        sentence_iterator=iter(SENTENCES), model_writer=model, vocab_size=23, model_type="bpe", minloglevel=2
     )
     processor = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
     symbols = Dictionary()
