@@ -29,8 +29,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser = new_parser("nar-pack", __doc__)
     parser.allow_abbrev = False
     parser.usage = "nar-pack CKPT --data BIN [--spm MODEL] --out FOLDER [--bleu TEXT] [--command TEXT] [flags]"
-    parser.epilog = "Further flags are fairseq-interactive's: --bpe, --tokenizer and theirs, --source-lang, --target-lang."
-    parser.add_argument("checkpoint", metavar="CKPT", help="a checkpoint of any model here, or of fairseq's transformer")
+    parser.epilog = (
+        "Further flags are fairseq-interactive's: --bpe, --tokenizer and theirs, --source-lang, --target-lang."
+    )
+    parser.add_argument(
+        "checkpoint", metavar="CKPT", help="a checkpoint of any model here, or of fairseq's transformer"
+    )
     parser.add_argument("--data", required=True, metavar="BIN", help="folder with its dictionaries, dict.LANGUAGE.txt")
     parser.add_argument("--spm", metavar="MODEL", help="short for --bpe sentencepiece --sentencepiece-model MODEL")
     parser.add_argument("--out", required=True, type=Path, metavar="FOLDER", help="the new folder")
@@ -47,14 +51,14 @@ def text_options(args, others: List[str]) -> Dict[str, Any]:
     """
     if args.spm is not None:
         others = [*others, "--bpe", "sentencepiece", "--sentencepiece-model", args.spm]
-    given, parser = parse([args.data, "--path", args.checkpoint, *others])
+    needed = [args.data, "--path", args.checkpoint]
+    given, defaults = parse([*needed, *others])[0], vars(parse(needed)[0])
     chosen: Dict[str, Any] = {name: getattr(given, name) for name in (*ENCODERS, *LANGUAGES)}
     for kind in ENCODERS:
         if chosen[kind] is not None:
             chosen.update({name: getattr(given, name) for name in encoder_options(kind, chosen[kind])})
-    for action in parser._actions:
-        name = action.dest
-        if name not in (*chosen, "data", "path", "help") and getattr(given, name, None) != parser.get_default(name):
+    for name, value in vars(given).items():
+        if name not in chosen and value != defaults.get(name):
             raise ValueError(f"{flag(name)} is no option of nar-pack: give it to from_pretrained")
     return {name: value for name, value in chosen.items() if value is not None and value is not False}
 

@@ -1,4 +1,4 @@
-"""Trained models from Python: ``from_pretrained(path).translate(["..."])``, of a checkpoint or a folder of ``nar-pack``.
+"""Trained models from Python: ``from_pretrained(path).translate(["..."])``, of a checkpoint or a packed folder.
 
 ``docs/hub.md`` is the guide. ``decoder.py`` is the one loader, also of ``nar-bench`` and ``nar-distill``.
 """

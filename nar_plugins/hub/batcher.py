@@ -88,7 +88,7 @@ class Batcher:
         try:
             found = self.translator.decode([job.tokens for job in jobs], self.batch_size)
             translations = [self.translator.translation(nbest) for nbest in found]
-        except Exception as error:  # of any kind: it is raised in the thread that asked
+        except Exception as error:  # noqa: BLE001  (it is raised in the thread that asked)
             if len(jobs) == 1:
                 jobs[0].future.set_exception(error)
             else:

@@ -1,10 +1,10 @@
 """A packed model: a folder with all that a translation needs, of which nothing runs code when it is read.
 
-    model.safetensors       the weights; tied ones once, their other names in the file's metadata
-    config.json             the model's arguments, the languages, the options of sub-words, and the files' fingerprints
-    dict.LANGUAGE.txt       the dictionaries
-    README.md               a card for people; nothing reads it
-    sentencepiece.bpe.model, bpecodes ...   files of the options, under the names by which fairseq's own hub finds them
+model.safetensors       the weights; tied ones once, their other names in the file's metadata
+config.json             the model's arguments, the languages, the options of sub-words, and the files' fingerprints
+dict.LANGUAGE.txt       the dictionaries
+README.md               a card for people; nothing reads it
+sentencepiece.bpe.model, bpecodes ...   files of the options, under the names by which fairseq's own hub finds them
 """
 
 import ast
@@ -106,7 +106,9 @@ def plain_arguments(args, path: str) -> Dict[str, Any]:
         try:
             found[name] = plain(value)
         except TypeError as error:
-            raise ValueError(f"{path}: its model has an argument {name} that is {error}: it cannot be packed") from error
+            raise ValueError(
+                f"{path}: its model has an argument {name} that is {error}: it cannot be packed"
+            ) from error
     return found
 
 
@@ -183,7 +185,9 @@ def options_of(config: Dict, folder: Path) -> Dict[str, Any]:
         raise ValueError(f"{folder / CONFIG} sets {name}, which is no option of sub-words: pack the checkpoint again")
     for name, file in config["option_files"].items():
         if file not in config["files"]:
-            raise ValueError(f"{folder / CONFIG} names {file} for {name}, and not in 'files': pack the checkpoint again")
+            raise ValueError(
+                f"{folder / CONFIG} names {file} for {name}, and not in 'files': pack the checkpoint again"
+            )
     languages = dict(zip(("source_lang", "target_lang"), config["languages"]))
     files = {name: str(folder / file) for name, file in config["option_files"].items()}
     return {**languages, **config["options"], **files}

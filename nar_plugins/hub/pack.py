@@ -13,12 +13,7 @@ from nar_plugins.hub.translator import from_pretrained
 
 
 def pack(
-    path: str,
-    data: str,
-    out: Path,
-    options: Dict[str, Any],
-    bleu: Optional[str] = None,
-    command: Optional[str] = None,
+    path: str, data: str, out: Path, options: Dict[str, Any], bleu: Optional[str] = None, command: Optional[str] = None
 ) -> None:
     """Write the folder ``out``; it is complete or not there.
 

@@ -9,7 +9,7 @@ import threading
 from argparse import Namespace
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple, Union
+from typing import Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 import numpy as np
 from fairseq import tasks, utils
@@ -112,9 +112,8 @@ class Translator:
                 if not read:
                     return
                 sentences = [self.encode(text, f"text {number}") for number, text in enumerate(read, first)]
-                yield from self.decode(sentences, batch_size)
+                yield from self.decode(sentences, batch_size, bar.update)
                 first += len(read)
-                bar.update(len(read))
 
     def encode(self, text: str, name: str = "the text") -> Tensor:
         """The source symbols (S,) int64 of a text.
@@ -140,8 +139,14 @@ class Translator:
             tokens = truncated(tokens, self.max_source)
         return tokens
 
-    def decode(self, sentences: Sequence[Tensor], batch_size: int) -> List[List[Dict]]:
-        """fairseq's hypotheses of sentences (S,) int64, in their order; sentences of similar length are in a batch."""
+    def decode(
+        self, sentences: Sequence[Tensor], batch_size: int, on_batch: Optional[Callable[[int], object]] = None
+    ) -> List[List[Dict]]:
+        """fairseq's hypotheses of sentences (S,) int64, in their order; sentences of similar length are in a batch.
+
+        Args:
+            on_batch: called after each batch with its number of sentences.
+        """
         sizes = np.array([len(sentence) for sentence in sentences], dtype=np.int64)
         if not len(sizes):
             return []
@@ -156,6 +161,8 @@ class Translator:
                 hypotheses = self.decoder({"net_input": inputs})
             for number, nbest in zip(sample["id"].tolist(), hypotheses):
                 results[number] = nbest
+            if on_batch is not None:
+                on_batch(len(hypotheses))
         return results
 
     def translation(self, nbest: List[Dict]) -> Translation:

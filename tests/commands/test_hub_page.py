@@ -21,7 +21,7 @@ def prepare(folder) -> None:
     """A SentencePiece model, dictionaries of its pieces, a cmlm of random weights, and a test set."""
     model, symbols = io.BytesIO(), Dictionary()
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(TEXTS * 9), model_writer=model, vocab_size=23, minloglevel=2
+        sentence_iterator=iter(TEXTS * 9), model_writer=model, vocab_size=23, model_type="bpe", minloglevel=2
     )
     (folder / "spm.model").write_bytes(model.getvalue())
     processor = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())

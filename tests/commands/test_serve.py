@@ -50,6 +50,8 @@ def test_32_clients_get_their_own_answers(tmp_path):
         assert post(service.port, {"texts": texts[:3]})[1][2]["text"] == wanted[2]
         assert post(service.port, {"texts": []}) == (200, [])
         status, found = post(service.port, {"texts": ["w1", "w1 " * 100]})
-        assert status == 422 and found["detail"].startswith("text 2 has 101 tokens, the models have 12 source positions")
+        assert status == 422 and found["detail"].startswith(
+            "text 2 has 101 tokens, the models have 12 source positions"
+        )
         assert post(service.port, {"texts": ["w" * 10_000]})[0] == post(service.port, {"texts": "w1"})[0] == 422
         assert post(service.port, {"texts": ["<b>", "\u05e9\u05dc\u05d5\u05dd"]})[0] == 200
