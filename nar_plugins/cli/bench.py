@@ -23,7 +23,7 @@ languages, --remove-bpe, --bpe and --tokenizer in --flags; they are refused wher
 import argparse
 import sys
 from pathlib import Path
-from typing import List, Sequence, Tuple
+from typing import List, Sequence
 
 import nar_plugins  # noqa: F401  (registers the task before the flags are parsed)
 from nar_plugins.cli.command import add_tokenize, new_parser, one_line_errors, only_results

@@ -5,9 +5,9 @@ Example:
     fairseq-generate DATA ... --retain-iter-history > cmlm.out
     nar-report --log CMLM=cmlm.log --bench bench.json --generated CMLM=cmlm.out --out report
 
-Writes PNGs and report.html, which holds them and needs no other file. Training curves are of --log; BLEU against speed,
-with its frontier, and against passes of nar-bench's --json; accepted lengths, length errors and repetition of the output of
-fairseq-generate. What was not given is left out, and the page says so.
+Writes PNGs and report.html, which holds them and needs no other file. Of --log: training curves. Of nar-bench's --json:
+BLEU against speed, with its frontier, and against passes. Of the output of fairseq-generate: accepted lengths, length
+errors, repetition. What was not given is left out, and the page says so.
 """
 
 from pathlib import Path

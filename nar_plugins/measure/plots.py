@@ -132,7 +132,7 @@ def quality_against_speed(
 
 
 def frontier(points: Sequence[Point]) -> List[Point]:
-    """The points that no other one beats: none is at least as far right and as high, and better in one; from the left."""
+    """The points, from the left, that no other one beats: as far right and as high, and better in one of the two."""
     best: List[Point] = []
     for point in sorted(points, key=lambda point: (point.x, point.quality), reverse=True):
         if not best or point.quality > best[-1].quality:

@@ -21,13 +21,16 @@ PAGE = "report.html"
 STYLE = """
 :root { color-scheme: light dark; --ink: #1f2328; --paper: #faf9f6; --soft: #5c636b; --line: #dcdad3; }
 @media (prefers-color-scheme: dark) { :root { --ink: #e8e6e1; --paper: #15181b; --soft: #a3aab1; --line: #353b41; } }
-body { margin: 0 auto; max-width: 62rem; padding: 1.5rem 1rem 3rem; color: var(--ink); background: var(--paper);
-  font: 16px/1.5 system-ui, -apple-system, "Segoe UI", "Noto Sans", "DejaVu Sans", sans-serif; overflow-wrap: anywhere; }
+body { margin: 0 auto; max-width: 62rem; padding: 1.5rem 1rem 3rem; color: var(--ink);
+  background: var(--paper);
+  font: 16px/1.5 system-ui, -apple-system, "Segoe UI", "Noto Sans", "DejaVu Sans", sans-serif;
+  overflow-wrap: anywhere; }
 h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin: 2.5rem 0 0.25rem; }
 p, li { color: var(--soft); margin: 0 0 0.75rem; }
 img { max-width: 100%; height: auto; background: #fff; border: 1px solid var(--line); border-radius: 8px; }
 .wide { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: 0.3rem 0.8rem 0.3rem 0; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
+th, td { padding: 0.3rem 0.8rem 0.3rem 0; border-bottom: 1px solid var(--line); text-align: right;
+  white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; } code { font-size: 0.9em; }
 """
 
@@ -64,7 +67,7 @@ def write_report(folder: Path, material: Material) -> List[str]:
     return missing
 
 
-# -- the plots: each a section, or the reason why it is left out --------------------------------------------------------
+# -- the plots: each a section, or the reason why it is left out -------------------------------------------------------
 
 
 def curves(folder: Path, material: Material):

@@ -23,7 +23,8 @@ from nar_plugins.demo.trace import (
 )
 from nar_plugins.hub import from_pretrained
 
-SHORT = {"max_len_a": 0, "max_len_b": 12, "cpu": True, "retain_iter_history": True}
+SHORT = {"max_len_a": 0, "max_len_b": 12}
+ALWAYS = {"cpu": True, "retain_iter_history": True}
 MODELS = {
     "ar": ("transformer_tiny",),
     "heads": ("blockwise_tiny",),
@@ -36,7 +37,7 @@ MODELS = {
 SYSTEMS = {
     "beam": ("ar", {"beam": 5}),
     "greedy": ("ar", {"beam": 1}),
-    "blockwise": ("heads", {"beam": 1}),
+    "blockwise": ("heads", {"beam": 1, "verify_block": 4}),
     "jacobi": ("ar", {"generator": "blockwise", "verify_block": 4}),
     "adaptive": ("bang", {"bang_tau": 0.3}),
     "nar": ("bang", {"bang_policy": "nar"}),
@@ -60,13 +61,18 @@ LINES = ["w1 w2 w3", "w4", "w9 w9 w9 w2 w1 w7 w8 w1", "unheard w3", "w5 w6 w5 w6
 def made(tmp_path_factory) -> Namespace:
     root = tmp_path_factory.mktemp("trace")
     models = {name: save(root / f"{name}.pt", *flags) for name, flags in MODELS.items()}
-    return Namespace(data=corpus(root / "text", [("w1", "w1")]), models=models)
+    return Namespace(data=corpus(root / "text", [("w1", "w1")]), models=models, loaded={})
 
 
 def load(made, system: str, **more):
+    """The translator of a system; one that is asked for again without ``more`` is loaded once."""
+    if not more and system in made.loaded:
+        return made.loaded[system]
     model, options = SYSTEMS[system]
     paths = {name: str(made.models[options[name]]) for name in ("rescorer",) if name in options}
-    return from_pretrained(made.models[model], made.data, **{**SHORT, **options, **paths, **more})
+    short = {} if model == "ctc" else SHORT
+    loaded = from_pretrained(made.models[model], made.data, **{**ALWAYS, **short, **options, **paths, **more})
+    return loaded if more else made.loaded.setdefault(system, loaded)
 
 
 def words(frame, *states) -> list:
@@ -116,7 +122,7 @@ def test_mask_predict_masks_as_many_as_its_schedule_says(made):
 
 
 def test_a_pass_of_blockwise_is_its_drafts_and_what_became_of_them(made):
-    translator = load(made, "jacobi")
+    translator = load(made, "blockwise")
     states = set()
     for line in LINES:
         found = trace(translator, line)
