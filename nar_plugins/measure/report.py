@@ -103,7 +103,10 @@ def speed(folder: Path, material: Material):
     speeds = [[median(system, size) for system in systems] for size in sizes]
     panels, baseline = speed_panels(points_of(systems), sizes, speeds), systems[0]["name"]
     quality_against_speed(panels, baseline, folder / "speed.png", with_frontier=True)
-    caption = f"Sentences per second, relative to {baseline}. No system is both faster and better than one on the dashed line."
+    caption = (
+        f"Sentences per second, relative to {baseline}. No system is both faster and better than one on the dashed "
+        "line."
+    )
     return Section("BLEU against speed", caption, folder / "speed.png")
 
 
