@@ -29,7 +29,7 @@ setup(
     extras_require={
         "ct2": CT2,  # rows of CTranslate2 in nar-bench and in benchmarks
         "demo": DEMO,  # nar-demo
-        "dev": ["pytest", "pytest-xdist", "ruff", *CT2, *RECIPES],
+        "dev": ["pytest", "pytest-xdist", "ruff", "httpx", *CT2, *DEMO, *RECIPES],
         "plots": ["matplotlib"],  # nar-bench --plot and --plot-speed, nar-curves, nar-report
         "serve": SERVE,  # examples/serve
         "recipes": RECIPES,  # scripts/text.py, for examples/wmt14_en_de and others
