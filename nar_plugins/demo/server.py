@@ -47,7 +47,8 @@ class Model(NamedTuple):
     @property
     def about(self) -> str:
         """The generator and its options, for the page."""
-        return " ".join([self.translator.decoder.generator.name, *(f"{k}={v}" for k, v in self.options.items())])
+        options = (f"{name.replace('_', ' ')} {value}" for name, value in self.options.items())
+        return ", ".join([f"generator {self.translator.decoder.generator.name}", *options])
 
 
 class Refused(Exception):

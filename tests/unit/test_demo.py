@@ -74,8 +74,8 @@ def test_the_models_are_listed(client):
     answer = client.get("/models").json()
     assert answer == {
         "models": [
-            {"name": "<b>CMLM</b>", "about": "mask_predict iterations=4"},
-            {"name": "heads", "about": "blockwise iterations=4"},
+            {"name": "<b>CMLM</b>", "about": "generator mask_predict, iterations 4"},
+            {"name": "heads", "about": "generator blockwise, iterations 4"},
         ],
         "max_characters": MAX_CHARACTERS,
     }
@@ -244,8 +244,8 @@ def test_the_command_serves_its_models_on_this_machine_alone(made, monkeypatch):
     ((models, (address, _)),) = served
     assert address == "127.0.0.1"
     assert [(model.name, model.about) for model in models] == [
-        (Path(heads).name, "blockwise"),
-        ("four passes", "mask_predict iterations=4 length_beam=2"),
+        (Path(heads).name, "generator blockwise"),
+        ("four passes", "generator mask_predict, iterations 4, length beam 2"),
     ]
     assert models[1].translator.translate(["w1 w2"])[0].passes == 4
 

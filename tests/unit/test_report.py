@@ -30,6 +30,7 @@ GROWING = [
     "E-0_0\tworse",
     "T-1\ta",
     "H-1\t-0.1\ta b c",
+    "D-1\t-0.1\ta b c",
     "E-1_0\ta b",
     "E-1_1\ta b c",
 ]

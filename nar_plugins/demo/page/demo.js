@@ -169,10 +169,15 @@ class Panel {
     if (!this.frames.length || index === this.index) return;
     this.index = index;
     const frame = this.frames[index];
-    this.cells.replaceChildren(...frame.cells.map(cellNode));
+    this.cells.replaceChildren(...frame.cells.map((cell, i) => cellNode(cell, this.widest(frame, i))));
     this.label.textContent = `Pass ${frame.number} of ${this.frames[this.frames.length - 1].number}: ${frame.label}`;
     this.input.value = String(index);
     this.input.setAttribute("aria-valuetext", this.label.textContent);
+  }
+
+  widest(frame, i) { // characters: a mask is as wide as the longest token of its place, so that its neighbours stay
+    const alike = this.frames.filter((other) => other.cells.length === frame.cells.length);
+    return Math.max(1, ...alike.map((other) => other.cells[i].text.length));
   }
 
   reserve() { // room for the longest frame, so that nothing jumps
@@ -186,9 +191,10 @@ class Panel {
   }
 }
 
-function cellNode(cell) {
+function cellNode(cell, width) {
   const node = make("li", `cell ${cell.state}`), scored = cell.percent !== null && cell.state !== "rejected" && cell.state !== "blank";
   if (cell.joined) node.classList.add("joined");
+  if (cell.state === "masked") node.style.setProperty("--w", String(width));
   if (scored) {
     node.classList.add("scored");
     node.style.setProperty("--p", String(cell.percent));
