@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import List, Sequence
 
 import nar_plugins  # noqa: F401  (registers the task before the flags are parsed)
-from nar_plugins.cli.command import add_tokenize, new_parser, one_line_errors, only_results
+from nar_plugins.cli.command import add_tokenize, new_parser, one_line_errors, only_results, shield_flags
 from nar_plugins.data.bleu import bleu_metric
 from nar_plugins.data.lines import read_lines
 from nar_plugins.measure.examples import Example, evenly_spaced, page
@@ -120,19 +120,6 @@ def build_parser() -> argparse.ArgumentParser:
         "--examples-count", default="10", metavar="N", help="sentences of the page of --examples (default: 10)"
     )
     return parser
-
-
-def shield_flags(argv: List[str], parser: argparse.ArgumentParser) -> List[str]:
-    """The command line with a blank before values of --flags and --system that are a single flag, such as "--cpu".
-
-    argparse takes a value that starts with a dash and has no blank for an option, even if it was quoted.
-    """
-    shielded = list(argv)
-    for i, argument in enumerate(argv):
-        value = i + {"--flags": 1, "--system": 3}.get(argument, len(argv))
-        if value < len(argv) and argv[value].startswith("-") and argv[value] not in parser._option_string_actions:
-            shielded[value] = f" {argv[value]}"
-    return shielded
 
 
 def parse_numbers(flag: str, text: str, minimum: int) -> List[int]:

@@ -11,12 +11,13 @@ where its dictionaries are not found, --data BIN. The page answers this machine 
 
 import shlex
 import socket
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple
 
 import nar_plugins  # noqa: F401  (registers the task before the flags are read)
-from nar_plugins.cli.command import new_parser, one_line_errors, only_results
+from nar_plugins.cli.command import new_parser, one_line_errors, only_results, shield_flags
 from nar_plugins.cli.curves import name_and_path
 from nar_plugins.hub import from_pretrained
 
@@ -122,7 +123,8 @@ def check_extra() -> None:
 
 
 def main(argv=None) -> None:
-    args = build_parser().parse_args(argv)
+    parser = build_parser()
+    args = parser.parse_args(shield_flags(sys.argv[1:] if argv is None else argv, parser))
     with one_line_errors("nar-demo"), only_results():
         check_extra()
         chosen = systems(args)

@@ -115,7 +115,7 @@ def test_mask_predict_masks_as_many_as_its_schedule_says(made):
             assert all(0 <= cell.percent <= 100 for cell in after.cells)
             kept = [(a.text, a.percent) == (b.text, b.percent) for a, b in zip(before.cells, after.cells)]
             assert all(same or new for same, new in zip(kept, predicted))
-        for (_, after), (again, _) in itertools.pairwise(zip(frames[::2], frames[1::2])):  # the least probable ones
+        for after, again in zip(frames[1::2], frames[2::2]):  # the least probable ones
             masked = [cell.percent for cell, now in zip(after.cells, again.cells) if now.state == MASKED]
             kept = [cell.percent for cell, now in zip(after.cells, again.cells) if now.state == KEPT]
             assert max(masked) <= min(kept, default=100)
