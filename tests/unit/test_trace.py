@@ -21,6 +21,7 @@ from nar_plugins.demo.trace import (
     Shown,
     trace,
 )
+from nar_plugins.generators.canvas.base import Pass
 from nar_plugins.hub import from_pretrained
 
 SHORT = {"max_len_a": 0, "max_len_b": 12}
@@ -168,7 +169,22 @@ def test_the_path_of_ctc_is_shown_before_it_is_collapsed(made):
         for before, cell in zip(path.cells, path.cells[1:]):
             assert (cell.state == REPEATED) == (cell.text == before.text and cell.state != EMPTY)
         states |= {cell.state for cell in path.cells}
-    assert {NEW, EMPTY} <= states
+    assert {NEW, REPEATED} <= states
+
+
+def test_a_path_has_blanks_and_repetitions():
+    symbols = dictionary(2)
+    blank, pad, one, two = symbols.add_symbol("<mask>"), symbols.pad(), 4, 5
+    generator = Namespace(blank=blank, dedup=Namespace(keep=lambda tokens: range(len(tokens))))
+    shown = Shown(Namespace(decoder=Namespace(generator=generator), task=Namespace(target_dictionary=symbols)))
+    path = torch.tensor([[one, one, blank, one, two, blank, pad]])
+    event = Pass(path, torch.full(path.shape, 0.25).log(), path.ne(pad))
+    best = {"tokens": torch.tensor([one, one, two]), "positional_scores": torch.zeros(3)}
+    empty, after, collapsed = shown.frames(best, [event])
+    assert [cell.state for cell in after.cells] == [NEW, REPEATED, EMPTY, NEW, NEW, EMPTY]
+    assert words(after) == ["w0", "w0", "", "w0", "w1", ""] and {cell.percent for cell in after.cells} == {25}
+    assert len(empty.cells) == 6 and words(collapsed) == ["w0", "w0", "w1"]
+    assert collapsed.label == "blanks and repetitions dropped" and collapsed.number == 1
 
 
 def test_no_frame_is_another_candidates(made):
