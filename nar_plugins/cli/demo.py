@@ -14,7 +14,7 @@ import socket
 import sys
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Dict, List, Optional, Tuple, Union
 
 import nar_plugins  # noqa: F401  (registers the task before the flags are read)
 from nar_plugins.cli.command import new_parser, one_line_errors, only_results, shield_flags
@@ -44,7 +44,7 @@ def build_parser():
 
 
 def keywords(flags: str) -> Dict[str, Any]:
-    """Flags as keywords of ``from_pretrained``: "--iterations 4 --cpu" is ``{"iterations": "4", "cpu": True}``.
+    """Flags as keywords of ``from_pretrained``: "--iterations 4 --cpu" is ``{"iterations": 4, "cpu": True}``.
 
     Raises:
         ValueError: a word is neither a flag nor the value of one.
@@ -54,17 +54,27 @@ def keywords(flags: str) -> Dict[str, Any]:
     try:
         words = shlex.split(flags)
     except ValueError as error:
-        raise ValueError(f"{flags}: {error}") from error
+        raise ValueError(f"{flags.strip()}: {error}") from error
     for word in words:
         if word.startswith("--"):
             name, equals, value = word[2:].partition("=")
             name = name.replace("-", "_")
-            found[name] = value if equals else True
+            found[name] = plain(value) if equals else True
         elif name is not None and found[name] is True:
-            found[name] = word
+            found[name] = plain(word)
         else:
             raise ValueError(f"{word}: give flags such as --iterations 4")
     return found
+
+
+def plain(word: str) -> Union[int, float, str]:
+    """The value of a flag: a number where it is one."""
+    for kind in (int, float):
+        try:
+            return kind(word)
+        except ValueError:
+            continue
+    return word
 
 
 def systems(args) -> List[Tuple[str, str, Dict[str, Any]]]:

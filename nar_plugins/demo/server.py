@@ -137,6 +137,10 @@ class Server:
             raise Refused(400, f"'model' must be a number from 0 to {len(self.models) - 1}")
         if not isinstance(text, str):
             raise Refused(400, "'text' must be a string")
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise Refused(422, f"the text is no Unicode text (character {error.start}: {error.reason})") from error
         if len(text) > MAX_CHARACTERS:
             raise Refused(
                 413, f"the text has {len(text):,} characters, the limit is {MAX_CHARACTERS:,}: give one sentence"

@@ -33,7 +33,7 @@ def made(tmp_path_factory) -> Namespace:
     models = [
         save(root / f"{name}.pt", f"{name}_tiny", "--max-source-positions", "40") for name in ("cmlm", "blockwise")
     ]
-    translators = [from_pretrained(path, data, cpu=True, retain_iter_history=True) for path in models]
+    translators = [from_pretrained(path, data, cpu=True, beam=1, retain_iter_history=True) for path in models]
     return Namespace(data=data, paths=models, translators=translators)
 
 
@@ -62,8 +62,8 @@ def test_the_page_and_its_files_come_with_a_strict_policy(client):
 
 def test_the_page_takes_nothing_from_elsewhere_and_sets_no_html():
     for path in PAGE.iterdir():
-        text = path.read_text(encoding="utf-8")
-        assert not re.search(r"(?<!xmlns=\")https?://|//[a-z]+\.[a-z]|@import|url\(", text), path
+        text = path.read_text(encoding="utf-8").replace('xmlns="http://www.w3.org/2000/svg"', "")
+        assert not re.search(r"https?://|//[a-z]+\.[a-z]|@import|url\(", text), path
         assert not re.search(
             r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(|\bon\w+=|style=", text
         ), path
@@ -194,9 +194,9 @@ def test_models_are_called_one_at_a_time_and_the_queue_is_bounded(client, monkey
 
 def test_flags_become_keywords():
     assert nar_demo.keywords("--iterations 4 --cpu --bang-tau=-0.5 --rescorer 'a b.pt'") == {
-        "iterations": "4",
+        "iterations": 4,
         "cpu": True,
-        "bang_tau": "-0.5",
+        "bang_tau": -0.5,
         "rescorer": "a b.pt",
     }
     assert nar_demo.keywords("") == {}
@@ -244,7 +244,7 @@ def test_the_command_serves_its_models_on_this_machine_alone(made, monkeypatch):
     ((models, (address, _)),) = served
     assert address == "127.0.0.1"
     assert [(model.name, model.about) for model in models] == [
-        (Path(heads).name, "generator blockwise"),
+        (Path(heads).name, "generator beam"),
         ("four passes", "generator mask_predict, iterations 4, length beam 2"),
     ]
     assert models[1].translator.translate(["w1 w2"])[0].passes == 4
