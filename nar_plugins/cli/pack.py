@@ -18,11 +18,9 @@ from typing import Any, Dict, List
 import nar_plugins  # noqa: F401  (registers the task before the flags are parsed)
 from nar_plugins.cli.command import new_parser, one_line_errors, only_results
 from nar_plugins.hub.folder import CARD
-from nar_plugins.hub.options import ENCODERS, encoder_options, parse
+from nar_plugins.hub.options import ENCODERS, LANGUAGES, encoder_options, parse
 from nar_plugins.hub.pack import pack
 from nar_plugins.models.flags import flag
-
-LANGUAGES = ("source_lang", "target_lang")
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from nar_plugins.data.whole_file import fingerprint
 from nar_plugins.hub.errors import in_one_line
-from nar_plugins.hub.options import text_options
+from nar_plugins.hub.options import LANGUAGES, text_options
 
 FORMAT = 1
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
@@ -188,7 +188,7 @@ def options_of(config: Dict, folder: Path) -> Dict[str, Any]:
             raise ValueError(
                 f"{folder / CONFIG} names {file} for {name}, and not in 'files': pack the checkpoint again"
             )
-    languages = dict(zip(("source_lang", "target_lang"), config["languages"]))
+    languages = dict(zip(LANGUAGES, config["languages"]))
     files = {name: str(folder / file) for name, file in config["option_files"].items()}
     return {**languages, **config["options"], **files}
 

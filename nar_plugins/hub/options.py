@@ -29,7 +29,8 @@ REFUSED = {
     "no_seed_provided": "it is no option",
 }
 OTHERS = ("cpu", "fp16", "model_overrides", "remove_bpe")
-TASK = ("source_lang", "target_lang", "max_source_positions", "max_target_positions", "truncate_source")
+LANGUAGES = ("source_lang", "target_lang")
+TASK = (*LANGUAGES, "max_source_positions", "max_target_positions", "truncate_source")
 ENCODERS = {"bpe": BPE_REGISTRY, "tokenizer": TOKENIZER_REGISTRY}
 
 

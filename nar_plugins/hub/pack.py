@@ -9,6 +9,7 @@ from nar_plugins.checkpoint_io.read import read_upgraded
 from nar_plugins.data.splits import folder_of
 from nar_plugins.data.whole_file import folder_written_whole
 from nar_plugins.hub import folder
+from nar_plugins.hub.options import LANGUAGES
 from nar_plugins.hub.translator import from_pretrained
 
 
@@ -44,7 +45,7 @@ def pack(
         folder.plain_arguments(state["cfg"].model, path),
         weights,
         {language: Path(folder_of(data), f"dict.{language}.txt") for language in languages},
-        {name: value for name, value in options.items() if name not in ("source_lang", "target_lang")},
+        {name: value for name, value in options.items() if name not in LANGUAGES},
     )
     with folder_written_whole(out) as temporary:
         folder.write(temporary, contents)

@@ -20,9 +20,10 @@ from tqdm import tqdm
 
 from nar_plugins.checkpoint_io.read import read_mapped
 from nar_plugins.data.inference import truncated
+from nar_plugins.data.splits import find_languages, folder_of
 from nar_plugins.hub import folder
 from nar_plugins.hub.decoder import Decoder, load_models
-from nar_plugins.hub.options import from_keywords
+from nar_plugins.hub.options import LANGUAGES, from_keywords
 from nar_plugins.hub.text import Text
 
 MAX_TOKENS = 16_000  # of a batch's sources, padding counted, where a sentence is not longer itself
@@ -197,7 +198,9 @@ def from_pretrained(path: Union[str, Path], data: Union[str, Path, None] = None,
         options = {**folder.options_of(config, Path(path)), **options}
     else:
         data, languages = trained_on(str(path), data)
-        options = {**languages, **options}
+        languages.update({name: options[name] for name in LANGUAGES if options.get(name) is not None})
+        pair = find_languages(folder_of(data), *(languages.get(name) for name in LANGUAGES))
+        options.update(zip(LANGUAGES, pair))  # fairseq's Moses tokeniser needs them from the command line
     cfg = convert_namespace_to_omegaconf(from_keywords(str(path), str(data), options))
     task = tasks.setup_task(cfg.task)
     models = load_models(cfg, task) if config is None else [folder.load_model(config, Path(path), task, cfg)]
@@ -217,8 +220,7 @@ def trained_on(path: str, data: Union[str, Path, None]) -> Tuple[str, Dict[str, 
     state = read_mapped(first)
     trained = (state.get("cfg") or {}).get("task") or state.get("args") or {}
     trained = vars(trained) if isinstance(trained, Namespace) else dict(trained)
-    names = ("source_lang", "target_lang")
-    languages = {name: trained[name] for name in names if isinstance(trained.get(name), str)}
+    languages = {name: trained[name] for name in LANGUAGES if isinstance(trained.get(name), str)}
     if data is not None:
         return str(data), languages
     candidates = [Path(first).parent]

@@ -15,8 +15,9 @@ from saved import corpus, run, save
 
 from nar_plugins.data.whole_file import folder_written_whole
 from nar_plugins.hub import Batcher, from_pretrained
-from nar_plugins.hub.options import option_names
+from nar_plugins.hub.options import REFUSED, option_names, parse, text_options
 from nar_plugins.measure.systems import System
+from nar_plugins.modules.fast.int8 import int8_lacks
 
 FEW = ("--max-source-positions", "12", "--max-target-positions", "40")
 MODELS = {
@@ -163,8 +164,8 @@ def test_threads_get_the_answers_of_one(made, system, monkeypatch):
 
 @pytest.mark.parametrize("name", ["bfloat16", "float16", "int8"])
 def test_other_types_decode_as_they_do_in_fairseq_generate(made, name):
-    if name == "int8" and not torch.backends.cpu.get_cpu_capability().startswith("AVX512"):
-        pytest.skip("int8 has no kernels here")
+    if name == "int8" and int8_lacks(torch.device("cpu")):
+        pytest.skip(int8_lacks(torch.device("cpu")))
     options = {**SHORT, "iterations": 2, "decode_dtype": name}
     file = made.root / f"lines {name}"
     file.write_text("".join(f"{line}\n" for line in LINES))
@@ -279,9 +280,7 @@ def test_empty_texts_and_unknown_scripts_have_a_translation(made):
 
 def test_every_option_is_one_of_the_parser(made):
     """A name that the parser does not know would be refused as a flag that nobody typed."""
-    from nar_plugins.hub.options import REFUSED, parse, text_options
-
-    args, parser = parse([str(made.data), "--path", "x.pt"])
+    parser = parse([str(made.data), "--path", "x.pt"])[1]
     known = {string for action in parser._actions for string in action.option_strings}
     names = {f"--{name.replace('_', '-')}" for name in option_names() - text_options()}
     assert names <= known and not REFUSED.keys() & option_names()
