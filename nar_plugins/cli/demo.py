@@ -12,6 +12,7 @@ where its dictionaries are not found, --data BIN. The page answers this machine 
 import shlex
 import socket
 import sys
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple, Union
@@ -150,7 +151,8 @@ def serve(models: List, listener: socket.socket) -> None:
 
     print(f"http://127.0.0.1:{listener.getsockname()[1]}  (Ctrl-C ends it)", flush=True)
     config = uvicorn.Config(Server(models).app(), log_level="warning", lifespan="off", server_header=False)
-    uvicorn.Server(config).run(sockets=[listener])
+    with suppress(KeyboardInterrupt):  # uvicorn ends, and raises it again
+        uvicorn.Server(config).run(sockets=[listener])
 
 
 if __name__ == "__main__":

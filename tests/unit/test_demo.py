@@ -250,6 +250,20 @@ def test_the_command_serves_its_models_on_this_machine_alone(made, monkeypatch):
     assert models[1].translator.translate(["w1 w2"])[0].passes == 4
 
 
+def test_an_interrupted_server_ends_without_a_traceback(monkeypatch, capsys):
+    import uvicorn
+
+    def interrupted(self, sockets):
+        assert sockets == [listener]
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(uvicorn.Server, "run", interrupted)
+    with nar_demo.listening(0) as listener:
+        nar_demo.serve([], listener)
+        port = listener.getsockname()[1]
+    assert capsys.readouterr().out == f"http://127.0.0.1:{port}  (Ctrl-C ends it)\n"
+
+
 def test_the_page_is_in_the_package_data():
     from conftest import ROOT
 
