@@ -2,6 +2,7 @@ from setuptools import find_packages, setup
 
 CT2 = ["ctranslate2"]
 RECIPES = ["sacremoses", "subword-nmt"]
+SERVE = ["fastapi", "uvicorn"]
 
 setup(
     name="nar-plugins",
@@ -19,6 +20,7 @@ setup(
         'fairseq==0.12.2; python_version < "3.11"',
         "numpy",
         "sacrebleu",
+        "safetensors",  # nar-pack's folders
         "sentencepiece",
         "torch>=2.6",
     ],
@@ -26,6 +28,7 @@ setup(
         "ct2": CT2,  # rows of CTranslate2 in nar-bench and in benchmarks
         "dev": ["pytest", "pytest-xdist", "ruff", *CT2, *RECIPES],
         "plots": ["matplotlib"],  # nar-bench --plot and --plot-speed, nar-curves
+        "serve": SERVE,  # examples/serve
         "recipes": RECIPES,  # scripts/text.py, for examples/wmt14_en_de and others
         "qg": ["nltk", "rouge-score"],  # examples/squad_qg/score.py: METEOR and ROUGE-L
     },
@@ -38,6 +41,7 @@ setup(
             "nar-curves = nar_plugins.cli.curves:main",
             "nar-distill = nar_plugins.cli.distill:main",
             "nar-merge = nar_plugins.cli.merge:main",
+            "nar-pack = nar_plugins.cli.pack:main",
             "nar-flags = nar_plugins.cli.flags:main",
             "nar-score = nar_plugins.cli.score:main",
             "nar-user-dir = nar_plugins.cli.user_dir:main",

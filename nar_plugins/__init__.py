@@ -13,6 +13,7 @@ checkout, docs/start_here.md says which file answers which question):
 ``modules/``        what several methods use: attention, layers, caches, length head, CTC, the fused loss
 ``checkpoint_io/``  checkpoints beside fairseq's own resume: the ``<mask>`` row, teachers, drafters, published formats
 ``data/``           dictionaries, checks, noise, fertilities, span masking, BLEU's tokenisers
+``hub/``            models from Python and in packed folders; the one loader for decoding
 ``corpora/``        distilled corpora and word alignments
 ``measure/``        quality and speed, for the recipes and benchmarks
 ``cli/``            the ``nar-*`` commands

@@ -25,7 +25,7 @@ from typing import Iterator
 import torch
 
 FAIRSEQ = ("train", "generate", "interactive", "preprocess", "validate")
-OURS = ("align", "average", "bench", "distill", "merge", "score")
+OURS = ("align", "average", "bench", "distill", "merge", "pack", "score")
 COMMANDS = ("python", *(f"fairseq-{name}" for name in FAIRSEQ), *(f"nar-{name}" for name in OURS))
 IMPORTED = (
     "sentencepiece",

@@ -8,18 +8,19 @@ the index of the training targets last. The settings determine everything that i
 
 import json
 import sys
-from typing import Dict, List, Sequence, Tuple
+from typing import Dict, Sequence, Tuple
 
 import numpy as np
 import torch
 from fairseq import tasks, utils
 from tqdm import tqdm
 
-from nar_plugins.checkpoint_io.read import prepare_models, read_mapped
+from nar_plugins.checkpoint_io.read import read_mapped
 from nar_plugins.checkpoint_io.teachers import load_teacher
 from nar_plugins.corpora.distill_data import Data, write
 from nar_plugins.corpora.distill_folder import Folder
 from nar_plugins.corpora.distill_job import Job, settings_of
+from nar_plugins.hub.decoder import Decoder
 
 
 def distil(cfg, job: Job) -> str:
@@ -48,11 +49,11 @@ def distil(cfg, job: Job) -> str:
             pass
         return f"{folder.report.read_text(encoding='utf-8')}{job.out} is done already"
 
-    models, generator = load(cfg, task, job.teacher)
-    dataset, batches = make_batches(cfg, task, models)
+    decoder = Decoder(cfg, task, [load_teacher(path, task) for path in utils.split_paths(job.teacher)])
+    dataset, batches = make_batches(cfg, task, decoder.models)
     with folder.shared():
         folder.claim()
-        decode(cfg, task, models, generator, dataset, batches, folder)
+        decode(cfg, decoder, dataset, batches, folder)
 
         records = folder.records(batches)
         shards, missing = cfg.dataset.num_shards, sorted(set(range(len(batches))) - records.keys())
@@ -62,13 +63,6 @@ def distil(cfg, job: Job) -> str:
             return f"{count}, of --num-shards {shards} --shard-id {shard_ids}"
         report = write(job, task, data, records, folder)
     return f"{report}{job.out} is complete"
-
-
-def load(cfg, task, teacher: str) -> Tuple[List[torch.nn.Module], object]:
-    """The teachers on their device, and the generator, as in ``fairseq-generate``."""
-    models = [load_teacher(path, task) for path in utils.split_paths(teacher)]
-    prepare_models(models, cfg)
-    return models, task.build_generator(models, cfg.generation)
 
 
 def make_batches(cfg, task, models) -> Tuple[torch.utils.data.Dataset, Sequence[Sequence[int]]]:
@@ -96,7 +90,7 @@ def make_batches(cfg, task, models) -> Tuple[torch.utils.data.Dataset, Sequence[
     return dataset, iterator.frozen_batches
 
 
-def decode(cfg, task, models, generator, dataset, batches: Sequence[Sequence[int]], folder: Folder) -> None:
+def decode(cfg, decoder: Decoder, dataset, batches: Sequence[Sequence[int]], folder: Folder) -> None:
     """Decode this run's unfinished batches, as ``fairseq-generate`` would."""
     shard, shards = cfg.dataset.shard_id, cfg.dataset.num_shards
     finished = folder.records(batches)
@@ -104,7 +98,6 @@ def decode(cfg, task, models, generator, dataset, batches: Sequence[Sequence[int
     remaining = [number for number in share if number not in finished]
     if not remaining:
         return
-    cuda = next(models[0].parameters()).is_cuda
     lines, lines_left = (sum(len(batches[number]) for number in numbers) for numbers in (share, remaining))
     seconds = 0.5 if sys.stderr.isatty() else 30
     bar = tqdm(
@@ -113,11 +106,11 @@ def decode(cfg, task, models, generator, dataset, batches: Sequence[Sequence[int
     with folder.new_part(shard, shards) as part, bar:
         for number in remaining:
             sample = dataset.collater([dataset[i] for i in batches[number]])
-            hypotheses = task.inference_step(generator, models, utils.move_to_cuda(sample) if cuda else sample)
+            hypotheses = decoder(sample)
             record = {
                 "batch": number,
                 "lines": sample["id"].tolist(),
-                "longest": length_limit(generator, sample),
+                "longest": length_limit(decoder.generator, sample),
                 "tokens": [nbest[0]["tokens"].tolist() for nbest in hypotheses],
             }
             part.write(json.dumps(record, separators=(",", ":")).encode() + b"\n")

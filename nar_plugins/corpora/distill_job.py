@@ -1,12 +1,12 @@
 """A job of ``nar-distill``, and the settings that identify it when it is continued."""
 
-import hashlib
 from pathlib import Path
 from typing import Dict, NamedTuple, Sequence
 
 from fairseq import utils
 
 from nar_plugins.corpora.filters import Limits
+from nar_plugins.data.whole_file import fingerprint
 
 # the flags of fairseq-generate that, with the files and the job, determine what is written
 SETTINGS = {
@@ -63,12 +63,3 @@ def settings_of(cfg, job: Job, task, files: Sequence[Path]) -> Dict:
     teachers = ":".join(fingerprint(Path(path)) for path in utils.split_paths(job.teacher))
     hashes = {"teacher": teachers, **{path.name: fingerprint(path) for path in files}}
     return {**hashes, **flags, "mix": job.mix, "filter": job.drop, **job.limits._asdict()}
-
-
-def fingerprint(path: Path) -> str:
-    """The first 16 hex digits of a file's SHA-256."""
-    content = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            content.update(block)
-    return content.hexdigest()[:16]

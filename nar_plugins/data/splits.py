@@ -32,10 +32,11 @@ def check_folder(folder: str, how: str = "fairseq-preprocess") -> None:
 
 
 def find_languages(folder: str, source: Optional[str] = None, target: Optional[str] = None) -> Tuple[str, str]:
-    """Source and target language: those given, or else those in the name of a file.
+    """Source and target language: those given, or else those in the name of a file; of one that is given, the other.
 
-    fairseq infers them from any file with such a name, also from this package's fertilities, which may be of the other
-    direction. Here only an index (train.en-de.en.idx) or raw text (train.en-de.en) counts.
+    fairseq ignores one that is given alone, and infers both from any file with such a name, also from this package's
+    fertilities, which may be of the other direction. Here only an index (train.en-de.en.idx) or raw text
+    (train.en-de.en) counts.
 
     Raises:
         ValueError: there is no folder or no such file, or both languages are the same, for which fairseq would read one
@@ -43,7 +44,11 @@ def find_languages(folder: str, source: Optional[str] = None, target: Optional[s
     """
     check_folder(folder)
     if source is None or target is None:
-        source, target = infer_languages(folder)
+        first, second = infer_languages(folder)
+        source, target = (
+            source or (second if target == first else first),
+            target or (first if source == second else second),
+        )
     if source == target:
         raise ValueError(f"source and target language are both '{source}': give --source-lang and --target-lang")
     return source, target

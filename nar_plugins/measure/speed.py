@@ -12,9 +12,10 @@ from typing import Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple, 
 
 import torch
 
+from nar_plugins.hub.errors import in_one_line
 from nar_plugins.measure.quality import Quality
 from nar_plugins.measure.rivals import CTranslate2System
-from nar_plugins.measure.systems import SHARED, Output, System, in_one_line
+from nar_plugins.measure.systems import SHARED, Output, System
 from nar_plugins.models.flags import flag
 
 CTRANSLATE2 = "ct2:"  # before a checkpoint: CTranslate2 decodes it

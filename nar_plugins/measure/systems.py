@@ -1,18 +1,20 @@
 """The systems of a comparison: checkpoints with flags of ``fairseq-generate``, and what they output."""
 
-import ast
 import statistics
 import time
 from argparse import Namespace
-from typing import Dict, Iterator, List, NamedTuple, NoReturn, Optional, Sequence, Tuple
+from typing import Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 import torch
-from fairseq import checkpoint_utils, options, tasks, utils
+from fairseq import tasks, utils
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 
-from nar_plugins.checkpoint_io.read import prepare_models
 from nar_plugins.data.bleu import UNKNOWN_IN_REFERENCE
 from nar_plugins.generators.beam import BeamGenerator
+from nar_plugins.hub.decoder import Decoder, load_models
+from nar_plugins.hub.errors import in_one_line
+from nar_plugins.hub.options import parse
+from nar_plugins.hub.text import Text
 from nar_plugins.models.flags import flag
 
 REFUSED = {  # options of fairseq-generate that have no meaning here, and what to do instead
@@ -70,20 +72,12 @@ class System:
         args = self.arguments
         self.cfg = cfg = convert_namespace_to_omegaconf(args)
         self.task = tasks.setup_task(cfg.task)
-        self.models, _ = checkpoint_utils.load_model_ensemble(
-            utils.split_paths(path),
-            arg_overrides=ast.literal_eval(cfg.common_eval.model_overrides),
-            task=self.task,
-            suffix=cfg.checkpoint.checkpoint_suffix,
-            strict=cfg.checkpoint.checkpoint_shard_count == 1,
-            num_shards=cfg.checkpoint.checkpoint_shard_count,
-        )
+        self.models = load_models(cfg, self.task)
         self.task.load_dataset(cfg.dataset.gen_subset, task_cfg=cfg.task)  # as fairseq-generate does
         self.dataset = self.task.dataset(cfg.dataset.gen_subset)
         self.start()
         self.prefix = cfg.generation.prefix_size
-        detokenizers = self.task.build_bpe(cfg.bpe), self.task.build_tokenizer(cfg.tokenizer)
-        self.detokenizers = [detokenizer for detokenizer in detokenizers if detokenizer is not None]
+        self.text = Text(cfg, self.task)
         # the task infers languages that are not given
         languages = {"source_lang": self.task.cfg.source_lang, "target_lang": self.task.cfg.target_lang}
         self.settings = {**{option: getattr(args, option, None) for option in SHARED}, **languages}
@@ -101,8 +95,8 @@ class System:
 
     def start(self) -> None:
         """Make the models ready; sets ``cuda``, ``generator`` and ``autoregressive``."""
-        self.cuda = prepare_models(self.models, self.cfg)
-        self.generator = self.task.build_generator(self.models, self.cfg.generation)
+        self.decoder = Decoder(self.cfg, self.task, self.models)
+        self.cuda, self.generator = self.decoder.cuda, self.decoder.generator
         self.autoregressive = isinstance(self.generator, BeamGenerator)
 
     def weight_bytes(self) -> int:
@@ -146,9 +140,7 @@ class System:
 
     def hypotheses(self, sample: Dict) -> List[List[Dict]]:
         """fairseq's hypotheses of the sentences of a batch."""
-        sample = utils.move_to_cuda(sample) if self.cuda else sample
-        prefix = sample["target"][:, : self.prefix] if self.prefix else None
-        return self.task.inference_step(self.generator, self.models, sample, prefix_tokens=prefix)
+        return self.decoder(sample, sample["target"][:, : self.prefix] if self.prefix else None)
 
     def latencies(self, batches: List[Dict]) -> List[float]:
         """Wall-clock seconds of every batch."""
@@ -200,11 +192,7 @@ class System:
             dictionary: of the tokens; None: the target's.
         """
         ignored = getattr(self.generator, "symbols_to_strip_from_output", None)
-        dictionary, sub_words = dictionary or self.task.target_dictionary, self.cfg.common_eval.post_process
-        text = dictionary.string(tokens, sub_words, extra_symbols_to_ignore=ignored, **kwargs)
-        for detokenizer in self.detokenizers:
-            text = detokenizer.decode(text)
-        return text
+        return self.text.decode(tokens, dictionary, ignored, **kwargs)
 
 
 def parse_flags(path: str, data: str, flags: Sequence[str]) -> Namespace:
@@ -213,22 +201,10 @@ def parse_flags(path: str, data: str, flags: Sequence[str]) -> Namespace:
     Raises:
         ValueError: ``fairseq-generate`` would refuse them, or they have no meaning in a benchmark.
     """
-
-    def refuse(message: str) -> NoReturn:
-        raise ValueError(message)
-
-    parser = options.get_generation_parser(default_task="nar_translation")
-    parser.error = refuse  # argparse would print the usage and exit
-    args = options.parse_args_and_arch(parser, input_args=[data, "--path", path, *flags])
+    args, parser = parse([data, "--path", path, *flags])
     for name, hint in REFUSED.items():
         if getattr(args, name) != parser.get_default(name):
             raise ValueError(f"{flag(name)}: {hint}")
     if args.path != path:
         raise ValueError(f"--path {args.path}: the checkpoint stands before the flags")
     return args
-
-
-def in_one_line(error: Exception) -> str:
-    """The message of an error on one line; the type is prepended unless it is a ValueError, written for users."""
-    message = " ".join(str(error).split())
-    return message if isinstance(error, ValueError) and message else f"{type(error).__name__}: {message}"

@@ -5,7 +5,7 @@ import logging
 from argparse import Namespace
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import List, Optional
+from typing import List, Optional, Tuple
 
 import torch
 from fairseq import metrics, utils
@@ -162,10 +162,9 @@ class NarTranslationTask(NarTask, TranslationTask):
         skip = kwargs.get("ignore_invalid_inputs", False)
         if isinstance(dataset, InferenceDataset):
             hub = kwargs.get("disable_iterator_cache", False)  # whose lines are a list; interactive's are one stream
-            limits = [model.max_positions()[0] for model in self.source_readers]
-            limits += [positions[0]] * (positions is not None)
             first_line = 0 if hub else self.lines_read
-            dataset.bound(min(limits, default=None), max_tokens, self.cfg.truncate_source, skip, first_line)
+            limit = self.max_source_tokens(positions)
+            dataset.bound(limit, max_tokens, self.cfg.truncate_source, skip, first_line)
             self.lines_read += len(dataset)
         try:
             iterator = super().get_batch_iterator(dataset, *args, **kwargs)
@@ -185,6 +184,15 @@ class NarTranslationTask(NarTask, TranslationTask):
                 )
             print(self.shard(dataset, kwargs["shard_id"], shards).line(), file=output)
         return iterator
+
+    def max_source_tokens(self, positions: Optional[Tuple[int, int]]) -> Optional[int]:
+        """The most tokens of a source that every model can read; None: no limit.
+
+        Args:
+            positions: of the task and the decoding models, source and target; the rescorer and the drafter have theirs.
+        """
+        limits = [model.max_positions()[0] for model in self.source_readers]
+        return min(limits + [positions[0]] * (positions is not None), default=None)
 
     def shard(self, dataset, number: int, shards: int) -> Shard:
         """What ``nar-merge`` has to know of a shard of a split."""

@@ -46,7 +46,13 @@ def test_splits_with_both_sides_are_found_in_order(tmp_path):
 def test_languages_are_those_given_or_a_files(tmp_path):
     folder = made(tmp_path, "dict.a.txt", "train.a-b.a.idx", "train.a-b.fert")
     assert find_languages(folder) == find_languages(folder, "a") == ("a", "b")
-    assert find_languages(folder, "b", "a") == ("b", "a")
+    assert (
+        find_languages(folder, "b", "a")
+        == find_languages(folder, "b")
+        == find_languages(folder, None, "a")
+        == ("b", "a")
+    )
+    assert find_languages(folder, "c") == ("c", "b") and find_languages(folder, None, "c") == ("a", "c")
     with pytest.raises(ValueError, match="no data folder"):
         find_languages(folder + "x", "a", "b")
 

@@ -1,0 +1,59 @@
+"""Checkpoints as ``fairseq-generate`` loads them, and the step from a batch to its hypotheses."""
+
+import ast
+from typing import Dict, List, Optional
+
+import torch.nn as nn
+from fairseq import checkpoint_utils, utils
+from torch import Tensor
+
+from nar_plugins.checkpoint_io.read import prepare_models
+
+
+def load_models(cfg, task) -> List[nn.Module]:
+    """The models of ``--path``, one or several joined by colons, on the CPU.
+
+    Args:
+        cfg: of ``fairseq-generate``.
+    """
+    models, _ = checkpoint_utils.load_model_ensemble(
+        utils.split_paths(cfg.common_eval.path),
+        arg_overrides=ast.literal_eval(cfg.common_eval.model_overrides),
+        task=task,
+        suffix=cfg.checkpoint.checkpoint_suffix,
+        strict=cfg.checkpoint.checkpoint_shard_count == 1,
+        num_shards=cfg.checkpoint.checkpoint_shard_count,
+    )
+    return models
+
+
+class Decoder:
+    """Models on their device, with the generator that decodes them, as in ``fairseq-generate``.
+
+    A decoding changes the generator's state: no two may run at once.
+
+    Args:
+        cfg: of ``fairseq-generate``.
+        models: one, or several as an ensemble; they are moved and prepared for decoding.
+
+    Attributes:
+        cuda: whether the device is a GPU.
+
+    Raises:
+        ValueError: an option cannot be honoured, or the generator cannot decode the models.
+    """
+
+    def __init__(self, cfg, task, models: List[nn.Module]):
+        self.task, self.models = task, models
+        self.cuda = prepare_models(models, cfg)
+        self.generator = task.build_generator(models, cfg.generation)
+
+    def __call__(self, sample: Dict, prefix: Optional[Tensor] = None) -> List[List[Dict]]:
+        """fairseq's hypotheses, best first, of every sentence of a batch.
+
+        Args:
+            sample: fairseq's batch, on any device.
+            prefix: (B, P) int64, padded, the forced beginning of every hypothesis.
+        """
+        sample, prefix = utils.move_to_cuda((sample, prefix)) if self.cuda else (sample, prefix)
+        return self.task.inference_step(self.generator, self.models, sample, prefix_tokens=prefix)
