@@ -64,7 +64,7 @@ class NarLoss(PartsCriterion):
     """
 
     wrong_model = (
-        "--criterion nar_loss trains this package's models of --arch cmlm and nat: blockwise has blockwise_loss, bang "
+        "--criterion nar_loss trains this package's models of --arch cmlm, nat and dag: blockwise has blockwise_loss, bang "
         "bang_loss, an autoregressive model cross_entropy"
     )
 
