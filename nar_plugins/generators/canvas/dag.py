@@ -94,7 +94,8 @@ class DagGenerator(CanvasGenerator):
         shortest = max(2, self.options.min_len + 1)  # fairseq's --min-len does not count </s>
         longest = torch.minimum(self.max_lengths(source), LONGEST * source.ne(self.pad).sum(1) + 1)
         longest = torch.minimum(longest.clamp(min=shortest), graph.last)
-        self.check_min_length(source, torch.minimum(self.max_lengths(source), graph.last))
+        # fairseq's default of --min-len is 1; the one path of a graph of two vertices is </s>
+        self.check_min_length(source, torch.minimum(self.max_lengths(source), graph.last.clamp(min=2)))
         lengths = torch.arange(1, int(longest.max()) + 1, device=longest.device)
         emissions = torch.zeros_like(graph.links[:, 0]) if words is None else words.lprobs
         scores = best_scores(emissions.unsqueeze(1).expand(-1, len(lengths), -1), graph.links)
