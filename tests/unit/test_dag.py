@@ -208,7 +208,9 @@ def test_forced_tokens_pin_the_path_and_cost_nothing():
     lprobs = paths.log_marginal(dag_model.forced(emissions, revealed._replace(tokens=real)), links, steps, last)
     for b in range(3):
         path = revealed.vertices[b, : int(steps[b])].tolist()
-        assert float(lprobs[b]) == pytest.approx(sum(float(links[b, u, v]) for u, v in zip([0, *path[:-1]], path)), 1e-4)
+        assert float(lprobs[b]) == pytest.approx(
+            sum(float(links[b, u, v]) for u, v in zip([0, *path[:-1]], path)), 1e-4
+        )
     none = dag_model.forced(emissions, revealed._replace(tokens=real & False))
     assert none.equal(emissions)
 
@@ -306,7 +308,11 @@ def test_smoothing_and_a_teacher_are_refused():
 def test_the_criterion_counts_sentences():
     m, task = model("--share-all-embeddings", "--upsample", "2", arch="dag_tiny")
     criterion = NarLoss.build_criterion(configuration(arch="dag_tiny").criterion, task)
-    sample = {"net_input": {"src_tokens": SOURCE, "src_lengths": SOURCE.ne(PAD).sum(1)}, "target": TARGET, "ntokens": 11}
+    sample = {
+        "net_input": {"src_tokens": SOURCE, "src_lengths": SOURCE.ne(PAD).sum(1)},
+        "target": TARGET,
+        "ntokens": 11,
+    }
     loss, size, logs = criterion(m, sample)
     assert int(size) == 2 and int(logs["skipped"]) == 1 and float(logs["nll_loss"]) == pytest.approx(float(loss))
     with pytest.raises(ValueError, match="^--length-loss-factor: this model predicts no length; leave it out$"):

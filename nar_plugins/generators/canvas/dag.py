@@ -82,9 +82,7 @@ class DagGenerator(CanvasGenerator):
         lprobs[rows, graph.last] = ensemble_mean([logits.log_softmax(1)[:, self.eos] for logits in ends])
         return Words(tokens, lprobs)
 
-    def best_paths(
-        self, graph: "Graph", words: Optional["Words"], source: Tensor, target: Optional[Tensor]
-    ) -> "Paths":
+    def best_paths(self, graph: "Graph", words: Optional["Words"], source: Tensor, target: Optional[Tensor]) -> "Paths":
         """The best paths of the ``--length-beam`` best lengths, in one dynamic program.
 
         Args:

@@ -30,7 +30,11 @@ class Links(nn.Module):
         self.heads, self.window = heads, window
         width = dim // heads * heads
         self.positions = nn.Embedding(vertices, dim)
-        self.query, self.key, self.gate = nn.Linear(2 * dim, width), nn.Linear(2 * dim, width), nn.Linear(2 * dim, heads)
+        self.query, self.key, self.gate = (
+            nn.Linear(2 * dim, width),
+            nn.Linear(2 * dim, width),
+            nn.Linear(2 * dim, heads),
+        )
         nn.init.normal_(self.positions.weight, std=dim**-0.5)  # as fairseq's learned positions
 
     def forward(self, states: Tensor, last: Tensor) -> Tensor:
@@ -43,7 +47,9 @@ class Links(nn.Module):
         batch, vertices, _ = states.shape
         places = self.positions.weight[:vertices].to(states).expand(batch, -1, -1)
         known = torch.cat([states, places], 2)
-        queries, keys = (layer(known).unflatten(2, (self.heads, -1)).transpose(1, 2) for layer in (self.query, self.key))
+        queries, keys = (
+            layer(known).unflatten(2, (self.heads, -1)).transpose(1, 2) for layer in (self.query, self.key)
+        )
         gates = full(self.gate(known)).log_softmax(2).transpose(1, 2).unsqueeze(3)
         allowed = self.allowed(vertices, last)
         logits = batch * self.heads * vertices**2

@@ -250,9 +250,7 @@ def per_sentence(losses: Tensor, usable: Tensor) -> LossPart:
     return LossPart(loss, loss.detach(), usable.sum(), weight=1, skipped=(~usable).sum())
 
 
-def fuzzy_loss(
-    emissions: Tensor, links: Tensor, real: Tensor, target: Tensor, usable: Tensor, order: int
-) -> LossPart:
+def fuzzy_loss(emissions: Tensor, links: Tensor, real: Tensor, target: Tensor, usable: Tensor, order: int) -> LossPart:
     """1 - ``fuzzy.overlap``, of the usable sentences (B,) bool that have an n-gram."""
     usable = usable & (real.sum(1) >= order)
     if target.size(1) < order:
