@@ -1,6 +1,5 @@
 """The generator ``dag`` against the enumeration of all paths of graphs made by hand, and on models."""
 
-import math
 from dataclasses import fields
 from types import SimpleNamespace
 
@@ -169,8 +168,9 @@ def test_the_best_paths_of_all_lengths_are_those_of_the_enumeration(strategy, re
     found = decode(loop, sources(range(5)))
     for graph, hypotheses in zip(graphs, found):
         words = spoken(graph)[1]
+        counted = words if strategy == "joint-viterbi" else [0.0] * len(words)
 
-        def score(path, counted=words if strategy == "joint-viterbi" else [0.0] * len(words)):
+        def score(path, graph=graph, counted=counted):
             return sum(steps_of(path, graph, counted)) / len(path) ** reward
 
         best = {len(path): path for path in sorted(paths_of(graph), key=score)}  # of every length

@@ -1,4 +1,6 @@
-"""One decoder pass makes a graph; a path through it is the output (Huang et al. 2022, section 3.5; Shao et al. 2022)."""
+"""One decoder pass makes a graph; a path through it is the output (Huang et al. 2022, section 3.5; Shao et al.
+2022).
+"""
 
 from argparse import Namespace
 from dataclasses import dataclass, field
@@ -8,7 +10,7 @@ import torch
 from fairseq.dataclass import ChoiceEnum
 from torch import Tensor
 
-from nar_plugins.generators.base import check_min_len, ensemble_mean, refuse_nan
+from nar_plugins.generators.base import ensemble_mean, refuse_nan
 from nar_plugins.generators.canvas.base import CanvasGenerator, DecodedCanvases, canvas_indices
 from nar_plugins.generators.registry import SharedGeneratorConfig, register_generator
 from nar_plugins.models.contract import Memory, Plan
@@ -24,8 +26,8 @@ class DagConfig(SharedGeneratorConfig):
         default="lookahead",
         metadata={
             "help": "the path: greedy takes the most probable link, lookahead counts the probability of the token "
-            "behind it; viterbi and joint-viterbi take the best path by the same scores, whose length --lenpen rewards, "
-            "and the best paths of --length-beam lengths"
+            "behind it; viterbi and joint-viterbi take the best path by the same scores, whose length --lenpen "
+            "rewards, and with --length-beam the best paths of several lengths"
         },
     )
 
@@ -109,8 +111,8 @@ class DagGenerator(CanvasGenerator):
         keep = best > IMPOSSIBLE
         if not bool((keep[:, 0] | self.empty(source)).all()):
             raise ValueError(
-                "a graph has no path of the lengths that --max-len-a/b or --gold-length allow: its links are too short; "
-                "leave them out"
+                "a graph has no path of the lengths that --max-len-a/b or --gold-length allow: its links are too "
+                "short; leave them out"
             )
         sentences = torch.arange(len(order), device=order.device).repeat_interleave(order.size(1))
         steps = lengths[order].flatten()

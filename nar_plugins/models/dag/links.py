@@ -1,5 +1,6 @@
-"""The links between the vertices of a graph: how probable it is that a path goes from one to another (Huang et al. 2022,
-section 3.3)."""
+"""The links between the vertices of a graph: how probable it is that a path goes from one to another (Huang et al.
+2022, section 3.3).
+"""
 
 import math
 
