@@ -4,7 +4,7 @@
 
 from argparse import Namespace
 from dataclasses import dataclass, field
-from typing import List, NamedTuple, Optional
+from typing import List, NamedTuple, Optional, Tuple
 
 import torch
 from fairseq.dataclass import ChoiceEnum
@@ -14,9 +14,11 @@ from nar_plugins.generators.base import ensemble_mean, refuse_nan
 from nar_plugins.generators.canvas.base import CanvasGenerator, DecodedCanvases, canvas_indices
 from nar_plugins.generators.registry import SharedGeneratorConfig, register_generator
 from nar_plugins.models.contract import Memory, Plan
+from nar_plugins.models.dag.fuzzy import expected_visits
 from nar_plugins.models.dag.paths import IMPOSSIBLE, best_scores, trace
 from nar_plugins.modules.precision import full
 
+OFTEN = 0.05  # a vertex on so many paths is probably seen by lookahead
 LONGEST = 2  # tokens of a path of Viterbi's, for every source token (the release's bound)
 
 
@@ -59,19 +61,36 @@ class DagGenerator(CanvasGenerator):
         graph = Graph(canvas.real(), canvas.lengths() - 1, ensemble_mean(links))
         refuse_nan(bool(graph.links.isnan().any()))
 
-        words, strategy = None, str(self.config.dag_decode)
-        if strategy in ("lookahead", "joint-viterbi"):
+        strategy = str(self.config.dag_decode)
+        if strategy == "lookahead":
+            return self.decoded(graph, *self.lookahead(features, graph))
+        if strategy == "joint-viterbi":
             words = self.words(features, graph, graph.real)
-        if strategy in ("greedy", "lookahead"):
-            scores = graph.links if words is None else graph.links + words.lprobs.unsqueeze(1)
-            paths = walk(scores.argmax(2), graph.last)
-        else:
-            paths = self.best_paths(graph, words, source, target)
-        if words is None:
-            visited = torch.zeros_like(graph.real)
-            visited[paths.sentences.unsqueeze(1), paths.vertices] = True
-            words = self.words(features, graph, visited & graph.real)
-        return self.decoded(graph, words, paths)
+            return self.decoded(graph, words, self.best_paths(graph, words, source, target))
+        greedy = strategy == "greedy"
+        paths = walk(graph.links.argmax(2), graph.last) if greedy else self.best_paths(graph, None, source, target)
+        return self.decoded(graph, self.words(features, graph, visited(paths, graph)), paths)
+
+    def lookahead(self, features: List[Tensor], graph: "Graph") -> Tuple["Words", "Paths"]:
+        """The path that goes to the vertex with the best sum of link and token, and its words.
+
+        A token's log-probability is at most 0, so a vertex whose link alone is worse than the best sum is not the next
+        one: its tokens are not computed. The first guess are the vertices that paths visit often.
+        """
+        known = graph.real & (expected_visits(graph.links.exp()) >= OFTEN)
+        words, ahead = self.words(features, graph, known), torch.arange(1, known.size(1) + 1, device=known.device)
+        while True:
+            scores = graph.links + words.lprobs.masked_fill(~known, IMPOSSIBLE).unsqueeze(1)
+            best, following = scores.max(2)
+            paths = walk(torch.maximum(following, ahead), graph.last)  # forward also from where nothing is known
+            left = visited(paths, graph) & (ahead <= graph.last.unsqueeze(1))  # the vertices that the path goes on from
+            left[:, 0] = True
+            better = (graph.links >= best.unsqueeze(2)) & (graph.links > IMPOSSIBLE) & left.unsqueeze(2)
+            missing = better.any(1) & ~known
+            if not bool(missing.any()):
+                return words, paths
+            more, known = self.words(features, graph, missing), known | missing
+            words = Words(*(torch.where(missing, new, old) for new, old in zip(more, words)))
 
     def words(self, features: List[Tensor], graph: "Graph", wanted: Tensor) -> "Words":
         """The most probable tokens of the wanted vertices (B, L) bool; ``</s>`` of the last ones."""
@@ -161,6 +180,13 @@ class Paths(NamedTuple):
     sentences: Tensor  # (R,) int64
     keep: Tensor  # (B, N) bool, False where a sentence has fewer
     scores: Optional[Tensor] = None  # (R,) what they were chosen by
+
+
+def visited(paths: Paths, graph: Graph) -> Tensor:
+    """The vertices that emit a token on some path: (B, L) bool."""
+    on = torch.zeros_like(graph.real)
+    on[paths.sentences.unsqueeze(1), paths.vertices] = True
+    return on & (torch.arange(on.size(1), device=on.device) > 0)
 
 
 def walk(following: Tensor, last: Tensor) -> Paths:
