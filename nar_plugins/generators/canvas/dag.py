@@ -101,6 +101,7 @@ class DagGenerator(CanvasGenerator):
         ends = [full(model.project(states[rows, graph.last])) for model, states in zip(self.models, features)]
         tokens[rows, graph.last] = self.eos
         lprobs[rows, graph.last] = ensemble_mean([logits.log_softmax(1)[:, self.eos] for logits in ends])
+        refuse_nan(bool(lprobs.isnan().any()))  # it would be the best token, and lead anywhere
         return Words(tokens, lprobs)
 
     def best_paths(self, graph: "Graph", words: Optional["Words"], source: Tensor, target: Optional[Tensor]) -> "Paths":
