@@ -294,7 +294,7 @@ class NarTranslationTask(NarTask, TranslationTask):
         }
         bounds = (
             {}
-            if {"max_len_a", "max_len_b"} & given.keys() or any(getattr(m, "blank", None) is not None for m in models)
+            if {"max_len_a", "max_len_b"} & given.keys() or any(getattr(m, "predicts", "") is None for m in models)
             else BOUNDS
         )
         if quick or bounds:

@@ -114,6 +114,11 @@ def of_nat(*flags, name="one_pass", **settings):
     return made
 
 
+def of_dag(dtype, **settings):
+    one, task = nat("--upsample", "3", arch="dag_tiny")
+    return one, generator("dag", [one], task, decode_dtype=dtype, **settings)
+
+
 def of_blockwise(dtype):
     (one,), task = random_models("--decoder-normalize-before", "--block-head", "full", arch="blockwise_tiny")
     return one, blockwise([one], task, decode_dtype=dtype, max_len_b=20)
@@ -138,6 +143,8 @@ MAKERS = {
     "noisy parallel": of_nat(name="noisy_parallel", fertility_samples=4),
     "lengths": of_nat("--source-copy", "uniform"),
     "ctc": of_nat("--ctc", "--source-copy", "uniform"),
+    "dag": of_dag,
+    "best path": lambda dtype: of_dag(dtype, dag_decode="joint-viterbi"),
     "blockwise": of_blockwise,
     "bang": of_bang,
     "beam": of_beam,

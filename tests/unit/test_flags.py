@@ -130,7 +130,13 @@ def test_help_shows_the_flags_of_the_task(capsys, command, task):
 
 @pytest.mark.parametrize(
     "arch, criterion",
-    [("nat_tiny", "nar_loss"), ("cmlm", "nar_loss"), ("blockwise_tiny", "blockwise_loss"), ("bang", "bang_loss")],
+    [
+        ("nat_tiny", "nar_loss"),
+        ("dag_tiny", "nar_loss"),
+        ("cmlm", "nar_loss"),
+        ("blockwise_tiny", "blockwise_loss"),
+        ("bang", "bang_loss"),
+    ],
 )
 def test_help_shows_those_of_the_architecture_and_the_criterion(capsys, arch, criterion):
     chosen = ("--arch", arch, "--task", "nar_translation", "--criterion", criterion, "--optimizer", "adam")

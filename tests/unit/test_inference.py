@@ -35,6 +35,8 @@ MODELS = {
     "ctc": ("nat_tiny", "--ctc", *FEW),
     # a canvas of twice the source has no more than 24 places
     "ctc of learned positions": ("nat_tiny", "--ctc", "--decoder-learned-pos", "--max-target-positions", "24"),
+    "dag": ("dag_tiny", *FEW[:2], "--max-target-positions", str(8 * PLACES)),
+    "dag of few positions": ("dag_tiny", "--upsample", "2", "--max-target-positions", "24"),
     "more": ("nat_tiny", "--max-target-positions", "40"),
 }
 SYSTEMS = {
@@ -47,6 +49,8 @@ SYSTEMS = {
     "lengths": ("uniform", {"nbest": 2, "length_beam": 2}),
     "ctc": ("ctc", {}),
     "ctc of learned positions": ("ctc of learned positions", {}),
+    "dag": ("dag", {}),
+    "dag of few positions": ("dag of few positions", {"dag_decode": "joint-viterbi", "length_beam": 2, "nbest": 2}),
     "rescored": ("more", {"rescorer": "ar"}),
 }
 POSITIONS = "more than the 12 source positions: its translation is empty; cut it with --truncate-source"
@@ -149,7 +153,7 @@ def test_constraints_stay_with_their_lines(made):
     assert "w9" in found[0][0].split() and found[1] == [""] and {"w6", "w7"} <= set(found[2][0].split())
 
 
-@pytest.mark.parametrize("name", ["ar", "heads", "bang", "cmlm", "nat", "ctc"])
+@pytest.mark.parametrize("name", ["ar", "heads", "bang", "cmlm", "nat", "ctc", "dag"])
 def test_the_hub_answers_every_sentence(made, name, caplog):
     config = copy.deepcopy(parsed("fairseq-generate"))
     config.task.data = str(made.data)
@@ -157,7 +161,7 @@ def test_the_hub_answers_every_sentence(made, name, caplog):
     models, saved = checkpoint_utils.load_model_ensemble([str(made.models[name])], task=task)
     hub = GeneratorHubInterface(saved, task, models)
     short = [line for i, line in enumerate(LINES) if i not in LONG]
-    bound = {} if name == "ctc" else {"max_len_b": 15}
+    bound = {} if name in ("ctc", "dag") else {"max_len_b": 15}
     wanted = iter(hub.translate(short, **bound))
     wanted = ["" if i in LONG else next(wanted) for i in range(len(LINES))]
     assert hub.translate(LINES, **bound) == wanted

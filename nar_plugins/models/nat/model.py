@@ -15,12 +15,11 @@ from nar_plugins.models.architectures import default, sizes
 from nar_plugins.models.base import NarModel
 from nar_plugins.models.contract import Canvas, Memory, Plan
 from nar_plugins.models.flags import UNREAD_WITHOUT_PQ, UNSUPPORTED_IN_PARALLEL, layers, refuse_unsupported
-from nar_plugins.models.nat import glancing
 from nar_plugins.models.nat.decoder import NatDecoder, NatEncoder
 from nar_plugins.models.nat.fertility_head import fertility_loss
 from nar_plugins.models.nat.finetuning import finetuning_losses
 from nar_plugins.models.pairing import check_task
-from nar_plugins.modules import ctc, source_copy
+from nar_plugins.modules import ctc, glancing, source_copy
 from nar_plugins.modules.attention import Attention
 from nar_plugins.modules.losses import LIKELIHOOD, LossPart, TokenObjective, length_loss
 
