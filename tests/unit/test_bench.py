@@ -3,11 +3,13 @@
 import logging
 import sys
 from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from in_process import own_refusal
 
 from nar_plugins.cli import bench
 from nar_plugins.measure import memory
@@ -244,12 +246,8 @@ def test_the_plot_of_speed_has_a_panel_a_batch_size_with_a_logarithmic_axis(tmp_
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
 
 
-def refusal(*flags) -> str:
-    """What nar-bench says of flags before it looks at the data, which are not there."""
-    with pytest.raises(SystemExit) as error:
-        bench.main(["no-data", "--system", "a", "no.pt", "", *map(str, flags)])
-    logging.disable(logging.NOTSET)  # main silences the log of its process
-    return error.value.code
+# what nar-bench says of flags before it looks at the data, which are not there
+refusal = partial(own_refusal, bench.main, "no-data", "--system", "a", "no.pt", "")
 
 
 @pytest.mark.parametrize("flag", ["--plot", "--plot-speed"])
