@@ -97,6 +97,10 @@ def test_bad_input_is_refused_and_nothing_is_lost(data, tmp_path):
     assert "bad, line 5: link 0-99 is outside of" in said
     assert {path: path.read_bytes() for path in data.iterdir()} == before
     (data / "valid.src-tgt.tgt.idx").write_bytes(b"")
+    (data / "valid1.src-tgt.fert").unlink()
+    (data / "valid1.src-tgt.fert").mkdir()  # said before the other split is aligned
+    assert "valid1.src-tgt.fert: this is a folder, and not a file" in refusal(data)
+    (data / "valid1.src-tgt.fert").rmdir()
     assert "valid.src-tgt.tgt.idx or .bin is corrupt" in refusal(data, "--splits", "valid")
     (data / "dict.src.txt").unlink()
     assert "no dictionary" in refusal(data, "--splits", "valid1")

@@ -114,6 +114,8 @@ def unequal(tmp_path_factory):
         (["one.pt"], "an average needs two checkpoints at least"),
         (["one.pt", "one.pt"], "one.pt is given twice"),
         (["one.pt", "two.pt", "--out", "one.pt"], "--out one.pt is one of the checkpoints"),
+        (["gone.pt", "two.pt", "--out", "empty"], "--out empty: this is a folder, and not a file"),
+        (["gone.pt", "two.pt", "--out", "one.pt/new"], "--out one.pt/new: no folder 'one.pt'"),
         (["one.pt", "nothing.pt"], "no checkpoint at nothing.pt"),
         (["one.pt", "broken.pt"], "broken.pt is truncated or not a PyTorch checkpoint"),
         (["one.pt", "other.pt"], "one.pt is a cmlm and other.pt a nat"),

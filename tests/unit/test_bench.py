@@ -302,4 +302,8 @@ def test_a_page_that_cannot_be_written_is_refused_before_the_measuring(tmp_path)
     said = refusal("--examples", tmp_path / "no" / "page.md")
     assert said == f"nar-bench: --examples {tmp_path / 'no' / 'page.md'}: no folder '{tmp_path / 'no'}'"
     assert refusal("--examples", tmp_path).endswith(": this is a folder, and not a file")
+    assert refusal("--json", tmp_path).endswith(": this is a folder, and not a file")
+    (tmp_path / "file").write_text("")
+    said = f"nar-bench: --output {tmp_path / 'file' / 'a.txt'}: no folder '{tmp_path / 'file'}'"
+    assert refusal("--output", tmp_path / "file") == said
     assert refusal("--examples-count", "0") == "nar-bench: --examples-count 0: at least 1"

@@ -121,6 +121,8 @@ def test_a_checkpoint_that_could_run_code_is_not_loaded(official, tmp_path):
     torch.save({"args": tmp_path, "model": {}}, tmp_path / "official.pt")
     assert "could run code" in refusal(*command)
     assert not (tmp_path / "new").exists()
+    (tmp_path / "new").write_text("a file\n")
+    assert refusal(*command).endswith(f"new/checkpoint.pt: no folder '{tmp_path / 'new'}'")
 
 
 # -- with the model ----------------------------------------------------------------------------------------------------
