@@ -13,6 +13,7 @@ from saved import corpus, parsed, run, save, translations
 from tiny import dictionary
 
 from nar_plugins.data.inference import InferenceDataset
+from nar_plugins.tasks.translation import NarTranslationConfig, NarTranslationTask
 
 PLACES = 12  # of the models' sources, </s> counted
 LINES = [
@@ -167,6 +168,20 @@ def test_the_hub_answers_every_sentence(made, name, caplog):
     assert hub.translate(LINES, **bound) == wanted
     caplog.clear()
     assert hub.translate(LINES[4], **bound) == "" and warnings(caplog) == [f"line 1 (H-0) has 13 tokens, {POSITIONS}"]
+
+
+def test_lines_that_were_answered_are_not_kept():
+    """fairseq keeps every data set that it makes batches of: each of fairseq-interactive's buffers."""
+    words = dictionary(20)
+    task = NarTranslationTask(NarTranslationConfig(source_lang="en", target_lang="de"), words, words)
+
+    def batches(dataset):
+        return task.get_batch_iterator(dataset, max_tokens=100, max_positions=(100, 100))
+
+    lines = [task.build_dataset_for_inference([torch.tensor([5, words.eos()])], [2]) for _ in range(3)]
+    assert len({batches(dataset) for dataset in lines}) == 3 and not task.dataset_to_epoch_iter
+    task.datasets["valid"] = lines[0]  # a split, which is asked for again
+    assert batches(lines[0]) is batches(lines[0]) and list(task.dataset_to_epoch_iter) == lines[:1]
 
 
 def test_fairseq_generate_keeps_its_error(made):
