@@ -3,7 +3,7 @@
 import logging
 import math
 from argparse import Namespace
-from typing import Dict, List, NamedTuple, Optional
+from typing import Dict, List, NamedTuple, Optional, Tuple
 
 import torch
 from torch import Tensor
@@ -78,10 +78,11 @@ class CanvasGenerator(Generator):
         source = sample["net_input"]["src_tokens"]
         for rescorer in self.others:
             rescorer.to(source.device)
-        with self.decoding(source):
+        with self.decoding(source, lean=True):
             memories = [model.encode(source, sample["net_input"].get("src_lengths")) for model in self.models]
             decoded = self.search(memories, source, sample.get("target"))
-            return self.hypotheses(decoded, source)
+            scores = self.scores(decoded, source)
+        return self.hypotheses(decoded, source, *scores)  # outside, because fairseq changes them in place
 
     def search(self, memories: List[Memory], source: Tensor, target: Optional[Tensor]) -> DecodedCanvases:
         """Decode a batch.
@@ -154,17 +155,24 @@ class CanvasGenerator(Generator):
 
     # -- hypotheses ----------------------------------------------------------------------------------------------------
 
-    def hypotheses(self, decoded: DecodedCanvases, source: Tensor) -> List[List[Dict]]:
-        """Order every sentence's candidates by score; all tensors are moved to the host together."""
+    def scores(self, decoded: DecodedCanvases, source: Tensor) -> Tuple[Tensor, Tensor]:
+        """What orders the canvases, and the models' own scores, (R,) each."""
         model_scores = decoded.lprobs.sum(1) if decoded.scores is None else decoded.scores
         if not self.options.unnormalized:
             lengths = decoded.lengths if decoded.score_lengths is None else decoded.score_lengths
             model_scores = model_scores / lengths**self.options.lenpen
-        scores, candidates = model_scores, decoded.candidates
-        if self.rescorer is not None:
-            numbers = torch.arange(candidates.size(0), device=source.device).unsqueeze(1).expand_as(candidates)
-            sentences = torch.zeros_like(decoded.lengths).scatter(0, candidates.flatten(), numbers.flatten())
-            scores = self.rescorer(source, decoded.tokens, decoded.lengths, sentences)
+        if self.rescorer is None:
+            return model_scores, model_scores
+        candidates = decoded.candidates
+        numbers = torch.arange(candidates.size(0), device=source.device).unsqueeze(1).expand_as(candidates)
+        sentences = torch.zeros_like(decoded.lengths).scatter(0, candidates.flatten(), numbers.flatten())
+        return self.rescorer(source, decoded.tokens, decoded.lengths, sentences), model_scores
+
+    def hypotheses(
+        self, decoded: DecodedCanvases, source: Tensor, scores: Tensor, model_scores: Tensor
+    ) -> List[List[Dict]]:
+        """Order every sentence's candidates by score; all tensors are moved to the host together."""
+        candidates = decoded.candidates
         ranked = scores[candidates].masked_fill(~decoded.keep, -math.inf)
         order = ranked.argsort(dim=1, descending=True, stable=True)  # ties: the more probable length comes first
         candidates, keep = candidates.gather(1, order), decoded.keep.gather(1, order)

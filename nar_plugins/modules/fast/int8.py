@@ -38,10 +38,12 @@ class Int8Weight(NamedTuple):
 
 def quantise(x: Tensor) -> QuantisedRows:
     """Quantise every row of (..., in) to 0 .. 255 between its own smallest and largest value."""
-    width = x.size(-1)
-    packed = torch.ops.quantized.embedding_bag_byte_prepack(x.reshape(-1, width).float())
-    scales, offsets = packed[:, width:].view(torch.float32).split(1, 1)  # behind the numbers of every row
-    return QuantisedRows(packed[:, :width], scales, offsets, x.shape[:-1], x.dtype)
+    shape, width = x.shape, x.size(-1)
+    rows = x if x.dim() == 2 else x.reshape(-1, width)
+    packed = torch.ops.quantized.embedding_bag_byte_prepack(rows if x.dtype == torch.float32 else rows.float())
+    # behind the numbers of every row stand its scale and its offset in float32
+    floats = (packed if width % 4 == 0 else packed[:, width:].contiguous()).view(torch.float32)
+    return QuantisedRows(packed[:, :width], floats[:, -2:-1], floats[:, -1:], shape[:-1], x.dtype)
 
 
 def quantise_weight(weight: Tensor) -> Int8Weight:
@@ -72,7 +74,9 @@ def int8_product(weight: Int8Weight, bias: Optional[Tensor]) -> Callable[[Union[
         else:
             for parts in zip(*(tensor.split(most) for tensor in (*rows[:3], y))):
                 part(*parts)
-        return y.view(*rows.shape, outputs).to(rows.dtype)
+        if len(rows.shape) != 1:
+            y = y.view(*rows.shape, outputs)
+        return y if rows.dtype == torch.float32 else y.to(rows.dtype)
 
     return product
 
