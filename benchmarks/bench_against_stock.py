@@ -70,10 +70,14 @@ def main():
     for size in map(int, args.batches.split(",")):
         sample = batch(size, args)
         seconds = in_turn([lambda loop=loop: loop(sample) for loop in loops.values()], args)
-        print(f"\n{f'decoding, R = 10, L = 5, batch {size}':36}{'ms':>8}{'sentences/s':>14}{'x fairseq':>12}{'passes':>9}")
+        print(
+            f"\n{f'decoding, R = 10, L = 5, batch {size}':36}{'ms':>8}{'sentences/s':>14}{'x fairseq':>12}{'passes':>9}"
+        )
         for (name, loop), taken in zip(loops.items(), seconds):
             passes = 10 if name.startswith("fairseq") else mean_passes(loop(sample))
-            print(f"{name:36}{taken * 1000:8.0f}{size / taken:14.2f}{seconds[0] / taken:12.2f}{passes:9.1f}", flush=True)
+            print(
+                f"{name:36}{taken * 1000:8.0f}{size / taken:14.2f}{seconds[0] / taken:12.2f}{passes:9.1f}", flush=True
+            )
 
     sample = batch(64, args)
     halves = [False, True] if "bfloat16" in types else [False]

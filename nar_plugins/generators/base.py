@@ -47,13 +47,6 @@ def banned_on_canvas(dictionary, mask: int) -> Tuple[int, ...]:
     return tuple(sorted({*banned_symbols(dictionary, mask, start=True).unwanted, mask}))
 
 
-def ban(scores: Tensor, symbols: Iterable[int]) -> Tensor:
-    """Set scores (..., V) of some symbols to -inf, in place."""
-    for symbol in symbols:
-        scores[..., symbol] = -math.inf
-    return scores
-
-
 def ensemble_mean(lprobs: Sequence[Tensor]) -> Tensor:
     """The logarithm of the models' mean probabilities, from the log-probabilities (...) of each."""
     if len(lprobs) == 1:

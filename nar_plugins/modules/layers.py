@@ -41,7 +41,6 @@ class NarEncoderLayer(Sublayers, TransformerEncoderLayerBase):
             qn_block_size=self.quant_noise_block_size,
         )
 
-
     def forward(self, x: Tensor, encoder_padding_mask: Optional[Tensor], attn_mask: Optional[Tensor] = None) -> Tensor:
         """(S, B, D) -> (S, B, D), a view of batch-first memory, as every layer computes it.
 

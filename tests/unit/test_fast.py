@@ -89,7 +89,9 @@ def test_rows_of_one_number_have_no_error_and_infinity_is_no_number():
 def test_weights_that_are_not_finite_are_refused():
     one, _ = random_model()
     one.decoder.layers[1].final_layer_norm.bias.data[3] = float("nan")
-    with pytest.raises(ValueError, match=r"^--decode-dtype int8: decoder\.layers\.1\.final_layer_norm\.bias is NaN or inf"):
+    with pytest.raises(
+        ValueError, match=r"^--decode-dtype int8: decoder\.layers\.1\.final_layer_norm\.bias is NaN or inf"
+    ):
         prepare_for_decoding(one, "int8").update(torch.int8)
 
 

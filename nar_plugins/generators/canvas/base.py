@@ -8,12 +8,13 @@ from typing import Dict, List, NamedTuple, Optional, Tuple
 import torch
 from torch import Tensor
 
-from nar_plugins.generators.base import Generator, ban, banned_on_canvas, check_min_len, ensemble_mean, refuse_nan
+from nar_plugins.generators.base import Generator, banned_on_canvas, check_min_len, ensemble_mean, refuse_nan
 from nar_plugins.generators.canvas.lengths import candidate_lengths, gold_lengths
 from nar_plugins.generators.canvas.rescore import Rescorer
 from nar_plugins.generators.hypothesis import Dedup, empty_hypothesis, hypothesis
 from nar_plugins.generators.options import MODELS, SERVED, refuse, refuse_in_batch, refuse_options
 from nar_plugins.models.contract import Memory, Plan
+from nar_plugins.modules.best_of_rows import ban, best_of_rows
 from nar_plugins.modules.linear import CPU_ROWS
 from nar_plugins.modules.precision import full
 
@@ -147,11 +148,9 @@ class CanvasGenerator(Generator):
         """``best_tokens`` without chunks."""
         logits = [full(model.project(states)) for model, states in zip(self.models, features)]
         if len(logits) == 1:  # the full log-softmax is not needed
-            scores, normaliser = logits[0], logits[0].logsumexp(-1)
-        else:
-            scores, normaliser = ensemble_mean([model_logits.log_softmax(-1) for model_logits in logits]), 0
-        best, tokens = ban(scores, self.banned).max(-1)
-        return tokens, best - normaliser
+            return best_of_rows(logits[0], self.banned)
+        best, tokens = ban(ensemble_mean([each.log_softmax(-1) for each in logits]), self.banned).max(-1)
+        return tokens, best
 
     # -- hypotheses ----------------------------------------------------------------------------------------------------
 

@@ -59,7 +59,9 @@ class Prepared:
         self.model.eval()  # not chained: it returns None after fairseq's make_generation_fast_
         modules = list(self.model.modules())
         self.layers: List[PreparedLinear] = [m for m in modules if type(m) is PreparedLinear]
-        self.tables: List[PreparedTable] = [m.table for m in modules if type(getattr(m, "table", None)) is PreparedTable]
+        self.tables: List[PreparedTable] = [
+            m.table for m in modules if type(getattr(m, "table", None)) is PreparedTable
+        ]
         self.fused: List[FusedLinear] = [m.fused for m in modules if getattr(m, "fused", None) is not None]
         # fairseq's attentions that call PyTorch's function with their weights, and not their projections
         self.attentions = [
@@ -193,7 +195,9 @@ class Prepared:
         if dtype not in (torch.int8, torch.bfloat16, torch.float16):
             return sum(p.numel() * p.element_size() for p in self.model.parameters())
         tables = self.table_bytes() if dtype == torch.int8 else 0
-        return self.layer_bytes(dtype) + tables + sum(p.numel() * p.element_size() for p in self.other_parameters(dtype))
+        return (
+            self.layer_bytes(dtype) + tables + sum(p.numel() * p.element_size() for p in self.other_parameters(dtype))
+        )
 
     def layer_bytes(self, dtype: torch.dtype) -> int:
         """The size of the linear layers' weights and biases in int8 (biases in float32) or in half precision."""
@@ -234,7 +238,9 @@ def prepare_for_decoding(model: nn.Module, name: str) -> Prepared:
         return vars(model)["prepared"]
     if name == "int8":
         refuse_int8(model)
-    if not any(replaceable(module) or hasattr(module, "products") or hasattr(module, "tables") for module in model.modules()):
+    if not any(
+        replaceable(module) or hasattr(module, "products") or hasattr(module, "tables") for module in model.modules()
+    ):
         return Prepared(model, name)
     with LOCK:
         made = MADE.setdefault(model, {})
@@ -340,7 +346,9 @@ def refuse_nan(model: nn.Module) -> None:
     """Raise where a weight is NaN or infinite, which a quantised input would not pass on."""
     for name, parameter in model.named_parameters():
         if not bool(parameter.isfinite().all()):
-            raise ValueError(f"--decode-dtype int8: {name} is NaN or infinite, in a training that diverged, for example")
+            raise ValueError(
+                f"--decode-dtype int8: {name} is NaN or infinite, in a training that diverged, for example"
+            )
 
 
 def refuse_device(device: torch.device) -> None:

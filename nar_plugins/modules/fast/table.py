@@ -7,7 +7,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from nar_plugins.modules.fast.int8 import Int8Weight, quantise_weight
+from nar_plugins.modules.fast.int8 import Int8Weight, int8_product, quantise, quantise_weight
 
 COPIED = ("num_embeddings", "embedding_dim", "padding_idx", "max_norm", "norm_type", "scale_grad_by_freq", "sparse")
 
@@ -22,7 +22,7 @@ class PreparedTable:
 
     def __init__(self, source: Dict[str, Optional[nn.Parameter]], name: str = "weight"):
         self.source, self.names = source, (name,)
-        self.int8: Optional[Int8Weight] = None
+        self.prepare(None)
 
     @property
     def weight(self) -> Tensor:
@@ -36,6 +36,7 @@ class PreparedTable:
             int8: the weight of a layer that is tied to the table.
         """
         self.int8 = (int8 or quantise_weight(self.weight.detach())) if dtype == torch.int8 else None
+        self.multiply = None if self.int8 is None else int8_product(self.int8, None)
 
     def rows(self, indices: Tensor) -> Tensor:
         """(...) int64 -> (..., D)."""
@@ -43,9 +44,16 @@ class PreparedTable:
             return F.embedding(indices, self.weight)
         return F.embedding(indices, self.int8.numbers) * F.embedding(indices, self.int8.scales)
 
-    def all(self) -> Tensor:
-        """(rows, D)."""
-        return self.weight if self.int8 is None else self.int8.numbers * self.int8.scales
+    def product(self, x: Tensor) -> Tensor:
+        """The products (..., rows) of x (..., D) with all rows.
+
+        In int8, what the first quantisation of x leaves out is quantised again, so that only the weight is rounded.
+        """
+        if self.int8 is None:
+            return F.linear(x, self.weight)
+        rows = quantise(x)
+        rest = x - (rows.numbers * rows.scales + rows.offsets).view_as(x)
+        return self.multiply(rows) + self.multiply(rest)
 
 
 class PreparedEmbedding(nn.Embedding):
