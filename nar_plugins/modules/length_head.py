@@ -32,7 +32,7 @@ class LengthHead(nn.Module):
 
     def token(self, batch: int) -> Tensor:
         """The LENGTH vector for every sentence: (B, 1, D)."""
-        row = self.weight[0] if self.table is None else self.table.rows(torch.tensor(0, device=self.weight.device))
+        row = self.weight[0] if self.table is None else self.table.row(0)
         return row.expand(batch, 1, -1)
 
     def pool(self, states: Tensor, padding: Tensor) -> Tensor:

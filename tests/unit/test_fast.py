@@ -3,6 +3,7 @@
 import copy
 import gc
 import logging
+import sys
 import threading
 from argparse import Namespace
 from types import SimpleNamespace
@@ -21,6 +22,7 @@ from tiny import model as tiny_model
 from tiny import task as tiny_task
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from nar_plugins.compat import commands
 from nar_plugins.generators.beam import BeamGenerator
 from nar_plugins.generators.options import generation_options
 from nar_plugins.modules.fast import choice, prepare
@@ -281,6 +283,91 @@ def test_the_size_of_the_weights_is_that_of_the_type_they_are_read_in():
     linear = sum(p.numel() for m in one.modules() if type(m) is nn.Linear for p in m.parameters(recurse=False))
     assert sizes["float32"] - 2 * linear <= sizes["bfloat16"] < sizes["float32"]
     assert sizes.get("int8", 0) < sizes["bfloat16"]
+
+
+@needs_int8
+@pytest.mark.parametrize("arch, flags", [("nat", ("--ctc",)), ("cmlm", ())])
+def test_int8_takes_three_tenths_of_the_memory_of_float32(arch, flags):
+    """Of a model of the sizes that the examples train; a table that is tied to the projection is there once."""
+    dims = ("encoder-embed-dim", "decoder-embed-dim", "encoder-ffn-embed-dim", "decoder-ffn-embed-dim")
+    sizes = [f"--{name}={128 * (4 if 'ffn' in name else 1)}" for name in dims]
+    sizes += ["--encoder-layers=3", "--decoder-layers=3", "--share-all-embeddings", "--max-target-positions=1024"]
+    one, _ = random_model(arch, words=6000, flags=(*sizes, *flags))
+    prepared = prepare_for_decoding(one, "int8")
+    prepared.update(torch.int8)
+    assert prepared.weight_bytes() < 0.3 * sum(4 * parameter.numel() for parameter in one.parameters())
+    tied = prepared.model.decoder.output_projection.int8
+    assert prepared.model.decoder.embed_tokens.table.int8 is prepared.model.encoder.embed_tokens.table.int8 is tied
+
+
+# -- weights that are given back ---------------------------------------------------------------------------------------
+
+
+def bytes_in_use(one) -> int:
+    return sum({p.untyped_storage().data_ptr(): p.untyped_storage().nbytes() for p in one.parameters()}.values())
+
+
+@needs_int8
+@pytest.mark.parametrize("name", MAKERS)
+def test_a_generator_alone_with_its_model_gives_the_weights_back(name):
+    source = source_batch([6, 3, 12], 20)
+    wanted = words(MAKERS[name]("int8")[1], source)
+    one, gen = MAKERS[name]("int8")
+    before, shapes = bytes_in_use(one), [parameter.shape for parameter in one.parameters()]
+    gen.release()
+    assert words(gen, source) == wanted and words(gen, source[:1]) == wanted[:1]
+    assert bytes_in_use(one) < 0.5 * before  # the tiny models have large tables of positions
+    assert [parameter.shape for parameter in one.parameters()] == shapes
+    with pytest.raises(
+        ValueError, match="^--decode-dtype float32: the weights were given back when the model was made"
+    ):
+        again = prepare_for_decoding(one, "float32")
+        again.update(torch.float32)
+    prepare.weights_changed()
+    assert words(gen, source) == wanted
+
+
+@needs_int8
+def test_weights_are_given_back_in_fairseq_generate_only(monkeypatch):
+    source = source_batch([6, 3], 20)
+    one, task = tiny_model("--share-all-embeddings")
+    exact = words(task.build_generator([one], Namespace(decode_dtype="float32")), source)
+    gen = task.build_generator([one], Namespace(decode_dtype="int8"))  # as --eval-bleu and fairseq's hub do
+    found = words(gen, source)
+    assert not any(map(prepare.given_back, one.parameters()))
+    assert words(task.build_generator([one], Namespace(decode_dtype="float32")), source) == exact
+    token = commands.OUTPUT.set(sys.stdout)
+    try:
+        untouched = task.build_generator([copy.deepcopy(one)], Namespace(decode_dtype="float32"))
+        gen = task.build_generator([one], Namespace(decode_dtype="int8"))
+    finally:
+        commands.OUTPUT.reset(token)
+    assert words(gen, source) == found and not any(map(prepare.given_back, untouched.models[0].parameters()))
+    weight = one.decoder.layers[0].fc1.weight
+    assert prepare.given_back(weight) and F.linear(torch.ones(64), weight).isnan().all()
+
+
+# -- fused products ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", pytest.param("int8", marks=needs_int8)])
+def test_fused_projections_are_the_layers_own(dtype):
+    one, _ = random_model()
+    prepared = prepare_for_decoding(one, dtype)
+    prepared.update(getattr(torch, dtype))
+    x = torch.randn(2, 5, 64)
+    for attention, names in (
+        (prepared.model.encoder.layers[0].self_attn, ("q_proj", "k_proj", "v_proj")),
+        (prepared.model.decoder.layers[1].encoder_attn, ("k_proj", "v_proj")),
+    ):
+        assert attention.fused.usable()
+        with torch.no_grad():
+            for fused, name in zip(attention.fused(x), names):
+                assert fused.shape == (2, 5, 64)
+                torch.testing.assert_close(fused, getattr(attention, name)(x), rtol=0.02, atol=1e-3)
+    exact = prepare_for_decoding(one, "float32")
+    exact.update(torch.float32)
+    assert not exact.model.encoder.layers[0].self_attn.fused.usable()
 
 
 def test_a_prepared_model_is_made_once_and_dies_with_the_original():

@@ -31,7 +31,7 @@ class FusedLinear:
             self.product = product(weight, torch.cat(biases).detach() if biases else None, dtype)
 
     def usable(self) -> bool:
-        """Whether to call this and not the layers: where it is faster, and no hook of a user's would see their input."""
+        """Whether to call this and not the layers: it is faster, and no hook of a user's would see their input."""
         return self.product is not None and not any(
             layer._forward_pre_hooks or layer._forward_hooks for layer in self.layers
         )

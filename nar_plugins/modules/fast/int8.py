@@ -61,17 +61,19 @@ def int8_product(weight: Int8Weight, bias: Optional[Tensor]) -> Callable[[Union[
     outputs = len(scales)
     most = max(1, IN_CACHE // outputs)  # rows at a time
 
-    def part(numbers: Tensor, row_scales: Tensor, offsets: Tensor, y: Tensor) -> None:
-        y.copy_(torch._int_mm(numbers, transposed)).mul_(scales)
-        y = y.mul_(row_scales) if bias is None else torch.addcmul(bias, y, row_scales, out=y)
-        y.addcmul_(offsets, sums)
+    def part(numbers: Tensor, row_scales: Tensor, offsets: Tensor, out: Optional[Tensor] = None) -> Tensor:
+        whole = torch._int_mm(numbers, transposed)
+        y = whole.view(torch.float32).copy_(whole).mul_(scales)  # in the memory of the whole numbers
+        out = y if out is None else out
+        out = torch.mul(y, row_scales, out=out) if bias is None else torch.addcmul(bias, y, row_scales, out=out)
+        return out.addcmul_(offsets, sums)
 
     def product(x: Union[Tensor, QuantisedRows]) -> Tensor:
         rows = x if isinstance(x, QuantisedRows) else quantise(x)
-        y = rows.scales.new_empty(len(rows.scales), outputs)
-        if len(y) <= most:
-            part(*rows[:3], y)
+        if len(rows.scales) <= most:
+            y = part(*rows[:3])
         else:
+            y = rows.scales.new_empty(len(rows.scales), outputs)
             for parts in zip(*(tensor.split(most) for tensor in (*rows[:3], y))):
                 part(*parts)
         if len(rows.shape) != 1:

@@ -15,6 +15,7 @@ PyTorch counts changes of a parameter, but not those of ``parameter.data``, by w
 
 import copy
 import logging
+import math
 import threading
 from typing import Dict, Iterable, List, Optional, Sequence, Set
 from weakref import WeakKeyDictionary
@@ -95,11 +96,6 @@ class Prepared:
         with LOCK:
             if stamp == self.stamp:  # another thread was faster
                 return
-            if self.released:
-                raise ValueError(
-                    f"--decode-dtype {self.name}: the weights were given back when the model was made ready for int8: "
-                    "load the checkpoint again"
-                )
             own = self.own_half()
             if own is not None and dtype in (torch.float16, torch.bfloat16) and dtype != own:
                 raise ValueError(
@@ -109,6 +105,11 @@ class Prepared:
             before = self.stamp if self.stamp is not None and self.stamp[0] == dtype else [None] * len(stamp)
             parts = [*self.layers, *self.tables]
             changed = [part for part, new, old in zip(parts, stamp[1:], before[1:]) if new != old]
+            if any(given_back(part.weight) for part in changed):
+                raise ValueError(
+                    f"--decode-dtype {self.name}: the weights were given back when the model was made ready for int8: "
+                    "load the checkpoint again"
+                )
             if dtype == torch.int8:
                 for device in {part.weight.device for part in changed}:
                     refuse_device(device)
@@ -142,7 +143,7 @@ class Prepared:
             layer.prepare(dtype, later=id(layer) in replaced)
 
     def release(self, keep: Iterable[nn.Module] = ()) -> None:
-        """Give back the float32 weights that decoding in int8 does not read: their place takes a tensor without data.
+        """Give back the float32 weights that decoding in int8 does not read: their place takes one NaN of their shape.
 
         The original cannot compute any more, and nothing can be prepared of it again, so this is for a model that
         nothing but its generator reads.
@@ -163,8 +164,9 @@ class Prepared:
             for module in self.model.modules():
                 for name, weight in module._parameters.items():
                     if weight is not None and id(weight) not in kept:
-                        without_data = torch.empty_like(weight, device="meta")
-                        shared = empty.setdefault(id(weight), nn.Parameter(without_data, requires_grad=False))
+                        # on "meta" PyTorch's products would read memory that is not theirs
+                        one_number = torch.full((), math.nan, dtype=weight.dtype).expand(weight.shape)
+                        shared = empty.setdefault(id(weight), nn.Parameter(one_number, requires_grad=False))
                         module._parameters[name] = shared
             self.stamp, self.released = self.stamp_of(torch.int8), True
 
@@ -185,8 +187,8 @@ class Prepared:
         others = sum(p.numel() for p in self.other_parameters(torch.int8))
         logger.info(
             f"--decode-dtype int8: {len(self.layers)} linear layers in {megabytes(self.layer_bytes(torch.int8))}, "
-            f"{megabytes(self.table_bytes())} of tables that are no layer's, {megabytes(4 * others)} of other weights in "
-            f"float32; the model has {megabytes(parameters)}"
+            f"{megabytes(self.table_bytes())} of tables that are no layer's, {megabytes(4 * others)} of other weights "
+            f"in float32; the model has {megabytes(parameters)}"
         )
 
     def weight_bytes(self) -> int:
@@ -340,6 +342,11 @@ def refuse_int8(model: nn.Module) -> None:
             "--decode-dtype int8: this model was trained with --quant-noise-pq or --quant-noise-scalar, another "
             "quantisation: use --decode-dtype float32"
         )
+
+
+def given_back(weight: Tensor) -> bool:
+    """Whether ``release`` has given the memory of a weight back."""
+    return weight.untyped_storage().nbytes() < weight.numel() * weight.element_size()
 
 
 def refuse_nan(model: nn.Module) -> None:

@@ -44,6 +44,10 @@ class PreparedTable:
             return F.embedding(indices, self.weight)
         return F.embedding(indices, self.int8.numbers) * F.embedding(indices, self.int8.scales)
 
+    def row(self, index: int) -> Tensor:
+        """(D,)."""
+        return self.weight[index] if self.int8 is None else self.int8.numbers[index] * self.int8.scales[index]
+
     def product(self, x: Tensor) -> Tensor:
         """The products (..., rows) of x (..., D) with all rows.
 
