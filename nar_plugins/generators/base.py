@@ -126,7 +126,7 @@ class Generator:
         with without_gradients, torch.autocast(source.device.type, dtype if half else None, enabled=half):
             yield
 
-    def release(self) -> None:
+    def give_weights_back(self) -> None:
         """Give back the memory of float32 weights that decoding in int8 does not read; else nothing.
 
         The given models cannot compute any more, except by this generator.

@@ -103,7 +103,7 @@ class System:
         """Make the models ready; sets ``cuda``, ``generator`` and ``autoregressive``."""
         self.cuda = prepare_models(self.models, self.cfg)
         self.generator = self.task.build_generator(self.models, self.cfg.generation)
-        self.generator.release()  # nothing else reads the models
+        self.generator.give_weights_back()  # nothing else reads the models
         self.autoregressive = isinstance(self.generator, BeamGenerator)
 
     def weight_bytes(self) -> int:

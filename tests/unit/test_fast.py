@@ -314,9 +314,9 @@ def test_a_generator_alone_with_its_model_gives_the_weights_back(name):
     wanted = words(MAKERS[name]("int8")[1], source)
     one, gen = MAKERS[name]("int8")
     before, shapes = bytes_in_use(one), [parameter.shape for parameter in one.parameters()]
-    gen.release()
+    gen.give_weights_back()
     assert words(gen, source) == wanted and words(gen, source[:1]) == wanted[:1]
-    assert bytes_in_use(one) < 0.5 * before  # the tiny models have large tables of positions
+    assert bytes_in_use(one) < 0.6 * before  # positions and what drafters read stay
     assert [parameter.shape for parameter in one.parameters()] == shapes
     with pytest.raises(
         ValueError, match="^--decode-dtype float32: the weights were given back when the model was made"
