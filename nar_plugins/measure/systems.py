@@ -97,6 +97,7 @@ class System:
         """Make the models ready; sets ``cuda``, ``generator`` and ``autoregressive``."""
         self.decoder = Decoder(self.cfg, self.task, self.models)
         self.cuda, self.generator = self.decoder.cuda, self.decoder.generator
+        self.generator.give_weights_back()  # nothing else reads the models
         self.autoregressive = isinstance(self.generator, BeamGenerator)
 
     def weight_bytes(self) -> int:

@@ -128,7 +128,7 @@ class BlockDecoder:
         if decoder.project_in_dim is not None:
             x = decoder.project_in_dim(x)
         if decoder.embed_positions is not None:
-            x = x + positional(decoder.embed_positions, positions, last, decoder.embed_tokens.weight)
+            x = x + positional(decoder.embed_positions, positions, last, x)
         return x if decoder.layernorm_embedding is None else decoder.layernorm_embedding(x)
 
     def layer(
@@ -164,7 +164,7 @@ def positional(module, positions: Tensor, last: int, like: Tensor) -> Tensor:
 
     Args:
         last: the largest position.
-        like: a parameter of the same model; the result has its type and device.
+        like: the embedded tokens; the result has their type and device.
     """
     index = positions + module.padding_idx + 1
     if not isinstance(module, SinusoidalPositionalEmbedding):

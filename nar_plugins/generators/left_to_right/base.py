@@ -7,10 +7,11 @@ from typing import Any, Callable, Dict, List, NamedTuple, Optional
 import torch
 from torch import Tensor
 
-from nar_plugins.generators.base import Generator, Statistics, ban, banned_symbols, ensemble_mean, refuse_nan
+from nar_plugins.generators.base import Generator, Statistics, banned_symbols, ensemble_mean, refuse_nan
 from nar_plugins.generators.hypothesis import greedy_hypothesis
 from nar_plugins.generators.left_to_right.logits_processor import GreedyLogitsProcessor
 from nar_plugins.generators.options import refuse_in_batch
+from nar_plugins.modules.best_of_rows import ban
 from nar_plugins.modules.precision import full
 
 

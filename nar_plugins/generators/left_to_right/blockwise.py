@@ -11,6 +11,7 @@ import torch
 from fairseq import utils
 from fairseq.dataclass import ChoiceEnum
 from torch import Tensor
+from torch.nn import Module
 
 from nar_plugins.generators.hypothesis import greedy_hypothesis
 from nar_plugins.generators.left_to_right.base import Batch, Decision, LeftToRightGenerator, LeftToRightStatistics
@@ -122,6 +123,11 @@ class BlockwiseGenerator(LeftToRightGenerator):
                 "blockwise accepts what greedy search would not say: the output is not that of greedy search"
             )
         self.statistics = BlockwiseStatistics()
+
+    def reads_weights_of(self, model) -> List[Module]:
+        """The heads and the vocabulary projection: drafters take parts of them."""
+        heads = getattr(model.decoder, "proposal_heads", None)
+        return [] if heads is None else [heads, model.decoder.output_projection]
 
     def max_tokens(self, limit: int) -> int:
         return self.drafter.max_draft_tokens + 1

@@ -7,7 +7,8 @@ from typing import Optional, Sequence
 import torch
 from torch import Tensor
 
-from nar_plugins.generators.base import ban, check_min_len
+from nar_plugins.generators.base import check_min_len
+from nar_plugins.modules.best_of_rows import ban
 
 
 class GreedyLogitsProcessor:

@@ -9,7 +9,8 @@ from nar_plugins.models.base import NarDecoder, NarEncoder, wrap
 from nar_plugins.models.contract import Canvas, Memory
 from nar_plugins.models.nat.fertility_head import FertilityHead
 from nar_plugins.models.nat.positional_attention import PositionalDecoderLayer, not_itself
-from nar_plugins.modules.layers import NarDecoderLayer, pick
+from nar_plugins.modules.attention import pick
+from nar_plugins.modules.layers import NarDecoderLayer
 
 
 class NatEncoder(NarEncoder):

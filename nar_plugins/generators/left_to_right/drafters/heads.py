@@ -3,7 +3,6 @@
 from typing import Any, Callable, Dict, List, Optional, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from nar_plugins.generators.left_to_right.drafters.base import Drafter, Drafts, VerifyResult, best_drafts
@@ -44,8 +43,8 @@ class HeadsDrafter(Drafter):
         """The vocabulary projection of the W symbols that may be proposed, (..., D) -> (..., W); banned ones at
         -inf."""
         projection = self.decoder.output_projection
-        if self.vocab_size is None and getattr(projection, "int8", False):
-            ban = projection.weight.new_zeros(len(projection.weight))
+        if self.vocab_size is None and getattr(projection, "in_int8", False):
+            ban = torch.zeros(len(projection.weight))  # int8 is for CPUs
             ban[self.banned] = -float("inf")
             return lambda features: projection(features).add_(ban)
         weight = projection.weight[: self.vocab_size]
@@ -83,12 +82,12 @@ class SequentialDrafter(HeadsDrafter):
         if len(verified.sentences) < len(sources[0]):  # some sentences are finished
             sources = [None if part is None else part[verified.sentences] for part in sources]
         head = self.decoder.proposal_heads.decoding(*sources)
-        embeddings, scale = self.decoder.embed_tokens.weight, self.decoder.embed_scale
+        embed, scale = self.decoder.embed_tokens, self.decoder.embed_scale
         features = base = verified.features[self.model_index]
         token = verified.tokens[verified.sentences, verified.lengths - 1]
         drafts, survival_lprobs = [], 0.0
         for index in range(count):
-            features = head(index, base, features, F.embedding(token, embeddings) * scale)
+            features = head(index, base, features, embed(token) * scale)
             drafts.append(best_drafts(projection(features)))
             token = drafts[-1].tokens
             if self.min_survival > 0 and index + 1 < count:

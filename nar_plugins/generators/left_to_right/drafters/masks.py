@@ -7,7 +7,6 @@ token are the next drafts.
 
 from typing import List, Sequence
 
-from nar_plugins.generators.base import ban
 from nar_plugins.generators.left_to_right.drafters.base import (
     MAX_DRAFT_TOKENS,
     Drafter,
@@ -15,6 +14,7 @@ from nar_plugins.generators.left_to_right.drafters.base import (
     VerifyResult,
     best_drafts,
 )
+from nar_plugins.modules.best_of_rows import ban
 
 
 class MaskDrafter(Drafter):
