@@ -5,7 +5,7 @@ import math
 from argparse import Namespace
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Any, Dict, List, Optional
+from typing import Any, Callable, Dict, List, Optional
 
 import torch
 from fairseq import utils
@@ -17,7 +17,7 @@ from nar_plugins.generators.left_to_right.base import Batch, Decision, LeftToRig
 from nar_plugins.generators.left_to_right.drafters import choose_drafter
 from nar_plugins.generators.left_to_right.drafters.base import Drafts, VerifyResult
 from nar_plugins.generators.left_to_right.drafters.heads import HeadsDrafter
-from nar_plugins.generators.left_to_right.drafters.length_policy import DraftLengthPolicy
+from nar_plugins.generators.left_to_right.drafters.length_policy import AcceptanceHistory, DraftLengthPolicy
 from nar_plugins.generators.option_values import old_name, option
 from nar_plugins.generators.options import MODELS, refuse, refuse_options
 from nar_plugins.generators.registry import DecodingConfig, register_generator
@@ -65,8 +65,10 @@ class BlockwiseConfig(DecodingConfig):
 class Drafting:
     """The drafting state of a batch."""
 
-    drafter_state: Any  # of ``Drafter.begin``
     policy: DraftLengthPolicy
+    begin: Callable[[], Any]  # ``Drafter.begin`` for this batch
+    drafter_state: Any = None  # what it returned
+    begun: bool = False
     budget: int = 0  # drafts after the next call
     verified: Optional[VerifyResult] = None  # of the last call, for the active sentences
 
@@ -122,15 +124,20 @@ class BlockwiseGenerator(LeftToRightGenerator):
                 "blockwise accepts what greedy search would not say: the output is not that of greedy search"
             )
         self.statistics = BlockwiseStatistics()
+        self.history = AcceptanceHistory()
 
     def max_tokens(self, limit: int) -> int:
         return self.drafter.max_draft_tokens + 1
 
     def translate(self, sample: Dict, encoded: List[Dict], prefix: Optional[Tensor]) -> Batch:
+        self.drafter.check(sample)
         source = sample["net_input"]["src_tokens"]
         fixed, min_drafts = self.config.verify_block, self.config.min_block - 1
-        policy = DraftLengthPolicy(self.drafter, fixed, source.device.type, min_drafts)
-        return self.decode(Drafting(self.drafter.begin(sample, encoded), policy), source, encoded, prefix)
+        exact = str(self.config.accept) == "exact" and not min_drafts
+        history = self.history if exact else None  # other outputs depend on the draft lengths
+        policy = DraftLengthPolicy(self.drafter, fixed, source.device.type, min_drafts, history, tuple(source.shape))
+        drafting = Drafting(policy, lambda: self.drafter.begin(sample, encoded))
+        return self.decode(drafting, source, encoded, prefix)
 
     def propose(self, batch: Batch) -> Drafts:
         """Make the next drafts, and set the budget of those after the call.
@@ -145,6 +152,9 @@ class BlockwiseGenerator(LeftToRightGenerator):
         elif state.verified is None or not state.budget:
             drafts = Drafts(batch.pending[:, :0])
         else:
+            if not state.begun:
+                state.drafter_state, state.begun = state.begin(), True
+                state.policy.begun()
             drafts = self.drafter.draft(state.verified, state.budget, state.drafter_state)
             drafts = Drafts(drafts.tokens[:, : state.policy.verify_length(drafts)])
         state.budget = state.policy.budget(len(batch.active), batch.limit - batch.min_length - 1)

@@ -52,9 +52,17 @@ class Drafter:
 
     max_draft_tokens = MAX_DRAFT_TOKENS
     adaptive_length = False  # whether it stops by itself, at the ``min_survival`` of ``set_budget``
+    probe_tokens, probe_calls = 1, 1  # drafts a call, and calls, that tell whether its drafts are accepted
+
+    def check(self, sample: Dict) -> None:
+        """Called for every batch.
+
+        Raises:
+            ValueError: nothing can be drafted for one of its sentences.
+        """
 
     def begin(self, sample: Dict, encoded: List[Dict]) -> Any:
-        """The ``state`` that ``draft`` needs, for all B sentences.
+        """The ``state`` that ``draft`` needs, for all B sentences; called before the first drafts, if there are any.
 
         Args:
             sample: fairseq's batch. encoded: every model's encoder output.
@@ -76,6 +84,10 @@ class Drafter:
         """
         raise NotImplementedError
 
+    def verify_cost(self, count: int) -> float:
+        """The cost of verifying ``count`` drafts of one sentence, in tokens of the verifier's decoder."""
+        return 1.0 + count
+
     def cost_per_row(self, count: int) -> float:
         """The cost of ``count`` drafts for one sentence; 1 is one token in the verifier's decoder."""
         return 0.0
@@ -84,4 +96,12 @@ class Drafter:
         """The cost of ``count`` drafts for any number of sentences; 1 is the fixed cost of a call of the verifier's
         decoder.
         """
+        return 0.0
+
+    def begin_cost_per_token(self) -> float:
+        """The cost of ``begin`` for one token of a source; 1 is one token in the verifier's decoder."""
+        return 0.0
+
+    def begin_fixed_cost(self) -> float:
+        """The cost of ``begin`` for any batch; 1 is the fixed cost of a call of the verifier's decoder."""
         return 0.0

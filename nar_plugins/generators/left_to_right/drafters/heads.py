@@ -73,16 +73,13 @@ class SequentialDrafter(HeadsDrafter):
     def set_budget(self, count: int, min_survival: float) -> None:
         self.min_survival = min_survival
 
-    def begin(self, sample: Dict, encoded: List[Dict]) -> tuple:
+    def begin(self, sample: Dict, encoded: List[Dict]) -> "SequentialState":
         out = encoded[self.model_index]
         sources = (*self.decoder.proposal_heads.memory(out["encoder_out"][0].transpose(0, 1)), allowed_sources(out))
-        return sources, self.projection()
+        return SequentialState(self.decoder.proposal_heads, self.projection(), sources)
 
-    def draft(self, verified: VerifyResult, count: int, state: tuple) -> Drafts:
-        sources, projection = state
-        if len(verified.sentences) < len(sources[0]):  # some sentences are finished
-            sources = [None if part is None else part[verified.sentences] for part in sources]
-        head = self.decoder.proposal_heads.decoding(*sources)
+    def draft(self, verified: VerifyResult, count: int, state: "SequentialState") -> Drafts:
+        head, projection = state.head(verified.sentences), state.projection
         embeddings, scale = self.decoder.embed_tokens.weight, self.decoder.embed_scale
         features = base = verified.features[self.model_index]
         token = verified.tokens[verified.sentences, verified.lengths - 1]
@@ -103,3 +100,32 @@ class SequentialDrafter(HeadsDrafter):
     def fixed_cost(self, count: int) -> float:
         weights = self.decoder.proposal_heads.multiplications() + self.projection_cost
         return count * (HEAD + weights) / (CALL + LAYER * len(self.decoder.layers) + self.token_cost)
+
+    def begin_cost_per_token(self) -> float:
+        attention = self.decoder.proposal_heads.encoder_attn
+        weights = attention.k_proj.weight.numel() + attention.v_proj.weight.numel()
+        return weights / self.token_cost
+
+
+class SequentialState:
+    """The heads of a batch, for the sentences that are still active.
+
+    Args:
+        heads: ``SequentialHeads``. projection: from ``HeadsDrafter.projection``.
+        sources: keys and values of all B sentences, and the visible ones or None.
+    """
+
+    def __init__(self, heads, projection: Callable[[Tensor], Tensor], sources: Sequence[Optional[Tensor]]):
+        self.heads, self.projection, self.sources = heads, projection, sources
+        self.sentences: Optional[Tensor] = None  # those of ``sources``; None: all
+        self.decoding = None
+
+    def head(self, sentences: Tensor) -> Callable:
+        """``SequentialHeads.decoding`` for some sentences (b,) int64 in rising order, among those of the last call."""
+        if len(sentences) < len(self.sources[0]):
+            kept = sentences if self.sentences is None else torch.searchsorted(self.sentences, sentences)
+            self.sources = [None if part is None else part[kept] for part in self.sources]
+            self.sentences, self.decoding = sentences, None
+        if self.decoding is None:
+            self.decoding = self.heads.decoding(*self.sources)
+        return self.decoding

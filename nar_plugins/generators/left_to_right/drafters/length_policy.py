@@ -2,7 +2,8 @@
 so far are accepted).
 """
 
-from typing import Dict, List, Optional
+import math
+from typing import Dict, List, Optional, Tuple
 
 from nar_plugins.generators.left_to_right.drafters.base import Drafter, Drafts
 
@@ -12,7 +13,39 @@ from nar_plugins.generators.left_to_right.drafters.base import Drafter, Drafts
 # some hundred tokens (not measured).
 OVERHEAD: Dict[str, int] = {"cpu": 16, "cuda": 256}
 
-PRIOR, PRIOR_WEIGHT = 0.7, 4.0  # a draft's probability to be accepted, and the number of observations that it counts as
+UNSURE = 0.5  # a draft's probability to be accepted, before any was verified; it counts as one observation
+PRIOR_WEIGHT = 4.0  # the observations in a batch that those in earlier batches count as, at most
+WINDOW = 256.0  # observations that a run remembers; older ones fade
+PROBE_SHARE = 0.02  # of the time of the calls without drafts, that probes may take
+MAX_PATIENCE = 64  # probes that fail become this many times as rare, at most
+
+
+class AcceptanceHistory:
+    """What the batches of a run tell the next one: how often drafts were accepted, and when to probe again.
+
+    Attributes:
+        accepted, trials: by position in the block.
+        idle: the cost of the calls since the last probe, in which drafting did not pay.
+        patience: it doubles with every probe, until drafting pays.
+    """
+
+    def __init__(self):
+        self.accepted: List[float] = []
+        self.trials: List[float] = []
+        self.idle, self.patience = math.inf, 1
+
+    def extend(self, positions: int) -> None:
+        """Know this many positions; the new ones are unsure."""
+        missing = positions - len(self.trials)
+        self.accepted += [UNSURE] * missing
+        self.trials += [1.0] * missing
+
+    def count(self, position: int, trials: float, accepted: float) -> None:
+        self.trials[position] += trials
+        self.accepted[position] += accepted
+        faded = min(1.0, WINDOW / self.trials[position])
+        self.trials[position] *= faded
+        self.accepted[position] *= faded
 
 
 class DraftLengthPolicy:
@@ -22,30 +55,51 @@ class DraftLengthPolicy:
     E(n) = 1 + the sum of their survival probabilities. The best n has the most expected tokens for its cost: a draft is
     included exactly when its survival probability exceeds its marginal cost.
 
-    Before drafts are made, survival is estimated from the acceptance of earlier drafts of the same batch, so that no
-    time goes into drafts that will not be used. Afterwards it is the drafts' own probability, where the drafter gives
-    it. A drafter with ``adaptive_length`` gets a threshold, ``min_survival``, instead of a number.
+    Before drafts are made, survival is estimated from the acceptance of earlier drafts, so that no time goes into
+    drafts that will not be used. Afterwards it is the drafts' own probability, where the drafter gives it. A drafter
+    with ``adaptive_length`` gets a threshold, ``min_survival``, instead of a number. Drafts that are made and not
+    verified count by their own probability.
 
-    The estimates start anew with every batch, so a sentence's calls do not depend on the batches before it.
+    Where no draft pays, some are made all the same now and then, a probe. Probes may take ``PROBE_SHARE`` of the time
+    of the calls before them, and half as much after each that fails; so drafts that are always wrong cost little.
 
     Args:
         fixed: ``--verify-block``, or None to adapt.
         device: type of the device.
         min_draft_tokens: drafts that are made and verified whatever they cost, for ``--min-block``.
+        history: of the batches before, which this one extends. None: nothing is known, and nothing is told. The drafts
+            do not change exact decoding's output; any other kind's they would make depend on the batches before.
+        shape: sentences and width of the source, for the cost of ``Drafter.begin``.
     """
 
-    def __init__(self, drafter: Drafter, fixed: Optional[int], device: str, min_draft_tokens: int = 0):
+    def __init__(
+        self,
+        drafter: Drafter,
+        fixed: Optional[int],
+        device: str,
+        min_draft_tokens: int = 0,
+        history: Optional[AcceptanceHistory] = None,
+        shape: Tuple[int, int] = (1, 1),
+    ):
         self.drafter, self.fixed, self.min_draft_tokens = drafter, fixed, min_draft_tokens
         self.overhead = OVERHEAD.get(device, OVERHEAD["cuda"])
         counts = range(drafter.max_draft_tokens + 1)
         self.cost_per_row = [drafter.cost_per_row(n) for n in counts]
         self.fixed_cost = [drafter.fixed_cost(n) for n in counts]
-        self.accepted = [PRIOR * PRIOR_WEIGHT] * drafter.max_draft_tokens  # by position in the block
-        self.trials = [PRIOR_WEIGHT] * drafter.max_draft_tokens
+        sentences, self.width = shape
+        self.begin_cost = self.overhead * drafter.begin_fixed_cost()
+        self.begin_cost += sentences * self.width * drafter.begin_cost_per_token()
+        self.history = AcceptanceHistory() if history is None else history
+        self.history.extend(drafter.max_draft_tokens)
+        # the history counts as few observations, so that a batch that differs from those before is soon noticed
+        self.trials = [min(PRIOR_WEIGHT, trials) for trials in self.history.trials]
+        known = zip(self.history.accepted, self.history.trials, self.trials)
+        self.accepted = [accepted / trials * weight for accepted, trials, weight in known]
         self.rate = 0.0  # expected tokens for a unit of cost, at the best length so far
+        self.probing = 0  # calls that the present probe still takes
 
     def budget(self, sentences: int, room: int) -> int:
-        """The number of drafts to ask for.
+        """The number of drafts to ask for; called once before every call.
 
         Args:
             sentences: active ones. room: tokens that can still be used.
@@ -60,7 +114,29 @@ class DraftLengthPolicy:
         best = self.best_length(sentences, survival, with_drafting=True)
         if self.min_draft_tokens:
             return max(best, min(self.min_draft_tokens, limit))
-        return limit if best and self.drafter.adaptive_length else best
+        if not best:
+            return self.probe(sentences, limit)
+        self.history.patience, self.probing = 1, 0
+        return limit if self.drafter.adaptive_length else best
+
+    def probe(self, sentences: int, limit: int) -> int:
+        """Drafts to make although they do not pay by what is known."""
+        count = min(self.drafter.probe_tokens, limit)
+        if self.probing:
+            self.probing -= 1
+            return count
+        history, base = self.history, self.call_cost(sentences, 0)
+        cost = self.begin_cost + (self.call_cost(sentences, count) - base) * self.drafter.probe_calls
+        if not count or PROBE_SHARE * history.idle < cost * history.patience:
+            history.idle += base
+            return 0
+        history.idle, history.patience = 0.0, min(2 * history.patience, MAX_PATIENCE)
+        self.probing = self.drafter.probe_calls - 1
+        return count
+
+    def begun(self) -> None:
+        """The drafter's ``begin`` was called: from now on it costs nothing."""
+        self.begin_cost = 0.0
 
     def min_survival(self, sentences: int) -> float:
         """The survival probability below which one more draft costs more than it brings; call ``budget`` first."""
@@ -70,12 +146,18 @@ class DraftLengthPolicy:
         return self.rate * marginal_cost
 
     def verify_length(self, drafts: Drafts) -> int:
-        """How many of the drafts to verify: all where the drafter gives no probabilities."""
+        """How many of the drafts to verify: all where the drafter gives no probabilities. The others are counted by
+        their own probability.
+        """
         sentences, drafted = drafts.tokens.shape
         if self.fixed is not None or drafts.lprobs is None or sentences == 0:
             return drafted
         survival = drafts.lprobs.cumsum(1).exp().mean(0).tolist()
-        return max(self.best_length(sentences, survival, with_drafting=False), min(self.min_draft_tokens, drafted))
+        length = max(self.best_length(sentences, survival, with_drafting=False), min(self.min_draft_tokens, drafted))
+        for position in range(length, drafted):
+            before = survival[position - 1] if position else 1.0
+            self.count(position, sentences * before, sentences * survival[position])
+        return length
 
     def best_length(self, sentences: int, survival: List[float], with_drafting: bool) -> int:
         """The number of drafts with the most expected tokens for the cost.
@@ -86,13 +168,25 @@ class DraftLengthPolicy:
         expected, rates = 1.0, []
         for count, probability in enumerate([0.0, *survival]):
             expected += probability
-            per_row, fixed = (self.cost_per_row[count], self.fixed_cost[count]) if with_drafting else (0.0, 0.0)
-            rates.append(expected / (self.overhead * (1 + fixed) + sentences * (1 + count + per_row)))
+            begin = self.begin_cost / self.width if with_drafting and count else 0.0  # spread over the calls
+            rates.append(expected / (self.call_cost(sentences, count, with_drafting) + begin))
         self.rate = max(rates)
         return rates.index(self.rate)
+
+    def call_cost(self, sentences: int, count: int, with_drafting: bool = True) -> float:
+        """The cost of a call with ``count`` drafts, in tokens."""
+        cost = self.overhead + sentences * self.drafter.verify_cost(count)
+        if with_drafting:
+            cost += self.overhead * self.fixed_cost[count] + sentences * self.cost_per_row[count]
+        return cost
 
     def update(self, accepted: List[int], drafts: int) -> None:
         """Count a call: of ``drafts`` drafts a sentence, how many were accepted in each."""
         for position in range(drafts):
-            self.trials[position] += sum(count >= position for count in accepted)
-            self.accepted[position] += sum(count > position for count in accepted)
+            tried = sum(count >= position for count in accepted)
+            self.count(position, tried, sum(count > position for count in accepted))
+
+    def count(self, position: int, trials: float, accepted: float) -> None:
+        self.trials[position] += trials
+        self.accepted[position] += accepted
+        self.history.count(position, trials, accepted)

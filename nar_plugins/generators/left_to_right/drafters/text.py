@@ -88,13 +88,24 @@ class ModelDrafter(TextDrafter):
                 f"--drafter-iterations {config.drafter_iterations}: a {type(model).__name__} drafts in one pass"
             )
         options = generation_options(Namespace(beam=1))
+        self.passes = config.drafter_iterations
         self.generator = registry.GENERATORS[name]([model], dictionary, drafter, options, mask)
+
+    def check(self, sample: Dict) -> None:
+        for model in self.generator.models:
+            check_source(model.max_positions()[0], sample["net_input"]["src_tokens"], self.pad, "drafter")
 
     def begin(self, sample: Dict, encoded: List[Dict]) -> Tensor:
         source = sample["net_input"]["src_tokens"]
         for model in self.generator.models:
-            check_source(model.max_positions()[0], source, self.pad, "drafter")
             model.to(source.device)
         translations = [nbest[0]["tokens"] for nbest in self.generator.generate(self.generator.models, sample)]
         text = torch.nn.utils.rnn.pad_sequence(translations, batch_first=True, padding_value=self.pad)
         return text.to(source.device)
+
+    def begin_cost_per_token(self) -> float:
+        """An encoder and a decoder for every pass, as large as the verifier's."""
+        return 1.0 + self.passes
+
+    def begin_fixed_cost(self) -> float:
+        return 1.0 + self.passes
