@@ -3,7 +3,6 @@
 from typing import Any, Callable, Dict, List, Optional, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from nar_plugins.generators.left_to_right.drafters.base import Drafter, Drafts, VerifyResult, best_drafts
@@ -80,12 +79,12 @@ class SequentialDrafter(HeadsDrafter):
 
     def draft(self, verified: VerifyResult, count: int, state: "SequentialState") -> Drafts:
         head, projection = state.head(verified.sentences), state.projection
-        embeddings, scale = self.decoder.embed_tokens.weight, self.decoder.embed_scale
+        embed, scale = self.decoder.embed_tokens, self.decoder.embed_scale
         features = base = verified.features[self.model_index]
         token = verified.tokens[verified.sentences, verified.lengths - 1]
         drafts, survival_lprobs = [], 0.0
         for index in range(count):
-            features = head(index, base, features, F.embedding(token, embeddings) * scale)
+            features = head(index, base, features, embed(token) * scale)
             drafts.append(best_drafts(projection(features)))
             token = drafts[-1].tokens
             if self.min_survival > 0 and index + 1 < count:

@@ -2,7 +2,6 @@
 so far are accepted).
 """
 
-import math
 from typing import Dict, List, Optional, Tuple
 
 from nar_plugins.generators.left_to_right.drafters.base import Drafter, Drafts
@@ -25,14 +24,15 @@ class AcceptanceHistory:
 
     Attributes:
         accepted, trials: by position in the block.
-        idle: the cost of the calls since the last probe, in which drafting did not pay.
+        idle: the cost of the calls since the last probe, in which drafting did not pay; None: before the first.
         patience: it doubles with every probe, until drafting pays.
     """
 
     def __init__(self):
         self.accepted: List[float] = []
         self.trials: List[float] = []
-        self.idle, self.patience = math.inf, 1
+        self.idle: Optional[float] = None
+        self.patience = 1
 
     def extend(self, positions: int) -> None:
         """Know this many positions; the new ones are unsure."""
@@ -126,6 +126,8 @@ class DraftLengthPolicy:
             self.probing -= 1
             return count
         history, base = self.history, self.call_cost(sentences, 0)
+        if history.idle is None:  # as if a batch had passed, with a call for every token of the source
+            history.idle = self.width * base
         cost = self.begin_cost + (self.call_cost(sentences, count) - base) * self.drafter.probe_calls
         if not count or PROBE_SHARE * history.idle < cost * history.patience:
             history.idle += base
