@@ -4,8 +4,9 @@
 
 Random weights. ``costs``: for some model sizes and one sentence, a decoder call with 1 to 8 tokens, output layer and
 selection included, and one proposal of a sequential head. ``OVERHEAD`` (drafters/length_policy.py) is the fixed cost of
-a call, in tokens; ``HEAD``, ``LAYER`` and ``CALL`` (drafters/heads.py) are the share of a call that one proposal takes.
-All are timed in turn, and the median counts.
+a call, in tokens; ``DRAFT``, ``LAYER`` and ``CALL`` (drafters/base.py) are the share of a call that one proposal takes.
+The first column is a call of one token with the layers in their plain form. All are timed in turn, and the median
+counts.
 
 ``wrong``: the time of adaptive decoding with drafts that are always wrong, as a ratio to one token a call, for every
 kind of drafts and batch size: of the first batch of a run, and of later ones. The drafts are made as usual, and then
@@ -27,7 +28,8 @@ from nar_plugins.generators.left_to_right.drafters import self_drafter
 from nar_plugins.generators.left_to_right.drafters.base import Drafter, Drafts, VerifyResult
 from nar_plugins.generators.left_to_right.drafters.length_policy import AcceptanceHistory, DraftLengthPolicy
 from nar_plugins.generators.options import generation_options
-from nar_plugins.modules.block_decoder import block_decoder
+from nar_plugins.modules.block_decoder import BlockCache, block_decoder
+from nar_plugins.modules.fast.prepare import prepare_for_decoding
 
 SIZES = ((128, 2), (128, 3), (128, 6), (256, 3), (512, 6))  # dimensions, layers a side
 TOKENS = (1, 2, 4, 8)
@@ -65,20 +67,22 @@ def main():
 def print_costs(task, args) -> None:
     """The table ``costs``."""
     print("\nms, batch 1\n")
-    cells = [*(f"{m} a call" for m in TOKENS), "proposal", "of a call", "assumed", "a token", "assumed"]
+    cells = ["plain", *(f"{m} a call" for m in TOKENS), "proposal", "of a call", "assumed", "a token", "assumed"]
     print(f"{'dimensions, layers':20}" + "".join(f"{cell:>11}" for cell in cells))
     for dim, layers in SIZES:
-        model = made("sequential", dim, layers, task).to(args.device).eval()
+        prepared = prepare_for_decoding(made("sequential", dim, layers, task).to(args.device), "float32")
+        prepared.update(torch.float32)
+        model = prepared.model
         drafter = self_drafter([model.block_decoder()], (task.mask_index, task.target_dictionary.pad()))
         calls, proposal = measure(model, drafter, args)
         policy = DraftLengthPolicy(drafter, None, args.device)
-        token = (calls[-1] - calls[1]) / (TOKENS[-1] - TOKENS[1])
-        assumed = (policy.overhead * policy.fixed_cost[1] + policy.cost_per_row[1]) / (policy.overhead + 1)
+        token = (calls[-1] - calls[2]) / (TOKENS[-1] - TOKENS[1])
+        assumed = (policy.overhead * drafter.fixed_cost(1) + drafter.cost_per_row(1)) / (policy.overhead + 1)
         numbers = [*calls, proposal]
         print(
             f"{f'{dim}, {layers}':20}"
             + "".join(f"{1000 * number:11.2f}" for number in numbers)
-            + f"{proposal / calls[0]:11.3f}{assumed:11.3f}{token / calls[0]:11.3f}{1 / (policy.overhead + 1):11.3f}",
+            + f"{proposal / calls[1]:11.3f}{assumed:11.3f}{token / calls[1]:11.3f}{1 / (policy.overhead + 1):11.3f}",
             flush=True,
         )
 
@@ -187,22 +191,26 @@ def generator(kind: str, model, task, args, block) -> BlockwiseGenerator:
 
 @torch.inference_mode()
 def measure(model, drafter, args) -> tuple:
-    """Seconds of a call with each of ``TOKENS``, and of one proposal."""
+    """Seconds of a call in the plain form, of one with each of ``TOKENS``, and of one proposal."""
     torch.manual_seed(2)
     source = torch.randint(4, args.words - 2, (1, LENGTH), device=args.device)
     lengths = torch.full((1,), LENGTH, device=args.device)
     encoded = model.encoder.forward_torchscript({"src_tokens": source, "src_lengths": lengths})
-    decoder = block_decoder(model)
+    decoder, slow = block_decoder(model), block_decoder(model)
+    plain = BlockCache(slow.start(encoded).memory)
+    slow.fast = None
     cache, state = decoder.start(encoded), drafter.begin({}, [encoded])
     decoder(source[:, :BEFORE], torch.zeros_like(lengths), 0, 0, LENGTH, cache)
     first = torch.full_like(lengths, BEFORE)
 
-    def call(tokens: int):
+    slow(source[:, :BEFORE], torch.zeros_like(lengths), 0, 0, LENGTH, plain)
+
+    def call(tokens: int, decoder=decoder, cache=cache):
         features, _ = decoder(source[:, :tokens], first, BEFORE, BEFORE, 2 * LENGTH, cache)
         return features, decoder.logits(features).log_softmax(-1).topk(2)
 
     verified = VerifyResult(torch.arange(1, device=args.device), source, first, [call(1)[0][:, 0]], None, None)
-    works = [*(lambda m=m: call(m) for m in TOKENS), *(lambda n=n: drafter.draft(verified, n, state) for n in (1, 7))]
+    works = [lambda: call(1, slow, plain), *(lambda m=m: call(m) for m in TOKENS), *(lambda n=n: drafter.draft(verified, n, state) for n in (1, 7))]
     *calls, one, seven = in_turn(works, args)
     return calls, (seven - one) / 6
 

@@ -8,6 +8,10 @@ from nar_plugins.modules.precision import full
 
 MAX_DRAFT_TOKENS = 15  # of the drafters that have no limit of their own
 
+# The fixed cost of a draft or some, of a decoder layer and of the rest of a call, in weights that are read in the same
+# time: measured on one CPU core with 2 to 6 layers of 128 to 512 (benchmarks/bench_blockwise.py), not on a GPU.
+DRAFT, LAYER, CALL = 0.6e6, 0.7e6, 1.1e6
+
 
 class VerifyResult(NamedTuple):
     """The outcome of a verifying call for b active sentences of a batch of B."""
@@ -45,6 +49,16 @@ def best_drafts(logits: Tensor) -> Drafts:
     """
     lprobs, tokens = full(logits).log_softmax(-1).max(-1)
     return Drafts(tokens, lprobs)
+
+
+def token_weights(decoder) -> int:
+    """The weights that one of fairseq's decoders multiplies a token's states by."""
+    return sum(parameter.numel() for parameter in decoder.layers.parameters()) + decoder.output_projection.weight.numel()
+
+
+def fixed_weights(decoder) -> float:
+    """The fixed cost of a decoder call, in weights that are read in the same time."""
+    return CALL + LAYER * len(decoder.layers) + token_weights(decoder)
 
 
 class Drafter:

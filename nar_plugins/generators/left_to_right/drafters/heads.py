@@ -5,14 +5,17 @@ from typing import Any, Callable, Dict, List, Optional, Sequence
 import torch
 from torch import Tensor
 
-from nar_plugins.generators.left_to_right.drafters.base import Drafter, Drafts, VerifyResult, best_drafts
+from nar_plugins.generators.left_to_right.drafters.base import (
+    DRAFT,
+    Drafter,
+    Drafts,
+    VerifyResult,
+    best_drafts,
+    fixed_weights,
+    token_weights,
+)
 from nar_plugins.modules.attention import allowed_sources
 from nar_plugins.modules.linear import linear
-
-# The fixed cost of a head, of a decoder layer and of the rest of a call, in weights that are read in the same time:
-# measured on one CPU core with 2 to 6 layers of 128 to 512 (benchmarks/bench_blockwise.py), not on a GPU.
-HEAD, LAYER, CALL = 0.6e6, 1.4e6, 3.6e6
-
 
 class HeadsDrafter(Drafter):
     """The proposal heads 2 to K of a model, at the last accepted position only (Stern et al. 2018, section 4).
@@ -28,9 +31,9 @@ class HeadsDrafter(Drafter):
         self.max_draft_tokens = decoder.block_size - 1
         weight = decoder.output_projection.weight
         self.banned = [index for index in banned if index < len(weight[:vocab_size])]
-        # multiplications of a draft's projection, and of a token in the verifier
+        # multiplications of a draft's projection, and of a token in the verifier; the fixed cost of a call
         self.projection_cost = weight[:vocab_size].numel()
-        self.token_cost = sum(parameter.numel() for parameter in decoder.layers.parameters()) + weight.numel()
+        self.token_cost, self.call_cost = token_weights(decoder), fixed_weights(decoder)
 
     def begin(self, sample: Dict, encoded: List[Dict]) -> Any:
         return self.projection()
@@ -61,6 +64,10 @@ class HeadsDrafter(Drafter):
     def cost_per_row(self, count: int) -> float:
         shared, per_head = self.decoder.proposal_heads.multiplications()
         return (shared + (per_head + self.projection_cost) * count) / self.token_cost if count else 0.0
+
+    def fixed_cost(self, count: int) -> float:
+        shared, per_head = self.decoder.proposal_heads.multiplications()
+        return (DRAFT + shared + per_head * count + self.projection_cost) / self.call_cost if count else 0.0
 
 
 class SequentialDrafter(HeadsDrafter):
@@ -98,7 +105,7 @@ class SequentialDrafter(HeadsDrafter):
 
     def fixed_cost(self, count: int) -> float:
         weights = self.decoder.proposal_heads.multiplications() + self.projection_cost
-        return count * (HEAD + weights) / (CALL + LAYER * len(self.decoder.layers) + self.token_cost)
+        return count * (DRAFT + weights) / self.call_cost
 
     def begin_cost_per_token(self) -> float:
         attention = self.decoder.proposal_heads.encoder_attn

@@ -84,8 +84,13 @@ class DraftLengthPolicy:
         self.drafter, self.fixed, self.min_draft_tokens = drafter, fixed, min_draft_tokens
         self.overhead = OVERHEAD.get(device, OVERHEAD["cuda"])
         counts = range(drafter.max_draft_tokens + 1)
-        self.cost_per_row = [drafter.cost_per_row(n) for n in counts]
-        self.fixed_cost = [drafter.fixed_cost(n) for n in counts]
+        verifying = [drafter.verify_cost(n) for n in counts]
+        # fixed, and for every sentence, by the number of drafts
+        self.costs = [float(self.overhead) for _ in counts], verifying
+        self.costs_with_drafting = (
+            [self.overhead * (1 + drafter.fixed_cost(n)) for n in counts],
+            [cost + drafter.cost_per_row(n) for n, cost in zip(counts, verifying)],
+        )
         sentences, self.width = shape
         self.begin_cost = self.overhead * drafter.begin_fixed_cost()
         self.begin_cost += sentences * self.width * drafter.begin_cost_per_token()
@@ -144,8 +149,7 @@ class DraftLengthPolicy:
         """The survival probability below which one more draft costs more than it brings; call ``budget`` first."""
         if self.fixed is not None or self.min_draft_tokens:  # the number of drafts is given
             return 0.0
-        marginal_cost = self.overhead * self.fixed_cost[1] + sentences * (1 + self.cost_per_row[1])
-        return self.rate * marginal_cost
+        return self.rate * (self.call_cost(sentences, 1) - self.call_cost(sentences, 0))
 
     def verify_length(self, drafts: Drafts) -> int:
         """How many of the drafts to verify: all where the drafter gives no probabilities. The others are counted by
@@ -167,20 +171,21 @@ class DraftLengthPolicy:
         Args:
             survival: of each draft. with_drafting: whether the cost of making them counts.
         """
-        expected, rates = 1.0, []
-        for count, probability in enumerate([0.0, *survival]):
+        fixed, per_row = self.costs_with_drafting if with_drafting else self.costs
+        begin = self.begin_cost / self.width if with_drafting else 0.0  # spread over the calls
+        expected, best = 1.0, 0
+        self.rate = 1.0 / (fixed[0] + sentences * per_row[0])
+        for count, probability in enumerate(survival, 1):
             expected += probability
-            begin = self.begin_cost / self.width if with_drafting and count else 0.0  # spread over the calls
-            rates.append(expected / (self.call_cost(sentences, count, with_drafting) + begin))
-        self.rate = max(rates)
-        return rates.index(self.rate)
+            rate = expected / (fixed[count] + sentences * per_row[count] + begin)
+            if rate > self.rate:
+                self.rate, best = rate, count
+        return best
 
-    def call_cost(self, sentences: int, count: int, with_drafting: bool = True) -> float:
-        """The cost of a call with ``count`` drafts, in tokens."""
-        cost = self.overhead + sentences * self.drafter.verify_cost(count)
-        if with_drafting:
-            cost += self.overhead * self.fixed_cost[count] + sentences * self.cost_per_row[count]
-        return cost
+    def call_cost(self, sentences: int, count: int) -> float:
+        """The cost of a call with ``count`` drafts, made and verified, in tokens."""
+        fixed, per_row = self.costs_with_drafting
+        return fixed[count] + sentences * per_row[count]
 
     def update(self, accepted: List[int], drafts: int) -> None:
         """Count a call: of ``drafts`` drafts a sentence, how many were accepted in each."""
