@@ -14,7 +14,7 @@ OVERHEAD: Dict[str, int] = {"cpu": 16, "cuda": 256}
 
 UNSURE = 0.5  # a draft's probability to be accepted, before any was verified; it counts as one observation
 PRIOR_WEIGHT = 4.0  # the observations in a batch that those in earlier batches count as, at most
-WINDOW = 256.0  # observations that a run remembers; older ones fade
+WINDOW = 64.0  # observations that a run remembers; older ones fade
 PROBE_SHARE = 0.02  # of the time of the calls without drafts, that probes may take
 MAX_PATIENCE = 64  # probes that fail become this many times as rare, at most
 
