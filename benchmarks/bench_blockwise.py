@@ -141,7 +141,9 @@ def print_wrong(task, args) -> None:
     """The table ``wrong``."""
     dim, layers = map(int, args.size.split(","))
     batches = [int(batch) for batch in args.batches.split(",")]
-    print(f"\nwrong drafts, {dim} dimensions, {layers} layers: time / that of one token a call; first batch, later ones\n")
+    print(
+        f"\nwrong drafts, {dim} dimensions, {layers} layers: time / that of one token a call; first batch, later ones\n"
+    )
     print(f"{'drafts':18}" + "".join(f"{f'batch {batch}':>15}" for batch in batches))
     for kind in args.kinds.split(","):
         model = made(kind, dim, layers, task).to(args.device).eval()
@@ -159,7 +161,9 @@ def wrong_ratios(kind: str, model, sure: bool, batch: int, task, args) -> tuple:
     sample = {"net_input": {"src_tokens": source, "src_lengths": torch.full((batch,), LENGTH, device=args.device)}}
     one, first, later = (generator(kind, model, task, args, block) for block in (1, None, None))
     output = [hypotheses[0] for hypotheses in one.generate([model], sample)]
-    symbols = set(range(4, args.words - 2)) - {token for hypothesis in output for token in hypothesis["tokens"].tolist()}
+    symbols = set(range(4, args.words - 2)) - {
+        token for hypothesis in output for token in hypothesis["tokens"].tolist()
+    }
     for each in (first, later):
         each.drafter = Wrong(each.drafter, min(symbols), sure)
     seconds = [[], [], []]
@@ -170,7 +174,9 @@ def wrong_ratios(kind: str, model, sure: bool, batch: int, task, args) -> tuple:
             found = each.generate([model], sample)
             its.append(clock(args.device) - start)
             same = [hypotheses[0]["tokens"].equal(own["tokens"]) for hypotheses, own in zip(found, output)]
-            assert all(same) and all(hypotheses[0]["steps"] == len(own["tokens"]) for hypotheses, own in zip(found, output))
+            assert all(same) and all(
+                hypotheses[0]["steps"] == len(own["tokens"]) for hypotheses, own in zip(found, output)
+            )
     one, first, later = (statistics.median(its[2:]) for its in seconds)
     return first / one, later / one
 
@@ -210,7 +216,11 @@ def measure(model, drafter, args) -> tuple:
         return features, decoder.logits(features).log_softmax(-1).topk(2)
 
     verified = VerifyResult(torch.arange(1, device=args.device), source, first, [call(1)[0][:, 0]], None, None)
-    works = [lambda: call(1, slow, plain), *(lambda m=m: call(m) for m in TOKENS), *(lambda n=n: drafter.draft(verified, n, state) for n in (1, 7))]
+    works = [
+        lambda: call(1, slow, plain),
+        *(lambda m=m: call(m) for m in TOKENS),
+        *(lambda n=n: drafter.draft(verified, n, state) for n in (1, 7)),
+    ]
     *calls, one, seven = in_turn(works, args)
     return calls, (seven - one) / 6
 

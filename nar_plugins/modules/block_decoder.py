@@ -80,9 +80,7 @@ class BlockDecoder:
 
     masks = 0  # after every token; only BANG's ``BangBlockDecoder`` has them
 
-    def __init__(
-        self, decoder, proposes: Optional[str] = None, projected: Optional[Callable[[Tensor], Tensor]] = None
-    ):
+    def __init__(self, decoder, proposes: Optional[str] = None, projected: Optional[Callable[[Tensor], Tensor]] = None):
         refuse_other_decoders(decoder)
         self.decoder, self.proposes, self.projected = decoder, proposes, projected
         self.projects = projected is not None or type(decoder).output_layer is TransformerDecoderBase.output_layer
@@ -120,7 +118,8 @@ class BlockDecoder:
         """
         new, width = tokens.size(1), max_cached + tokens.size(1)
         positions = cached.unsqueeze(1) + torch.arange(new, device=tokens.device)
-        x = self.embed(tokens, positions.clamp(max=max_position), min(width - 1, max_position))
+        last = min(width - 1, max_position)
+        x = self.embed(tokens, positions if last == width - 1 else positions.clamp(max=max_position), last)
         # (B, 1, m, width): a query attends to the slots up to its own; the only query of a sentence alone, to all
         allowed = None
         if new > 1 or tokens.size(0) > 1:
@@ -208,7 +207,7 @@ def positional(module, positions: Tensor, last: int, like: Tensor) -> Tensor:
     # in fairseq 0.12.2 the table is no buffer: it stays in float32 and on the CPU until the module's own forward
     if module.weights.dtype != like.dtype or module.weights.device != like.device:
         module.weights = module.weights.to(like)
-    return module.weights[index]
+    return F.embedding(index, module.weights)
 
 
 def mean_attention(attention: MultiheadAttention, queries: Tensor, keys: Tensor, allowed: Optional[Tensor]) -> Tensor:

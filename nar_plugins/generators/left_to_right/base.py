@@ -44,7 +44,7 @@ class Decision(NamedTuple):
     tokens: Tensor  # (b, m) int64
     lprobs: Tensor  # (b, m)
     counts: Tensor  # (b,) int64: how many of them are decided, at least 1; the loop cuts at the first </s>
-    nan: Tensor  # (b, m) bool: the model's output is NaN
+    nan: Optional[Tensor]  # (b, m) bool: the model's output is NaN; None: nowhere
     attention: Optional[Tensor] = None  # (b, m, S)
 
 
@@ -194,14 +194,16 @@ class LeftToRightGenerator(Generator):
         batch.tokens[index], batch.scores[index] = tokens, decision.lprobs.float()
         if decision.attention is not None:
             batch.attention[index] = decision.attention
-        batch.sizes[active] = lengths
+        batch.sizes.index_copy_(0, active, lengths)
         batch.accepted.append(torch.zeros_like(batch.sizes).index_copy(0, active, counts))
 
-        nan = (decision.nan & (steps < lengths.unsqueeze(1))).any(1)
-        finished, nan, *numbers = torch.stack([done.long(), nan.long(), lengths, counts]).tolist()
-        refuse_nan(any(nan))
+        read = [done.long(), lengths, counts]
+        if decision.nan is not None:
+            read.append((decision.nan & (steps < lengths.unsqueeze(1))).any(1).long())
+        finished, *numbers = torch.stack(read).tolist()
+        refuse_nan(len(numbers) > 2 and any(numbers[2]))
         unfinished = [i for i, end in enumerate(finished) if not end]
-        host_lengths, host_counts = ([numbers_of[i] for i in unfinished] for numbers_of in numbers)
+        host_lengths, host_counts = ([numbers_of[i] for i in unfinished] for numbers_of in numbers[:2])
         self.update_policy(batch, host_counts)
         batch.min_length, batch.max_length = min(host_lengths, default=0), max(host_lengths, default=0)
         if self.feeds_proposals:

@@ -13,9 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nar_plugins.modules.fast.linear import PreparedLinear, takes_quantised
-from nar_plugins.modules.fast.prepare import identity
 
-ATTENTIONS, NORMS = ("self_attn", "encoder_attn"), ("self_attn_layer_norm", "encoder_attn_layer_norm", "final_layer_norm")
+ATTENTIONS, NORMS = (
+    ("self_attn", "encoder_attn"),
+    ("self_attn_layer_norm", "encoder_attn_layer_norm", "final_layer_norm"),
+)
 
 
 class Layer(NamedTuple):
@@ -35,14 +37,17 @@ class Layer(NamedTuple):
 class BlockLayers:
     """A decoder's layers, and its vocabulary projection where that is a plain one.
 
-    It holds a copy of their weights. ``key`` tells whether they are still the decoder's.
+    It holds a copy of their weights.
+
+    Args:
+        parts: its modules. key: tells whether the weights are still the decoder's.
 
     Attributes:
         vocabulary: the transposed weight (D, V) of the vocabulary projection, or None.
     """
 
-    def __init__(self, decoder, key: list):
-        self.key = key
+    def __init__(self, decoder, parts: "Parts", key: list):
+        self.parts, self.key = parts, key
         self.layers = [make_layer(layer) for layer in decoder.layers]
         projection = decoder.output_projection
         self.vocabulary = transposed(projection) if plain(projection) else None
@@ -95,21 +100,32 @@ def block_layers(decoder, before: Optional[BlockLayers] = None) -> Optional[Bloc
     """
     if torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
         return None
-    key = []
-    for layer in decoder.layers:
-        attentions, norms = ([getattr(layer, name) for name in names] for names in (ATTENTIONS, NORMS))
+    parts = Parts.of(decoder) if before is None else before.parts
+    if not all(map(plain, parts.linears)) or not all(map(plain_norm, parts.norms)) or any(map(drops, parts.dropouts)):
+        return None
+    # a layer's product is made anew when its weights change, and a norm's parameters are read in every call
+    key = [layer.product for layer in parts.linears]
+    key += [id(norm._parameters[name]) for norm in parts.norms for name in ("weight", "bias")]
+    return before if before is not None and before.key == key else BlockLayers(decoder, parts, key)
+
+
+class Parts(NamedTuple):
+    """The modules of a decoder's layers that the fast form replaces."""
+
+    linears: List[nn.Module]
+    norms: List[nn.Module]
+    dropouts: List[nn.Module]
+
+    @classmethod
+    def of(cls, decoder) -> "Parts":
+        attentions = [getattr(layer, name) for layer in decoder.layers for name in ATTENTIONS]
         linears = [each for attention in attentions for each in (attention.q_proj, attention.out_proj)]
-        linears += [layer.self_attn.k_proj, layer.self_attn.v_proj, layer.fc1, layer.fc2]
-        if not all(map(plain, linears)) or not all(type(norm) is nn.LayerNorm and unhooked(norm) for norm in norms):
-            return None
-        if any(drops(attention.dropout_module) for attention in attentions):
-            return None
-        key += [(each.product, identity(each.weight), identity(each.bias)) for each in linears]
-        key += [(identity(norm.weight), identity(norm.bias)) for norm in norms]
-    projection = decoder.output_projection
-    if plain(projection):
-        key.append((projection.product, identity(projection.weight), identity(projection.bias)))
-    return before if before is not None and before.key == key else BlockLayers(decoder, key)
+        linears += [each for layer in decoder.layers for each in (layer.self_attn.k_proj, layer.self_attn.v_proj)]
+        linears += [each for layer in decoder.layers for each in (layer.fc1, layer.fc2)]
+        if plain(decoder.output_projection):
+            linears.append(decoder.output_projection)
+        norms = [getattr(layer, name) for layer in decoder.layers for name in NORMS]
+        return cls(linears, norms, [attention.dropout_module for attention in attentions])
 
 
 def plain(layer: nn.Module) -> bool:
@@ -123,7 +139,13 @@ def plain(layer: nn.Module) -> bool:
     )
 
 
+def plain_norm(norm: nn.Module) -> bool:
+    """Whether a layer norm is PyTorch's own, and has no hook of a user's."""
+    return type(norm) is nn.LayerNorm and unhooked(norm)
+
+
 def unhooked(module: nn.Module) -> bool:
+    """Whether a module has no hook of a user's."""
     return not (module._forward_pre_hooks or module._forward_hooks)
 
 

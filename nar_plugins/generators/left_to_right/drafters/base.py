@@ -53,7 +53,9 @@ def best_drafts(logits: Tensor) -> Drafts:
 
 def token_weights(decoder) -> int:
     """The weights that one of fairseq's decoders multiplies a token's states by."""
-    return sum(parameter.numel() for parameter in decoder.layers.parameters()) + decoder.output_projection.weight.numel()
+    return (
+        sum(parameter.numel() for parameter in decoder.layers.parameters()) + decoder.output_projection.weight.numel()
+    )
 
 
 def fixed_weights(decoder) -> float:

@@ -1,5 +1,6 @@
 """Drafts of the proposal heads that a ``blockwise`` checkpoint has."""
 
+import math
 from typing import Any, Callable, Dict, List, Optional, Sequence
 
 import torch
@@ -16,6 +17,7 @@ from nar_plugins.generators.left_to_right.drafters.base import (
 )
 from nar_plugins.modules.attention import allowed_sources
 from nar_plugins.modules.linear import linear
+
 
 class HeadsDrafter(Drafter):
     """The proposal heads 2 to K of a model, at the last accepted position only (Stern et al. 2018, section 4).
@@ -82,21 +84,21 @@ class SequentialDrafter(HeadsDrafter):
     def begin(self, sample: Dict, encoded: List[Dict]) -> "SequentialState":
         out = encoded[self.model_index]
         sources = (*self.decoder.proposal_heads.memory(out["encoder_out"][0].transpose(0, 1)), allowed_sources(out))
-        return SequentialState(self.decoder.proposal_heads, self.projection(), sources)
+        return SequentialState(self.decoder, self.projection(), sources)
 
     def draft(self, verified: VerifyResult, count: int, state: "SequentialState") -> Drafts:
-        head, projection = state.head(verified.sentences), state.projection
-        embed, scale = self.decoder.embed_tokens, self.decoder.embed_scale
-        features = base = verified.features[self.model_index]
+        base = verified.features[self.model_index]
+        head, projection = state.heads_after(verified.sentences)(base), state.projection
+        embed, features = self.decoder.embed_tokens, base
         token = verified.tokens[verified.sentences, verified.lengths - 1]
-        drafts, survival_lprobs = [], 0.0
+        drafts, survival_lprobs = [], [0.0] * len(base)
         for index in range(count):
-            features = head(index, base, features, embed(token) * scale)
+            features = head(index, features, embed(token))
             drafts.append(best_drafts(projection(features)))
             token = drafts[-1].tokens
             if self.min_survival > 0 and index + 1 < count:
-                survival_lprobs = survival_lprobs + drafts[-1].lprobs
-                if float(survival_lprobs.exp().mean()) < self.min_survival:
+                survival_lprobs = list(map(sum, zip(survival_lprobs, drafts[-1].lprobs.tolist())))
+                if sum(map(math.exp, survival_lprobs)) < self.min_survival * len(base):
                     break
         return Drafts(*(torch.stack(parts, 1) for parts in zip(*drafts)))
 
@@ -117,21 +119,21 @@ class SequentialState:
     """The heads of a batch, for the sentences that are still active.
 
     Args:
-        heads: ``SequentialHeads``. projection: from ``HeadsDrafter.projection``.
+        decoder: the model's. projection: from ``HeadsDrafter.projection``.
         sources: keys and values of all B sentences, and the visible ones or None.
     """
 
-    def __init__(self, heads, projection: Callable[[Tensor], Tensor], sources: Sequence[Optional[Tensor]]):
-        self.heads, self.projection, self.sources = heads, projection, sources
+    def __init__(self, decoder, projection: Callable[[Tensor], Tensor], sources: Sequence[Optional[Tensor]]):
+        self.decoder, self.projection, self.sources = decoder, projection, sources
         self.sentences: Optional[Tensor] = None  # those of ``sources``; None: all
-        self.decoding = None
+        self.decoding: Optional[Callable] = None
 
-    def head(self, sentences: Tensor) -> Callable:
+    def heads_after(self, sentences: Tensor) -> Callable:
         """``SequentialHeads.decoding`` for some sentences (b,) int64 in rising order, among those of the last call."""
         if len(sentences) < len(self.sources[0]):
             kept = sentences if self.sentences is None else torch.searchsorted(self.sentences, sentences)
             self.sources = [None if part is None else part[kept] for part in self.sources]
             self.sentences, self.decoding = sentences, None
         if self.decoding is None:
-            self.decoding = self.heads.decoding(*self.sources)
+            self.decoding = self.decoder.proposal_heads.decoding(*self.sources, self.decoder.embed_scale)
         return self.decoding

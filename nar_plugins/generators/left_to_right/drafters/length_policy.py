@@ -2,7 +2,7 @@
 so far are accepted).
 """
 
-from typing import Dict, List, Optional, Tuple
+from typing import Dict, List, NamedTuple, Optional, Tuple
 
 from nar_plugins.generators.left_to_right.drafters.base import Drafter, Drafts
 
@@ -19,6 +19,23 @@ PROBE_SHARE = 0.02  # of the time of the calls without drafts, that probes may t
 MAX_PATIENCE = 64  # probes that fail become this many times as rare, at most
 
 
+class Costs(NamedTuple):
+    """The costs of a call by its number of drafts, in tokens: fixed ones, and those of every sentence."""
+
+    overhead: int
+    verifying: Tuple[List[float], List[float]]
+    drafting: Tuple[List[float], List[float]]  # and verifying
+
+
+def draft_costs(drafter: Drafter, device: str) -> Costs:
+    """The costs of a drafter's drafts on a device of this type."""
+    overhead, counts = OVERHEAD.get(device, OVERHEAD["cuda"]), range(drafter.max_draft_tokens + 1)
+    verifying = [drafter.verify_cost(n) for n in counts]
+    fixed = [overhead * (1 + drafter.fixed_cost(n)) for n in counts]
+    per_row = [cost + drafter.cost_per_row(n) for n, cost in zip(counts, verifying)]
+    return Costs(overhead, ([float(overhead) for _ in counts], verifying), (fixed, per_row))
+
+
 class AcceptanceHistory:
     """What the batches of a run tell the next one: how often drafts were accepted, and when to probe again.
 
@@ -33,6 +50,13 @@ class AcceptanceHistory:
         self.trials: List[float] = []
         self.idle: Optional[float] = None
         self.patience = 1
+        self.costs: Optional[Tuple[Drafter, str, Costs]] = None
+
+    def costs_of(self, drafter: Drafter, device: str) -> Costs:
+        """The costs of a drafter's drafts; computed once."""
+        if self.costs is None or self.costs[:2] != (drafter, device):
+            self.costs = drafter, device, draft_costs(drafter, device)
+        return self.costs[2]
 
     def extend(self, positions: int) -> None:
         """Know this many positions; the new ones are unsure."""
@@ -82,19 +106,11 @@ class DraftLengthPolicy:
         shape: Tuple[int, int] = (1, 1),
     ):
         self.drafter, self.fixed, self.min_draft_tokens = drafter, fixed, min_draft_tokens
-        self.overhead = OVERHEAD.get(device, OVERHEAD["cuda"])
-        counts = range(drafter.max_draft_tokens + 1)
-        verifying = [drafter.verify_cost(n) for n in counts]
-        # fixed, and for every sentence, by the number of drafts
-        self.costs = [float(self.overhead) for _ in counts], verifying
-        self.costs_with_drafting = (
-            [self.overhead * (1 + drafter.fixed_cost(n)) for n in counts],
-            [cost + drafter.cost_per_row(n) for n, cost in zip(counts, verifying)],
-        )
+        self.history = AcceptanceHistory() if history is None else history
+        self.overhead, self.costs, self.costs_with_drafting = self.history.costs_of(drafter, device)
         sentences, self.width = shape
         self.begin_cost = self.overhead * drafter.begin_fixed_cost()
         self.begin_cost += sentences * self.width * drafter.begin_cost_per_token()
-        self.history = AcceptanceHistory() if history is None else history
         self.history.extend(drafter.max_draft_tokens)
         # the history counts as few observations, so that a batch that differs from those before is soon noticed
         self.trials = [min(PRIOR_WEIGHT, trials) for trials in self.history.trials]
