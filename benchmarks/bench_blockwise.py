@@ -167,7 +167,7 @@ def wrong_ratios(kind: str, model, sure: bool, batch: int, task, args) -> tuple:
     for each in (first, later):
         each.drafter = Wrong(each.drafter, min(symbols), sure)
     seconds = [[], [], []]
-    for repeat in range(args.decodings + 2):  # the first two are the warm-up
+    for _ in range(args.decodings + 2):  # the first two are the warm-up
         for each, its in zip((one, first, later), seconds):
             first.history = AcceptanceHistory()
             start = clock(args.device)
