@@ -11,7 +11,7 @@ from nar_plugins.generators.base import ban, check_min_len
 
 
 def nan_positions(lprobs: Tensor) -> Optional[Tensor]:
-    """Where log-probabilities (b, m, V) are NaN, (b, m) bool; on a CPU None for nowhere: to look costs nothing there."""
+    """Where log-probabilities (b, m, V) are NaN, (b, m) bool; None for nowhere, on a CPU: looking is free there."""
     nan = lprobs[..., 0].isnan()  # a softmax with one NaN is NaN everywhere
     return None if nan.device.type == "cpu" and not nan.any() else nan
 

@@ -17,6 +17,7 @@ PRIOR_WEIGHT = 4.0  # the observations in a batch that those in earlier batches 
 WINDOW = 64.0  # observations that a run remembers; older ones fade
 PROBE_SHARE = 0.02  # of the time of the calls without drafts, that probes may take
 MAX_PATIENCE = 64  # probes that fail become this many times as rare, at most
+NOTHING = (0, 0, 0, 0.0)  # no result of ``budget`` yet: there are no sentences
 
 
 class Costs(NamedTuple):
@@ -118,6 +119,7 @@ class DraftLengthPolicy:
         self.accepted = [accepted / trials * weight for accepted, trials, weight in known]
         self.rate = 0.0  # expected tokens for a unit of cost, at the best length so far
         self.probing = 0  # calls that the present probe still takes
+        self.latest = NOTHING  # the sentences and the limit of ``budget``, and its result, until something is counted
 
     def budget(self, sentences: int, room: int) -> int:
         """The number of drafts to ask for; called once before every call.
@@ -128,11 +130,14 @@ class DraftLengthPolicy:
         limit = max(0, min(self.drafter.max_draft_tokens, room))
         if self.fixed is not None:
             return min(self.fixed - 1, limit)
-        survival, product = [], 1.0
-        for accepted, trials in zip(self.accepted[:limit], self.trials):
-            product *= accepted / trials
-            survival.append(product)
-        best = self.best_length(sentences, survival, with_drafting=True)
+        if self.latest[:2] != (sentences, limit):
+            survival, product = [], 1.0
+            for accepted, trials in zip(self.accepted[:limit], self.trials):
+                product *= accepted / trials
+                survival.append(product)
+            best = self.best_length(sentences, survival, with_drafting=True)
+            self.latest = sentences, limit, best, self.rate
+        _, _, best, self.rate = self.latest
         if self.min_draft_tokens:
             return max(best, min(self.min_draft_tokens, limit))
         if not best:
@@ -159,7 +164,7 @@ class DraftLengthPolicy:
 
     def begun(self) -> None:
         """The drafter's ``begin`` was called: from now on it costs nothing."""
-        self.begin_cost = 0.0
+        self.begin_cost, self.latest = 0.0, NOTHING
 
     def min_survival(self, sentences: int) -> float:
         """The survival probability below which one more draft costs more than it brings; call ``budget`` first."""
@@ -210,6 +215,7 @@ class DraftLengthPolicy:
             self.count(position, tried, sum(count > position for count in accepted))
 
     def count(self, position: int, trials: float, accepted: float) -> None:
+        self.latest = NOTHING
         self.trials[position] += trials
         self.accepted[position] += accepted
         self.history.count(position, trials, accepted)
