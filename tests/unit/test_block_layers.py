@@ -4,12 +4,14 @@ import copy
 
 import pytest
 import torch
-from blockwise_twin import WORDS, blockwise, greedy, random_models
+from blockwise_twin import PAD, WORDS, blockwise, greedy, random_models
 from conftest import source_batch
 from test_blockwise_generator import SOURCE, decode, texts, with_heads
+from tiny import model
 
 from nar_plugins.modules.block_decoder import BlockCache, BlockDecoder
 from nar_plugins.modules.fast.block_layers import block_layers
+from nar_plugins.modules.fast.encoder_layers import encoder_layers
 from nar_plugins.modules.fast.int8 import int8_lacks
 from nar_plugins.modules.fast.prepare import prepare_for_decoding
 
@@ -142,3 +144,38 @@ def test_a_batch_keeps_the_form_that_it_began_with():
     assert decoder.fast is None and first.fast is not None
     plain = BlockCache(first.memory)
     torch.testing.assert_close(features, decoder(SOURCE[:, :2], zeros, 0, 0, 20, plain)[0], atol=2e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("lengths", [[7], [5, 9, 1], [40, 33, 28]])
+def test_the_fast_encoder_computes_what_fairseqs_does(form, lengths):
+    (one,), _ = random_models(*FORMS[form])
+    source = source_batch(lengths, WORDS)
+    fast, wanted = encoder_layers(prepared(one).encoder)(source), one.encoder(source, src_lengths=None)
+    assert set(fast) >= {name for name, value in wanted.items() if value}
+    for name, value in fast.items():
+        assert len(value) == len(wanted[name])
+        for mine, theirs in zip(value, wanted[name]):
+            if name == "encoder_out":  # what padding holds is not read
+                mine, theirs = (states.transpose(0, 1)[source.ne(PAD)] for states in (mine, theirs))
+            torch.testing.assert_close(mine, theirs, atol=1e-4, rtol=1e-4)
+
+
+def test_the_fast_encoder_serves_fairseqs_own_only():
+    (one,), _ = random_models("--dropout", "0.1", "--attention-dropout", "0.1")
+    made = prepared(one)
+    assert encoder_layers(made.encoder) is None  # gradients
+    with torch.no_grad():
+        fast = encoder_layers(made.encoder)
+        assert fast is not None and encoder_layers(made.encoder, fast) is fast and encoder_layers(one.encoder) is None
+        handle = made.encoder.layers[0].self_attn.register_forward_hook(lambda *parts: None)
+        assert encoder_layers(made.encoder) is None
+        handle.remove()
+        made.encoder.layers[0].activation_dropout_module.p = 0.1
+        made.encoder.layers[0].activation_dropout_module.apply_during_inference = True
+        assert encoder_layers(made.encoder) is None
+        made.encoder.layers[0].activation_dropout_module.apply_during_inference = False
+        assert encoder_layers(made.encoder) is not None
+        bang, _ = model(arch="bang_tiny", criterion="cross_entropy")
+        assert encoder_layers(prepared(bang.eval()).encoder) is None

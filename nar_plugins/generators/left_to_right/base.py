@@ -11,6 +11,7 @@ from nar_plugins.generators.base import Generator, Statistics, ban, banned_symbo
 from nar_plugins.generators.hypothesis import greedy_hypothesis
 from nar_plugins.generators.left_to_right.logits_processor import GreedyLogitsProcessor
 from nar_plugins.generators.options import refuse_in_batch
+from nar_plugins.modules.fast.encoder_layers import EncoderLayers, encoder_layers
 from nar_plugins.modules.precision import full
 
 
@@ -96,6 +97,7 @@ class LeftToRightGenerator(Generator):
         self.banned = banned_symbols(dictionary, mask, self.models, self.bans_start)
         self.processor = GreedyLogitsProcessor(options, self.pad, self.unk, self.eos, self.banned.unwanted)
         self.decoders: List = []
+        self.encoders: List[Optional[EncoderLayers]] = [None] * len(self.models)  # in the fast form
         self.observer: Optional[Callable[[Call], None]] = None
 
     # -- what a subclass defines ---------------------------------------------------------------------------------------
@@ -135,9 +137,18 @@ class LeftToRightGenerator(Generator):
         refuse_in_batch(self.name, self.options, prefix_tokens, constraints)
         source = sample["net_input"]["src_tokens"]
         with self.decoding(source, lean=True):
-            encoded = [model.encoder.forward_torchscript(sample["net_input"]) for model in self.models]
+            encoded = self.encode(sample["net_input"])
             batch = self.translate(sample, encoded, prefix_tokens)
         return self.hypotheses(batch)  # outside, because fairseq changes them in place
+
+    def encode(self, net_input: Dict) -> List[Dict]:
+        """Every encoder's output, in fairseq's form, for fairseq's ``net_input``."""
+        encoders = [model.encoder for model in self.models]
+        self.encoders = [encoder_layers(encoder, before) for encoder, before in zip(encoders, self.encoders)]
+        return [
+            encoder.forward_torchscript(net_input) if fast is None else fast(net_input["src_tokens"])
+            for encoder, fast in zip(encoders, self.encoders)
+        ]
 
     def decode(self, state, source: Tensor, encoded: List[Dict], prefix=None, active=None) -> Batch:
         """Calls of the decoders until all sentences are finished; the arguments are ``start``'s."""

@@ -13,6 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nar_plugins.modules.fast.linear import PreparedLinear, takes_quantised
+from nar_plugins.modules.linear import onednn_is_faster, product_by_size
+
+FEW = 64  # rows; for more, MKL gains nothing by a transposed weight, and oneDNN may be faster
 
 ATTENTIONS, NORMS = (
     ("self_attn", "encoder_attn"),
@@ -43,15 +46,13 @@ class BlockLayers:
         parts: its modules. key: tells whether the weights are still the decoder's.
 
     Attributes:
-        vocabulary: the transposed weight (D, V) of the vocabulary projection, or None.
+        vocabulary: the vocabulary projection (P, D) -> (P, V), or None.
     """
 
     def __init__(self, decoder, parts: "Parts", key: list):
         self.parts, self.key = parts, key
         self.layers = [make_layer(layer) for layer in decoder.layers]
-        projection = decoder.output_projection
-        self.vocabulary = transposed(projection) if plain(projection) else None
-        self.bias = None if self.vocabulary is None or projection.bias is None else projection.bias.detach()
+        self.vocabulary = function(decoder.output_projection) if plain(decoder.output_projection) else None
 
     def __call__(
         self, x: Tensor, positions: Tensor, allowed: Optional[Tensor], width: int, aligned: bool, cache
@@ -88,7 +89,7 @@ class BlockLayers:
 
     def logits(self, states: Tensor) -> Tensor:
         """The vocabulary projection of states (..., D): (..., V)."""
-        return times(states.flatten(0, -2), self.vocabulary, self.bias).unflatten(0, states.shape[:-1])
+        return self.vocabulary(states.flatten(0, -2)).unflatten(0, states.shape[:-1])
 
 
 def block_layers(decoder, before: Optional[BlockLayers] = None) -> Optional[BlockLayers]:
@@ -171,22 +172,21 @@ def make_layer(layer) -> Layer:
     )
 
 
-def transposed(*layers: nn.Linear) -> Tensor:
-    """The weights of layers with the same input side by side, (in, out), a copy."""
-    return torch.cat([layer.weight.detach() for layer in layers]).t().contiguous()
-
-
 def function(*layers: nn.Linear) -> Callable[[Tensor], Tensor]:
-    """The outputs of layers with the same input, side by side: (P, in) -> (P, sum of out)."""
-    weight = transposed(*layers)
+    """The outputs of layers with the same input, side by side: (P, in) -> (P, sum of out). It has a copy of the
+    weights.
+    """
+    weight = torch.cat([layer.weight.detach() for layer in layers]).t().contiguous()
     missing = any(layer.bias is None for layer in layers)  # all have one, or none
     bias = None if missing else torch.cat([layer.bias.detach() for layer in layers])
-    return lambda x: times(x, weight, bias)
+    of_many = product_by_size(weight.t(), bias) if onednn_is_faster() else None
 
+    def product(x: Tensor) -> Tensor:
+        if of_many is not None and x.size(0) > FEW:
+            return of_many(x)
+        return torch.mm(x, weight) if bias is None else torch.addmm(bias, x, weight)
 
-def times(x: Tensor, weight: Tensor, bias: Optional[Tensor]) -> Tensor:
-    """(P, in) times (in, out), plus (out,)."""
-    return torch.mm(x, weight) if bias is None else torch.addmm(bias, x, weight)
+    return product
 
 
 def norm_function(norm: nn.LayerNorm) -> Callable[[Tensor], Tensor]:
