@@ -60,7 +60,7 @@ case $model in
         need "$heads" "kd-block starts from it: train kd-frozen first"
         what=("${blockwise[@]}" "${smooth[@]}" --finetune-from-model "$heads") ;;
     ar | kd-ar | kd-ar-12-1 | kd-bang-ar | kd-bang) system ;;
-    *) fail "no model '$model': ar, cmlm, dag, stock, kd-ar, kd-nat, kd-glat, kd-ctc, kd-dag, kd-cmlm, kd-frozen, kd-block, kd-nat-ft," \
+    *) fail "no model '$model': ar, cmlm, stock, dag, kd-ar, kd-nat, kd-glat, kd-ctc, kd-dag, kd-cmlm, kd-frozen, kd-block, kd-nat-ft," \
         "kd-ar-12-1, kd-bang-ar or kd-bang" ;;
 esac
 train

@@ -276,7 +276,7 @@ def options(**given):
     "given, owner",
     [
         ({"iterations": 3}, "an option of generator mask_predict with another meaning"),
-        ({"dedup": True}, "an option of generator (mask_predict|bang) with another meaning"),
+        ({"dedup": True}, "an option of generator (mask_predict|dag|bang) with another meaning"),
         ({"beam": 3}, "a flag of fairseq"),
         ({"lr_scheduler": "x"}, "a flag of fairseq"),
         ({"adam_betas": "x"}, "a flag of fairseq"),
@@ -284,7 +284,7 @@ def options(**given):
         ({"eval_bleu_tokenize": "x"}, "a flag of --task nar_translation"),
         ({"generator": "x"}, "a flag of --task nar_translation"),
         ({"dropout": 0.5}, "a flag of --arch bang"),
-        ({"glancing": "x"}, "a flag of --arch nat"),
+        ({"glancing": "x"}, "a flag of --arch (dag|nat)"),
         ({"length_loss_factor": 0.5}, "a flag of --criterion nar_loss"),
     ],
 )

@@ -72,7 +72,7 @@ def typed(made, system: str, lines=LINES, **more) -> dict:
     settings = {
         "buffer_size": 100,
         "batch_size": 4,
-        **({} if "ctc" in model else {"max_len_b": 15}),
+        **({} if "ctc" in model or model == "dag" else {"max_len_b": 15}),
         **settings,
         **more,
     }
