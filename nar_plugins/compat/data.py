@@ -1,4 +1,4 @@
-"""Data: length buckets under NumPy 2, data formats before ``mmap``, what outlives its use, and loader threads at exit."""
+"""Data: length buckets under NumPy 2, formats before ``mmap``, what outlives its use, and loader threads at exit."""
 
 import atexit
 import itertools
