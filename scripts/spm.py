@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import List
 
 import sentencepiece
-from text import lines_of, read
+from text import lines_of, message_of, read
 
 
 def train(files: List[str], model: Path, size: int) -> None:
@@ -59,7 +59,7 @@ def main() -> None:
         else:
             print_lines(args.job, args.model)
     except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: sentencepiece's
-        sys.exit(f"spm.py: {error}")
+        sys.exit(f"spm.py: {message_of(error)}")
 
 
 if __name__ == "__main__":

@@ -144,6 +144,12 @@ def check_codes(path: Path) -> None:
             raise ValueError(f"{path}, line {number}: no two sub-words: --codes takes what learn-bpe prints")
 
 
+def message_of(error: Exception) -> str:
+    """An error without the number that the system gives it."""
+    named = isinstance(error, OSError) and error.filename is not None
+    return f"{error.filename}: {error.strerror}" if named else str(error)
+
+
 def joined(names: Iterable[str]) -> str:
     return ", ".join(sorted(names))
 
@@ -214,7 +220,7 @@ def main() -> None:
     except ImportError as error:
         sys.exit(f"text.py: no {error.name}: pip install -e '.[recipes]', or take PIECES=spm")
     except (OSError, ValueError) as error:
-        sys.exit(f"text.py: {error}")
+        sys.exit(f"text.py: {message_of(error)}")
 
 
 if __name__ == "__main__":

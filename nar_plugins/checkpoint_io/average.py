@@ -102,12 +102,12 @@ def average(paths: Sequence[Path], out: Path) -> Dict:
     paths = [Path(path) for path in paths]
     if len(paths) < 2:
         raise ValueError("an average needs two checkpoints at least")
+    check_output(out, "--out", makes_folder=True)
     for number, path in enumerate(paths):
         if path.resolve() in {other.resolve() for other in paths[:number]}:
             raise ValueError(f"{path} is given twice: it would count twice")
-        if out.exists() and out.samefile(path):
+        if out.exists() and path.exists() and out.samefile(path):
             raise ValueError(f"--out {out} is one of the checkpoints: give another file")
-    check_output(out, "--out", makes_folder=True)
     state = read_mapped(paths[-1])
     sums = {name: value.double() for name, value in floating(state["model"])}
     for path in paths[:-1]:

@@ -10,7 +10,7 @@ from torch import Tensor
 from nar_plugins.checkpoint_io.convert import count_layers, save, side_flags, unfused
 from nar_plugins.checkpoint_io.read import read_mapped
 from nar_plugins.data.dictionary import BertDictionary, load_dictionary
-from nar_plugins.data.whole_file import check_output
+from nar_plugins.data.whole_file import check_output, write_whole
 from nar_plugins.data.wordpiece import read_vocabulary
 from nar_plugins.modules.relative_positions import BUCKETS, MAX_DISTANCE
 
@@ -39,7 +39,7 @@ def convert_bert_vocabulary(vocabulary: Path, out: Path, official: bool = False)
             )
         symbols[2] = SEPARATOR
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text("".join(f"{symbol} 1\n" for symbol in symbols), encoding="utf-8")
+    write_whole(out, "".join(f"{symbol} 1\n" for symbol in symbols))
     return len(symbols)
 
 

@@ -279,7 +279,7 @@ def write_outputs(folder: Path, rows: Sequence[Row]) -> None:
     """Write every system's best hypotheses to NAME.txt, one per line."""
     folder.mkdir(parents=True, exist_ok=True)
     for row in rows:
-        (folder / f"{row.name}.txt").write_text("\n".join([*row.output.text, ""]), encoding="utf-8")
+        write_whole(folder / f"{row.name}.txt", "\n".join([*row.output.text, ""]))
 
 
 if __name__ == "__main__":

@@ -649,7 +649,7 @@ def test_codes_that_are_none_are_one_line(tmp_path, codes, line):
     [
         (("train", "--model", "m"), "train needs a file of raw text"),
         (("train", "--model", "m", "/dev/null"), "/dev/null: no text to train on"),
-        (("train", "--model", "m", "no file"), "[Errno 2] No such file or directory: 'no file'"),
+        (("train", "--model", "m", "no file"), "no file: No such file or directory"),
         (("train", "--model", "no/m", "/dev/null"), "--model no/m: no folder 'no'"),
         (("encode", "--model", "no"), 'NOT_FOUND: "no.model": No such file or directory'),
     ],

@@ -117,6 +117,7 @@ def unequal(tmp_path_factory):
         (["gone.pt", "two.pt", "--out", "empty"], "--out empty: this is a folder, and not a file"),
         (["gone.pt", "two.pt", "--out", "one.pt/new"], "--out one.pt/new: no folder 'one.pt'"),
         (["one.pt", "nothing.pt"], "no checkpoint at nothing.pt"),
+        (["one.pt", "nothing.pt", "--out", "two.pt"], "no checkpoint at nothing.pt"),
         (["one.pt", "broken.pt"], "broken.pt is truncated or not a PyTorch checkpoint"),
         (["one.pt", "other.pt"], "one.pt is a cmlm and other.pt a nat"),
         (["one.pt", "wide.pt"], "only checkpoints of one model have an average"),

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from nar_plugins.cli.command import one_line_errors
 from nar_plugins.data.whole_file import check_output, written_whole
 
 
@@ -35,6 +36,18 @@ def test_an_error_names_the_file_and_not_the_temporary_one(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["folder"]
     with pytest.raises(FileNotFoundError, match="other"), written_whole(tmp_path / "x"):
         (tmp_path / "other").read_text()
+
+
+def test_a_command_names_the_file_without_the_systems_number(tmp_path, capsys):
+    for status in (1, 2):
+        with (
+            pytest.raises(SystemExit) as end,
+            one_line_errors("nar-x", status),
+            written_whole(tmp_path / "no" / "x") as file,
+        ):
+            file.write_text("x")
+        said = end.value.code if status == 1 else capsys.readouterr().err.strip()
+        assert said == f"nar-x: {tmp_path}/no/x: No such file or directory"
 
 
 def test_a_link_stays_and_a_pipe_is_written(tmp_path):
