@@ -2,8 +2,8 @@
 
 The prepared model is a copy of the modules. It shares every parameter, buffer and hook with the original, also those
 that are replaced, moved or added later, and nothing else. ``nn.Linear`` is replaced by ``PreparedLinear``, which packs,
-casts or quantises its weight once. The original is not changed, unless ``release`` gives its weights back. When one of its modules is replaced, the generators
-that are built afterwards see it.
+casts or quantises its weight once. The original is not changed, unless ``Prepared.release`` gives its weights back.
+When one of its modules is replaced, the generators that are built afterwards see it.
 
     prepared = prepare_for_decoding(model, "int8")
     prepared.update(torch.int8)      before every batch: quantises again what has changed
