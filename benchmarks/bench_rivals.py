@@ -4,11 +4,10 @@
 
 Autoregressive Transformers of 6+6 and of 12+1 layers, greedily by fairseq and by CTranslate2 (float32, int8), and
 ``nat`` with a length head and with CTC on twice the source (float32, and bfloat16 and int8 where the CPU has them in
-hardware). All have random weights, 512/1024
-dimensions and a vocabulary of 10,000; the sentences are random tokens with lengths from newstest2014's whole range. Our
-length head is given the gold lengths; autoregressive outputs are as long as the longest source of their batch, because
-the models never predict </s>. So the columns of quality, and the output of CTC, mean nothing here. At batch size 1 a
-quarter of the sentences are timed, at others all.
+hardware). All have random weights, 512/1024 dimensions and a vocabulary of 10,000; the sentences are random tokens with
+lengths from newstest2014's whole range. Our length head is given the gold lengths; autoregressive outputs are as long
+as the longest source of their batch, because the models never predict </s>. So the columns of quality, and the output
+of CTC, mean nothing here. At batch size 1 a quarter of the sentences are timed, at others all.
 
 Further flags are nar-bench's, such as ``--json FILE`` and ``--memory``. It needs the extra ``ct2``.
 """
