@@ -35,7 +35,6 @@ from nar_plugins.data.noise import mask_uniform
 from nar_plugins.generators.canvas.mask_predict import MaskPredictConfig, MaskPredictGenerator
 from nar_plugins.generators.options import generation_options
 from nar_plugins.modules.fast.int8 import int8_lacks
-from nar_plugins.modules.fast.linear import onednn_has_bfloat16
 from nar_plugins.modules.losses import TokenObjective
 
 
@@ -90,7 +89,7 @@ def main():
 
 def decoding_types(device: torch.device) -> list:
     """The types of decoding that the device has in hardware."""
-    half = device.type != "cpu" or onednn_has_bfloat16(torch.bfloat16)
+    half = device.type != "cpu" or torch.cpu._is_avx512_bf16_supported()
     return ["float32", *["bfloat16"] * half, *["int8"] * (int8_lacks(device) is None)]
 
 
@@ -102,8 +101,11 @@ def mean_passes(hypotheses: list) -> float:
 def become_sure(model, task, args) -> None:
     """Scale the features that are projected until ``--schedule confidence`` takes about ``--passes``, by bisection.
 
-    The scale is the logarithm's: probabilities are not linear in it.
+    The scale is the logarithm's: probabilities are not linear in it. The vector of ``<mask>`` is zero: it is the input
+    at open positions and tied to the output, and a random model would be sure of ``<mask>`` there.
     """
+    with torch.no_grad():
+        model.decoder.embed_tokens.weight[task.mask_index] = 0
     loop, sample = our_loop(model, task, "float32", schedule="confidence"), batch(4, args)
     norm = model.decoder.layers[-1].final_layer_norm  # post-norm: what is projected
     weight, bias = norm.weight.detach().clone(), norm.bias.detach().clone()

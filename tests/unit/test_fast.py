@@ -27,7 +27,7 @@ from nar_plugins.generators.beam import BeamGenerator
 from nar_plugins.generators.options import generation_options
 from nar_plugins.modules.fast import choice, prepare
 from nar_plugins.modules.fast.int8 import int8_lacks, int8_product, kernels_work, quantise, quantise_weight
-from nar_plugins.modules.fast.linear import PreparedLinear, product
+from nar_plugins.modules.fast.linear import PreparedLinear, given_back, product
 from nar_plugins.modules.fast.prepare import prepare_for_decoding
 
 needs_int8 = pytest.mark.skipif(int8_lacks(torch.device("cpu")) is not None, reason="no int8 on this processor")
@@ -341,7 +341,7 @@ def test_weights_are_given_back_in_fairseq_generate_only(monkeypatch):
     exact = words(task.build_generator([one], Namespace(decode_dtype="float32")), source)
     gen = task.build_generator([one], Namespace(decode_dtype="int8"))  # as --eval-bleu and fairseq's hub do
     found = words(gen, source)
-    assert not any(map(prepare.given_back, one.parameters()))
+    assert not any(map(given_back, one.parameters()))
     assert words(task.build_generator([one], Namespace(decode_dtype="float32")), source) == exact
     token = commands.OUTPUT.set(sys.stdout)
     try:
@@ -349,9 +349,9 @@ def test_weights_are_given_back_in_fairseq_generate_only(monkeypatch):
         gen = task.build_generator([one], Namespace(decode_dtype="int8"))
     finally:
         commands.OUTPUT.reset(token)
-    assert words(gen, source) == found and not any(map(prepare.given_back, untouched.models[0].parameters()))
+    assert words(gen, source) == found and not any(map(given_back, untouched.models[0].parameters()))
     weight = one.decoder.layers[0].fc1.weight
-    assert prepare.given_back(weight) and F.linear(torch.ones(64), weight).isnan().all()
+    assert given_back(weight) and F.linear(torch.ones(64), weight).isnan().all()
 
 
 # -- fused products ----------------------------------------------------------------------------------------------------

@@ -64,12 +64,30 @@ class PreparedLinear(nn.Linear):
 
     def first_product(self, dtype: Optional[torch.dtype], x) -> Tensor:
         """The product, prepared now."""
+        refuse_given_back(self.weight, "a hook on a layer")
         self.product = self.prepared_product(dtype)
         return self.product(x)
 
     def forward(self, x) -> Tensor:
         """(..., in), or, in int8, ``QuantisedRows`` -> (..., out)."""
         return self.product(x)
+
+
+def given_back(weight: Tensor) -> bool:
+    """Whether the memory of a weight was given back (``Prepared.release``)."""
+    return weight.untyped_storage().nbytes() < weight.numel() * weight.element_size()
+
+
+def refuse_given_back(weight: Tensor, what: str) -> None:
+    """Raise where the memory of a weight was given back.
+
+    Args:
+        what: the beginning of the message: what needs it.
+    """
+    if given_back(weight):
+        raise ValueError(
+            f"{what}: the weights were given back when the model was made ready for int8: load the checkpoint again"
+        )
 
 
 def product(weight: Tensor, bias: Optional[Tensor], dtype: Optional[torch.dtype]) -> Callable[[Tensor], Tensor]:

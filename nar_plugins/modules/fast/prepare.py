@@ -2,8 +2,8 @@
 
 The prepared model is a copy of the modules. It shares every parameter, buffer and hook with the original, also those
 that are replaced, moved or added later, and nothing else. ``nn.Linear`` is replaced by ``PreparedLinear``, which packs,
-casts or quantises its weight once. The original is never changed. When one of its modules is replaced, the generators
-that are built afterwards see it.
+casts or quantises its weight once. The original is not changed, unless ``Prepared.release`` gives its weights back.
+When one of its modules is replaced, the generators that are built afterwards see it.
 
     prepared = prepare_for_decoding(model, "int8")
     prepared.update(torch.int8)      before every batch: quantises again what has changed
@@ -30,7 +30,7 @@ from nar_plugins.modules.adaptive_softmax import refuse_adaptive_softmax
 from nar_plugins.modules.fast.choice import faster_decode_dtype
 from nar_plugins.modules.fast.fused import FusedLinear, fuse
 from nar_plugins.modules.fast.int8 import int8_bytes, int8_lacks, megabytes
-from nar_plugins.modules.fast.linear import PreparedLinear
+from nar_plugins.modules.fast.linear import PreparedLinear, refuse_given_back
 from nar_plugins.modules.fast.table import PreparedEmbedding, PreparedTable
 
 logger = logging.getLogger(__name__)
@@ -105,11 +105,8 @@ class Prepared:
             before = self.stamp if self.stamp is not None and self.stamp[0] == dtype else [None] * len(stamp)
             parts = [*self.layers, *self.tables]
             changed = [part for part, new, old in zip(parts, stamp[1:], before[1:]) if new != old]
-            if any(given_back(part.weight) for part in changed):
-                raise ValueError(
-                    f"--decode-dtype {self.name}: the weights were given back when the model was made ready for int8: "
-                    "load the checkpoint again"
-                )
+            for part in changed:
+                refuse_given_back(part.weight, f"--decode-dtype {self.name}")
             if dtype == torch.int8:
                 for device in {part.weight.device for part in changed}:
                     refuse_device(device)
@@ -342,11 +339,6 @@ def refuse_int8(model: nn.Module) -> None:
             "--decode-dtype int8: this model was trained with --quant-noise-pq or --quant-noise-scalar, another "
             "quantisation: use --decode-dtype float32"
         )
-
-
-def given_back(weight: Tensor) -> bool:
-    """Whether ``release`` has given the memory of a weight back."""
-    return weight.untyped_storage().nbytes() < weight.numel() * weight.element_size()
 
 
 def refuse_nan(model: nn.Module) -> None:
