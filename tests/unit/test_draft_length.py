@@ -96,8 +96,8 @@ def test_probes_become_rarer():
     _, drafted = run(Drafter(), 1, 400, 0)
     calls = [i for i, count in enumerate(drafted) if count]
     gaps = [after - before for before, after in zip(calls, calls[1:]) if after - before > 1]
-    # a probe is 1/17 of a call, and the n-th waits until it is 2 % of 2 ** n of what passed: 50 calls of 17 for each
-    assert gaps[:5] == [7, 13, 25, 49, 96] and set(gaps[6:]) <= {190, 191}
+    # a call costs 17, a probe 3 more, and 2 % of what passed since the last pays for it 2, 4, 8 .. 64 times over
+    assert gaps[:4] == [19, 37, 72, 143] and set(gaps[6:]) <= {566, 567}
 
 
 def test_what_was_thrown_away_counts_by_its_own_probability():
