@@ -1,6 +1,7 @@
 from setuptools import find_packages, setup
 
 CT2 = ["ctranslate2"]
+DEMO = ["starlette", "uvicorn"]
 RECIPES = ["sacremoses", "subword-nmt"]
 SERVE = ["fastapi", "uvicorn"]
 
@@ -12,6 +13,7 @@ setup(
     license="MIT",
     # Listed by prefix, so that tests/, examples/ and work/ never end up in a wheel.
     packages=find_packages(include=["nar_plugins", "nar_plugins.*"]),
+    package_data={"nar_plugins.demo": ["page/*"]},  # nar-demo's page
     python_requires=">=3.9",
     install_requires=[
         # The PyPI release of fairseq cannot be imported on Python 3.11 and later; its fork can. Both install the
@@ -26,8 +28,9 @@ setup(
     ],
     extras_require={
         "ct2": CT2,  # rows of CTranslate2 in nar-bench and in benchmarks
-        "dev": ["pytest", "pytest-xdist", "ruff", *CT2, *RECIPES],
-        "plots": ["matplotlib"],  # nar-bench --plot and --plot-speed, nar-curves
+        "demo": DEMO,  # nar-demo
+        "dev": ["pytest", "pytest-xdist", "ruff", "httpx", *CT2, *DEMO, *RECIPES],
+        "plots": ["matplotlib"],  # nar-bench --plot and --plot-speed, nar-curves, nar-report
         "serve": SERVE,  # examples/serve
         "recipes": RECIPES,  # scripts/text.py, for examples/wmt14_en_de and others
         "qg": ["nltk", "rouge-score"],  # examples/squad_qg/score.py: METEOR and ROUGE-L
@@ -39,9 +42,11 @@ setup(
             "nar-bench = nar_plugins.cli.bench:main",
             "nar-convert = nar_plugins.cli.convert:main",
             "nar-curves = nar_plugins.cli.curves:main",
+            "nar-demo = nar_plugins.cli.demo:main",
             "nar-distill = nar_plugins.cli.distill:main",
             "nar-merge = nar_plugins.cli.merge:main",
             "nar-pack = nar_plugins.cli.pack:main",
+            "nar-report = nar_plugins.cli.report:main",
             "nar-flags = nar_plugins.cli.flags:main",
             "nar-score = nar_plugins.cli.score:main",
             "nar-user-dir = nar_plugins.cli.user_dir:main",

@@ -23,17 +23,24 @@ languages, --remove-bpe, --bpe and --tokenizer in --flags; they are refused wher
 import argparse
 import sys
 from pathlib import Path
-from typing import List, Sequence, Tuple
+from typing import List, Sequence
 
 import nar_plugins  # noqa: F401  (registers the task before the flags are parsed)
-from nar_plugins.cli.command import add_tokenize, new_parser, one_line_errors, only_results
+from nar_plugins.cli.command import add_tokenize, new_parser, one_line_errors, only_results, shield_flags
 from nar_plugins.data.bleu import bleu_metric
 from nar_plugins.data.lines import read_lines
 from nar_plugins.data.whole_file import check_output, write_whole
 from nar_plugins.measure.examples import Example, evenly_spaced, page
 from nar_plugins.measure.machine import counts_memory, machine
 from nar_plugins.measure.memory import measure_memory
-from nar_plugins.measure.plots import Point, check_plot, group, quality_against_passes, quality_against_speed
+from nar_plugins.measure.plots import (
+    Point,
+    check_plot,
+    group,
+    quality_against_passes,
+    quality_against_speed,
+    speed_panels,
+)
 from nar_plugins.measure.quality import check_references, score, warn_of_references
 from nar_plugins.measure.record import record
 from nar_plugins.measure.speed import Row, crossover, decode_rows, load_rows, time_rows
@@ -114,19 +121,6 @@ def build_parser() -> argparse.ArgumentParser:
         "--examples-count", default="10", metavar="N", help="sentences of the page of --examples (default: 10)"
     )
     return parser
-
-
-def shield_flags(argv: List[str], parser: argparse.ArgumentParser) -> List[str]:
-    """The command line with a blank before values of --flags and --system that are a single flag, such as "--cpu".
-
-    argparse takes a value that starts with a dash and has no blank for an option, even if it was quoted.
-    """
-    shielded = list(argv)
-    for i, argument in enumerate(argv):
-        value = i + {"--flags": 1, "--system": 3}.get(argument, len(argv))
-        if value < len(argv) and argv[value].startswith("-") and argv[value] not in parser._option_string_actions:
-            shielded[value] = f" {argv[value]}"
-    return shielded
 
 
 def parse_numbers(flag: str, text: str, minimum: int) -> List[int]:
@@ -242,20 +236,6 @@ def draw_plots(args, rows: Sequence[Row], sizes: List[int]) -> None:
     if args.plot_speed and points:
         panels = speed_panels(points, sizes, [[row.speed(size) for row in rows] for size in sizes])
         quality_against_speed(panels, rows[0].name, args.plot_speed)
-
-
-def speed_panels(points: List[Point], sizes: List[int], speeds: List[List[float]]) -> List[Tuple[int, List[Point]]]:
-    """(batch size, the points at their speed relative to the first system's) of the smallest and the largest size.
-
-    Args:
-        points: one per system.
-        sizes, speeds: the batch sizes that were timed, and for each the sentences per second of every system.
-    """
-    by_size = dict(zip(sizes, speeds))
-    return [
-        (size, [point._replace(x=speed / by_size[size][0]) for point, speed in zip(points, by_size[size])])
-        for size in sorted({min(sizes), max(sizes)})
-    ]
 
 
 def write_examples(path: Path, count: int, rows: Sequence[Row], references: List[List[str]]) -> None:

@@ -1,10 +1,11 @@
-"""What the ``nar-*`` commands share: the parser, errors in one line, and no logs of fairseq."""
+"""What the ``nar-*`` commands share: the parser, values that are flags, errors in one line, and no logs of fairseq."""
 
 import argparse
 import logging
 import sys
 import warnings
 from contextlib import ExitStack, contextmanager
+from typing import List
 
 from nar_plugins.data.bleu import TOKENIZERS
 
@@ -28,6 +29,19 @@ def add_tokenize(parser: argparse.ArgumentParser, default: str) -> None:
         metavar="NAME",
         help=f"sacreBLEU's tokeniser for BLEU, one of {', '.join(TOKENIZERS)} (default: {default})",
     )
+
+
+def shield_flags(argv: List[str], parser: argparse.ArgumentParser) -> List[str]:
+    """The command line with a blank before values of --flags and --system that are a single flag, such as "--cpu".
+
+    argparse takes a value that starts with a dash and has no blank for an option, even if it was quoted.
+    """
+    shielded = list(argv)
+    for i, argument in enumerate(argv):
+        value = i + {"--flags": 1, "--system": 3}.get(argument, len(argv))
+        if value < len(argv) and argv[value].startswith("-") and argv[value] not in parser._option_string_actions:
+            shielded[value] = f" {argv[value]}"
+    return shielded
 
 
 @contextmanager

@@ -63,7 +63,7 @@ class Translator:
         self.decoder, self.text = Decoder(cfg, task, models), Text(cfg, task)
         positions = utils.resolve_max_positions(task.max_positions(), *(model.max_positions() for model in models))
         self.max_source = task.max_source_tokens(positions)
-        self.lock = threading.Lock()
+        self.lock = threading.RLock()  # the thread of a trace holds it around ``decode``
 
     def translate(
         self, texts: Iterable, batch_size: int = 32, window: int = 1024, progress: bool = False

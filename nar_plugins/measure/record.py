@@ -1,9 +1,12 @@
 """A comparison as JSON: everything that was measured, with what it was measured on."""
 
 import json
+import math
 from datetime import datetime, timezone
-from typing import Dict, List, Sequence
+from pathlib import Path
+from typing import Any, Dict, List, Sequence, Union
 
+from nar_plugins.data.lines import read_lines
 from nar_plugins.measure.speed import PERCENTILES, Row, Timing, crossover
 
 
@@ -57,3 +60,42 @@ def timing_record(timing: Timing) -> Dict:
         "batch_latency": {f"p{percent}": timing.latency(percent) for percent in PERCENTILES},
         "batches": sum(map(len, timing.seconds)),
     }
+
+
+def read_record(path: Union[str, Path]) -> Dict[str, Any]:
+    """The content of a file of ``record``.
+
+    Raises:
+        ValueError: there is no such file, or it is another one.
+    """
+    text = "\n".join(read_lines(path))
+    wrong = f"{path} is no JSON of nar-bench --json"
+    try:
+        content = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"{wrong}: {error}") from error
+    systems = content.get("systems") if isinstance(content, dict) else None
+    if not isinstance(systems, list) or not systems:
+        raise ValueError(f"{wrong}: it has no 'systems'")
+    for system in systems:
+        if not isinstance(system, dict) or not isinstance(system.get("name"), str):
+            raise ValueError(f"{wrong}: a system has no name")
+        for name in ("bleu", "chrf", "passes"):
+            if not is_number(system.get(name, "")) and system.get(name, "") is not None:
+                raise ValueError(f"{wrong}: system {system['name']} has no figure '{name}'")
+        times = system.get("batch_sizes")
+        if not isinstance(times, dict) or not all(is_timing(*item) for item in times.items()):
+            raise ValueError(f"{wrong}: system {system['name']} has no 'batch_sizes' with sentences_per_second")
+    return content
+
+
+def is_timing(size: str, value: Any) -> bool:
+    """Whether a value is of ``timing_record``, with its batch size as JSON has it."""
+    speeds = value.get("sentences_per_second") if isinstance(value, dict) else None
+    median = speeds.get("median") if isinstance(speeds, dict) else None
+    return size.isdigit() and is_number(median) and median > 0
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value of JSON is a finite number."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

@@ -3,7 +3,7 @@
 import logging
 import math
 from argparse import Namespace
-from typing import Dict, List, NamedTuple, Optional, Tuple
+from typing import Callable, Dict, List, NamedTuple, Optional, Tuple
 
 import torch
 from torch import Tensor
@@ -35,6 +35,14 @@ class DecodedCanvases(NamedTuple):
     history: Optional[List[Tensor]] = None  # tokens (R, T) after each pass
 
 
+class Pass(NamedTuple):
+    """A decoder pass over R canvases, for an observer."""
+
+    tokens: Tensor  # (R, T) int64 after the pass, padded; with CTC the path, blanks included
+    lprobs: Tensor  # (R, T) float32: of each token in the pass that predicted it
+    predicted: Tensor  # (R, T) bool: the positions that the pass predicted
+
+
 class CanvasGenerator(Generator):
     """Base of the generators that fill a canvas; a subclass defines ``search``.
 
@@ -45,6 +53,9 @@ class CanvasGenerator(Generator):
         options: fairseq's ``GenerationConfig``.
         mask: index of ``<mask>``.
         rescorer: an AR model that orders the candidates, or None.
+
+    Attributes:
+        observer: called with a ``Pass`` after every pass, or None. A subclass calls it.
     """
 
     needs = ("encode", "canvas", "decode", "project", "max_decoder_positions")  # methods of the model that are called
@@ -65,6 +76,7 @@ class CanvasGenerator(Generator):
         self.banned = banned_on_canvas(dictionary, mask)
         self.dedup = Dedup(str(config.dedup), dictionary)
         self.rescorer = None if rescorer is None else Rescorer(*self.others, self.pad, self.eos, mask, options)
+        self.observer: Optional[Callable[[Pass], None]] = None
 
     # -- decoding ------------------------------------------------------------------------------------------------------
 

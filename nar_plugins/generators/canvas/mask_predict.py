@@ -14,7 +14,7 @@ from fairseq.dataclass import ChoiceEnum
 from torch import Tensor
 
 from nar_plugins.generators.base import Statistics
-from nar_plugins.generators.canvas.base import CanvasGenerator, DecodedCanvases, canvas_indices, plan_lengths
+from nar_plugins.generators.canvas.base import CanvasGenerator, DecodedCanvases, Pass, canvas_indices, plan_lengths
 from nar_plugins.generators.canvas.schedule import SCHEDULES, remask_count
 from nar_plugins.generators.registry import SharedGeneratorConfig, register_generator
 from nar_plugins.models.contract import Canvas, Memory
@@ -104,6 +104,7 @@ class MaskPredictGenerator(CanvasGenerator):
         widest = torch.tensor(now.tokens.size(1))
         masked = now.tokens.eq(self.mask)
         now = self.fill(now, memories, picked=None, chosen=masked)
+        self.observe(now, None, masked)
         for done in range(1, passes):
             if history is not None:
                 history.append(now.tokens)
@@ -119,10 +120,18 @@ class MaskPredictGenerator(CanvasGenerator):
             else:
                 count = remask_count(now.lengths, done, passes, schedule)
                 width = int(remask_count(widest, done, passes, schedule))  # computed on the host, not read
-                now = self.fill(now, memories, *first(now.lprobs.argsort(dim=1, stable=True), count, width))
+                picked, chosen = first(now.lprobs.argsort(dim=1, stable=True), count, width)
+                now = self.fill(now, memories, picked, chosen)
+            self.observe(now, picked, chosen)
         if history is not None:
             history.append(now.tokens)
         return now, history
+
+    def observe(self, now: Candidates, picked: Optional[Tensor], chosen: Tensor) -> None:
+        """Tell the observer of a pass; ``picked`` and ``chosen`` are ``fill``'s."""
+        if self.observer is not None:
+            where = chosen if picked is None else torch.zeros_like(now.tokens.bool()).scatter(1, picked, chosen)
+            self.observer(Pass(now.tokens, now.lprobs, where))
 
     # -- one pass --------------------------------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ from fairseq.dataclass import ChoiceEnum
 from torch import Tensor
 
 from nar_plugins.generators.base import ensemble_mean, refuse_nan
-from nar_plugins.generators.canvas.base import CanvasGenerator, DecodedCanvases, canvas_indices, plan_lengths
+from nar_plugins.generators.canvas.base import CanvasGenerator, DecodedCanvases, Pass, canvas_indices, plan_lengths
 from nar_plugins.generators.registry import SharedGeneratorConfig, register_generator
 from nar_plugins.models.contract import Memory, Plan
 from nar_plugins.modules import ctc, source_copy
@@ -73,6 +73,8 @@ class NatGenerator(CanvasGenerator):
         best, lprobs = self.best_tokens([states[real] for states in features])
         tokens = torch.full(real.shape, self.pad, device=real.device).masked_scatter(real, best)
         scores = torch.zeros(real.shape, dtype=lprobs.dtype, device=real.device).masked_scatter(real, lprobs)
+        if self.observer is not None:
+            self.observer(Pass(tokens, scores, real))
         return tokens, scores, real.sum(1)
 
     def history(self, tokens: Tensor) -> Optional[List[Tensor]]:

@@ -1,0 +1,233 @@
+"""The page's frames: what each pass predicted, kept and dropped; the last one is the translation."""
+
+import itertools
+from argparse import Namespace
+
+import pytest
+import torch
+from saved import corpus, save
+from tiny import dictionary
+
+from nar_plugins.demo.trace import (
+    ACCEPTED,
+    CORRECTED,
+    DRAFT,
+    EMPTY,
+    KEPT,
+    MASKED,
+    NEW,
+    REJECTED,
+    REPEATED,
+    Shown,
+    trace,
+)
+from nar_plugins.generators.canvas.base import Pass
+from nar_plugins.hub import from_pretrained
+
+SHORT = {"max_len_a": 0, "max_len_b": 12}
+ALWAYS = {"cpu": True, "retain_iter_history": True}
+MODELS = {
+    "ar": ("transformer_tiny",),
+    "heads": ("blockwise_tiny",),
+    "bang": ("bang_tiny",),
+    "cmlm": ("cmlm_tiny",),
+    "nat": ("nat_tiny",),
+    "uniform": ("nat_tiny", "--source-copy", "uniform"),
+    "ctc": ("nat_tiny", "--ctc"),
+}
+SYSTEMS = {
+    "beam": ("ar", {"beam": 5}),
+    "greedy": ("ar", {"beam": 1}),
+    "blockwise": ("heads", {"beam": 1, "verify_block": 4}),
+    "jacobi": ("ar", {"generator": "blockwise", "verify_block": 4}),
+    "adaptive": ("bang", {"bang_tau": 0.3}),
+    "nar": ("bang", {"bang_policy": "nar"}),
+    "bang ar": ("bang", {"bang_policy": "ar", "beam": 1}),
+    "verify": ("bang", {"bang_policy": "verify"}),
+    "cascade": ("bang", {"bang_policy": "cascade"}),
+    "release": ("bang", {"bang_policy": "block", "bang_release_output": True}),
+    "mask_predict": ("cmlm", {"iterations": 4}),
+    "confidence": ("cmlm", {"schedule": "confidence", "confidence_threshold": 0.6}),
+    "dedup": ("cmlm", {"iterations": 2, "dedup": "token"}),
+    "fertilities": ("nat", {}),
+    "noisy_parallel": ("nat", {"generator": "noisy_parallel", "rescorer": "ar"}),
+    "lengths": ("uniform", {"length_beam": 3}),
+    "ctc": ("ctc", {}),
+    "ctc beam": ("ctc", {"ctc_beam": 4}),
+}
+LINES = ["w1 w2 w3", "w4", "w9 w9 w9 w2 w1 w7 w8 w1", "unheard w3", "w5 w6 w5 w6"]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> Namespace:
+    root = tmp_path_factory.mktemp("trace")
+    models = {name: save(root / f"{name}.pt", *flags) for name, flags in MODELS.items()}
+    return Namespace(data=corpus(root / "text", [("w1", "w1")]), models=models, loaded={})
+
+
+def load(made, system: str, **more):
+    """The translator of a system; one that is asked for again without ``more`` is loaded once."""
+    if not more and system in made.loaded:
+        return made.loaded[system]
+    model, options = SYSTEMS[system]
+    paths = {name: str(made.models[options[name]]) for name in ("rescorer",) if name in options}
+    short = {} if model == "ctc" else SHORT
+    loaded = from_pretrained(made.models[model], made.data, **{**ALWAYS, **short, **options, **paths, **more})
+    return loaded if more else made.loaded.setdefault(system, loaded)
+
+
+def words(frame, *states) -> list:
+    return [cell.text for cell in frame.cells if not states or cell.state in states]
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_the_last_frame_is_the_translation_and_the_passes_are_counted(made, system):
+    translator = load(made, system)
+    for line in LINES:
+        found, (wanted,) = trace(translator, line), translator.translate([line])
+        assert found.translation == wanted
+        last = [w for w in words(found.frames[-1], KEPT, NEW, ACCEPTED, CORRECTED) if w != "</s>"]
+        assert last == [w for w in wanted.tokens if w != "</s>"]
+        assert found.frames[-1].number == wanted.passes > 0
+        numbers = [frame.number for frame in found.frames]
+        assert numbers == sorted(numbers) and {*numbers} == {*range(1, wanted.passes + 1)}
+        assert found.seconds > 0 and found.source == line.replace("unheard", "<unk>").split()
+    assert getattr(translator.decoder.generator, "observer", None) is None
+
+
+@pytest.mark.parametrize("system", ["greedy", "mask_predict", "ctc", "adaptive"])
+def test_an_empty_source_has_no_more_passes_than_its_translation(made, system):
+    translator = load(made, system)
+    (wanted,) = translator.translate([""])
+    found = trace(translator, "")
+    assert found.translation == wanted and len(found.frames) == (len(wanted.tokens) + 1 if system == "greedy" else 0)
+
+
+def test_mask_predict_masks_as_many_as_its_schedule_says(made):
+    translator = load(made, "mask_predict")
+    for line in LINES:
+        frames = trace(translator, line).frames
+        length = len(frames[0].cells)
+        masks = [len(words(frame, MASKED)) for frame in frames[::2]]
+        assert masks == [length, *(max(1, length * (4 - done) // 4) for done in (1, 2, 3))]
+        for before, after in zip(frames[::2], frames[1::2]):
+            predicted = [cell.state == MASKED for cell in before.cells]
+            assert [cell.state == NEW for cell in after.cells] == predicted
+            assert all(0 <= cell.percent <= 100 for cell in after.cells)
+            kept = [(a.text, a.percent) == (b.text, b.percent) for a, b in zip(before.cells, after.cells)]
+            assert all(same or new for same, new in zip(kept, predicted))
+        for after, again in zip(frames[1::2], frames[2::2]):  # the least probable ones
+            masked = [cell.percent for cell, now in zip(after.cells, again.cells) if now.state == MASKED]
+            kept = [cell.percent for cell, now in zip(after.cells, again.cells) if now.state == KEPT]
+            assert max(masked) <= min(kept, default=100)
+
+
+def test_a_pass_of_blockwise_is_its_drafts_and_what_became_of_them(made):
+    translator = load(made, "blockwise")
+    states = set()
+    for line in LINES:
+        found = trace(translator, line)
+        (nbest,) = translator.hypotheses([line])
+        by_pass = {n: [*group] for n, group in itertools.groupby(found.frames, lambda frame: frame.number)}
+        for number, frames in by_pass.items():
+            after, decided = frames[-1], nbest[0]["accepted"][number - 1]
+            assert len(words(after, ACCEPTED, CORRECTED, NEW)) == decided
+            states |= {cell.state for cell in after.cells}
+            if len(frames) == 2:
+                drafts = words(frames[0], DRAFT)
+                assert sorted(words(after, ACCEPTED, REJECTED)) == sorted(drafts)
+                accepted = words(after, ACCEPTED)
+                assert drafts[: len(accepted)] == accepted
+    assert {ACCEPTED, REJECTED, CORRECTED, KEPT} <= states
+
+
+def test_a_pass_of_bang_shows_what_the_policy_drops(made):
+    frames = [frame for line in LINES for frame in trace(load(made, "adaptive"), line).frames]
+    assert all("mask" in frame.label for frame in frames[::2]) and all("kept" in frame.label for frame in frames[1::2])
+    dropped = [cell for frame in frames for cell in frame.cells if cell.state == REJECTED]
+    assert dropped
+    for frame in frames[1::2]:
+        new = [cell.percent for cell in frame.cells if cell.state == NEW]
+        assert new and min(new[1:], default=100) >= 30
+        first = next((cell.percent for cell in frame.cells if cell.state == REJECTED), 0)
+        assert first <= 30
+
+
+def test_a_cascade_says_where_it_decodes_again(made):
+    translator = load(made, "cascade", bang_min_score=0.0)
+    labels = [frame.label for frame in trace(translator, LINES[0]).frames]
+    assert not labels[1].startswith("decoded again") and labels[2].startswith("decoded again: ")
+    assert sum(label.startswith("decoded again") for label in labels) == 2
+
+
+def test_the_path_of_ctc_is_shown_before_it_is_collapsed(made):
+    translator, states = load(made, "ctc"), set()
+    for line in LINES:
+        empty, path, collapsed = trace(translator, line).frames
+        assert {cell.state for cell in empty.cells} == {MASKED} and len(empty.cells) == len(path.cells)
+        assert words(path, NEW) == words(collapsed)
+        for before, cell in zip(path.cells, path.cells[1:]):
+            assert (cell.state == REPEATED) == (cell.text == before.text and cell.state != EMPTY)
+        states |= {cell.state for cell in path.cells}
+    assert {NEW, REPEATED} <= states
+
+
+def test_a_path_has_blanks_and_repetitions():
+    symbols = dictionary(2)
+    blank, pad, one, two = symbols.add_symbol("<mask>"), symbols.pad(), 4, 5
+    generator = Namespace(blank=blank, dedup=Namespace(keep=lambda tokens: range(len(tokens))))
+    shown = Shown(Namespace(decoder=Namespace(generator=generator), task=Namespace(target_dictionary=symbols)))
+    path = torch.tensor([[one, one, blank, one, two, blank, pad]])
+    event = Pass(path, torch.full(path.shape, 0.25).log(), path.ne(pad))
+    best = {"tokens": torch.tensor([one, one, two]), "positional_scores": torch.zeros(3)}
+    empty, after, collapsed = shown.frames(best, [event])
+    assert [cell.state for cell in after.cells] == [NEW, REPEATED, EMPTY, NEW, NEW, EMPTY]
+    assert words(after) == ["w0", "w0", "", "w0", "w1", ""] and {cell.percent for cell in after.cells} == {25}
+    assert len(empty.cells) == 6 and words(collapsed) == ["w0", "w0", "w1"]
+    assert collapsed.label == "blanks and repetitions dropped" and collapsed.number == 1
+
+
+def test_no_frame_is_another_candidates(made):
+    for system in ("mask_predict", "noisy_parallel", "lengths"):
+        translator = load(made, system)
+        for line in LINES:
+            ((best, *_),) = translator.hypotheses([line])
+            frame = trace(translator, line).frames[-1]
+            percents = [round(100 * lprob.exp().item()) for lprob in best["positional_scores"]]
+            assert [cell.percent for cell in frame.cells] == percents
+
+
+def test_an_observer_of_before_is_there_again_after_an_error(made, monkeypatch):
+    translator = load(made, "ctc")
+    seen = []
+    translator.decoder.generator.observer = seen.append
+    trace(translator, "w1")
+    assert seen == []
+    translator.translate(["w1"])
+    assert len(seen) == 1
+    monkeypatch.setattr(translator, "decode", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        trace(translator, "w1")
+    assert translator.decoder.generator.observer == seen.append
+
+
+def shown(*symbols: str) -> list:
+    """The text and ``joined`` of the symbols of a dictionary."""
+    made = dictionary(0)
+    for symbol in symbols:
+        made.add_symbol(symbol)
+    translator = Namespace(decoder=Namespace(generator=None), task=Namespace(target_dictionary=made))
+    cells = Shown(translator).cells([*range(4, len(made)), 2], KEPT)
+    return [(cell.text, cell.joined) for cell in cells]
+
+
+def test_pieces_are_shown_without_the_mark_of_their_kind():
+    assert shown("\u2581go", "ing", "\u2581") == [("go", False), ("ing", True), ("\u2423", False), ("</s>", False)]
+    assert shown("##ing", "##s", "go") == [("ing", True), ("s", True), ("go", False), ("</s>", False)]
+    assert shown("go@@", "ing") == [("go@@", False), ("ing", False), ("</s>", False)]
+
+
+def test_a_probability_that_is_none_is_not_shown():
+    translator = Namespace(decoder=Namespace(generator=None), task=Namespace(target_dictionary=dictionary(2)))
+    cells = Shown(translator).cells([4, 5, 4], NEW, [-torch.inf, 0.0, float(torch.tensor(0.5).log())])
+    assert [cell.percent for cell in cells] == [None, 100, 50]
