@@ -1,0 +1,189 @@
+"""The parts of a model that become ONNX graphs, as modules of tensors in and tensors out.
+
+A model of one pass is one graph, from the source to the tokens of the canvas (``OnePass``). An iterative one is two: the
+encoder (``Encoder``), and one pass of the decoder (``Pass``), which the loop outside calls as often as it likes.
+
+Shapes: B sentences of S tokens; N canvases a sentence of T positions, of which P are predicted; V symbols; H heads.
+"""
+
+import copy
+import math
+from typing import Optional, Sequence, Tuple
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from fairseq import utils
+from fairseq.modules import SinusoidalPositionalEmbedding
+from torch import Tensor
+
+from nar_plugins.generators.canvas.base import plan_lengths
+from nar_plugins.generators.canvas.lengths import candidate_lengths
+from nar_plugins.models.contract import Canvas, Memory, Plan
+from nar_plugins.modules import source_copy
+from nar_plugins.modules.attention import allowed_keys
+
+SHORTEST = 2  # tokens of a predicted length, ``</s>`` counted, as in ``CanvasGenerator.lengths``
+
+
+class SinusoidalPositions(nn.Module):
+    """fairseq's sinusoidal positions, as a table of all that can occur.
+
+    fairseq's module asks for the shape of its input as a tensor, which has no values under torch.export.
+
+    Args:
+        module: fairseq's. longest: tokens of the longest input.
+    """
+
+    def __init__(self, module: SinusoidalPositionalEmbedding, longest: int):
+        super().__init__()
+        self.pad = module.padding_idx
+        self.register_buffer("table", module.get_embedding(longest + self.pad + 1, module.embedding_dim, self.pad))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(B, T) int64 -> (B, T, D)."""
+        return F.embedding(utils.make_positions(tokens, self.pad), self.table)
+
+
+def traceable(model: nn.Module, longest_source: int, longest_canvas: int) -> nn.Module:
+    """A copy of a model in evaluation mode whose modules torch.export can follow; the numbers are the model's.
+
+    Args:
+        longest_source, longest_canvas: tokens of the longest inputs of encoder and decoder.
+    """
+    copied = copy.deepcopy(model).eval().requires_grad_(False)
+    for part, longest in ((copied.encoder, longest_source), (copied.decoder, longest_canvas)):
+        if isinstance(part.embed_positions, SinusoidalPositionalEmbedding):
+            part.embed_positions = SinusoidalPositions(part.embed_positions, longest)
+        for layer in part.layers.children():
+            vars(layer).pop("forward", None)  # --checkpoint-activations: only training computes twice
+    return copied
+
+
+class BestTokens(nn.Module):
+    """The most probable allowed tokens of features and their log-probabilities, as ``CanvasGenerator.best_tokens``.
+
+    Args:
+        model: its ``project``. banned: symbols that are never output; the softmax includes them.
+    """
+
+    def __init__(self, model: nn.Module, symbols: int, banned: Sequence[int]):
+        super().__init__()
+        self.model = model
+        bias = torch.zeros(symbols)
+        bias[list(banned)] = -math.inf
+        self.register_buffer("ban", bias)
+
+    def forward(self, features: Tensor) -> Tuple[Tensor, Tensor]:
+        """(..., D) -> tokens (...) int64 and their log-probabilities (...) float32."""
+        logits = self.model.project(features)
+        best, tokens = (logits + self.ban).max(-1)
+        return tokens, best - logits.logsumexp(-1)
+
+
+class OnePass(nn.Module):
+    """A whole model of one pass.
+
+    Args:
+        model: of the contract, ``traceable``, with ``predicts`` "lengths", "fertilities" or None (CTC).
+        symbols: V. pad: padding's index. banned: symbols that are never output.
+        beam: N, the candidate lengths of a sentence. average: take the expected fertilities, not the most probable.
+    """
+
+    def __init__(self, model: nn.Module, symbols: int, pad: int, banned: Sequence[int], beam: int, average: bool):
+        super().__init__()
+        self.model, self.best = model, BestTokens(model, symbols, banned)
+        self.pad, self.beam, self.average = pad, beam, average
+        self.limit = model.max_decoder_positions()
+
+    def forward(self, src_tokens: Tensor, longest: Optional[Tensor] = None) -> Tuple[Tensor, ...]:
+        """Decode a batch.
+
+        Args:
+            src_tokens: (B, S) int64, padded on the right.
+            longest: (B,) int64, tokens of the longest outputs, ``</s>`` counted; not read with CTC.
+
+        Returns:
+            tokens: (B, N, T) int64, padding beyond the lengths. lprobs: (B, N, T) float32, 0 beyond the lengths.
+            lengths: (B, N) int64. keep: (B, N) bool, False for a duplicate.
+        """
+        memory = self.model.encode(src_tokens)
+        sources = src_tokens.ne(self.pad).sum(1)
+        plan, keep = self.plan(memory, sources, src_tokens.size(1), longest)
+        canvas = self.model.canvas(memory, plan)
+        tokens, lprobs = self.best(self.model.decode(canvas, memory))
+        beyond = canvas.padding
+        shape = (*keep.shape, -1)
+        return (
+            tokens.masked_fill(beyond, self.pad).reshape(shape),
+            lprobs.masked_fill(beyond, 0.0).reshape(shape),
+            (~beyond).sum(1).reshape(keep.shape),
+            keep,
+        )
+
+    def plan(self, memory: Memory, sources: Tensor, width: int, longest: Optional[Tensor]) -> Tuple[Plan, Tensor]:
+        """The plan of the canvases, and which of them to keep, (B, N) bool.
+
+        Args:
+            sources: (B,) int64, tokens of every source. width: S. longest: see ``forward``.
+        """
+        sentences = torch.arange(sources.size(0), device=sources.device)
+        all_kept = torch.ones_like(sources, dtype=torch.bool).unsqueeze(1)
+        if self.model.predicts is None:
+            return Plan(sentences, width=self.model.args.upsample * width), all_kept
+        if self.model.predicts == "fertilities":
+            lprobs = self.model.fertility_lprobs(memory)
+            probabilities = lprobs.exp()
+            fertilities = source_copy.average(probabilities) if self.average else probabilities.argmax(-1)
+            fertilities = source_copy.bounded(fertilities, sources, longest.clamp(max=self.limit))
+            return Plan(sentences, fertilities=fertilities, width=self.widest(fertilities.sum(1))), all_kept
+        lengths, keep = candidate_lengths(self.model.length_lprobs(memory), self.beam, longest, SHORTEST)
+        plan = plan_lengths(lengths)
+        return plan._replace(width=self.widest(plan.lengths)), keep
+
+    def widest(self, lengths: Tensor) -> int:
+        """T, of lengths (R,) int64, and what torch.export may know of it."""
+        width = lengths.max().item()
+        torch._check(width >= 1)
+        torch._check(width <= self.limit)
+        return width
+
+
+class Encoder(nn.Module):
+    """The encoder of an iterative model."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, src_tokens: Tensor) -> Tuple[Tensor, ...]:
+        """src_tokens (B, S) int64 -> log-probabilities of lengths (B, classes), and of every layer's cross-attention
+        the keys and the values, each (B, H, S, D/H).
+        """
+        memory = self.model.encode(src_tokens)
+        pairs = zip(memory.keys, memory.values)
+        return (self.model.length_lprobs(memory), *(states for pair in pairs for states in pair))
+
+
+class Pass(nn.Module):
+    """One pass of the decoder of an iterative model; see ``OnePass`` for the arguments."""
+
+    def __init__(self, model: nn.Module, symbols: int, pad: int, banned: Sequence[int]):
+        super().__init__()
+        self.model, self.best, self.pad = model, BestTokens(model, symbols, banned), pad
+
+    def forward(self, tokens: Tensor, picked: Tensor, src_tokens: Tensor, *memory: Tensor) -> Tuple[Tensor, Tensor]:
+        """Predict the picked positions of canvases.
+
+        Args:
+            tokens: (B, N, T) int64, the canvases, padded on the right. picked: (B, N, P) int64, positions of them.
+            src_tokens: (B, S) int64. memory: the encoder's keys and values.
+
+        Returns:
+            the most probable tokens (B, N, P) int64 and their log-probabilities (B, N, P) float32.
+        """
+        canvases = tokens.flatten(0, 1)
+        encoded = Memory(list(memory[::2]), list(memory[1::2]), allowed_keys(src_tokens.eq(self.pad)), {})
+        canvas = Canvas(canvases, canvases.eq(self.pad))
+        best, lprobs = self.best(self.model.decode(canvas, encoded, picked.flatten(0, 1)))
+        return best.view_as(picked), lprobs.view_as(picked)
