@@ -1,6 +1,7 @@
 from setuptools import find_packages, setup
 
 CT2 = ["ctranslate2"]
+ONNX = ["onnx", "onnxruntime", "onnxscript"]
 RECIPES = ["sacremoses", "subword-nmt"]
 
 setup(
@@ -25,6 +26,7 @@ setup(
     extras_require={
         "ct2": CT2,  # rows of CTranslate2 in nar-bench and in benchmarks
         "dev": ["pytest", "pytest-xdist", "ruff", *CT2, *RECIPES],
+        "onnx": ONNX,  # nar-export onnx, and its rows in nar-bench; onnxruntime alone runs an exported folder
         "plots": ["matplotlib"],  # nar-bench --plot and --plot-speed, nar-curves
         "recipes": RECIPES,  # scripts/text.py, for examples/wmt14_en_de and others
         "qg": ["nltk", "rouge-score"],  # examples/squad_qg/score.py: METEOR and ROUGE-L
@@ -38,6 +40,7 @@ setup(
             "nar-curves = nar_plugins.cli.curves:main",
             "nar-distill = nar_plugins.cli.distill:main",
             "nar-merge = nar_plugins.cli.merge:main",
+            "nar-export = nar_plugins.cli.export:main",
             "nar-flags = nar_plugins.cli.flags:main",
             "nar-score = nar_plugins.cli.score:main",
             "nar-user-dir = nar_plugins.cli.user_dir:main",

@@ -1,15 +1,16 @@
 """``nar-export onnx``: a checkpoint as a folder that ONNX Runtime runs (``runtime.py``), checked against PyTorch."""
 
-import importlib.metadata
 import importlib.util
 import json
 import shutil
+from dataclasses import fields
 from pathlib import Path
-from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Dict, List, NamedTuple, Sequence, Tuple
 
 import torch
 import torch.nn as nn
 from fairseq import utils
+from fairseq.dataclass.configs import GenerationConfig
 from torch import Tensor
 from torch.export import Dim
 
@@ -18,9 +19,10 @@ from nar_plugins.export import runtime
 from nar_plugins.export.check import Agreement, compare
 from nar_plugins.export.graphs import Encoder, OnePass, Pass, traceable
 from nar_plugins.export.int8 import Quantised, quantise
-from nar_plugins.export.options import baked, check_exportable
+from nar_plugins.export.options import check_exportable, held_options
 from nar_plugins.generators import registry
 from nar_plugins.generators.base import banned_on_canvas
+from nar_plugins.measure.machine import version_of
 from nar_plugins.measure.systems import System, in_one_line
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
@@ -79,17 +81,35 @@ def export(checkpoint: str, data: str, out: Path, flags: Sequence[str] = (), int
     system = System("PyTorch", checkpoint, data, [*flags, "--cpu"])
     (model,) = system.models
     check_model(model)
-    graphs, config = described(model, system)
+    held = held_options(system.arguments, model)
     with folder_written_whole(out) as folder:
-        quantised = {}
-        for name, graph in graphs.items():
-            write_graph(graph, folder / f"{name}.onnx")
-            if int8:
-                quantised[name] = quantise(folder / f"{name}.onnx")
-        write_rest(folder, {**config, "int8": int8}, system)
+        quantised = write_model(model, system.task, folder, held, int8)
         agreement = compare(system, runtime.OnnxTranslator(folder, torch.get_num_threads()), CHECKED, exact=not int8)
         files = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
     return Exported(files, agreement, quantised)
+
+
+def write_model(model: nn.Module, task, folder: Path, held: Dict, int8: bool = False) -> Dict[str, Quantised]:
+    """Write all files of a model into a folder that is there; unchecked.
+
+    Args:
+        model: one that ``check_model`` accepts. task: with its dictionaries, and the folder of their files in ``cfg.data``.
+        held: the options that the graphs hold (``options.held_options``).
+
+    Returns:
+        what was quantised, by graph.
+
+    Raises:
+        ValueError: PyTorch or ONNX lack something.
+    """
+    graphs, config = described(model, task, held)
+    quantised = {}
+    for name, graph in graphs.items():
+        write_graph(graph, folder / f"{name}.onnx")
+        if int8:
+            quantised[name] = quantise(folder / f"{name}.onnx")
+    write_rest(folder, {**config, "int8": int8}, task)
+    return quantised
 
 
 def check_packages() -> None:
@@ -105,7 +125,7 @@ def check_packages() -> None:
 def check_model(model: nn.Module) -> None:
     """Raise for a model whose decoding is no graph or pass that this module knows."""
     names = getattr(model, "generators", ())
-    if not set(names) & {"one_pass", "mask_predict"}:
+    if not is_iterative(model) and "one_pass" not in names:
         decoded = f"is decoded by {' or '.join(names)}" if names else "is autoregressive"
         raise ValueError(
             f"a {type(model).__name__} {decoded}, whose loop cannot be exported: nar-export onnx exports nat and cmlm"
@@ -114,53 +134,48 @@ def check_model(model: nn.Module) -> None:
         raise ValueError("a model of quantised layers (--quant-noise-scalar) cannot be exported: give its float32 one")
 
 
-def described(model: nn.Module, system: System) -> Tuple[Dict[str, Graph], Dict]:
-    """The graphs of a model, by the names of their files, and what config.json says of it."""
-    task, arguments = system.task, system.arguments
+def is_iterative(model: nn.Module) -> bool:
+    """Whether a model is decoded in several passes."""
+    return "mask_predict" in getattr(model, "generators", ())
+
+
+def described(model: nn.Module, task, held: Dict) -> Tuple[Dict[str, Graph], Dict]:
+    """The graphs of a model, by the names of their files, and what config.json says of it; see ``write_model``."""
     dictionary, mask = task.target_dictionary, task.mask_index
     source, target = model.max_positions()
-    banned = banned_on_canvas(dictionary, mask)
-    iterative = "mask_predict" in model.generators
     longest = model.args.upsample * source if model.blank is not None else model.max_decoder_positions()
-    copied = traceable(model, source, longest)
-    settings = dict(symbols=len(dictionary), pad=dictionary.pad())
-    example = padded_example(task.source_dictionary)
-    if iterative:
-        kind, graphs = "iterative", iterative_graphs(copied, example, {**settings, "banned": banned}, mask, source, target)
+    copied, example = traceable(model, source, longest), padded_example(task.source_dictionary)
+    banned = tuple(symbol for symbol in banned_on_canvas(dictionary, mask) if symbol != model.blank)
+    settings = dict(symbols=len(dictionary), pad=dictionary.pad(), banned=banned)
+    if is_iterative(model):
+        kind, graphs = "iterative", iterative_graphs(copied, example, settings, mask, source, target)
     else:
-        kind = {"lengths": "lengths", "fertilities": "fertilities", None: "ctc"}[model.predicts]
-        banned = tuple(symbol for symbol in banned if symbol != model.blank)
-        module = OnePass(copied, banned=banned, **settings, **baked(arguments, model))
+        kind = "ctc" if model.predicts is None else model.predicts
+        module = OnePass(copied, **settings, beam=held.get("length_beam", 1), average=held.get("fertility") == "average")
         graphs = {"model": one_pass_graph(module, example, kind, source)}
     config = {
         "made_by": "nar-export onnx",
         "format": runtime.FORMAT,
         "kind": kind,
         "graphs": list(graphs),
-        "memory": graphs["pass"].inputs[3:] if iterative else [],
-        "decoding": decoding(kind, arguments, model),
+        "memory": graphs["pass"].inputs[3:] if "pass" in graphs else [],
+        "decoding": {**defaults(kind), **held},
         "blank": model.blank,
         "max_source_positions": source,
         "max_target_positions": target,
         "languages": [task.cfg.source_lang, task.cfg.target_lang],
-        "symbols": {name: getattr(dictionary, name)() for name in ("bos", "pad", "eos", "unk")} | {"mask": mask},
+        "symbols": {**{name: getattr(dictionary, name)() for name in ("pad", "eos", "unk")}, "mask": mask},
     }
     return graphs, config
 
 
-def decoding(kind: str, arguments, model: nn.Module) -> Dict:
-    """The options of decoding with their values: the defaults of the flags, and what the graphs hold."""
-    options = {name: getattr(arguments, name) for name in runtime.OPTIONS}
-    if kind == "iterative":
-        from_flags = {name: registry.default_of(name) for name in runtime.ITERATIVE}
-        beam = registry.GENERATORS["mask_predict"].default_length_beam
-        return {**options, **from_flags, "length_beam": beam}
-    held = baked(arguments, model)
-    if kind == "lengths":
-        options["length_beam"] = held["beam"]
-    elif kind == "fertilities":
-        options["fertility"] = "average" if held["average"] else "argmax"
-    return options
+def defaults(kind: str) -> Dict:
+    """The options that are chosen when a model is run, with the values of their flags."""
+    fairseqs = {f.name: f.default for f in fields(GenerationConfig) if f.name in runtime.OPTIONS}
+    if kind != "iterative":
+        return fairseqs
+    ours = {name: registry.default_of(name) for name in runtime.ITERATIVE}
+    return {**fairseqs, **ours, "length_beam": registry.GENERATORS["mask_predict"].default_length_beam}
 
 
 def padded_example(dictionary) -> Tensor:
@@ -239,9 +254,8 @@ def write_graph(graph: Graph, path: Path) -> None:
         raise ValueError(f"PyTorch cannot export the {path.stem}: {in_one_line(error)}") from error
 
 
-def write_rest(folder: Path, config: Dict, system: System) -> None:
+def write_rest(folder: Path, config: Dict, task) -> None:
     """Write the dictionaries, config.json and the program that runs the folder."""
-    task = system.task
     sides = {"source": task.source_dictionary, "target": task.target_dictionary}
     data = utils.split_paths(task.cfg.data)[0]
     files = {side: f"dict.{language}.txt" for side, language in zip(sides, config["languages"])}
@@ -255,15 +269,7 @@ def write_rest(folder: Path, config: Dict, system: System) -> None:
         config["after"][side] = dictionary.symbols[lines:]
         if runtime.read_symbols(folder, config, side) != dictionary.symbols:
             raise ValueError(f"{files[side]}: its symbols cannot be read without fairseq: binarise the data anew")
-    config["versions"] = {"nar_plugins": version(), "torch": torch.__version__}
+    config["versions"] = {name: version_of(name) for name in ("nar-plugins", "torch", *PACKAGES)}
     text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
     (folder / runtime.CONFIG).write_text(text, encoding="utf-8")
     shutil.copyfile(runtime.__file__, folder / "runtime.py")
-
-
-def version() -> Optional[str]:
-    """The installed package's; None in a folder that is only on the path."""
-    try:
-        return importlib.metadata.version("nar-plugins")
-    except importlib.metadata.PackageNotFoundError:
-        return None

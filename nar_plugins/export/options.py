@@ -44,9 +44,7 @@ def check_exportable(arguments: Namespace) -> None:
     Raises:
         ValueError: names the flag.
     """
-    given = [name for name in sorted(RUN - HELD) if changed(arguments, name)]
-    if given:
-        raise ValueError(f"{flag(given[0])} is chosen when the exported model is run: leave it out of --flags")
+    check_given(arguments, RUN - HELD)
     refuse_unserved(arguments, HELD)
 
 
@@ -103,7 +101,22 @@ def refuse_unserved(arguments: Namespace, served: Set[str]) -> None:
             )
 
 
-def baked(arguments: Namespace, model: nn.Module) -> Dict:
-    """The options that the graph of a model of one pass holds, as arguments of ``graphs.OnePass``."""
-    beam = registry.GENERATORS["one_pass"].default_length_beam if arguments.length_beam is None else arguments.length_beam
-    return {"beam": beam, "average": str(arguments.fertility) == "average"}
+def held_options(arguments: Namespace, model: nn.Module) -> Dict:
+    """The options that the graphs of a model hold, by name; none of an iterative one's.
+
+    Raises:
+        ValueError: one is set that is chosen when the model is run.
+    """
+    if "one_pass" not in model.generators:
+        check_given(arguments, HELD)
+        return {}
+    if model.predicts == "lengths":
+        beam = registry.GENERATORS["one_pass"].default_length_beam
+        return {"length_beam": beam if arguments.length_beam is None else arguments.length_beam}
+    return {"fertility": str(arguments.fertility)} if model.predicts == "fertilities" else {}
+
+
+def check_given(arguments: Namespace, names: Set[str]) -> None:
+    """Raise for the first option of these that is set: it is chosen when the model is run."""
+    for name in options_of(arguments, names):
+        raise ValueError(f"{flag(name)} is chosen when the exported model is run: leave it out of --flags")

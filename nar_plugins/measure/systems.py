@@ -70,14 +70,7 @@ class System:
         args = self.arguments
         self.cfg = cfg = convert_namespace_to_omegaconf(args)
         self.task = tasks.setup_task(cfg.task)
-        self.models, _ = checkpoint_utils.load_model_ensemble(
-            utils.split_paths(path),
-            arg_overrides=ast.literal_eval(cfg.common_eval.model_overrides),
-            task=self.task,
-            suffix=cfg.checkpoint.checkpoint_suffix,
-            strict=cfg.checkpoint.checkpoint_shard_count == 1,
-            num_shards=cfg.checkpoint.checkpoint_shard_count,
-        )
+        self.models = self.load_models(path)
         self.task.load_dataset(cfg.dataset.gen_subset, task_cfg=cfg.task)  # as fairseq-generate does
         self.dataset = self.task.dataset(cfg.dataset.gen_subset)
         self.start()
@@ -98,6 +91,19 @@ class System:
             ValueError: see ``parse_flags``.
         """
         return parse_flags(path, data, flags)
+
+    def load_models(self, path: str) -> list:
+        """The models of a checkpoint, or of an ensemble's."""
+        cfg = self.cfg
+        models, _ = checkpoint_utils.load_model_ensemble(
+            utils.split_paths(path),
+            arg_overrides=ast.literal_eval(cfg.common_eval.model_overrides),
+            task=self.task,
+            suffix=cfg.checkpoint.checkpoint_suffix,
+            strict=cfg.checkpoint.checkpoint_shard_count == 1,
+            num_shards=cfg.checkpoint.checkpoint_shard_count,
+        )
+        return models
 
     def start(self) -> None:
         """Make the models ready; sets ``cuda``, ``generator`` and ``autoregressive``."""
