@@ -37,7 +37,7 @@ class SinusoidalPositions(nn.Module):
 
     def __init__(self, module: SinusoidalPositionalEmbedding, longest: int):
         super().__init__()
-        self.pad = module.padding_idx
+        self.pad, self.max_positions = module.padding_idx, longest
         self.register_buffer("table", module.get_embedding(longest + self.pad + 1, module.embedding_dim, self.pad))
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -142,9 +142,11 @@ class OnePass(nn.Module):
         return plan._replace(width=self.widest(plan.lengths)), keep
 
     def widest(self, lengths: Tensor) -> int:
-        """T, of lengths (R,) int64, and what torch.export may know of it."""
-        width = lengths.max().item()
-        torch._check(width >= 1)
+        """T, of lengths (R,) int64, and what torch.export may know of it: to it a dimension of 1 is a case of its own,
+        so that every canvas has two positions at least.
+        """
+        width = lengths.max().clamp(min=2).item()
+        torch._check(width >= 2)
         torch._check(width <= self.limit)
         return width
 

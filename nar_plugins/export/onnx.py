@@ -2,7 +2,10 @@
 
 import importlib.util
 import json
+import logging
 import shutil
+import warnings
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Dict, List, NamedTuple, Sequence, Tuple
@@ -192,7 +195,7 @@ def one_pass_graph(module: OnePass, example: Tensor, kind: str, longest: int) ->
     sentences, width = Dim("sentences"), Dim("source", max=longest)
     outputs = ["tokens", "lprobs", "lengths", "keep"]
     if kind == "ctc":
-        return Graph(module, (example,), ({0: sentences, 1: width}, None), ["src_tokens"], outputs)
+        return Graph(module, (example,), ({0: sentences, 1: width},), ["src_tokens"], outputs)
     limits = torch.tensor([7, 4, 3])
     shapes = ({0: sentences, 1: width}, {0: sentences})
     return Graph(module, (example, limits), shapes, ["src_tokens", "longest"], outputs)
@@ -233,7 +236,7 @@ def write_graph(graph: Graph, path: Path) -> None:
         ValueError: torch.export cannot follow the model, or ONNX lacks an operator.
     """
     try:
-        with torch.no_grad():
+        with torch.no_grad(), silent():
             program = torch.export.export(
                 graph.module.eval(),
                 graph.example,
@@ -252,6 +255,19 @@ def write_graph(graph: Graph, path: Path) -> None:
             )
     except Exception as error:  # of many kinds, from three packages
         raise ValueError(f"PyTorch cannot export the {path.stem}: {in_one_line(error)}") from error
+
+
+@contextmanager
+def silent():
+    """Without the log of the exporters, which has a line for every node and warns of packages that are not needed."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        finally:
+            logging.disable(before)
 
 
 def write_rest(folder: Path, config: Dict, task) -> None:
