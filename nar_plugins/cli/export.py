@@ -66,10 +66,11 @@ def report(out: Path, made: Exported) -> str:
 
 def quantised_lines(name: str, quantised) -> List[str]:
     """What of a graph was quantised, and what not."""
-    kept = ", ".join(f"{weight} {shape}" for weight, shape in quantised.kept.items()) or "nothing"
+    kept = ", ".join([*sorted(quantised.kept), "embeddings, positions and norms"])
     return [
-        f"{name}.onnx: {len(quantised.layers)} products in int8, {quantised.before / MEGABYTE:.2f} MB of weights in "
-        f"{quantised.after / MEGABYTE:.2f} MB; in float32: {kept}"
+        f"{name}.onnx: {len(quantised.layers)} linear layers in int8, the output projection "
+        f"{'among them' if any('output_projection' in layer for layer in quantised.layers) else 'is not of it'}; weights "
+        f"{quantised.before / MEGABYTE:.2f} MB -> {quantised.after / MEGABYTE:.2f} MB; in float32: {kept}"
     ]
 
 

@@ -1,5 +1,6 @@
 """``nar-export onnx``: a checkpoint as a folder that ONNX Runtime runs (``runtime.py``), checked against PyTorch."""
 
+import ast
 import importlib.util
 import json
 import logging
@@ -21,7 +22,7 @@ from nar_plugins.data.whole_file import folder_written_whole
 from nar_plugins.export import runtime
 from nar_plugins.export.check import Agreement, compare
 from nar_plugins.export.graphs import Encoder, OnePass, Pass, traceable
-from nar_plugins.export.int8 import Quantised, quantise
+from nar_plugins.export.int8 import SCOPES, Quantised, quantise, write_probe
 from nar_plugins.export.options import check_exportable, held_options
 from nar_plugins.generators import registry
 from nar_plugins.generators.base import banned_on_canvas
@@ -111,7 +112,7 @@ def write_model(model: nn.Module, task, folder: Path, held: Dict, int8: bool = F
         write_graph(graph, folder / f"{name}.onnx")
         if int8:
             quantised[name] = quantise(folder / f"{name}.onnx")
-    write_rest(folder, {**config, "int8": int8}, task)
+    write_rest(folder, {**config, "int8": write_probe(folder) if int8 else None}, task)
     return quantised
 
 
@@ -244,17 +245,28 @@ def write_graph(graph: Graph, path: Path) -> None:
                 strict=False,
                 prefer_deferred_runtime_asserts_over_guards=True,
             )
-            torch.onnx.export(
-                program,
-                f=path,
-                input_names=graph.inputs,
-                output_names=graph.outputs,
-                dynamo=True,
-                external_data=False,
-                verbose=False,
+            exported = torch.onnx.export(
+                program, input_names=graph.inputs, output_names=graph.outputs, dynamo=True, verbose=False
             )
+            name_layers(exported.model.graph)
+            exported.save(path, external_data=False)
     except Exception as error:  # of many kinds, from three packages
         raise ValueError(f"PyTorch cannot export the {path.stem}: {in_one_line(error)}") from error
+
+
+def name_layers(graph) -> None:
+    """Leave of a graph's notes on every node only the name of its module.
+
+    The exporter's hold the lines of Python that it came from, with their files on this machine.
+
+    Args:
+        graph: of ``onnx_ir``.
+    """
+    for node in graph.all_nodes():
+        scopes = ast.literal_eval(node.metadata_props.get(SCOPES, "[]"))
+        node.metadata_props.clear()
+        if len(scopes) > 1:
+            node.metadata_props["layer"] = scopes[-2]
 
 
 @contextmanager

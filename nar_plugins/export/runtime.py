@@ -56,6 +56,7 @@ class OnnxTranslator:
         self.sessions = {
             name: session(self.folder / f"{name}.onnx", threads) for name in self.config["graphs"]
         }
+        check_products(self.folder, self.config, threads)
         self.weight_bytes = sum((self.folder / f"{name}.onnx").stat().st_size for name in self.sessions)
 
     # -- text ----------------------------------------------------------------------------------------------------------
@@ -303,7 +304,8 @@ def read_config(folder: Path) -> Dict:
         raise ValueError(f"{path} was not written by nar-export onnx: give a folder that it made")
     if config.get("format") != FORMAT:
         raise ValueError(f"{path} has format {config.get('format')}, this program reads {FORMAT}: export the model again")
-    for name in (*(f"{graph}.onnx" for graph in config["graphs"]), *config["dictionaries"].values()):
+    probe = [config["int8"]["file"]] if config["int8"] else []
+    for name in (*(f"{graph}.onnx" for graph in config["graphs"]), *config["dictionaries"].values(), *probe):
         if not (folder / name).is_file():
             raise ValueError(f"{folder} has no {name}: export the model again")
     return config
@@ -367,6 +369,16 @@ def session(path: Path, threads: Optional[int]):
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # of ONNX Runtime's own classes
         raise ValueError(f"{path} cannot be read: {' '.join(str(error).split())}") from None
+
+
+def check_products(folder: Path, config: Dict, threads: Optional[int]) -> None:
+    """Raise where this processor adds the products of an int8 model wrongly: x86 without VNNI does so in 16 bits."""
+    probe = config["int8"]
+    if probe:
+        rows = np.full(probe["rows"], probe["value"], dtype=np.uint8)
+        (products,) = session(folder / probe["file"], threads).run(None, {"rows": rows})
+        if (products != probe["product"]).any():
+            raise ValueError("int8 needs a processor with VNNI, on which ONNX Runtime adds exactly: export without --int8")
 
 
 def main(argv: Optional[Sequence[str]] = None) -> None:

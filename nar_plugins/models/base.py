@@ -67,9 +67,10 @@ class NarEncoder(TransformerEncoderBase):
 
         x = x.transpose(0, 1)
         states = [x]
-        drawn = {id(layer) for layer in self.layers}  # LayerDrop yields other layers in every iteration
+        # LayerDrop yields other layers in every iteration; torch.export wraps a layer anew, with another id, in each
+        drawn = {id(layer) for layer in self.layers} if self.training else None
         for layer in self.layers.children():
-            if id(layer) in drawn:
+            if drawn is None or id(layer) in drawn:
                 x = layer(x, encoder_padding_mask=layer_padding)
             states.append(x)
         if self.layer_norm is not None:
