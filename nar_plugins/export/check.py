@@ -54,7 +54,7 @@ def compare(system: System, translator, count: int, exact: bool) -> Agreement:
     if not differences:
         raise ValueError(
             f"no sentence of {system.cfg.dataset.gen_subset} fits the model's positions, and the exported model cannot "
-            "be checked: name another split, --flags \"--gen-subset NAME\""
+            'be checked: name another split, --flags "--gen-subset NAME"'
         )
     mean = sum(differences) / len(differences)
     if not mean <= tolerance:

@@ -155,7 +155,9 @@ def described(model: nn.Module, task, held: Dict) -> Tuple[Dict[str, Graph], Dic
         kind, graphs = "iterative", iterative_graphs(copied, example, settings, mask, source, target)
     else:
         kind = "ctc" if model.predicts is None else model.predicts
-        module = OnePass(copied, **settings, beam=held.get("length_beam", 1), average=held.get("fertility") == "average")
+        module = OnePass(
+            copied, **settings, beam=held.get("length_beam", 1), average=held.get("fertility") == "average"
+        )
         graphs = {"model": one_pass_graph(module, example, kind, source)}
     config = {
         "made_by": "nar-export onnx",
@@ -211,9 +213,7 @@ def iterative_graphs(model: nn.Module, example: Tensor, settings: Dict, mask: in
     sentences, width = Dim("sentences"), Dim("source", max=source)
     lengths, *memory = Encoder(model)(example)
     names = [f"{kind}_{layer}" for layer in range(len(memory) // 2) for kind in ("keys", "values")]
-    encoder = Graph(
-        Encoder(model), (example,), ({0: sentences, 1: width},), ["src_tokens"], ["length_lprobs", *names]
-    )
+    encoder = Graph(Encoder(model), (example,), ({0: sentences, 1: width},), ["src_tokens"], ["length_lprobs", *names])
     tokens = torch.full((3, 2, 7), settings["pad"])
     for row, length in zip(tokens.flatten(0, 1), (7, 5, 4, 3, 6, 2)):
         row[:length] = mask

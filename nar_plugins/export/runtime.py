@@ -53,9 +53,7 @@ class OnnxTranslator:
         self.pad, self.eos = self.symbols["pad"], self.symbols["eos"]
         self.source, self.target = (read_symbols(self.folder, self.config, side) for side in ("source", "target"))
         self.index = index_of(self.source, self.config)
-        self.sessions = {
-            name: session(self.folder / f"{name}.onnx", threads) for name in self.config["graphs"]
-        }
+        self.sessions = {name: session(self.folder / f"{name}.onnx", threads) for name in self.config["graphs"]}
         check_products(self.folder, self.config, threads)
         self.weight_bytes = sum((self.folder / f"{name}.onnx").stat().st_size for name in self.sessions)
 
@@ -192,7 +190,10 @@ class OnnxTranslator:
             if schedule == "confidence":
                 picked, counts = self.uncommitted(lprobs, lengths, masked, done)
             else:
-                picked, counts = np.argsort(lprobs, axis=-1, kind="stable"), remask_count(lengths, done, passes, schedule)
+                picked, counts = (
+                    np.argsort(lprobs, axis=-1, kind="stable"),
+                    remask_count(lengths, done, passes, schedule),
+                )
             most = int(counts.max())
             if not most:
                 break
@@ -303,7 +304,9 @@ def read_config(folder: Path) -> Dict:
     if not isinstance(config, dict) or config.get("made_by") != "nar-export onnx":
         raise ValueError(f"{path} was not written by nar-export onnx: give a folder that it made")
     if config.get("format") != FORMAT:
-        raise ValueError(f"{path} has format {config.get('format')}, this program reads {FORMAT}: export the model again")
+        raise ValueError(
+            f"{path} has format {config.get('format')}, this program reads {FORMAT}: export the model again"
+        )
     probe = [config["int8"]["file"]] if config["int8"] else []
     for name in (*(f"{graph}.onnx" for graph in config["graphs"]), *config["dictionaries"].values(), *probe):
         if not (folder / name).is_file():
@@ -378,7 +381,9 @@ def check_products(folder: Path, config: Dict, threads: Optional[int]) -> None:
         rows = np.full(probe["rows"], probe["value"], dtype=np.uint8)
         (products,) = session(folder / probe["file"], threads).run(None, {"rows": rows})
         if (products != probe["product"]).any():
-            raise ValueError("int8 needs a processor with VNNI, on which ONNX Runtime adds exactly: export without --int8")
+            raise ValueError(
+                "int8 needs a processor with VNNI, on which ONNX Runtime adds exactly: export without --int8"
+            )
 
 
 def main(argv: Optional[Sequence[str]] = None) -> None:

@@ -28,9 +28,9 @@ class OnnxSystem(System):
         Raises:
             ValueError: see ``parse_flags``; or there is no exported folder, or it does not serve a flag.
         """
-        arguments = parse_flags(path, data, flags)
         if len(utils.split_paths(path)) > 1:
             raise ValueError("an exported folder is one model, and no ensemble")
+        arguments = parse_flags(path, data, flags)
         arguments.translator_options = check_run(arguments, runtime.read_config(Path(path)))
         return arguments
 
