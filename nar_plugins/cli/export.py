@@ -6,8 +6,8 @@
     python ctc-onnx/runtime.py < new.sp.en > new.sp.de        needs onnxruntime and numpy only
 
 A nat is exported whole: encoder, canvas, decoder, the most probable tokens and their log-probabilities. Of a cmlm the
-encoder and one pass are exported, and runtime.py holds Mask-Predict's loop. After every export the first sentences of the
-data are decoded by both and compared; where they differ, nothing is left.
+encoder and one pass are exported, and runtime.py holds Mask-Predict's loop. After every export the first sentences of
+the data are decoded by both and compared; where they differ, nothing is left.
 """
 
 import argparse
@@ -58,18 +58,18 @@ def report(out: Path, made: Exported) -> str:
         lines += quantised_lines(name, quantised)
     agreement = made.agreement
     lines.append(
-        f"checked: {agreement.same} of {agreement.sentences} outputs are PyTorch's, in batches of several sizes; the scores "
-        f"differ by at most {agreement.largest:.1e}, on average by {agreement.mean:.1e}"
+        f"checked: {agreement.same} of {agreement.sentences} outputs are PyTorch's, in batches of several sizes; the "
+        f"scores differ by at most {agreement.largest:.1e}, on average by {agreement.mean:.1e}"
     )
     return "\n".join(lines)
 
 
 def quantised_lines(name: str, quantised) -> List[str]:
     """What of a graph was quantised, and what not."""
-    kept = ", ".join([*sorted(quantised.kept), "embeddings, positions and norms"])
+    projection = "with" if any("output_projection" in layer for layer in quantised.layers) else "without"
+    kept = ", ".join([*sorted(quantised.kept), "embeddings, positions, norms and biases"])
     return [
-        f"{name}.onnx: {len(quantised.layers)} linear layers in int8, the output projection "
-        f"{'among them' if any('output_projection' in layer for layer in quantised.layers) else 'is not of it'}; weights "
+        f"{name}.onnx: {len(quantised.layers)} linear layers in int8, {projection} the output projection; weights "
         f"{quantised.before / MEGABYTE:.2f} MB -> {quantised.after / MEGABYTE:.2f} MB; in float32: {kept}"
     ]
 

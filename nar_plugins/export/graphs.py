@@ -1,7 +1,7 @@
 """The parts of a model that become ONNX graphs, as modules of tensors in and tensors out.
 
-A model of one pass is one graph, from the source to the tokens of the canvas (``OnePass``). An iterative one is two: the
-encoder (``Encoder``), and one pass of the decoder (``Pass``), which the loop outside calls as often as it likes.
+A model of one pass is one graph, from the source to the tokens of the canvas (``OnePass``). An iterative one is two:
+the encoder (``Encoder``), and one pass of the decoder (``Pass``), which the loop outside calls as often as it likes.
 
 Shapes: B sentences of S tokens; N canvases a sentence of T positions, of which P are predicted; V symbols; H heads.
 """
@@ -60,25 +60,19 @@ def traceable(model: nn.Module, longest_source: int, longest_canvas: int) -> nn.
     return copied
 
 
-class BestTokens(nn.Module):
-    """The most probable allowed tokens of features and their log-probabilities, as ``CanvasGenerator.best_tokens``.
+def ban_of(symbols: int, banned: Sequence[int]) -> Tensor:
+    """What is added to logits so that some symbols are never output: (V,), 0, and -inf for these."""
+    ban = torch.zeros(symbols)
+    ban[list(banned)] = -math.inf
+    return ban
 
-    Args:
-        model: its ``project``. banned: symbols that are never output; the softmax includes them.
+
+def best_tokens(logits: Tensor, ban: Tensor) -> Tuple[Tensor, Tensor]:
+    """The most probable allowed tokens (...) int64 of logits (..., V) and their log-probabilities (...), of the softmax
+    over all V, as ``CanvasGenerator.best_tokens``.
     """
-
-    def __init__(self, model: nn.Module, symbols: int, banned: Sequence[int]):
-        super().__init__()
-        self.model = model
-        bias = torch.zeros(symbols)
-        bias[list(banned)] = -math.inf
-        self.register_buffer("ban", bias)
-
-    def forward(self, features: Tensor) -> Tuple[Tensor, Tensor]:
-        """(..., D) -> tokens (...) int64 and their log-probabilities (...) float32."""
-        logits = self.model.project(features)
-        best, tokens = (logits + self.ban).max(-1)
-        return tokens, best - logits.logsumexp(-1)
+    best, tokens = (logits + ban).max(-1)
+    return tokens, best - logits.logsumexp(-1)
 
 
 class OnePass(nn.Module):
@@ -92,8 +86,8 @@ class OnePass(nn.Module):
 
     def __init__(self, model: nn.Module, symbols: int, pad: int, banned: Sequence[int], beam: int, average: bool):
         super().__init__()
-        self.model, self.best = model, BestTokens(model, symbols, banned)
-        self.pad, self.beam, self.average = pad, beam, average
+        self.model, self.pad, self.beam, self.average = model, pad, beam, average
+        self.register_buffer("ban", ban_of(symbols, banned))
         self.limit = model.max_decoder_positions()
 
     def forward(self, src_tokens: Tensor, longest: Optional[Tensor] = None) -> Tuple[Tensor, ...]:
@@ -111,7 +105,7 @@ class OnePass(nn.Module):
         sources = src_tokens.ne(self.pad).sum(1)
         plan, keep = self.plan(memory, sources, src_tokens.size(1), longest)
         canvas = self.model.canvas(memory, plan)
-        tokens, lprobs = self.best(self.model.decode(canvas, memory))
+        tokens, lprobs = best_tokens(self.model.project(self.model.decode(canvas, memory)), self.ban)
         beyond = canvas.padding
         shape = (*keep.shape, -1)
         return (
@@ -172,7 +166,8 @@ class Pass(nn.Module):
 
     def __init__(self, model: nn.Module, symbols: int, pad: int, banned: Sequence[int]):
         super().__init__()
-        self.model, self.best, self.pad = model, BestTokens(model, symbols, banned), pad
+        self.model, self.pad = model, pad
+        self.register_buffer("ban", ban_of(symbols, banned))
 
     def forward(self, tokens: Tensor, picked: Tensor, src_tokens: Tensor, *memory: Tensor) -> Tuple[Tensor, Tensor]:
         """Predict the picked positions of canvases.
@@ -187,5 +182,6 @@ class Pass(nn.Module):
         canvases = tokens.flatten(0, 1)
         encoded = Memory(list(memory[::2]), list(memory[1::2]), allowed_keys(src_tokens.eq(self.pad)), {})
         canvas = Canvas(canvases, canvases.eq(self.pad))
-        best, lprobs = self.best(self.model.decode(canvas, encoded, picked.flatten(0, 1)))
+        features = self.model.decode(canvas, encoded, picked.flatten(0, 1))
+        best, lprobs = best_tokens(self.model.project(features), self.ban)
         return best.view_as(picked), lprobs.view_as(picked)

@@ -1,11 +1,11 @@
 """The products of a graph in 8 bits, with scales that do not depend on the batch.
 
-ONNX Runtime's ``quantize_dynamic`` scales the input of a product by the largest value of the whole batch, so that what a
-sentence is translated to depends on the others of its batch. And it leaves a product in float32, in silence, where the
-weight is not a constant itself: the exporter leaves the tied output projection behind a ``Transpose`` of the embedding.
-Here every row of an input has a scale of its own, as in this package's PyTorch int8 (``modules/fast/int8.py``), written
-into the graph around ONNX Runtime's integer product; it takes 1.0 to 1.5 of the time of one scale a batch, and less than
-half that of float32 (``benchmarks/bench_onnx_int8.py``). Every constant matrix is stored transposed, in 8 bits.
+ONNX Runtime's ``quantize_dynamic`` scales the input of a product by the largest value of the whole batch, so that what
+a sentence is translated to depends on the others of its batch. And it leaves a product in float32, in silence, where
+the weight is not a constant itself: the exporter leaves a large tied output projection behind a ``Transpose`` of the
+embedding. Here every row of an input has a scale of its own, as in this package's PyTorch int8
+(``modules/fast/int8.py``), written into the graph around ONNX Runtime's integer product. What that costs:
+``benchmarks/bench_onnx_int8.py``. Every constant matrix is stored transposed, in 8 bits.
 
 The heads of lengths and fertilities stay in float32, as in PyTorch: they decide much and cost little.
 """
@@ -216,7 +216,8 @@ def weight_bytes(graph) -> int:
 def write_probe(folder: Path) -> Dict:
     """Write a graph that outputs ``PROBED`` where integer products are exact, for ``runtime.py``.
 
-    On x86 without VNNI, ONNX Runtime adds pairs of products in 16 bits, which overflow (its ``reduce_range`` is for that).
+    On x86 without VNNI, ONNX Runtime adds pairs of products in 16 bits, which overflow (its ``reduce_range`` is for
+    that).
 
     Returns:
         the entry of config.json.

@@ -4,9 +4,9 @@
 
     python FOLDER/runtime.py < sources > translations     one line per sentence, sub-words separated by blanks
 
-or, in Python, ``OnnxTranslator(FOLDER).translate(lines)``. The graphs do what ``nar_plugins/export/graphs.py`` says. What
-is here is around them: dictionaries, batches, CTC's collapse, the choice of lengths, and Mask-Predict's loop. It is
-NumPy's twin of ``nar_plugins/generators/canvas``; every export is checked against that.
+or, in Python, ``OnnxTranslator(FOLDER).translate(lines)``. The graphs do what ``nar_plugins/export/graphs.py`` says.
+What is here is around them: dictionaries, batches, CTC's collapse, the choice of lengths, and Mask-Predict's loop. It
+is NumPy's twin of ``nar_plugins/generators/canvas``; every export is checked against that.
 """
 
 import argparse
@@ -99,9 +99,9 @@ class OnnxTranslator:
             source: (B, S) int64, padded on the right.
 
         Returns:
-            dictionaries of ``tokens`` (list of int), ``positional_scores`` (list of float, log-probabilities), ``score``
-            (their mean, or what lenpen and unnormalized say) and ``steps`` (passes of the decoder). A source without
-            tokens has one hypothesis, ``</s>``, of no pass.
+            dictionaries of ``tokens`` (list of int), ``positional_scores`` (list of float, log-probabilities),
+            ``score`` (their mean, or what lenpen and unnormalized say) and ``steps`` (passes of the decoder). A source
+            without tokens has one hypothesis, ``</s>``, of no pass.
 
         Raises:
             ValueError: the output is NaN.
@@ -321,7 +321,7 @@ def checked_options(config: Dict, given: Dict) -> Dict:
         ValueError: one is unknown, fixed by the export, or has no meaning.
     """
     known = (*OPTIONS, *(ITERATIVE if config["kind"] == "iterative" else ()))
-    for name, value in given.items():
+    for name in given:
         if name not in known:
             fixed = name in config["decoding"]
             reason = f"was fixed at {config['decoding'][name]} by the export" if fixed else "is no option of this model"
@@ -371,7 +371,7 @@ def session(path: Path, threads: Optional[int]):
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # of ONNX Runtime's own classes
-        raise ValueError(f"{path} cannot be read: {' '.join(str(error).split())}") from None
+        raise ValueError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
 
 
 def check_products(folder: Path, config: Dict, threads: Optional[int]) -> None:
