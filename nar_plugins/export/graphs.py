@@ -51,7 +51,8 @@ def traceable(model: nn.Module, longest_source: int, longest_canvas: int) -> nn.
     Args:
         longest_source, longest_canvas: tokens of the longest inputs of encoder and decoder.
     """
-    copied = copy.deepcopy(model).eval().requires_grad_(False)
+    copied = copy.deepcopy(model).requires_grad_(False)
+    copied.eval()  # not chained: it returns None after fairseq's make_generation_fast_
     for part, longest in ((copied.encoder, longest_source), (copied.decoder, longest_canvas)):
         if isinstance(part.embed_positions, SinusoidalPositionalEmbedding):
             part.embed_positions = SinusoidalPositions(part.embed_positions, longest)
