@@ -25,7 +25,14 @@ setup(
     ],
     extras_require={
         "ct2": CT2,  # rows of CTranslate2 in nar-bench and in benchmarks
-        "dev": ["pytest", "pytest-xdist", "ruff", *CT2, *RECIPES],
+        "dev": [
+            "pytest",
+            "pytest-xdist",
+            "ruff",
+            *CT2,
+            *RECIPES,
+            *(f'{name}; python_version >= "3.11"' for name in ONNX),
+        ],
         "onnx": ONNX,  # nar-export onnx, and its rows in nar-bench; onnxruntime alone runs an exported folder
         "plots": ["matplotlib"],  # nar-bench --plot and --plot-speed, nar-curves
         "recipes": RECIPES,  # scripts/text.py, for examples/wmt14_en_de and others

@@ -14,6 +14,7 @@ checkout, docs/start_here.md says which file answers which question):
 ``checkpoint_io/``  checkpoints beside fairseq's own resume: the ``<mask>`` row, teachers, drafters, published formats
 ``data/``           dictionaries, checks, noise, fertilities, span masking, BLEU's tokenisers
 ``corpora/``        distilled corpora and word alignments
+``export/``         models as ONNX graphs, and their run without PyTorch
 ``measure/``        quality and speed, for the recipes and benchmarks
 ``cli/``            the ``nar-*`` commands
 ``compat/``         what today's Python and PyTorch need from fairseq, one function per upstream issue

@@ -65,7 +65,8 @@ def quantise(path: Path) -> Quantised:
     products = [product for product in products_of(graph) if product is not None]
     kept = [product for product in products if product.layer.rsplit(".", 1)[-1] in HEADS]
     chosen = {product.node.name: product for product in products if product not in kept}
-    nodes, rows = [*constants(graph)], {}
+    add_numbers(graph)
+    nodes, rows = [], {}
     for node in graph.node:
         product = chosen.get(node.name)
         if product is None:
@@ -111,8 +112,8 @@ def products_of(graph) -> List[Optional[Product]]:
     return [product(node) for node in graph.node]
 
 
-def constants(graph) -> List:
-    """Put the numbers that ``quantised_rows`` reads into a graph; no node is needed for them."""
+def add_numbers(graph) -> None:
+    """Put the numbers that ``quantised_rows`` and ``integer_product`` read into a graph."""
     from onnx import numpy_helper
 
     numbers = {
@@ -124,7 +125,6 @@ def constants(graph) -> List:
         "int8.zero": np.array(ZERO, dtype=np.uint8),
     }
     graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in numbers.items())
-    return []
 
 
 def quantised_rows(states: str) -> Tuple[Tuple[str, str], List]:

@@ -97,7 +97,9 @@ def write_model(model: nn.Module, task, folder: Path, held: Dict, int8: bool = F
     """Write all files of a model into a folder that is there; unchecked.
 
     Args:
-        model: one that ``check_model`` accepts. task: with its dictionaries, and their files in the folder ``cfg.data``.
+        model: one that ``check_model`` accepts.
+        task: with its dictionaries, and their files in the folder ``cfg.data``.
+        folder: for the files.
         held: the options that the graphs hold (``options.held_options``).
 
     Returns:
