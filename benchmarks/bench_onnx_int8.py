@@ -44,7 +44,7 @@ def layers(weight: np.ndarray) -> dict:
     matrix = numpy_helper.from_array(np.ascontiguousarray(weight.T), "weight")
     whole = SimpleNamespace(node=[product], initializer=[matrix])
     (part,) = int8.products_of(whole)
-    int8.constants(whole)
+    int8.add_numbers(whole)
     int8.store(part, whole)
     (rows, scale), made = int8.quantised_rows("x")
     per_batch = [
@@ -96,9 +96,16 @@ def main() -> None:
                 error = np.abs(y - right).mean() / np.abs(right).mean()
                 share = times[name] / times["float32"]
                 same = "yes" if np.array_equal(y[:1], alone) else "no"
-                print(
-                    f"| {outputs} x {inputs} | {rows} | {name} | {times[name]:.0f} | {share:.2f} | {error:.4f} | {same} |"
+                entries = (
+                    f"{outputs} x {inputs}",
+                    rows,
+                    name,
+                    f"{times[name]:.0f}",
+                    f"{share:.2f}",
+                    f"{error:.4f}",
+                    same,
                 )
+                print(f"| {' | '.join(map(str, entries))} |")
 
 
 if __name__ == "__main__":
