@@ -122,7 +122,7 @@ def check_packages() -> None:
     """Raise where a package of the extra is missing, or PyTorch is too old."""
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
-        raise ValueError(f"{', '.join(missing)} is not installed: pip install 'nar-plugins[onnx]'")
+        raise ValueError(f"an export needs {', '.join(missing)}: pip install 'nar-plugins[onnx]'")
     version = tuple(int(part) for part in torch.__version__.split(".")[:2])
     if version < tuple(map(int, PYTORCH.split("."))):
         raise ValueError(f"PyTorch {torch.__version__}: an export needs {PYTORCH} or later")

@@ -439,7 +439,7 @@ def test_places_that_cannot_be_written_are_named(tmp_path):
 def test_the_missing_extra_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     found = refused("no.pt", "--data", "no data", "--out", tmp_path / "out")
-    assert found == "onnx, onnxscript, onnxruntime is not installed: pip install 'nar-plugins[onnx]'"
+    assert found == "an export needs onnx, onnxscript, onnxruntime: pip install 'nar-plugins[onnx]'"
 
 
 @installed
