@@ -1,6 +1,7 @@
 """``nar-export onnx``: a checkpoint as a folder that ONNX Runtime runs (``runtime.py``), checked against PyTorch."""
 
 import ast
+import copy
 import importlib.util
 import json
 import logging
@@ -61,6 +62,21 @@ class Graph(NamedTuple):
     outputs: List[str]
 
 
+class Original(System):
+    """The PyTorch side of an export.
+
+    Attributes:
+        model: as it was loaded; a generator changes the models that it is given.
+    """
+
+    def start(self) -> None:
+        """Raise a ValueError for a model that cannot be exported, before its generator is built."""
+        (model,) = self.models
+        check_model(model)
+        self.model = copy.deepcopy(model)
+        super().start()
+
+
 def export(checkpoint: str, data: str, out: Path, flags: Sequence[str] = (), int8: bool = False) -> Exported:
     """Export a checkpoint.
 
@@ -82,9 +98,8 @@ def export(checkpoint: str, data: str, out: Path, flags: Sequence[str] = (), int
     if len(utils.split_paths(checkpoint)) > 1:
         raise ValueError(f"{checkpoint}: an ensemble cannot be exported; export one checkpoint")
     check_exportable(System.parse(checkpoint, data, flags))
-    system = System("PyTorch", checkpoint, data, [*flags, "--cpu"])
-    (model,) = system.models
-    check_model(model)
+    system = Original("PyTorch", checkpoint, data, [*flags, "--cpu"])
+    model = system.model
     held = held_options(system.arguments, model)
     with folder_written_whole(out) as folder:
         quantised = write_model(model, system.task, folder, held, int8)
@@ -131,7 +146,8 @@ def check_packages() -> None:
 def check_model(model: nn.Module) -> None:
     """Raise for a model whose decoding is no graph or pass that this module knows."""
     names = getattr(model, "generators", ())
-    if not is_iterative(model) and "one_pass" not in names:
+    whole = "one_pass" in names and (model.predicts in ("lengths", "fertilities") or model.blank is not None)
+    if not whole and not is_iterative(model):
         decoded = f"is decoded by {' or '.join(names)}" if names else "is autoregressive"
         raise ValueError(
             f"a {type(model).__name__} {decoded}, whose loop cannot be exported: nar-export onnx exports nat and cmlm"

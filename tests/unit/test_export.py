@@ -33,7 +33,6 @@ from nar_plugins.generators.canvas import lengths as torch_lengths
 from nar_plugins.generators.canvas import schedule as torch_schedule
 from nar_plugins.generators.options import generation_options
 from nar_plugins.generators.registry import CONFIGS, GENERATORS
-from nar_plugins.measure.systems import System
 from nar_plugins.modules.exporting import count_up_to, is_padded
 
 MISSING = [name for name in onnx.PACKAGES if importlib.util.find_spec(name) is None]
@@ -89,8 +88,8 @@ def exported(kind: str) -> Made:
         printed = io.StringIO()
         with contextlib.redirect_stdout(printed):
             command.main(["onnx", str(checkpoint), "--data", str(data), "--out", str(folder / "out")])
-        system = System("PyTorch", str(checkpoint), str(data), ["--cpu"])
-        return Made(*system.models, system.task, folder / "out", str(checkpoint), str(data), printed.getvalue())
+        system = onnx.Original("PyTorch", str(checkpoint), str(data), ["--cpu"])
+        return Made(system.model, system.task, folder / "out", str(checkpoint), str(data), printed.getvalue())
     one, task = random_weights(kind)
     for side in ("src", "tgt"):
         dictionary(WORDS).save(str(folder / f"dict.{side}.txt"))
