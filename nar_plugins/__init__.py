@@ -15,6 +15,7 @@ checkout, docs/start_here.md says which file answers which question):
 ``data/``           dictionaries, checks, noise, fertilities, span masking, BLEU's tokenisers
 ``hub/``            models from Python and in packed folders; the one loader for decoding
 ``corpora/``        distilled corpora and word alignments
+``export/``         models as ONNX graphs, and their run without PyTorch
 ``measure/``        quality and speed, for the recipes and benchmarks
 ``cli/``            the ``nar-*`` commands
 ``compat/``         what today's Python and PyTorch need from fairseq, one function per upstream issue

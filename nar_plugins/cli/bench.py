@@ -13,6 +13,13 @@ default), int8 or another of its types:
 It needs the package ctranslate2 (pip install 'nar-plugins[ct2]'). It serves --beam, --lenpen, --unnormalized,
 --max-len-a, --max-len-b, --min-len, --no-repeat-ngram-size and --unkpen inf; other options are refused.
 
+A folder of nar-export onnx is run by ONNX Runtime as onnx:FOLDER (pip install 'nar-plugins[onnx]'):
+
+    --system "CTC, ONNX Runtime" onnx:ctc-onnx ""
+
+It serves --max-len-a, --max-len-b, --lenpen and --unnormalized, and of an iterative model --iterations, --length-beam,
+--schedule and --confidence-threshold; its other options were fixed by the export.
+
 A system that fails while it decodes, or for lack of memory, is a row with the reason; the others go on, and the exit
 status is 1.
 
@@ -56,8 +63,8 @@ def build_parser() -> argparse.ArgumentParser:
         action="append",
         required=True,
         metavar=("NAME", "CKPT", "FLAGS"),
-        help="a system: its name, its checkpoint (or an ensemble, a.pt:b.pt; or ct2:CKPT for CTranslate2), and flags "
-        "of fairseq-generate in one string, which may be empty",
+        help="a system: its name, its checkpoint (or an ensemble, a.pt:b.pt; ct2:CKPT for CTranslate2, or "
+        "onnx:FOLDER of nar-export onnx), and flags of fairseq-generate in one string, which may be empty",
     )
     parser.add_argument("--flags", default="", help="flags of fairseq-generate for all systems, in one string")
     parser.add_argument(

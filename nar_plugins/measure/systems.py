@@ -72,7 +72,7 @@ class System:
         args = self.arguments
         self.cfg = cfg = convert_namespace_to_omegaconf(args)
         self.task = tasks.setup_task(cfg.task)
-        self.models = load_models(cfg, self.task)
+        self.models = self.load_models(path)
         self.task.load_dataset(cfg.dataset.gen_subset, task_cfg=cfg.task)  # as fairseq-generate does
         self.dataset = self.task.dataset(cfg.dataset.gen_subset)
         self.start()
@@ -92,6 +92,10 @@ class System:
             ValueError: see ``parse_flags``.
         """
         return parse_flags(path, data, flags)
+
+    def load_models(self, path: str) -> list:
+        """The models of a checkpoint, or of an ensemble's."""
+        return load_models(self.cfg, self.task)
 
     def start(self) -> None:
         """Make the models ready; sets ``cuda``, ``generator`` and ``autoregressive``."""

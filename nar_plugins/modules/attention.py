@@ -9,6 +9,7 @@ from fairseq.modules import MultiheadAttention
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from nar_plugins.modules.exporting import is_padded
 from nar_plugins.modules.fast.linear import shared_input
 from nar_plugins.modules.packing import collect, spread
 
@@ -180,4 +181,4 @@ def allowed_keys(padding: Optional[Tensor]) -> Optional[Tensor]:
 def allowed_sources(encoder_out: Dict) -> Optional[Tensor]:
     """``allowed_keys`` of fairseq's encoder output; None where no source of the batch is padded."""
     padding = encoder_out["encoder_padding_mask"]
-    return allowed_keys(padding[0]) if len(padding) > 0 and bool(padding[0].any()) else None
+    return allowed_keys(padding[0]) if len(padding) > 0 and is_padded(padding[0]) else None

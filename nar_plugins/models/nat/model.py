@@ -21,6 +21,7 @@ from nar_plugins.models.nat.finetuning import finetuning_losses
 from nar_plugins.models.pairing import check_task
 from nar_plugins.modules import ctc, glancing, source_copy
 from nar_plugins.modules.attention import Attention
+from nar_plugins.modules.exporting import is_padded
 from nar_plugins.modules.losses import LIKELIHOOD, LossPart, TokenObjective, length_loss
 
 
@@ -196,7 +197,7 @@ class NatModel(NarModel):
         if self.predicts == "fertilities":
             copy = source_copy.from_fertilities(plan.fertilities, plan.width)
         elif self.args.ctc:
-            copy = source_copy.upsampled(sources, self.args.upsample)
+            copy = source_copy.upsampled(sources, self.args.upsample, plan.width)
         else:
             copy = source_copy.uniformly(sources, plan.lengths, plan.width)
         if self.args.source_copy == "soft":
@@ -205,7 +206,7 @@ class NatModel(NarModel):
             inputs = weights.to(copies) @ copies[sentences]
         else:
             inputs = copies[sentences.unsqueeze(1), copy.index]
-        return Canvas(inputs, copy.padding if copy.padding.any() else None)
+        return Canvas(inputs, copy.padding if is_padded(copy.padding) else None)
 
     def fertility_lprobs(self, memory: Memory) -> Tensor:
         """Log-probabilities of the fertility of every source token: (B, S, 50)."""
