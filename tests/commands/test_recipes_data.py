@@ -17,7 +17,6 @@ from typing import Tuple
 
 import pytest
 from conftest import ROOT
-from forked import program
 from shell import bash
 
 pytestmark = pytest.mark.skipif(shutil.which("curl") is None, reason="no curl, which the downloads need")
@@ -554,7 +553,7 @@ def prepare_text(*arguments, given: str = "", expect: int = 0):
 
 def run_script(name: str, *arguments, given: bytes = b"", expect: int = 0) -> Tuple[str, str]:
     """A script of scripts/: what it prints, and its messages."""
-    script = [program("python"), ROOT / "scripts" / name, *map(str, arguments)]
+    script = [sys.executable, str(ROOT / "scripts" / name), *map(str, arguments)]
     done = subprocess.run(script, input=given, capture_output=True)
     assert done.returncode == expect, done.stderr.decode()
     return done.stdout.decode("utf-8"), done.stderr.decode("utf-8")
