@@ -33,6 +33,7 @@ from nar_plugins.generators.canvas import lengths as torch_lengths
 from nar_plugins.generators.canvas import schedule as torch_schedule
 from nar_plugins.generators.options import generation_options
 from nar_plugins.generators.registry import CONFIGS, GENERATORS
+from nar_plugins.hub import from_pretrained
 from nar_plugins.modules.exporting import count_up_to, is_padded
 
 MISSING = [name for name in onnx.PACKAGES if importlib.util.find_spec(name) is None]
@@ -281,6 +282,33 @@ def test_the_folder_runs_without_pytorch_and_fairseq():
     encoded = [made.task.source_dictionary.encode_line(line, add_if_not_exist=False).long() for line in LINES]
     wanted = [made.task.target_dictionary.string(hypotheses(made, row.unsqueeze(0))[0][0]["tokens"]) for row in encoded]
     assert done.stdout.splitlines() == wanted and len(set(wanted)) > 2
+
+
+@installed
+def test_the_hub_translates_an_exported_folder_as_it_does_the_checkpoint():
+    made = exported("ctc")
+    texts = [*LINES, LINES[0]]
+    ours, theirs = (
+        from_pretrained(*where, lenpen=0.5).translate(texts, batch_size=2)
+        for where in ((made.folder,), (made.checkpoint, made.data))
+    )
+    assert [found.text for found in ours] == [found.text for found in theirs]
+    assert [found.score for found in ours] == pytest.approx([found.score for found in theirs], abs=1e-4)
+    assert [(found.tokens, found.passes) for found in ours] == [(found.tokens, found.passes) for found in theirs]
+
+
+@installed
+@pytest.mark.parametrize(
+    "options, said",
+    [
+        ({"generator": "blockwise"}, "--generator blockwise is a loop over a cache"),
+        ({"iterations": 4}, "--iterations"),
+        ({"data": "elsewhere"}, "has dictionaries of its own"),
+    ],
+)
+def test_the_hub_refuses_what_an_exported_folder_has_not(options, said):
+    with pytest.raises(ValueError, match=said):
+        from_pretrained(exported("ctc").folder, **options)
 
 
 @installed
