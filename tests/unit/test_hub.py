@@ -135,12 +135,12 @@ def test_a_history_is_in_the_hypotheses(made):
     assert translator.text.symbols(nbest[0]["history"][-1]["tokens"]) == translator.translation(nbest).tokens
 
 
-@pytest.mark.parametrize("system", ["beam", "drafted", "adaptive", "mask_predict", "noisy_parallel", "ctc"])
+@pytest.mark.parametrize("system", ["beam", "drafted", "adaptive", "noisy_parallel"])
 def test_threads_get_the_answers_of_one(made, system, monkeypatch):
     translator = load(made, system)
     texts = [f"{line} w{i}" for i, line in enumerate(LINES * 2)]
-    parts = [texts[i % 5 : i % 5 + 7] for i in range(32)]
-    wanted = [translator.translate(part, batch_size=3) for part in parts]
+    parts = [texts[i % 9 : i % 9 + 4] for i in range(32)]
+    wanted = [translator.translate(part, batch_size=3) for part in parts[:9]]
     decoder, inside, most = translator.decoder, [], []
 
     def watched(sample):
@@ -154,8 +154,9 @@ def test_threads_get_the_answers_of_one(made, system, monkeypatch):
     watched.generator = decoder.generator
     monkeypatch.setattr(translator, "decoder", watched)
     with ThreadPoolExecutor(32) as pool:
-        assert list(pool.map(lambda part: translator.translate(part, batch_size=3), parts)) == wanted
-    assert len(most) == 32 * 3 and max(most) == 1  # generators keep state while they decode
+        found = list(pool.map(lambda part: translator.translate(part, batch_size=3), parts))
+    assert found == [wanted[i % 9] for i in range(32)]
+    assert len(most) == 32 * 2 and max(most) == 1  # generators keep state while they decode
 
 
 @pytest.mark.parametrize("name", ["bfloat16", "int8"])
