@@ -23,8 +23,18 @@ from nar_plugins.cli.curves import name_and_path
 from nar_plugins.hub import from_pretrained
 
 WARM_UP = "a"  # translated before the page opens: the first sentence of a model takes longer than the others
-# options that the page does not name: they say nothing of how a model writes, or are paths
-HIDDEN = ("bpe", "sentencepiece_model", "cpu", "remove_bpe", "source_lang", "target_lang", "rescorer", "drafter_path")
+# options that the page does not name: it names the generator, they say nothing of how a model writes, or are paths
+HIDDEN = (
+    "generator",
+    "bpe",
+    "sentencepiece_model",
+    "cpu",
+    "remove_bpe",
+    "source_lang",
+    "target_lang",
+    "rescorer",
+    "drafter_path",
+)
 
 
 def build_parser():
