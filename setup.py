@@ -2,6 +2,7 @@ from setuptools import find_packages, setup
 
 CT2 = ["ctranslate2"]
 DEMO = ["starlette", "uvicorn"]
+ONNX = ["onnx", "onnxruntime", "onnxscript"]
 RECIPES = ["sacremoses", "subword-nmt"]
 SERVE = ["fastapi", "uvicorn"]
 
@@ -29,25 +30,36 @@ setup(
     extras_require={
         "ct2": CT2,  # rows of CTranslate2 in nar-bench and in benchmarks
         "demo": DEMO,  # nar-demo
-        "dev": ["pytest", "pytest-xdist", "ruff", "httpx", *CT2, *DEMO, *RECIPES],
+        "dev": [
+            "pytest",
+            "pytest-xdist",
+            "ruff",
+            "httpx",
+            *CT2,
+            *DEMO,
+            *RECIPES,
+            *(f'{name}; python_version >= "3.11"' for name in ONNX),
+        ],
+        "onnx": ONNX,  # nar-export onnx, and its rows in nar-bench; onnxruntime alone runs an exported folder
         "plots": ["matplotlib"],  # nar-bench --plot and --plot-speed, nar-curves, nar-report
-        "serve": SERVE,  # examples/serve
         "recipes": RECIPES,  # scripts/text.py, for examples/wmt14_en_de and others
+        "serve": SERVE,  # examples/serve
         "qg": ["nltk", "rouge-score"],  # examples/squad_qg/score.py: METEOR and ROUGE-L
     },
     entry_points={
         "console_scripts": [
-            "nar-average = nar_plugins.cli.average:main",
             "nar-align = nar_plugins.cli.align:main",
+            "nar-average = nar_plugins.cli.average:main",
             "nar-bench = nar_plugins.cli.bench:main",
             "nar-convert = nar_plugins.cli.convert:main",
             "nar-curves = nar_plugins.cli.curves:main",
             "nar-demo = nar_plugins.cli.demo:main",
             "nar-distill = nar_plugins.cli.distill:main",
+            "nar-export = nar_plugins.cli.export:main",
+            "nar-flags = nar_plugins.cli.flags:main",
             "nar-merge = nar_plugins.cli.merge:main",
             "nar-pack = nar_plugins.cli.pack:main",
             "nar-report = nar_plugins.cli.report:main",
-            "nar-flags = nar_plugins.cli.flags:main",
             "nar-score = nar_plugins.cli.score:main",
             "nar-user-dir = nar_plugins.cli.user_dir:main",
             "nar-wordpiece = nar_plugins.cli.wordpiece:main",

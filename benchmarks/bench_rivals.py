@@ -3,11 +3,11 @@
     python benchmarks/bench_rivals.py [--batches 1,32] [--sentences 96] [--repeats 3] [--threads 2] [NAR-BENCH'S FLAGS]
 
 Autoregressive Transformers of 6+6 and of 12+1 layers, greedily by fairseq and by CTranslate2 (float32, int8), and
-``nat`` with a length head and with CTC on twice the source (float32, bfloat16, int8). All have random weights, 512/1024
-dimensions and a vocabulary of 10,000; the sentences are random tokens with lengths from newstest2014's whole range. Our
-length head is given the gold lengths; autoregressive outputs are as long as the longest source of their batch, because
-the models never predict </s>. So the columns of quality, and the output of CTC, mean nothing here. At batch size 1 a
-quarter of the sentences are timed, at others all.
+``nat`` with a length head and with CTC on twice the source (float32, and bfloat16 and int8 where the CPU has them in
+hardware). All have random weights, 512/1024 dimensions and a vocabulary of 10,000; the sentences are random tokens with
+lengths from newstest2014's whole range. Our length head is given the gold lengths; autoregressive outputs are as long
+as the longest source of their batch, because the models never predict </s>. So the columns of quality, and the output
+of CTC, mean nothing here. At batch size 1 a quarter of the sentences are timed, at others all.
 
 Further flags are nar-bench's, such as ``--json FILE`` and ``--memory``. It needs the extra ``ct2``.
 """
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Iterator, List, Tuple
 
 import torch
-from bench_against_stock import arguments, build, task_of
+from bench_against_stock import arguments, build, decoding_types, task_of
 from bench_one_pass import newstest2014
 from fairseq.data import Dictionary
 
@@ -64,7 +64,7 @@ def rows(folder: Path) -> Iterator[Tuple[str, str, str]]:
     for layers in ("12-1", "6-6"):
         yield f"fairseq {layers}", f"{folder / layers}.pt", GREEDY
     for name, model, flags in (("NAT", "nat", "--gold-length"), ("CTC x 2", "ctc", "")):
-        for dtype in ("float32", "bfloat16", "int8"):
+        for dtype in decoding_types(torch.device("cpu")):
             yield f"{name} {dtype}", f"{folder / model}.pt", f"--decode-dtype {dtype} {flags}"
 
 

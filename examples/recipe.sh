@@ -231,6 +231,10 @@ system() {  # $what makes $kind the model that it is: architecture, criterion, s
             what=(--arch nat --source-copy uniform --glancing "0.5:0.3@$updates" --criterion nar_loss "${smooth[@]}") ;;
         ctc)  # Libovicky and Helcl 2018 with glancing; CTC has no label smoothing
             what=(--arch nat --ctc --upsample 2 --glancing "0.5:0.3@$updates" --criterion nar_loss) ;;
+        dag)  # Huang et al. 2022 (DA-Transformer), wmt14_ende.sh: learned positions, GELU, no label smoothing; sizes are given.
+            # 2,048 vertices are sources of 256 tokens. The script has 1,024, and its graphs of longer ones are cut
+            what=(--arch dag_wmt_en_de --upsample 8 --glancing "0.5:0.1@$((updates * 2 / 3 + 1))" --max-target-positions 2048
+                  --criterion nar_loss) ;;
         cmlm) what=(--arch cmlm_wmt_en_de --criterion nar_loss "${smooth[@]}") ;;  # the release's form; sizes are given
         frozen | block)  # Stern et al. 2018, section 6: 8 heads on a trained model, one random head an update
             what=(--arch blockwise --block-size 8 --block-head full --block-loss sample --criterion blockwise_loss "${smooth[@]}"
@@ -240,7 +244,7 @@ system() {  # $what makes $kind the model that it is: architecture, criterion, s
             what=(--arch bang --max-source-positions 512 --max-target-positions 512 --criterion bang_loss "${smooth[@]}")
             if [ "$kind" = bang-ar ]; then what+=(--ngram 1)
             else what+=(--bang-rows sample:2 --finetune-from-model "$work/${prefix}bang-ar/checkpoint_best.pt"); fi ;;
-        *) fail "no model '$model': ar, ar-12-1, nat, nat-ft, glat, ctc, cmlm, frozen, block, bang-ar or bang;" \
+        *) fail "no model '$model': ar, ar-12-1, nat, nat-ft, glat, ctc, dag, cmlm, frozen, block, bang-ar or bang;" \
             "on distilled data kd-ar etc." ;;
     esac
 }
@@ -349,6 +353,12 @@ decode_all() {  # FLAG ...: every system as its paper does; the autoregressive o
     for model in ctc kd-ctc; do
         decode "$model" $model best:5
         decode "$model beam 10 rescored" $model best:5 --ctc-beam 10 "${rescored[@]}"
+    done
+    for model in dag kd-dag; do  # Huang et al. 2022, section 3.5, and Shao et al. 2022; repetitions are dropped as in the release
+        decode "$model greedy" $model best:5 --dag-decode greedy --dedup token
+        decode "$model" $model best:5 --dedup token
+        decode "$model joint Viterbi" $model best:5 --dag-decode joint-viterbi --dedup token
+        decode "$model joint Viterbi 5 rescored" $model best:5 --dag-decode joint-viterbi --length-beam 5 --dedup token "${rescored[@]}"
     done
     for model in cmlm kd-cmlm; do for passes in 1 4 10; do  # Ghazvininejad et al. 2019, section 4: five lengths
         decode "$model R $passes" $model best:5 --iterations $passes --length-beam 5

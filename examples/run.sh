@@ -5,7 +5,7 @@
 # MODELS are those of RECIPE/train.sh, in the order in which they start from one another. A second run goes on where the first
 # one stopped.
 . "$(dirname "${BASH_SOURCE[0]}")/recipe.sh"
-name=${1:-} models=${2:-ar ar-12-1 cmlm kd-ar-12-1 kd-nat kd-nat-ft kd-glat kd-ctc kd-cmlm kd-frozen kd-block kd-bang-ar kd-bang}
+name=${1:-} models=${2:-ar ar-12-1 cmlm kd-ar-12-1 kd-nat kd-nat-ft kd-glat kd-ctc dag kd-cmlm kd-frozen kd-block kd-bang-ar kd-bang}
 recipes=$(cd "$root/examples" && grep -ls "/recipe.sh" */distill.sh | sed 's,/.*,,')
 grep -qx "$name" <<< "$recipes" || fail "no recipe '$name':" $recipes
 step() {  # SCRIPT [ARGUMENT ...]

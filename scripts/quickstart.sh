@@ -2,7 +2,7 @@
 # From a clone to a table: set up, generate a corpus, train an autoregressive model, distil the corpus with it, train proposal heads
 # for it and parallel models on the distilled corpus, decode with all, compare.
 #
-#     bash scripts/quickstart.sh [--models ar,blockwise,cmlm,nat,ctc,bang] [--work FOLDER]
+#     bash scripts/quickstart.sh [--models ar,blockwise,cmlm,nat,ctc,dag,bang] [--work FOLDER]
 #
 # Without --models: ar, blockwise and ctc, ten minutes on two CPU cores after the set-up; the others take longer
 # (examples/quickstart/EXPECTED.md). A second run continues where the first one stopped. DEVICE="" uses the GPU.
@@ -22,7 +22,7 @@ seen=" "
 for model in ${models//,/ }; do
     case $seen in *" $model "*) echo "quickstart.sh: --models names '$model' twice" >&2; exit 2 ;; esac
     seen="$seen$model "
-    case $model in ar | blockwise | cmlm | nat | ctc | bang) ;; *) echo "quickstart.sh: no model '$model': ar, blockwise, cmlm, nat, ctc and bang are there" >&2; exit 2 ;; esac
+    case $model in ar | blockwise | cmlm | nat | ctc | dag | bang) ;; *) echo "quickstart.sh: no model '$model': ar, blockwise, cmlm, nat, ctc, dag and bang are there" >&2; exit 2 ;; esac
 done
 
 "$root/scripts/setup.sh"

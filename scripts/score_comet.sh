@@ -39,10 +39,11 @@ from nar_plugins.data.lines import read_lines
 
 folder, *paths = sys.argv[1:]
 try:
-    source, hypotheses, reference = map(read_lines, paths)
+    source, output, reference = map(read_lines, paths)
+    hypotheses = best_hypotheses(output, paths[1])
 except ValueError as error:
     sys.exit(str(error))
-texts = {"source": source, "hypotheses": best_hypotheses(hypotheses), "reference": reference}
+texts = {"source": source, "hypotheses": hypotheses, "reference": reference}
 counts = [len(lines) for lines in texts.values()]
 if len({*counts}) > 1 or not counts[0]:
     sys.exit(", ".join(f"{path} has {count} sentences" for path, count in zip(paths, counts)))

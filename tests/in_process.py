@@ -1,5 +1,5 @@
-"""fairseq's commands in this process: starting one as a real process takes four seconds. What they log is not
-caught.
+"""fairseq's commands, and ours, in this process: starting one as a real process takes four seconds. What they log is
+not caught.
 """
 
 import contextlib
@@ -49,4 +49,13 @@ def refusal(command: str, *arguments) -> str:
     assert not isinstance(error.value, (AttributeError, TypeError, KeyError, IndexError)), repr(error.value)
     said = str(error.value)
     assert said and "\n" not in said.strip(), said
+    return said
+
+
+def own_refusal(main, *arguments) -> str:
+    """The one line with which a command of ours ends, whose name stands before it."""
+    with pytest.raises(SystemExit) as error:
+        main([*map(str, arguments)])
+    said, name = error.value.code, main.__module__.rpartition(".")[2]
+    assert isinstance(said, str) and said.startswith(f"nar-{name}: ") and "\n" not in said, said
     return said

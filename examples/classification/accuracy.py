@@ -35,10 +35,10 @@ def main(argv=None) -> None:
     parser.add_argument("labels", type=Path)
     args = parser.parse_args(argv)
     try:
-        lines, labels = read_lines(args.output), read_lines(args.labels)
+        labels = read_lines(args.labels)
+        predicted = best_hypotheses(read_lines(args.output), str(args.output))
     except ValueError as error:
         sys.exit(f"accuracy.py: {error}")
-    predicted = best_hypotheses(lines)
     if len(predicted) != len(labels) or not labels:
         sys.exit(f"accuracy.py: {len(predicted)} outputs but {len(labels)} labels")
     right, most_frequent, no_label, total = count(predicted, labels)

@@ -16,6 +16,8 @@ case $kind in
         plan 5000   1600  2e-5   -      --dropout 0.3 "${adam[@]}" --finetune-weight 0.25 ;;
     glat | ctc | cmlm)  # Huang et al. 2022 (CMLMC), the IWSLT14 script: 300 epochs, about 150,000 updates
         plan 150000 8192  5e-4   10000  --dropout 0.3 "${bert_adam[@]}" ;;
+    dag)     # Huang et al. 2022 (DA-Transformer) has no such script: updates, tokens and rate of ctc, their clipping
+        plan 150000 8192  5e-4   10000  --dropout 0.3 "${bert_adam[@]}" --clip-norm 0.1 ;;
     frozen | block)  # Stern et al. 2018, section 7.1, for WMT14; updates and tokens are ours
         plan 50000  8192  9.9e-4 8000   --dropout 0.1 --optimizer adam --adam-betas "(0.9, 0.997)" --adam-eps 1e-9 ;;
     bang)    # Qi et al. 2021, the release's fine-tuning; updates and tokens are ours

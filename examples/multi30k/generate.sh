@@ -39,6 +39,15 @@ compare "KD: vanilla + glancing, 5 lengths rescored" kd-glat "--length-beam 5 --
 compare "KD: CTC + glancing" kd-ctc ""
 compare "KD: CTC + glancing, CTC beam 10" kd-ctc "--ctc-beam 10"
 compare "KD: CTC + glancing, CTC beam 10 rescored" kd-ctc "--ctc-beam 10 --rescorer $ar"
+graphs() {  # NAME MODEL
+    compare "$1, greedy" "$2" "--dag-decode greedy --dedup token"
+    compare "$1, lookahead" "$2" "--dedup token"
+    compare "$1, Viterbi" "$2" "--dag-decode viterbi --dedup token"
+    compare "$1, joint Viterbi" "$2" "--dag-decode joint-viterbi --dedup token"
+    compare "$1, joint Viterbi, 5 lengths rescored" "$2" "--dag-decode joint-viterbi --length-beam 5 --dedup token --rescorer $ar"
+}
+graphs "DAG" dag
+graphs "KD: DAG" kd-dag
 for passes in 1 4 10; do compare "KD: CMLM, R = $passes" kd-cmlm "--iterations $passes"; done
 compare "KD: CMLM, R = 10, length beam 5" kd-cmlm "--iterations 10 --length-beam 5"
 for threshold in 0.7 0.8 0.9; do

@@ -2,12 +2,14 @@
 # Train on Multi30k: bash examples/multi30k/train.sh MODEL [UPDATES] [WORK] [FLAG ...] [--dry-run], MODEL one of
 #   ar       fairseq's transformer, the teacher
 #   cmlm     Mask-Predict, in the form of its release
+#   dag      a directed acyclic graph of four vertices a source token, with glancing
 #   stock    fairseq's own cmlm_transformer under its own task, to compare with
 # and, on the data of distill.sh,
 #   kd-ar    fairseq's transformer
 #   kd-nat   NAT with fertilities, positional attention and diagonal mask
 #   kd-glat  vanilla NAT (source stretched to a predicted length) with glancing
 #   kd-ctc   the same with latent alignments, on a canvas of twice the source
+#   kd-dag   the graph of dag, in fairseq's form
 #   kd-cmlm  Mask-Predict, in fairseq's form
 #   kd-frozen  the frozen teacher with 8 sequential proposal heads; only the heads are trained, the greedy output is the teacher's
 #   kd-block   kd-frozen, fine-tuned as a whole
@@ -37,6 +39,8 @@ float32=(--task nar_translation)
 taught=(--criterion nar_loss --init-encoder-from "$teacher" --init-decoder-from "$teacher")
 blockwise=(--arch blockwise --block-size 8 --block-head sequential --criterion blockwise_loss --block-loss weighted
            --block-positions 0.25)
+# Huang et al. 2022 (DA-Transformer) with half of their vertices: a CPU feels each; glancing falls for two thirds, as theirs
+graph=(--upsample 4 --glancing "0.5:0.1@$((updates * 2 / 3 + 1))")
 heads=$work/kd-frozen/checkpoint_last.pt
 case $model in
     cmlm) task=("${float32[@]}") what=(--arch cmlm_iwslt_de_en --criterion nar_loss "${smooth[@]}") ;;
@@ -48,13 +52,15 @@ case $model in
                      --finetune-from-model "$work/kd-nat/checkpoint_best.pt") ;;
     kd-glat) task=("${float32[@]}") what=(--arch nat --source-copy uniform --glancing "0.5:0.3@$updates" "${taught[@]}" "${smooth[@]}") ;;
     kd-ctc) task=("${float32[@]}") what=(--arch nat --ctc --upsample 2 --glancing "0.5:0.3@$updates" "${taught[@]}") ;;
+    dag) what=(--arch dag_iwslt_de_en "${graph[@]}" --criterion nar_loss) ;;
+    kd-dag) what=(--arch dag "${graph[@]}" "${taught[@]}") ;;
     kd-cmlm) task=("${float32[@]}") what=(--arch cmlm "${taught[@]}" "${smooth[@]}") ;;
     kd-frozen) what=("${blockwise[@]}" --freeze-base --finetune-from-model "$teacher") ;;
     kd-block)
         need "$heads" "kd-block starts from it: train kd-frozen first"
         what=("${blockwise[@]}" "${smooth[@]}" --finetune-from-model "$heads") ;;
     ar | kd-ar | kd-ar-12-1 | kd-bang-ar | kd-bang) system ;;
-    *) fail "no model '$model': ar, cmlm, stock, kd-ar, kd-nat, kd-glat, kd-ctc, kd-cmlm, kd-frozen, kd-block, kd-nat-ft," \
+    *) fail "no model '$model': ar, cmlm, stock, dag, kd-ar, kd-nat, kd-glat, kd-ctc, kd-dag, kd-cmlm, kd-frozen, kd-block, kd-nat-ft," \
         "kd-ar-12-1, kd-bang-ar or kd-bang" ;;
 esac
 train

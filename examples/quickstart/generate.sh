@@ -2,7 +2,7 @@
 # fairseq-generate for the trained models, then the table, a plot and a page of outputs in WORK:
 #     bash examples/quickstart/generate.sh [MODELS] [WORK]
 . "$(dirname "${BASH_SOURCE[0]}")/../lib.sh"
-models=${1:-ar,blockwise,ctc,cmlm,nat,bang}
+models=${1:-ar,blockwise,ctc,dag,cmlm,nat,bang}
 work=${2:-$root/work/quickstart}
 
 declare -a systems
@@ -28,6 +28,10 @@ for model in ${models//,/ }; do
                      --system "BANG, greedy" "$checkpoint" "--bang-policy ar --beam 1 $length") ;;
         ctc) systems+=(--system "CTC + glancing, one pass" "$checkpoint" ""
                     --system "CTC beam 5, rescored by AR" "$checkpoint" "--ctc-beam 5 --rescorer $work/ar/checkpoint_last.pt") ;;
+        dag) systems+=(--system "DAG, lookahead" "$checkpoint" "--dedup token"
+                    --system "DAG, joint Viterbi" "$checkpoint" "--dag-decode joint-viterbi --dedup token"
+                    --system "DAG, 5 lengths rescored by AR" "$checkpoint"
+                             "--dag-decode joint-viterbi --length-beam 5 --dedup token --rescorer $work/ar/checkpoint_last.pt") ;;
     esac
 done
 "$bin/nar-bench" "$work/bin" --flags "$device --remove-bpe sentencepiece" \

@@ -5,13 +5,14 @@
 #   cmlm  Mask-Predict, with fairseq's layers, as the teacher has
 #   nat   NAT with fertilities, positional attention and diagonal mask
 #   ctc   vanilla NAT with latent alignments and glancing
+#   dag   a directed acyclic graph of four vertices a source token, with glancing
 #   bang  BANG, from random weights: one checkpoint for autoregressive, parallel and mixed decoding. It is first trained
 #         autoregressively (bang-ar): trained from scratch, the full objective ignores the source for a long time
 #   blockwise  the frozen teacher with four proposal heads; only the heads are trained, the greedy output is the teacher's
 # Small batches and a learning rate that decays to zero: with so few updates they gain ten BLEU over the papers' settings.
 # A second run continues where the first one stopped, and does nothing when it was done.
 . "$(dirname "${BASH_SOURCE[0]}")/../lib.sh"
-names="ar, cmlm, nat, ctc, bang or blockwise"
+names="ar, cmlm, nat, ctc, dag, bang or blockwise"
 model=${1:?$names}
 work=${2:-$root/work/quickstart}
 
@@ -26,6 +27,7 @@ case $model in
     cmlm) what=(--arch cmlm "${taught[@]}" "${smooth[@]}"); updates=2000 tokens=1024 ;;
     nat) what=(--arch nat --positional-attention --mask-diagonal "${taught[@]}" "${smooth[@]}"); updates=500 ;;
     ctc) updates=1500 tokens=1024; what=(--arch nat --ctc --upsample 2 --glancing "0.5:0.3@$updates" "${taught[@]}") ;;
+    dag) updates=1500 tokens=1024; what=(--arch dag --upsample 4 --glancing "0.5:0.1@1000" "${taught[@]}") ;;
     blockwise) what=(--arch blockwise --block-size 4 --block-head sequential --freeze-base --finetune-from-model "$teacher"
                      --criterion blockwise_loss --block-loss weighted --block-positions 0.5); updates=300 ;;
     bang-ar) what=("${bang[@]}" --ngram 1); updates=700 ;;

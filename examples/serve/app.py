@@ -1,5 +1,6 @@
 """A translation service: MODEL=FOLDER uvicorn --app-dir examples/serve app:app (docs/serve.md)."""
 
+import logging
 import os
 from typing import Annotated, List
 
@@ -8,6 +9,7 @@ from pydantic import BaseModel, Field
 
 from nar_plugins.hub import Batcher, from_pretrained
 
+logging.getLogger().setLevel(logging.WARNING)  # fairseq lowers it when it is imported
 app = FastAPI()
 batcher = Batcher(from_pretrained(os.environ["MODEL"]))
 

@@ -99,8 +99,10 @@ def main(argv=None) -> None:
         sys.exit(f"score.py: {len(references)} references but {len(sources)} sources")
     print("| system | ROUGE-L | BLEU-4 | METEOR, no synonyms |\n|---|---|---|---|")
     for path in args.outputs:
-        lines = read(path)
-        hypotheses = best_hypotheses(lines)
+        try:
+            hypotheses = best_hypotheses(read(path), str(path))
+        except ValueError as error:
+            sys.exit(f"score.py: {error}")
         if len(hypotheses) != len(references):
             sys.exit(f"score.py: {path} has {len(hypotheses)} questions, {args.references} {len(references)}")
         print(

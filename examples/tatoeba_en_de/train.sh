@@ -11,7 +11,7 @@ sized 256 1024 4 3
 case $kind in
     ar | ar-12-1 | bang-ar)
         plan 10000 4096 1e-3 linear --dropout 0.1 "${adam[@]}" --clip-norm 5 ;;
-    nat | glat | ctc | cmlm)
+    nat | glat | ctc | dag | cmlm)
         plan 20000 8192 1e-3 linear --dropout 0.1 "${bert_adam[@]}" --clip-norm 5 ;;
     nat-ft)  # Gu et al. 2018, section 4 and released scripts: lambda 0.25, constant rate
         plan 2000 1600 2e-5 - --dropout 0.1 "${adam[@]}" --finetune-weight 0.25 ;;

@@ -16,6 +16,8 @@ case $kind in
         plan 5000   1600   2e-5   -      --dropout 0.1 "${adam[@]}" --finetune-weight 0.25 ;;
     glat | ctc)  # Huang et al. 2022 (DA-Transformer), the script in whose setting they compare GLAT and CTC + GLAT
         plan 300000 65536  5e-4   10000  --dropout 0.1 "${bert_adam[@]}" --clip-norm 0.1 ;;
+    dag)     # Huang et al. 2022 (DA-Transformer), wmt14_ende.sh: 4,096 tokens on each of 8 devices, twice; on raw data
+        plan 300000 65536  5e-4   10000  --dropout 0.1 "${bert_adam[@]}" --clip-norm 0.1 ;;
     cmlm)    # Ghazvininejad et al. 2019, the release's README: 8,192 tokens on each of 16 devices; clip 25 was fairseq's default
         plan 300000 131072 5e-4   10000  --dropout 0.3 "${bert_adam[@]}" --clip-norm 25 ;;
     frozen | block)  # Stern et al. 2018, section 7.1, as tensor2tensor's transformer_base: 4,096 tokens on each of 8 devices

@@ -16,6 +16,8 @@ case $kind in
         plan 5000   1600   2e-5   -      --dropout 0.1 "${adam[@]}" --finetune-weight 0.1 ;;
     glat | ctc)  # Xia et al. 2023 (SpecDec), the glancing drafter of their WMT16 script
         plan 50000  65536  1e-3   4000   --dropout 0.2 "${bert_adam[@]}" ;;
+    dag)     # Huang et al. 2022 (DA-Transformer) has no such script: their WMT14 script's, for a sixth of the updates, which is ours
+        plan 50000  65536  5e-4   10000  --dropout 0.1 "${bert_adam[@]}" --clip-norm 0.1 ;;
     cmlm)    # Ghazvininejad et al. 2019, the release's README: one command for all language pairs
         plan 300000 131072 5e-4   10000  --dropout 0.3 "${bert_adam[@]}" --clip-norm 25 ;;
     frozen | block)  # Stern et al. 2018, section 7.1, for WMT14; a tenth of the updates, which is ours

@@ -10,7 +10,7 @@ from torch import Tensor
 from nar_plugins.checkpoint_io.read import read_mapped
 from nar_plugins.checkpoint_io.symbols import kept_symbols
 from nar_plugins.data.dictionary import check_same_symbols
-from nar_plugins.data.whole_file import written_whole
+from nar_plugins.data.whole_file import check_output, written_whole
 
 NAMED_BY_TRAINER = re.compile(r"checkpoint(_\d+_\d+|\d+|\.best_.+|_best|_last).*\.pt$")
 
@@ -97,15 +97,16 @@ def average(paths: Sequence[Path], out: Path) -> Dict:
 
     Raises:
         ValueError: there are fewer than two, one is given twice, or their models or dictionaries differ; the first
-            difference is named.
+            difference is named. Or ``out`` cannot be written.
     """
     paths = [Path(path) for path in paths]
     if len(paths) < 2:
         raise ValueError("an average needs two checkpoints at least")
+    check_output(out, "--out", makes_folder=True)
     for number, path in enumerate(paths):
         if path.resolve() in {other.resolve() for other in paths[:number]}:
             raise ValueError(f"{path} is given twice: it would count twice")
-        if out.exists() and out.samefile(path):
+        if out.exists() and path.exists() and out.samefile(path):
             raise ValueError(f"--out {out} is one of the checkpoints: give another file")
     state = read_mapped(paths[-1])
     sums = {name: value.double() for name, value in floating(state["model"])}

@@ -10,6 +10,7 @@ from torch import Tensor
 from nar_plugins.checkpoint_io.convert import count_layers, save, side_flags, unfused
 from nar_plugins.checkpoint_io.read import read_mapped
 from nar_plugins.data.dictionary import BertDictionary, load_dictionary
+from nar_plugins.data.whole_file import check_output, write_whole
 from nar_plugins.data.wordpiece import read_vocabulary
 from nar_plugins.modules.relative_positions import BUCKETS, MAX_DISTANCE
 
@@ -26,6 +27,7 @@ def convert_bert_vocabulary(vocabulary: Path, out: Path, official: bool = False)
     Raises:
         ValueError: the vocabulary is malformed, or lacks a symbol.
     """
+    check_output(out, "--out", makes_folder=True)
     symbols = read_vocabulary(vocabulary)
     if out.exists() and out.samefile(vocabulary):
         raise ValueError(f"--out {out} is the vocabulary itself: give another file")
@@ -37,7 +39,7 @@ def convert_bert_vocabulary(vocabulary: Path, out: Path, official: bool = False)
             )
         symbols[2] = SEPARATOR
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text("".join(f"{symbol} 1\n" for symbol in symbols), encoding="utf-8")
+    write_whole(out, "".join(f"{symbol} 1\n" for symbol in symbols))
     return len(symbols)
 
 
@@ -59,6 +61,7 @@ def convert_bang(checkpoint: Path, dictionary: Path, folder: Path, sees_bos: boo
     Raises:
         ValueError: the checkpoint is of another kind or has other shapes, or the dictionary does not fit it.
     """
+    check_output(folder / "checkpoint.pt", "--out", makes_folder=True)
     state = read_mapped(checkpoint)
     old = state.get("args") or Namespace()
     model = rename_bang({key: value.float() for key, value in state["model"].items()}, checkpoint)

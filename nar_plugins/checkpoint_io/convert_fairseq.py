@@ -7,7 +7,7 @@ import torch
 
 from nar_plugins.checkpoint_io.read import read_mapped
 from nar_plugins.compat import safe_reader
-from nar_plugins.data.whole_file import written_whole
+from nar_plugins.data.whole_file import check_output, written_whole
 
 
 def convert_fairseq(checkpoint: Path, out: Path) -> List[str]:
@@ -26,6 +26,7 @@ def convert_fairseq(checkpoint: Path, out: Path) -> List[str]:
     Raises:
         ValueError: it is no complete fairseq checkpoint, or its model or arguments have such an object.
     """
+    check_output(out, "--out", makes_folder=True)
     state = read_mapped(checkpoint, any_objects=True)
     if out.exists() and out.samefile(checkpoint):
         raise ValueError(f"--out {out} is the checkpoint itself: give another file")

@@ -13,6 +13,7 @@ from nar_plugins.checkpoint_io.convert import save, side_flags, unfused
 from nar_plugins.checkpoint_io.read import read_mapped
 from nar_plugins.data.dictionary import MASK
 from nar_plugins.data.lines import read_lines
+from nar_plugins.data.whole_file import check_output, write_whole
 
 
 def convert_mask_predict(checkpoint: Path, dictionary: Path, folder: Path, heads: int = 0) -> Dict[str, Path]:
@@ -33,6 +34,7 @@ def convert_mask_predict(checkpoint: Path, dictionary: Path, folder: Path, heads
     Raises:
         ValueError: the checkpoint is not of that release, or the dictionary does not fit it.
     """
+    check_output(folder / "checkpoint.pt", "--out", makes_folder=True)
     state = read_mapped(checkpoint)
     model, old = state["model"], state.get("args") or Namespace()
     if "encoder.embed_lengths.weight" not in model:
@@ -57,7 +59,7 @@ def convert_mask_predict(checkpoint: Path, dictionary: Path, folder: Path, heads
 
     folder.mkdir(parents=True, exist_ok=True)
     files = {"dictionary": folder / "dict.txt", "checkpoint": folder / "checkpoint.pt"}
-    files["dictionary"].write_text("".join(f"{symbol} {count}\n" for symbol, count in symbols), encoding="utf-8")
+    write_whole(files["dictionary"], "".join(f"{symbol} {count}\n" for symbol, count in symbols))
     new = Dictionary.load(str(files["dictionary"]))
     save(files["checkpoint"], rename_mask_predict(model, lengths), "cmlm_wmt_en_de", flags, new)
     return files

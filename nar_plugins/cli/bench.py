@@ -13,6 +13,13 @@ default), int8 or another of its types:
 It needs the package ctranslate2 (pip install 'nar-plugins[ct2]'). It serves --beam, --lenpen, --unnormalized,
 --max-len-a, --max-len-b, --min-len, --no-repeat-ngram-size and --unkpen inf; other options are refused.
 
+A folder of nar-export onnx is run by ONNX Runtime as onnx:FOLDER (pip install 'nar-plugins[onnx]'):
+
+    --system "CTC, ONNX Runtime" onnx:ctc-onnx ""
+
+It serves --max-len-a, --max-len-b, --lenpen and --unnormalized, and of an iterative model --iterations, --length-beam,
+--schedule and --confidence-threshold; its other options were fixed by the export.
+
 A system that fails while it decodes, or for lack of memory, is a row with the reason; the others go on, and the exit
 status is 1.
 
@@ -29,6 +36,7 @@ import nar_plugins  # noqa: F401  (registers the task before the flags are parse
 from nar_plugins.cli.command import add_tokenize, new_parser, one_line_errors, only_results, shield_flags
 from nar_plugins.data.bleu import bleu_metric
 from nar_plugins.data.lines import read_lines
+from nar_plugins.data.whole_file import check_output, write_whole
 from nar_plugins.measure.examples import Example, evenly_spaced, page
 from nar_plugins.measure.machine import counts_memory, machine
 from nar_plugins.measure.memory import measure_memory
@@ -55,8 +63,8 @@ def build_parser() -> argparse.ArgumentParser:
         action="append",
         required=True,
         metavar=("NAME", "CKPT", "FLAGS"),
-        help="a system: its name, its checkpoint (or an ensemble, a.pt:b.pt; or ct2:CKPT for CTranslate2), and flags "
-        "of fairseq-generate in one string, which may be empty",
+        help="a system: its name, its checkpoint (or an ensemble, a.pt:b.pt; ct2:CKPT for CTranslate2, or "
+        "onnx:FOLDER of nar-export onnx), and flags of fairseq-generate in one string, which may be empty",
     )
     parser.add_argument("--flags", default="", help="flags of fairseq-generate for all systems, in one string")
     parser.add_argument(
@@ -177,15 +185,15 @@ def bench(args, given: List[str]) -> None:
             check_plot(path, flag)
     examples_count = parse_number("--examples-count", args.examples_count)
     for flag, path in (("--examples", args.examples), ("--json", args.json)):
-        if path and not path.parent.is_dir():
-            raise ValueError(f"{flag} {path}: no folder '{path.parent}'")
-        if path and path.is_dir():
-            raise ValueError(f"{flag} {path}: this is a folder, and not a file")
+        if path:
+            check_output(path, flag)
     if args.memory and not counts_memory():
         raise ValueError("--memory: only Linux counts a process's peak memory: leave it out")
     names = [name for name, _, _ in args.system]
     if args.output and (len(set(names)) < len(names) or any("/" in name for name in names)):
         raise ValueError("--output needs names that differ and have no '/': they are names of files")
+    for name in names if args.output else ():
+        check_output(args.output / f"{name}.txt", "--output", makes_folder=True)
     references = [read_lines(path) for path in args.reference]
     rows = load_rows(args.data, args.system, args.flags)
     first = next(row.system for row in rows if row.system is not None)
@@ -216,7 +224,7 @@ def bench(args, given: List[str]) -> None:
     for line in crossover(rows):
         print(line)
     if args.json:
-        args.json.write_text(record(rows, args.data, given, on), encoding="utf-8")
+        write_whole(args.json, record(rows, args.data, given, on))
     draw_plots(args, decoded, sizes)
     if args.examples and decoded:
         write_examples(args.examples, examples_count, decoded, references)
@@ -243,7 +251,7 @@ def write_examples(path: Path, count: int, rows: Sequence[Row], references: List
     for number in evenly_spaced(count, len(first.dataset)):
         texts = [(row.name, row.output.text[number]) for row in rows]
         examples.append(Example(number, first.source(number), [lines[number] for lines in references], texts))
-    path.write_text(page(examples), encoding="utf-8")
+    write_whole(path, page(examples))
 
 
 def make_folder(folder: Path) -> None:
@@ -258,7 +266,7 @@ def write_outputs(folder: Path, rows: Sequence[Row]) -> None:
     """Write every system's best hypotheses to NAME.txt, one per line."""
     folder.mkdir(parents=True, exist_ok=True)
     for row in rows:
-        (folder / f"{row.name}.txt").write_text("\n".join([*row.output.text, ""]), encoding="utf-8")
+        write_whole(folder / f"{row.name}.txt", "\n".join([*row.output.text, ""]))
 
 
 if __name__ == "__main__":

@@ -54,9 +54,12 @@ def one_line_errors(name: str, status: int = 1):
     try:
         yield
     except (ValueError, OSError) as error:
+        message = str(error)
+        if isinstance(error, OSError) and error.filename is not None:
+            message = f"{error.filename}: {error.strerror}"  # str(error) begins with [Errno 2]
         if status == 1:
-            sys.exit(f"{name}: {error}")
-        print(f"{name}: {error}", file=sys.stderr)
+            sys.exit(f"{name}: {message}")
+        print(f"{name}: {message}", file=sys.stderr)
         sys.exit(status)
 
 

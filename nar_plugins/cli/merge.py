@@ -16,7 +16,7 @@ from pathlib import Path
 from nar_plugins.cli.command import new_parser, one_line_errors
 from nar_plugins.data.lines import read_lines
 from nar_plugins.data.shards import merge
-from nar_plugins.data.whole_file import written_whole
+from nar_plugins.data.whole_file import check_output, write_whole
 
 
 def build_parser():
@@ -35,16 +35,17 @@ def build_parser():
 def main(argv=None) -> None:
     args = build_parser().parse_args(argv)
     with one_line_errors("nar-merge", status=2):
+        if args.out is not None:
+            check_output(args.out, "--out")
         for name in args.outputs:
             if args.outputs.count(name) > 1:
                 raise ValueError(f"{name} is given twice")
         lines = merge({name: read_lines(name) for name in args.outputs}, args.sentences)
-        text = "".join(f"{line}\n" for line in lines).encode("utf-8")
+        text = "".join(f"{line}\n" for line in lines)
         if args.out is None:
-            sys.stdout.buffer.write(text)
+            sys.stdout.buffer.write(text.encode("utf-8"))
         else:
-            with written_whole(args.out) as temporary:
-                temporary.write_bytes(text)
+            write_whole(args.out, text)
 
 
 if __name__ == "__main__":

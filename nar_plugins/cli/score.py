@@ -26,6 +26,8 @@ from nar_plugins.cli.command import add_tokenize, new_parser, one_line_errors, o
 from nar_plugins.data.bleu import bleu_metric
 from nar_plugins.data.generated import best_hypotheses, generated, missing_numbers
 from nar_plugins.data.lines import STDIN, read_lines
+from nar_plugins.data.shards import blocks_of, check_complete
+from nar_plugins.data.whole_file import check_output, write_whole
 from nar_plugins.measure.quality import (
     Comparison,
     Report,
@@ -104,8 +106,8 @@ def evaluate(args) -> None:
     reference_files = args.texts if args.input else args.texts[1:]
     if args.paired_bs and (len(systems) < 2 or args.paired_bs_n < 1):
         raise ValueError("--paired-bs compares several systems: -i HYP HYP ..., with --paired-bs-n of 1 or more")
-    if args.json and not args.json.parent.is_dir():
-        raise ValueError(f"--json {args.json}: no folder '{args.json.parent}'")
+    if args.json:
+        check_output(args.json, "--json")
     metric = bleu_metric(args.tokenize, args.target_lang)
     moses = moses_tokenizer(args.moses) if args.moses else None
     texts = read_texts(systems, reference_files)
@@ -120,7 +122,7 @@ def evaluate(args) -> None:
     print(lines_of(reports[0], notes) if len(reports) == 1 else table(reports, notes, tests, signatures))
     if args.json:
         figures = to_json(reports, notes, tests, signatures)
-        args.json.write_text(json.dumps(figures, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_whole(args.json, json.dumps(figures, indent=1, ensure_ascii=False) + "\n")
 
 
 # -- reading -----------------------------------------------------------------------------------------------------------
@@ -140,7 +142,10 @@ def read_texts(systems: List[str], reference_files: List[str]) -> Texts:
         if systems.count(name) > 1:
             raise ValueError(f"-i has {name} twice")
     outputs = {name: read_lines(name) for name in systems}
-    hypotheses = {title(name): best_hypotheses(lines) for name, lines in outputs.items()}
+    hypotheses = {title(name): best_hypotheses(lines, title(name)) for name, lines in outputs.items()}
+    for name, lines in outputs.items():
+        blocks = blocks_of(title(name), lines)
+        check_complete(blocks, dict.fromkeys(blocks, title(name)))
     for name, lines in hypotheses.items():
         if not lines:
             raise ValueError(f"{name} is empty: there is no sentence to score")
@@ -168,7 +173,7 @@ def targets(outputs: Dict[str, List[str]]) -> Dict[str, List[str]]:
     Raises:
         ValueError: an output has none, or others.
     """
-    found = {name: generated(lines, "T") for name, lines in outputs.items()}
+    found = {name: generated(lines, "T", title(name)) for name, lines in outputs.items()}
     first = next(iter(found))
     for name, lines in found.items():
         if not lines:

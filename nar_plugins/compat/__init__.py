@@ -38,5 +38,6 @@ def apply() -> None:
     data.read_older_data()
     commands.show_all_flags_in_help()
     commands.refuse_workers_without_gpu()
+    data.keep_no_frames_of_missing_options()
     data.stop_loader_threads_at_exit()
     parallel.name_no_device_on_cpus()

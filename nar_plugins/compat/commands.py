@@ -100,6 +100,23 @@ def take_shard(cfg) -> None:
     workers.distributed_world_size, workers.distributed_rank = shards, shard
 
 
+def refuse_shards(cfg, module: str) -> None:
+    """Raise for a shard in a command that would take all sentences: every parser has the flags. (No upstream issue.)
+
+    Args:
+        module: of the command, such as ``fairseq_cli.interactive``.
+    """
+    if module not in ("fairseq_cli.train", "fairseq_cli.validate", "fairseq_cli.interactive"):
+        return
+    name = module.rpartition(".")[2]
+    for flag, value, default in (("--num-shards", cfg.dataset.num_shards, 1), ("--shard-id", cfg.dataset.shard_id, 0)):
+        if value != default:
+            raise ValueError(
+                f"{flag} {value}: fairseq-{name} has no shards, only fairseq-generate: leave it out"
+                + (", and give each process its part of the input" if name == "interactive" else "")
+            )
+
+
 def output_of_generation() -> Optional[TextIO]:
     """Where the running ``fairseq-generate`` prints its hypotheses; None outside of one."""
     return OUTPUT.get()
@@ -243,6 +260,7 @@ def refuse_workers_without_gpu() -> None:
     @replaces(distributed_utils, "call_main")
     def call_main_with_workers(call_main, cfg, main, **kwargs):
         check_workers(cfg)
+        refuse_shards(cfg, main.__module__)
         with command():
             return call_main(cfg, main, **kwargs)
 

@@ -1,4 +1,4 @@
-"""Data: length buckets under NumPy 2, data formats before ``mmap``, and loader threads at exit."""
+"""Data: length buckets under NumPy 2, formats before ``mmap``, what outlives its use, and loader threads at exit."""
 
 import atexit
 import itertools
@@ -18,6 +18,7 @@ from fairseq.data import (
     indexed_dataset,
     iterators,
 )
+from omegaconf import DictConfig
 
 from nar_plugins.compat.replace import replaces
 
@@ -100,6 +101,26 @@ class MappedDataset(indexed_dataset.IndexedDataset):
 
     def __reduce__(self):  # a spawned process maps the file itself
         return type(self), (self.path, self.fix_lua_indexing)
+
+
+def keep_no_frames_of_missing_options() -> None:
+    """Let ``getattr(config, name, default)`` free what the calling functions hold.
+
+    OmegaConf's error for a missing option and the frames in which it was raised refer to one another. So everything
+    that the calling functions hold stays until the garbage collector runs. fairseq's ``get_batch_iterator`` asks for
+    three options that no task has: in a validation on the training data, the epoch and the validation were kept, each
+    with its worker process. (omry/omegaconf#1295, #1314)
+    """
+
+    @replaces(DictConfig, "__getattr__")
+    def __getattr__(get, self, name):
+        try:
+            return get(self, name)
+        except AttributeError as error:
+            cause = error
+            while cause is not None:
+                cause.__traceback__, cause = None, cause.__context__
+            raise error  # a bare raise would bring the frames back on Python 3.10 and earlier
 
 
 class StoppableConsumer(iterators.BackgroundConsumer):

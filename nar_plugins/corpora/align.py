@@ -18,6 +18,7 @@ from nar_plugins.corpora.links import (
 from nar_plugins.corpora.text import Text, load_dictionaries, load_pair
 from nar_plugins.data.fertility import fertility_path, write_fertilities
 from nar_plugins.data.splits import check_folder, find_languages, find_splits
+from nar_plugins.data.whole_file import check_output
 from nar_plugins.models.flags import flag
 
 
@@ -63,6 +64,8 @@ def align(job: Job) -> Iterator[Message]:
     if job.splits:  # the first folder must have each of them, as in fairseq; the other folders may
         requested = [Split(folder, name) for folder in job.folders for name in job.splits]
         splits = [split for split in requested if split.folder == home or split in existing]
+    for split in splits:
+        check_output(fertility_path(*split, source, target), "DATA-BIN")
 
     def load(chosen: Sequence[Split]) -> Dict[Split, List[Text]]:
         return {split: load_pair(*split, source, target, home) for split in dict.fromkeys(chosen)}

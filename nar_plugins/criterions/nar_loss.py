@@ -64,8 +64,8 @@ class NarLoss(PartsCriterion):
     """
 
     wrong_model = (
-        "--criterion nar_loss trains this package's models of --arch cmlm and nat: blockwise has blockwise_loss, bang "
-        "bang_loss, an autoregressive model cross_entropy"
+        "--criterion nar_loss trains this package's models of --arch cmlm, nat and dag: blockwise has blockwise_loss, "
+        "bang bang_loss, an autoregressive model cross_entropy"
     )
 
     def __init__(

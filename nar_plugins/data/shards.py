@@ -6,6 +6,8 @@ Under ``nar_translation`` the output of each begins with a line that names the s
 import re
 from typing import Dict, List, NamedTuple, Optional
 
+from nar_plugins.data.generated import FIELDS_BEFORE_TEXT, cut_off
+
 SENTENCE_LINE = re.compile(r"([A-Z])-(\d+)(?:_\d+)?\t")  # S- to P-; E-7_0 is an iteration of sentence 7
 ALWAYS = "STHDP"  # the kinds of lines that all sentences of an output have, or none
 
@@ -100,12 +102,14 @@ def sentences_of(outputs: Dict[str, List[str]], given: Optional[int]) -> int:
 
 
 def blocks_of(name: str, lines: List[str]) -> Dict[int, List[str]]:
-    """Number of the sentence -> its lines; raises when an output has a sentence twice."""
+    """Number of the sentence -> its lines; raises when an output has a sentence twice, or half a line."""
     blocks: Dict[int, List[str]] = {}
-    for line in lines:
+    for line_number, line in enumerate(lines, 1):
         match = SENTENCE_LINE.match(line)
         if match:
             kind, number = match[1], int(match[2])
+            if line.count("\t") < FIELDS_BEFORE_TEXT.get(kind, 1):
+                raise cut_off(name, line_number, line)
             block = blocks.setdefault(number, [])
             if kind == "S" and any(other.startswith("S-") for other in block):
                 raise ValueError(f"{name} has sentence {number} twice")

@@ -48,7 +48,7 @@ class Model(NamedTuple):
     def about(self) -> str:
         """The generator and its options, for the page."""
         options = (f"{name.replace('_', ' ')} {value}" for name, value in self.options.items())
-        return ", ".join([f"generator {self.translator.decoder.generator.name}", *options])
+        return ", ".join([f"generator {self.translator.decoder.name}", *options])
 
 
 class Refused(Exception):

@@ -9,6 +9,7 @@ from typing import Iterable, NamedTuple, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor
+from torch.nn import Module
 
 from nar_plugins.data.dictionary import knows_mask
 from nar_plugins.generators.registry import is_parallel
@@ -44,13 +45,6 @@ def banned_symbols(dictionary, mask: int, models: Sequence = (), start: bool = F
 def banned_on_canvas(dictionary, mask: int) -> Tuple[int, ...]:
     """The symbols that are never output on a canvas. All are unwanted: the softmax includes them."""
     return tuple(sorted({*banned_symbols(dictionary, mask, start=True).unwanted, mask}))
-
-
-def ban(scores: Tensor, symbols: Iterable[int]) -> Tensor:
-    """Set scores (..., V) of some symbols to -inf, in place."""
-    for symbol in symbols:
-        scores[..., symbol] = -math.inf
-    return scores
 
 
 def ensemble_mean(lprobs: Sequence[Tensor]) -> Tensor:
@@ -131,6 +125,19 @@ class Generator:
                 prepared.update(dtype)
         with without_gradients, torch.autocast(source.device.type, dtype if half else None, enabled=half):
             yield
+
+    def give_weights_back(self) -> None:
+        """Give back the memory of float32 weights that decoding in int8 does not read; else nothing.
+
+        The given models cannot compute any more, except by this generator.
+        """
+        if str(self.config.decode_dtype) == "int8":
+            for model, prepared in zip(self.models, self.prepared):
+                prepared.release(self.reads_weights_of(model))
+
+    def reads_weights_of(self, model) -> Iterable[Module]:
+        """The modules of a model whose weights this generator reads itself; it only calls the others."""
+        return ()
 
     def report(self) -> None:
         """Log the statistics; called at the end of fairseq's command."""

@@ -8,11 +8,12 @@ from typing import Dict, List
 from fairseq.sequence_generator import EnsembleModel, SequenceGenerator, SequenceGeneratorWithAlignment
 
 from nar_plugins.data.inference import select_sentences
-from nar_plugins.generators.base import Generator, ban, banned_symbols, check_min_len
+from nar_plugins.generators.base import Generator, banned_symbols, check_min_len
 from nar_plugins.generators.hypothesis import prefixes
 from nar_plugins.generators.options import refuse_in_batch, refuse_options
 from nar_plugins.generators.registry import DecodingConfig, register_generator
 from nar_plugins.modules.adaptive_softmax import refuse_adaptive_softmax
+from nar_plugins.modules.best_of_rows import ban
 
 
 @dataclass

@@ -178,6 +178,19 @@ MODELS = (
         lambda o: o.blank is not None and (o.max_len_a, o.max_len_b) != (0, 200),
         "--max-len-a/b cannot be honoured: CTC's canvas is as long as --upsample says; leave them out",
     ),
+    *(
+        Refusal(
+            ("dag",),
+            lambda o, differs=differs: str(o.dag_decode) in ("lookahead", "greedy") and differs(o),
+            name + ": --dag-decode {dag_decode} has one path; give viterbi or joint-viterbi, or leave it out",
+        )
+        for name, differs in (
+            ("--length-beam", lambda o: o.length_beam is not None),
+            ("--gold-length", lambda o: o.gold_length),
+            ("--min-len", lambda o: o.min_len > 1),
+            ("--max-len-a/b", lambda o: (o.max_len_a, o.max_len_b) != (0, 200)),
+        )
+    ),
     Refusal(("one_pass",), lambda o: o.ctc_beam < 1, "--ctc-beam {ctc_beam}: at least one output is needed"),
     Refusal(
         ("one_pass",),

@@ -48,6 +48,15 @@ class Decoder:
         self.cuda = prepare_models(models, cfg)
         self.generator = task.build_generator(models, cfg.generation)
 
+    @property
+    def name(self) -> str:
+        """The generator's name."""
+        return self.generator.name
+
+    def max_positions(self) -> List[tuple]:
+        """The longest source and target of every model."""
+        return [model.max_positions() for model in self.models]
+
     def __call__(self, sample: Dict, prefix: Optional[Tensor] = None) -> List[List[Dict]]:
         """fairseq's hypotheses, best first, of every sentence of a batch.
 

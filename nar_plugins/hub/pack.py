@@ -49,6 +49,6 @@ def pack(
     )
     with folder_written_whole(out) as temporary:
         folder.write(temporary, contents)
-        text = folder.card(out.name, contents, translator.decoder.generator.name, bleu, command)
+        text = folder.card(out.name, contents, translator.decoder.name, bleu, command)
         (temporary / folder.CARD).write_text(text, encoding="utf-8")
         from_pretrained(temporary, cpu=True)  # what is kept can be read

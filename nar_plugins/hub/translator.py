@@ -21,8 +21,9 @@ from tqdm import tqdm
 from nar_plugins.checkpoint_io.read import read_mapped
 from nar_plugins.data.inference import truncated
 from nar_plugins.data.splits import find_languages, folder_of
-from nar_plugins.hub import folder
+from nar_plugins.hub import folder as packed
 from nar_plugins.hub.decoder import Decoder, load_models
+from nar_plugins.hub.exported import ExportedDecoder, is_exported, languages_of
 from nar_plugins.hub.options import LANGUAGES, from_keywords
 from nar_plugins.hub.text import Text
 
@@ -55,13 +56,13 @@ class Translator:
 
     Args:
         cfg: of ``fairseq-generate``.
-        models: one, or several as an ensemble.
+        decoder: the models, or an exported one.
     """
 
-    def __init__(self, cfg, task, models: List):
+    def __init__(self, cfg, task, decoder: Union[Decoder, ExportedDecoder]):
         self.task, self.nbest, self.cut = task, cfg.generation.nbest, cfg.task.truncate_source
-        self.decoder, self.text = Decoder(cfg, task, models), Text(cfg, task)
-        positions = utils.resolve_max_positions(task.max_positions(), *(model.max_positions() for model in models))
+        self.decoder, self.text = decoder, Text(cfg, task)
+        positions = utils.resolve_max_positions(task.max_positions(), *decoder.max_positions())
         self.max_source = task.max_source_tokens(positions)
         self.lock = threading.RLock()  # the thread of a trace holds it around ``decode``
 
@@ -178,7 +179,8 @@ class Translator:
 
 
 def from_pretrained(path: Union[str, Path], data: Union[str, Path, None] = None, **options) -> Translator:
-    """A Translator of a checkpoint or of a folder of ``nar-pack``, on the GPU where there is one.
+    """A Translator of a checkpoint or of a folder of ``nar-pack``, on the GPU where there is one, or of a folder of
+    ``nar-export onnx``, on the CPU.
 
     Args:
         path: a checkpoint, several joined by colons (an ensemble), or a folder.
@@ -190,21 +192,29 @@ def from_pretrained(path: Union[str, Path], data: Union[str, Path, None] = None,
     Raises:
         ValueError: a file is missing, unsafe or does not fit, or an option is unknown or cannot be honoured.
     """
-    config = None
-    if Path(path).is_dir():
-        if data is not None:
-            raise ValueError(f"data={data}: {path} has dictionaries of its own: leave it out")
-        data, config = path, folder.read(Path(path))
-        options = {**folder.options_of(config, Path(path)), **options}
-    else:
+    folder = Path(path) if Path(path).is_dir() else None
+    if folder is not None and data is not None:
+        raise ValueError(f"data={data}: {path} has dictionaries of its own: leave it out")
+    if folder is None:
         data, languages = trained_on(str(path), data)
         languages.update({name: options[name] for name in LANGUAGES if options.get(name) is not None})
         pair = find_languages(folder_of(data), *(languages.get(name) for name in LANGUAGES))
         options.update(zip(LANGUAGES, pair))  # fairseq's Moses tokeniser needs them from the command line
-    cfg = convert_namespace_to_omegaconf(from_keywords(str(path), str(data), options))
+    elif is_exported(folder):
+        data, options = folder, {**dict(zip(LANGUAGES, languages_of(folder))), **options}
+    else:
+        data, config = folder, packed.read(folder)
+        options = {**packed.options_of(config, folder), **options}
+    arguments = from_keywords(str(path), str(data), options)
+    cfg = convert_namespace_to_omegaconf(arguments)
     task = tasks.setup_task(cfg.task)
-    models = load_models(cfg, task) if config is None else [folder.load_model(config, Path(path), task, cfg)]
-    return Translator(cfg, task, models)
+    if folder is None:
+        decoder = Decoder(cfg, task, load_models(cfg, task))
+    elif is_exported(folder):
+        decoder = ExportedDecoder(folder, arguments, task)
+    else:
+        decoder = Decoder(cfg, task, [packed.load_model(config, folder, task, cfg)])
+    return Translator(cfg, task, decoder)
 
 
 def trained_on(path: str, data: Union[str, Path, None]) -> Tuple[str, Dict[str, str]]:

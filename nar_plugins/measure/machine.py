@@ -9,7 +9,7 @@ from typing import Dict, Optional
 import torch
 
 PROC = Path("/proc/self")
-PACKAGES = ("nar-plugins", "fairseq-fixed", "fairseq", "torch", "ctranslate2", "sacrebleu", "numpy")
+PACKAGES = ("nar-plugins", "fairseq-fixed", "fairseq", "torch", "ctranslate2", "onnxruntime", "sacrebleu", "numpy")
 
 
 def machine(cuda: bool) -> Dict[str, object]:

@@ -5,6 +5,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Dict, List, NamedTuple, Sequence, Tuple
 
+from nar_plugins.data.whole_file import check_output
+
 
 class Point(NamedTuple):
     """The measurements of one system."""
@@ -22,7 +24,7 @@ def check_matplotlib(what: str) -> None:
 
 
 def check_plot(path: Path, flag: str = "--plot") -> None:
-    """Raise when no plot can be written to ``path``: no matplotlib, an unknown file format or no such folder.
+    """Raise when no plot can be written to ``path``: no matplotlib, an unknown file format, or as of any file.
 
     Args:
         flag: the option that names the file, for the message.
@@ -35,10 +37,7 @@ def check_plot(path: Path, flag: str = "--plot") -> None:
         raise ValueError(
             f"{flag} {path}: the name must end in one of {', '.join(f'.{kind}' for kind in sorted(kinds))}"
         )
-    if not path.parent.is_dir():
-        raise ValueError(f"{flag} {path}: no folder '{path.parent}'")
-    if path.is_dir():
-        raise ValueError(f"{flag} {path}: this is a folder, and not a file")
+    check_output(path, flag)
 
 
 def shown(name: str) -> str:

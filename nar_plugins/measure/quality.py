@@ -102,13 +102,20 @@ def score(hypotheses: List[str], references: List[List[str]], metric: Optional[B
 def moses_tokenizer(language: str) -> Callable[[str], str]:
     """Moses' tokeniser (sacremoses): text to tokens with blanks between them, with Moses' escapes.
 
+    It warns of a language for which Moses has no rules: it takes those of English.
+
     Raises:
         ValueError: sacremoses is not installed.
     """
     if find_spec("sacremoses") is None:
         raise ValueError(f"--moses {language} needs sacremoses: pip install 'nar-plugins[recipes]'")
     from sacremoses import MosesTokenizer
+    from sacremoses.corpus import NonbreakingPrefixes
 
+    known = {*NonbreakingPrefixes().available_langs.values(), "ja", "ko"}  # of the last two it has the letters only
+    if language not in known:
+        names = ", ".join(sorted(known))
+        logger.warning(f"--moses {language}: Moses has no rules for it, and English's are used (it has {names})")
     tokenizer = MosesTokenizer(language)
     return lambda text: tokenizer.tokenize(text, return_str=True)
 

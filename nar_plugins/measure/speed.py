@@ -13,12 +13,16 @@ from typing import Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple, 
 import torch
 
 from nar_plugins.hub.errors import in_one_line
+from nar_plugins.measure.exported import OnnxSystem
 from nar_plugins.measure.quality import Quality
 from nar_plugins.measure.rivals import CTranslate2System
 from nar_plugins.measure.systems import SHARED, Output, System
 from nar_plugins.models.flags import flag
 
-CTRANSLATE2 = "ct2:"  # before a checkpoint: CTranslate2 decodes it
+ENGINES = {  # before a path: what decodes it
+    "ct2:": CTranslate2System,  # a checkpoint
+    "onnx:": OnnxSystem,  # an exported folder
+}
 WARM_UP = 8  # batches
 PERCENTILES = (50, 90, 99)  # of a batch's latency
 
@@ -122,8 +126,9 @@ def load(name: str, path: str, data: str, flags: Sequence[str]) -> System:
 
 def kind_of(path: str) -> Tuple[Type[System], str]:
     """The class of a system, and its checkpoint without what names the class."""
-    if path.startswith(CTRANSLATE2):
-        return CTranslate2System, path[len(CTRANSLATE2) :]
+    for prefix, kind in ENGINES.items():
+        if path.startswith(prefix):
+            return kind, path[len(prefix) :]
     return System, path
 
 

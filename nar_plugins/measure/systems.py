@@ -72,7 +72,7 @@ class System:
         args = self.arguments
         self.cfg = cfg = convert_namespace_to_omegaconf(args)
         self.task = tasks.setup_task(cfg.task)
-        self.models = load_models(cfg, self.task)
+        self.models = self.load_models(path)
         self.task.load_dataset(cfg.dataset.gen_subset, task_cfg=cfg.task)  # as fairseq-generate does
         self.dataset = self.task.dataset(cfg.dataset.gen_subset)
         self.start()
@@ -93,10 +93,15 @@ class System:
         """
         return parse_flags(path, data, flags)
 
+    def load_models(self, path: str) -> list:
+        """The models of a checkpoint, or of an ensemble's."""
+        return load_models(self.cfg, self.task)
+
     def start(self) -> None:
         """Make the models ready; sets ``cuda``, ``generator`` and ``autoregressive``."""
         self.decoder = Decoder(self.cfg, self.task, self.models)
         self.cuda, self.generator = self.decoder.cuda, self.decoder.generator
+        self.generator.give_weights_back()  # nothing else reads the models
         self.autoregressive = isinstance(self.generator, BeamGenerator)
 
     def weight_bytes(self) -> int:

@@ -28,6 +28,7 @@ from nar_plugins.models.flags import UNREAD_IN_PARALLEL, UNSUPPORTED_IN_PARALLEL
 from nar_plugins.models.initialise import bert_init
 from nar_plugins.models.pairing import check_task
 from nar_plugins.modules.attention import allowed_keys, allowed_sources
+from nar_plugins.modules.exporting import is_padded
 from nar_plugins.modules.fused_loss import SoftTargets, fused_token_loss
 from nar_plugins.modules.layers import NarDecoderLayer, NarEncoderLayer
 from nar_plugins.modules.length_head import LENGTH_HEADS, LengthHead
@@ -62,13 +63,14 @@ class NarEncoder(TransformerEncoderBase):
             token = self.dropout_module(self.length_head.token(x.size(0)))  # x already had its dropout
             x = torch.cat([token.to(x), x], 1)
             layer_padding = F.pad(padding, (1, 0))
-        layer_padding = layer_padding if padding.any() else None
+        layer_padding = layer_padding if is_padded(padding) else None
 
         x = x.transpose(0, 1)
         states = [x]
-        drawn = {id(layer) for layer in self.layers}  # LayerDrop yields other layers in every iteration
+        # LayerDrop yields other layers in every iteration; torch.export wraps a layer anew, with another id, in each
+        drawn = {id(layer) for layer in self.layers} if self.training else None
         for layer in self.layers.children():
-            if id(layer) in drawn:
+            if drawn is None or id(layer) in drawn:
                 x = layer(x, encoder_padding_mask=layer_padding)
             states.append(x)
         if self.layer_norm is not None:

@@ -12,6 +12,7 @@ from nar_plugins.models.architectures import default, sizes, switch_on
 from nar_plugins.models.base import NarModel
 from nar_plugins.models.contract import Canvas, Memory, Plan
 from nar_plugins.models.pairing import check_task
+from nar_plugins.modules.exporting import is_padded
 from nar_plugins.modules.losses import LIKELIHOOD, LossPart, TokenObjective, length_loss
 
 
@@ -53,7 +54,7 @@ class CmlmModel(NarModel):
         width = plan.width or int(plan.lengths.max())
         tokens = blank_canvas(plan.lengths, width, self.mask, self.pad)
         padding = tokens.eq(self.pad)
-        return Canvas(tokens, padding if bool(padding.any()) else None)
+        return Canvas(tokens, padding if is_padded(padding) else None)
 
     def forward(
         self,

@@ -96,6 +96,10 @@ class CanvasModel(Protocol):
         """Log-probabilities of every source token's fertility, (B, S, F). Asked where ``predicts`` is
         "fertilities"."""
 
+    def links(self, features: Tensor, canvas: Canvas) -> Tensor:
+        """Log-probabilities (R, T, T) float32 that an output goes from one position on to another, -inf where it
+        cannot, of the features (R, T, D) of all positions. Asked by the generator ``dag``."""
+
     def max_decoder_positions(self) -> int:
         """The longest canvas."""
 

@@ -9,6 +9,7 @@ from fairseq.modules import MultiheadAttention
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from nar_plugins.modules.exporting import is_padded
 from nar_plugins.modules.fast.linear import shared_input
 from nar_plugins.modules.packing import collect, spread
 
@@ -31,6 +32,12 @@ class Attention(MultiheadAttention):
     fairseq's signature, so that fairseq's own encoder layers can use this class.
     """
 
+    fused = None  # the product of the layers in ``fuses``, in a model prepared for decoding
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.fuses = ("q_proj", "k_proj", "v_proj") if self.self_attention else ("k_proj", "v_proj")
+
     def queries(self, x: Tensor) -> Tensor:
         """(B, T, D) -> (B, H, T, D/H)."""
         return split_heads(self, self.q_proj(x))
@@ -39,9 +46,16 @@ class Attention(MultiheadAttention):
         """(B, S, D) -> keys and values, each (B, H, S, D/H)."""
         return project(self, x, "k_proj", "v_proj")
 
-    def self_projections(self, x: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
-        """(B, T, D) -> queries, keys and values of the same states, each (B, H, T, D/H)."""
-        return project(self, x, "q_proj", "k_proj", "v_proj")
+    def self_projections(self, x: Tensor, picked: Optional[Tensor] = None) -> Tuple[Tensor, Tensor, Tensor]:
+        """(B, T, D) -> queries, keys and values of the same states, each (B, H, T, D/H).
+
+        Args:
+            picked: (B, n) int64, the positions of the queries; None: all.
+        """
+        if picked is None or (self.fused is not None and self.fused.usable()):
+            queries, keys, values = project(self, x, "q_proj", "k_proj", "v_proj")
+            return queries if picked is None else pick_queries(queries, picked), keys, values
+        return self.queries(pick(x, picked)), *self.keys_values(x)
 
     def attend(self, queries: Tensor, keys: Tensor, values: Tensor, allowed: Optional[Tensor] = None) -> Tensor:
         """Softmax attention with output projection; see the function ``attend``."""
@@ -87,9 +101,23 @@ def split_heads(attention: MultiheadAttention, x: Tensor) -> Tensor:
 def project(attention: MultiheadAttention, x: Tensor, *names: str) -> Tuple[Tensor, ...]:
     """Several projections of the same states (B, T, D), or of their ``shared_input``, by their names: (B, H, T, D/H)
     each."""
+    fused = getattr(attention, "fused", None)  # fairseq's own attentions have none
+    if fused is not None and names == attention.fuses and fused.usable():
+        return tuple(split_heads(attention, part) for part in fused(x))
     layers = [getattr(attention, name) for name in names]
     x = shared_input(x, *layers)
     return tuple(split_heads(attention, layer(x)) for layer in layers)
+
+
+def pick(x: Tensor, positions: Tensor) -> Tensor:
+    """x (R, T, D) at positions (R, n) -> (R, n, D)."""
+    return x.gather(1, positions.unsqueeze(-1).expand(-1, -1, x.size(-1)))
+
+
+def pick_queries(queries: Tensor, positions: Tensor) -> Tensor:
+    """Queries (R, H, T, D/H) at positions (R, n) -> (R, H, n, D/H)."""
+    _, heads, _, width = queries.shape
+    return queries.gather(2, positions[:, None, :, None].expand(-1, heads, -1, width))
 
 
 def attend(
@@ -153,4 +181,4 @@ def allowed_keys(padding: Optional[Tensor]) -> Optional[Tensor]:
 def allowed_sources(encoder_out: Dict) -> Optional[Tensor]:
     """``allowed_keys`` of fairseq's encoder output; None where no source of the batch is padded."""
     padding = encoder_out["encoder_padding_mask"]
-    return allowed_keys(padding[0]) if len(padding) > 0 and bool(padding[0].any()) else None
+    return allowed_keys(padding[0]) if len(padding) > 0 and is_padded(padding[0]) else None

@@ -5,7 +5,7 @@ fairseq's incremental decoder keeps only the last of the tokens that it is given
 """
 
 import math
-from typing import Dict, Optional
+from typing import Callable, Dict, Optional
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,7 @@ from fairseq.modules.transformer_layer import TransformerDecoderLayerBase
 from torch import Tensor
 
 from nar_plugins.modules.attention import allowed_sources, attend, split_heads
+from nar_plugins.modules.fast.block_layers import BlockLayers, block_layers
 from nar_plugins.modules.fast.linear import shared_input
 from nar_plugins.modules.kv_cache import KVCache
 from nar_plugins.modules.memory import Memory
@@ -29,15 +30,25 @@ class BlockCache:
     Attributes:
         memory: keys and values of the encoded sources.
         inputs: keys and values of the decoder's inputs.
+        fast: the layers that write them, in their fast form, or None.
     """
 
-    def __init__(self, memory: Memory):
-        self.memory, self.inputs = memory, KVCache()
+    def __init__(self, memory: Memory, fast: Optional[BlockLayers] = None):
+        self.memory, self.fast, self.inputs = memory, fast, KVCache()
+        self.bias: Optional[Tensor] = None
 
     @property
     def sentences(self) -> int:
         """B."""
         return self.memory.keys[0].size(0)
+
+    def memory_bias(self) -> Optional[Tensor]:
+        """The memory's ``allowed`` as a bias, which attention would else make of it in every layer."""
+        allowed = self.memory.allowed
+        if allowed is not None and self.bias is None:
+            zeros = torch.zeros(allowed.shape, dtype=self.memory.keys[0].dtype, device=allowed.device)
+            self.bias = zeros.masked_fill_(~allowed, -math.inf)
+        return self.bias
 
     def select(self, sentences: Tensor, memory: bool = True) -> None:
         """Keep these sentences, (n,) int64; they may repeat.
@@ -47,7 +58,7 @@ class BlockCache:
                 sentence.
         """
         if memory:
-            self.memory = self.memory.select(sentences)
+            self.memory, self.bias = self.memory.select(sentences), None
         self.inputs.select(sentences)
 
 
@@ -57,6 +68,11 @@ class BlockDecoder:
     Args:
         decoder: in evaluation mode.
         proposes: the model's own drafter, "heads" or "sequential heads"; None: it has none.
+        projected: what of the features (..., D) the vocabulary projection is applied to, where ``output_layer`` is not
+            the projection alone.
+
+    Attributes:
+        fast: the layers in their fast form, where that serves (``modules/fast/block_layers.py``), or None.
 
     Raises:
         ValueError: its layers are not the stock Transformer's; the message names the difference.
@@ -64,15 +80,19 @@ class BlockDecoder:
 
     masks = 0  # after every token; only BANG's ``BangBlockDecoder`` has them
 
-    def __init__(self, decoder, proposes: Optional[str] = None):
+    def __init__(self, decoder, proposes: Optional[str] = None, projected: Optional[Callable[[Tensor], Tensor]] = None):
         refuse_other_decoders(decoder)
-        self.decoder, self.proposes = decoder, proposes
+        self.decoder, self.proposes, self.projected = decoder, proposes, projected
+        self.projects = projected is not None or type(decoder).output_layer is TransformerDecoderBase.output_layer
+        self.fast: Optional[BlockLayers] = None
 
     def start(self, encoder_out: Dict) -> BlockCache:
         """The cache of a batch, from fairseq's encoder output."""
+        self.fast = block_layers(self.decoder, self.fast)
         states = [encoder_out["encoder_out"][0].transpose(0, 1)] * len(self.decoder.layers)
         attentions = [layer.encoder_attn for layer in self.decoder.layers]
-        return BlockCache(Memory.of(attentions, states, allowed_sources(encoder_out), contiguous=True))
+        memory = Memory.of(attentions, states, allowed_sources(encoder_out), contiguous=True)
+        return BlockCache(memory, self.fast)
 
     def __call__(
         self,
@@ -98,7 +118,8 @@ class BlockDecoder:
         """
         new, width = tokens.size(1), max_cached + tokens.size(1)
         positions = cached.unsqueeze(1) + torch.arange(new, device=tokens.device)
-        x = self.embed(tokens, positions.clamp(max=max_position), min(width - 1, max_position))
+        last = min(width - 1, max_position)
+        x = self.embed(tokens, positions if last == width - 1 else positions.clamp(max=max_position), last)
         # (B, 1, m, width): a query attends to the slots up to its own; the only query of a sentence alone, to all
         allowed = None
         if new > 1 or tokens.size(0) > 1:
@@ -106,18 +127,20 @@ class BlockDecoder:
             # a bias: every layer would make one of a bool, and under autocast it only casts this one
             allowed = torch.zeros_like(later, dtype=x.dtype).masked_fill_(later, -math.inf).unsqueeze(1)
 
+        x, queries = self.layers(x, positions, allowed, width, min_cached == max_cached, cache)
         attention = None
-        for number, layer in enumerate(self.decoder.layers):
-            x, queries = self.layer(number, layer, x, positions, allowed, width, min_cached == max_cached, cache)
-            if weights and number + 1 == len(self.decoder.layers):
-                attention = mean_attention(layer.encoder_attn, queries, cache.memory.keys[number], cache.memory.allowed)
+        if weights:
+            last = self.decoder.layers[-1].encoder_attn
+            attention = mean_attention(last, queries, cache.memory.keys[-1], cache.memory.allowed)
         if self.decoder.layer_norm is not None:
             x = self.decoder.layer_norm(x)
         return (x if self.decoder.project_out_dim is None else self.decoder.project_out_dim(x)), attention
 
     def logits(self, features: Tensor) -> Tensor:
         """The model's own next-token logits: features (..., D) -> (..., V)."""
-        return self.decoder.output_layer(features)
+        if self.fast is None or self.fast.vocabulary is None or not self.projects:
+            return self.decoder.output_layer(features)
+        return self.fast.logits(features if self.projected is None else self.projected(features))
 
     def embed(self, tokens: Tensor, positions: Tensor, last: int) -> Tensor:
         """Embeddings (B, m, D) of tokens (B, m) at positions (B, m), counted from 0; ``last`` is the largest."""
@@ -128,8 +151,17 @@ class BlockDecoder:
         if decoder.project_in_dim is not None:
             x = decoder.project_in_dim(x)
         if decoder.embed_positions is not None:
-            x = x + positional(decoder.embed_positions, positions, last, decoder.embed_tokens.weight)
+            x = x + positional(decoder.embed_positions, positions, last, x)
         return x if decoder.layernorm_embedding is None else decoder.layernorm_embedding(x)
+
+    def layers(self, x: Tensor, positions: Tensor, allowed, width: int, aligned: bool, cache: BlockCache) -> tuple:
+        """The output (B, m, D) of the last layer, and the queries (B, H, m, D/H) of its cross-attention."""
+        if cache.fast is not None:
+            return cache.fast(x, positions, allowed, width, aligned, cache)
+        queries = x
+        for number, layer in enumerate(self.decoder.layers):
+            x, queries = self.layer(number, layer, x, positions, allowed, width, aligned, cache)
+        return x, queries
 
     def layer(
         self, number: int, layer, x: Tensor, positions: Tensor, allowed, width: int, aligned: bool, cache: BlockCache
@@ -138,8 +170,8 @@ class BlockDecoder:
         self_attn, cross_attn, pre_norm = layer.self_attn, layer.encoder_attn, layer.normalize_before
         y = layer.self_attn_layer_norm(x) if pre_norm else x
         y = shared_input(y, self_attn.q_proj, self_attn.k_proj, self_attn.v_proj)
-        keys_values = cache.inputs.write(number, positions, self_attn.k_proj(y), self_attn.v_proj(y), width, aligned)
-        keys, values = (split_heads(self_attn, states) for states in keys_values)
+        states = cache.inputs.write(number, positions, (self_attn.k_proj(y), self_attn.v_proj(y)), width, aligned)
+        keys, values = (split_heads(self_attn, each) for each in states)
         x = x + attend(self_attn, split_heads(self_attn, self_attn.q_proj(y)), keys, values, allowed)
         x = x if pre_norm else layer.self_attn_layer_norm(x)
 
@@ -164,7 +196,7 @@ def positional(module, positions: Tensor, last: int, like: Tensor) -> Tensor:
 
     Args:
         last: the largest position.
-        like: a parameter of the same model; the result has its type and device.
+        like: the embedded tokens; the result has their type and device.
     """
     index = positions + module.padding_idx + 1
     if not isinstance(module, SinusoidalPositionalEmbedding):
@@ -175,7 +207,7 @@ def positional(module, positions: Tensor, last: int, like: Tensor) -> Tensor:
     # in fairseq 0.12.2 the table is no buffer: it stays in float32 and on the CPU until the module's own forward
     if module.weights.dtype != like.dtype or module.weights.device != like.device:
         module.weights = module.weights.to(like)
-    return module.weights[index]
+    return F.embedding(index, module.weights)
 
 
 def mean_attention(attention: MultiheadAttention, queries: Tensor, keys: Tensor, allowed: Optional[Tensor]) -> Tensor:

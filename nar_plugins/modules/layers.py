@@ -7,11 +7,25 @@ from fairseq import utils
 from fairseq.modules.transformer_layer import TransformerDecoderLayerBase, TransformerEncoderLayerBase
 from torch import Tensor
 
-from nar_plugins.modules.attention import Attention
+from nar_plugins.modules.attention import Attention, allowed_keys, pick
 
 
-class NarEncoderLayer(TransformerEncoderLayerBase):
-    """fairseq's encoder layer around ``Attention``."""
+class Sublayers:
+    """What encoder and decoder layers have in common."""
+
+    def feed_forward(self, x: Tensor) -> Tensor:
+        inputs = self.final_layer_norm(x) if self.normalize_before else x
+        y = self.fc2(self.activation_dropout_module(self.activation_fn(self.fc1(inputs))))
+        return self.add(x, y, self.final_layer_norm)
+
+    def add(self, x: Tensor, y: Tensor, norm) -> Tensor:
+        """Dropout on the sublayer's output, residual connection, and the norm with post-norm."""
+        x = self.residual_connection(self.dropout_module(y), x)
+        return x if self.normalize_before else norm(x)
+
+
+class NarEncoderLayer(Sublayers, TransformerEncoderLayerBase):
+    """fairseq's encoder layer (its parameters, names and signature) around ``Attention``, computed batch-first."""
 
     def __init__(self, cfg):
         super().__init__(cfg)
@@ -27,8 +41,24 @@ class NarEncoderLayer(TransformerEncoderLayerBase):
             qn_block_size=self.quant_noise_block_size,
         )
 
+    def forward(self, x: Tensor, encoder_padding_mask: Optional[Tensor], attn_mask: Optional[Tensor] = None) -> Tensor:
+        """(S, B, D) -> (S, B, D), a view of batch-first memory, as every layer computes it.
 
-class NarDecoderLayer(TransformerDecoderLayerBase):
+        Args:
+            encoder_padding_mask: (B, S) bool, True = padding; None: there is none.
+
+        Raises:
+            ValueError: for fairseq's ``attn_mask``.
+        """
+        if attn_mask is not None:
+            raise ValueError("this encoder layer takes no attn_mask")
+        x = x.transpose(0, 1)
+        inputs = self.self_attn_layer_norm(x) if self.normalize_before else x
+        y = self.self_attn.attend(*self.self_attn.self_projections(inputs), allowed_keys(encoder_padding_mask))
+        return self.feed_forward(self.add(x, y, self.self_attn_layer_norm)).transpose(0, 1)
+
+
+class NarDecoderLayer(Sublayers, TransformerDecoderLayerBase):
     """fairseq's decoder layer (its parameters and names), batch-first and without a causal mask."""
 
     def __init__(self, cfg, no_encoder_attn=False):
@@ -81,13 +111,8 @@ class NarDecoderLayer(TransformerDecoderLayerBase):
     def attend_canvas(self, x: Tensor, allowed: Optional[Tensor], picked: Optional[Tensor] = None) -> Tensor:
         """Self-attention, of all positions or the picked ones."""
         inputs = self.self_attn_layer_norm(x) if self.normalize_before else x
-        if picked is None:
-            queries, keys, values = self.self_attn.self_projections(inputs)
-        else:
-            keys, values = self.self_attn.keys_values(inputs)
-            x, queries = pick(x, picked), self.self_attn.queries(pick(inputs, picked))
-        y = self.self_attn.attend(queries, keys, values, allowed)
-        return self.add(x, y, self.self_attn_layer_norm)
+        y = self.self_attn.attend(*self.self_attn.self_projections(inputs, picked), allowed)
+        return self.add(x if picked is None else pick(x, picked), y, self.self_attn_layer_norm)
 
     def attend_memory(self, x: Tensor, keys: Tensor, values: Tensor, allowed: Optional[Tensor]) -> Tensor:
         """Cross-attention; the queries of a sentence's canvases are concatenated."""
@@ -96,22 +121,7 @@ class NarDecoderLayer(TransformerDecoderLayerBase):
         y = self.encoder_attn.attend(self.encoder_attn.queries(queries), keys, values, allowed)
         return self.add(x, y.view_as(x), self.encoder_attn_layer_norm)
 
-    def feed_forward(self, x: Tensor) -> Tensor:
-        inputs = self.final_layer_norm(x) if self.normalize_before else x
-        y = self.fc2(self.activation_dropout_module(self.activation_fn(self.fc1(inputs))))
-        return self.add(x, y, self.final_layer_norm)
-
-    def add(self, x: Tensor, y: Tensor, norm) -> Tensor:
-        """Dropout on the sublayer's output, residual connection, and the norm with post-norm."""
-        x = self.residual_connection(self.dropout_module(y), x)
-        return x if self.normalize_before else norm(x)
-
 
 def activation(cfg):
     """The activation function by name; GELU (erf form) in the type of its input, fairseq's goes through float32."""
     return F.gelu if cfg.activation_fn == "gelu" else utils.get_activation_fn(cfg.activation_fn)
-
-
-def pick(x: Tensor, positions: Tensor) -> Tensor:
-    """x (R, T, D) at positions (R, n) -> (R, n, D)."""
-    return x.gather(1, positions.unsqueeze(-1).expand(-1, -1, x.size(-1)))

@@ -22,15 +22,18 @@ class LengthHead(nn.Module):
         form: "token" or "pooled".
     """
 
+    tables = {"table": "weight"}  # that a prepared model reads through a ``PreparedTable``
+
     def __init__(self, classes: int, embed_dim: int, form: str):
         super().__init__()
-        self.form = form
+        self.form, self.table = form, None
         self.weight = nn.Parameter(torch.empty(classes, embed_dim))
         nn.init.normal_(self.weight, std=embed_dim**-0.5)
 
     def token(self, batch: int) -> Tensor:
         """The LENGTH vector for every sentence: (B, 1, D)."""
-        return self.weight[0].expand(batch, 1, -1)
+        row = self.weight[0] if self.table is None else self.table.row(0)
+        return row.expand(batch, 1, -1)
 
     def pool(self, states: Tensor, padding: Tensor) -> Tensor:
         """Mean over the real positions: states (S, B, D), padding (B, S) bool -> (B, D)."""
@@ -39,7 +42,7 @@ class LengthHead(nn.Module):
 
     def forward(self, state: Tensor) -> Tensor:
         """State (B, D) -> log-probabilities (B, classes) in float32 (or float64); length 0 has -inf."""
-        logits = full(nn.functional.linear(state, self.weight))
+        logits = full(nn.functional.linear(state, self.weight) if self.table is None else self.table.product(state))
         impossible = torch.zeros_like(logits, dtype=torch.bool)
         impossible[:, 0] = True
         return logits.masked_fill(impossible, -float("inf")).log_softmax(-1)

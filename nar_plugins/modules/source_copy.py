@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from nar_plugins.data.noise import splitmix64, uniform
+from nar_plugins.modules.exporting import count_up_to
 
 SOURCE_COPIES = ("fertility", "uniform", "soft")
 SOFT_WIDTH = 0.3  # of the soft copy's Gaussian, as in the official code (its ``--hard_inputs`` is ``uniform``)
@@ -30,7 +31,7 @@ def from_fertilities(fertilities: Tensor, width: int = 0) -> Copy:
     ends = fertilities.cumsum(1)
     total = ends[:, -1:]
     steps = torch.arange(width or int(total.max()), device=ends.device).expand(ends.size(0), -1).contiguous()
-    index = torch.searchsorted(ends, steps, right=True).clamp(max=ends.size(1) - 1)
+    index = count_up_to(ends, steps).clamp(max=ends.size(1) - 1)
     return Copy(index, steps >= total)
 
 
@@ -48,9 +49,13 @@ def uniformly(sources: Tensor, lengths: Tensor, width: int = 0) -> Copy:
     return Copy(torch.minimum(index, last), steps >= lengths.unsqueeze(1))
 
 
-def upsampled(sources: Tensor, factor: int) -> Copy:
-    """Every source token ``factor`` times, for CTC: sources (R,) int64 (Libovicky and Helcl 2018, section 3)."""
-    steps = torch.arange(factor * int(sources.max()), device=sources.device)
+def upsampled(sources: Tensor, factor: int, width: int = 0) -> Copy:
+    """Every source token ``factor`` times, for CTC: sources (R,) int64 (Libovicky and Helcl 2018, section 3).
+
+    Args:
+        width: T; 0: ``factor`` times the longest source.
+    """
+    steps = torch.arange(width or factor * int(sources.max()), device=sources.device)
     index = torch.minimum(steps // factor, (sources - 1).unsqueeze(1))
     return Copy(index, steps >= factor * sources.unsqueeze(1))
 

@@ -91,7 +91,7 @@ class NarTask(FairseqTask):
         self.model_options = None
         self.logged_tokens = False
         self.progress = Progress(0)  # of the validation
-        self.training_batches = None  # of the epoch
+        self.last_batches = {}  # in training, and outside of it: the last that fairseq does not keep
 
     def sides(self) -> Dict[str, object]:
         """The dictionaries whose symbols a checkpoint keeps, by name."""
@@ -105,11 +105,15 @@ class NarTask(FairseqTask):
     # -- batches -------------------------------------------------------------------------------------------------------
 
     def can_reuse_epoch_itr(self, dataset):
-        """Whether batches are reused: training makes new ones every epoch.
+        """Whether batches are reused: those of a split are, but training makes new ones every epoch.
 
-        fairseq keeps those of the epoch in which the run began, so a resumed run has other batches (fairseq#1156).
+        fairseq keeps those of the epoch in which the run began, so a resumed run has other batches (fairseq#1156). It
+        also keeps every data set that it makes batches of, those of fairseq-interactive's lines, too.
         """
-        return super().can_reuse_epoch_itr(dataset) and dataset is not self.datasets.get(self.cfg.train_subset)
+        split = any(dataset is held for held in self.datasets.values())
+        return (
+            split and super().can_reuse_epoch_itr(dataset) and dataset is not self.datasets.get(self.cfg.train_subset)
+        )
 
     def get_batch_iterator(self, dataset, *args, **kwargs):
         """fairseq's batches; outside training the batch-size multiple is 1.
@@ -122,25 +126,27 @@ class NarTask(FairseqTask):
         iterator = super().get_batch_iterator(dataset, *args, **kwargs)
         if training:
             self.log_tokens(dataset, iterator, kwargs)
-            self.let_go_of_the_last_epoch(iterator)
         elif not kwargs.get("ignore_invalid_inputs"):
             kept = sum(len(batch) for batch in iterator.frozen_batches)
             assert kept == len(dataset), f"{kept} of {len(dataset)} sentences are in a batch"
         if not training:
             self.progress = Progress(sum(map(len, iterator.frozen_batches)) // kwargs.get("num_shards", 1))
+        if iterator is not self.dataset_to_epoch_iter.get(dataset):
+            self.let_go_of_the_last(training, iterator)
         return iterator
 
-    def let_go_of_the_last_epoch(self, iterator) -> None:
-        """Free the batches of the epoch before ``iterator``, and with them the processes that made them.
+    def let_go_of_the_last(self, training: bool, iterator) -> None:
+        """Free the epoch before ``iterator``, or the validation on the training data before it, and with it the
+        processes that made its batches.
 
         An epoch and its loader refer to one another, and the loader's processes wait for more. Left to the garbage
         collector, every epoch would keep its processes for many epochs, each with the memory of the training, and then
         wait five seconds for each.
         """
-        last = self.training_batches
-        if last is not None:
+        last = self.last_batches.get(training)
+        if last is not None:  # whoever still iterates over it holds what he needs
             last._cur_epoch_itr = last._next_epoch_itr = last.dataloader = None
-        self.training_batches = iterator
+        self.last_batches[training] = iterator
 
     def log_tokens(self, dataset, iterator, kwargs) -> None:
         """Log the mean number of target tokens of an update, once."""

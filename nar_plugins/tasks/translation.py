@@ -265,6 +265,8 @@ class NarTranslationTask(NarTask, TranslationTask):
         cls = registry.GENERATORS[name]
         generator = cls(models, self.target_dictionary, config, options, self.mask_index, **extra)
         at_end_of_command(generator.report)
+        if output_of_generation() is not None:  # fairseq-generate: nothing else reads its models
+            generator.give_weights_back()
         return generator
 
     def rescorer(self, models: list, config: Namespace, args) -> tuple:
@@ -294,7 +296,7 @@ class NarTranslationTask(NarTask, TranslationTask):
         }
         bounds = (
             {}
-            if {"max_len_a", "max_len_b"} & given.keys() or any(getattr(m, "blank", None) is not None for m in models)
+            if {"max_len_a", "max_len_b"} & given.keys() or any(getattr(m, "predicts", "") is None for m in models)
             else BOUNDS
         )
         if quick or bounds:

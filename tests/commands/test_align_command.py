@@ -2,12 +2,14 @@
 
 import gzip
 import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import preprocess, random_sentences, run, write_pairs
 from fairseq.data import data_utils
+from in_process import own_refusal
 
 from nar_plugins.cli import align
 from nar_plugins.corpora.text import load_text
@@ -38,13 +40,7 @@ def check_sums(data: Path, split: str, source: str = "src", target: str = "tgt",
     assert np.add.reduceat(values, offsets[:-1]).tolist() == right.sizes.tolist()
 
 
-def refusal(*arguments) -> str:
-    """The one line that nar-align ends with."""
-    with pytest.raises(SystemExit) as error:
-        align.main([str(argument) for argument in arguments])
-    said = str(error.value)
-    assert said.startswith("nar-align: ") and "\n" not in said
-    return said
+refusal = partial(own_refusal, align.main)
 
 
 def test_all_splits_a_second_run_and_the_other_direction(data):
@@ -101,6 +97,10 @@ def test_bad_input_is_refused_and_nothing_is_lost(data, tmp_path):
     assert "bad, line 5: link 0-99 is outside of" in said
     assert {path: path.read_bytes() for path in data.iterdir()} == before
     (data / "valid.src-tgt.tgt.idx").write_bytes(b"")
+    (data / "valid1.src-tgt.fert").unlink()
+    (data / "valid1.src-tgt.fert").mkdir()  # said before the other split is aligned
+    assert "valid1.src-tgt.fert: this is a folder, and not a file" in refusal(data)
+    (data / "valid1.src-tgt.fert").rmdir()
     assert "valid.src-tgt.tgt.idx or .bin is corrupt" in refusal(data, "--splits", "valid")
     (data / "dict.src.txt").unlink()
     assert "no dictionary" in refusal(data, "--splits", "valid1")

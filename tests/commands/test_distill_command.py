@@ -14,6 +14,7 @@ import pytest
 import torch
 from conftest import ROOT, hypotheses
 from fairseq.data import Dictionary, data_utils
+from in_process import own_refusal
 from test_bad_input import AR, CMLM, TASK, TRAIN, binarise, contents, here, pairs
 
 from nar_plugins.cli import distill
@@ -49,11 +50,7 @@ def arguments(made, out: Path, *more, data=None, teacher=None) -> list:
 
 def refusal(*args, **kwargs) -> str:
     """The one-line message of a command that must fail."""
-    with pytest.raises(SystemExit) as stop:
-        distill.main(arguments(*args, **kwargs))
-    said = stop.value.code
-    assert isinstance(said, str) and said.startswith("nar-distill: ") and "\n" not in said
-    return said
+    return own_refusal(distill.main, *arguments(*args, **kwargs))
 
 
 def data_set(folder: Path) -> dict:

@@ -103,6 +103,16 @@ def test_what_is_missing_or_twice_is_named(outputs, merged):
     number = b[last].split("\t")[0][2:]
     assert merged(a=a, b=b[:last], c=c) == f"b is incomplete: sentence {number} has no line P-"
     assert merged("no file", a=a) == "no file no file"
+    cut = [line for line in b if line[:2] not in ("H-", "P-")]
+    last = max(i for i, line in enumerate(cut) if line.startswith("D-"))
+    half = cut[last].rpartition("\t")[0]
+    said = merged(a=a, b=[*cut[:last], half], c=c)
+    assert said.startswith(f"b, line {last + 1}: '{half}' is cut off, as a run that is stopped leaves its last line")
+
+
+def test_where_it_writes_is_looked_at_first(merged, tmp_path):
+    assert merged("--out", tmp_path / "no" / "x", "no file") == "--out no/x: no folder 'no'"
+    assert merged("--out", tmp_path, "no file").endswith(": this is a folder, and not a file")
 
 
 def test_outputs_that_do_not_name_their_shard_need_the_number(outputs, merged):
@@ -131,3 +141,12 @@ def test_a_shard_s_line_is_read_as_it_was_written():
 )
 def test_shards_that_there_are_not_are_refused(generate, flags, said):
     assert generate(*flags, of=refusal).startswith(said)
+
+
+@pytest.mark.parametrize("command, more", [("interactive", ", and give each process its part"), ("validate", "")])
+def test_shards_of_another_command_are_refused(generate, command, more):
+    """Each would take all sentences."""
+    said = generate("--num-shards", "2", of=lambda _, *rest: refusal(f"fairseq-{command}", *rest))
+    assert said.startswith(
+        f"--num-shards 2: fairseq-{command} has no shards, only fairseq-generate: leave it out{more}"
+    )

@@ -35,6 +35,7 @@ MODELS = {
     "cmlm": ("cmlm_tiny", "nar_loss"),
     "nat": ("nat_tiny --source-copy uniform", "nar_loss"),
     "ctc": ("nat_tiny --ctc", "nar_loss"),
+    "dag": ("dag_tiny --upsample 2", "nar_loss"),
     "fertility": ("nat_tiny", "nar_loss"),
     "blockwise": ("blockwise_tiny", "blockwise_loss"),
     "bang": ("bang_tiny", "bang_loss"),
@@ -109,7 +110,7 @@ def test_pre_training_is_for_bang(data, tmp_path, name):
         )
 
 
-@pytest.mark.parametrize("name", ["cmlm", "nat", "ctc", "blockwise", "bang"])
+@pytest.mark.parametrize("name", ["cmlm", "nat", "ctc", "dag", "blockwise", "bang"])
 def test_a_checkpoint_is_decoded_and_validated_under_its_task_only(data, tmp_path, name):
     own = MODELS[name][1]
     here("fairseq-train", data, *flags(name, own, "nar_translation"), "--save-dir", tmp_path)
@@ -134,7 +135,7 @@ def test_hydra_is_told_the_command_that_knows_the_flags(data):
     config = {"_name": "nar_translation", "data": str(data), "source_lang": "src", "target_lang": "tgt"}
     common = {"amp": False, "cpu": True, "bf16": False, "fp16": False, "tpu": False}
     task = tasks.setup_task(OmegaConf.create({"task": config, "common": common}).task)
-    for name in ("cmlm_tiny", "nat_tiny", "blockwise_tiny", "bang_tiny"):
+    for name in ("cmlm_tiny", "nat_tiny", "dag_tiny", "blockwise_tiny", "bang_tiny"):
         for more in ({}, {"encoder_layers": 1}):
             with pytest.raises(
                 ValueError, match=f"fairseq-hydra-train cannot read the options of {name}.* --arch {name}"

@@ -9,10 +9,11 @@ import pytest
 from command_lines import PARSERS, Command, parse
 from shell import bash
 
-MODELS = ("ar", "ar-12-1", "nat", "nat-ft", "glat", "ctc", "cmlm", "frozen", "block", "bang-ar", "bang")
+MODELS = ("ar", "ar-12-1", "nat", "nat-ft", "glat", "ctc", "dag", "cmlm", "frozen", "block", "bang-ar", "bang")
 ALL = " ".join([*MODELS, *(f"kd-{model}" for model in MODELS)])
 MULTI30K = (
-    "ar cmlm stock kd-ar kd-ar-12-1 kd-nat kd-nat-ft kd-glat kd-ctc kd-cmlm kd-frozen kd-block kd-bang-ar kd-bang"
+    "ar cmlm dag stock kd-ar kd-ar-12-1 kd-nat kd-nat-ft kd-glat kd-ctc kd-dag kd-cmlm kd-frozen kd-block kd-bang-ar "
+    "kd-bang"
 )
 RECIPES = {"wmt14_en_de": ALL, "wmt16_en_ro": ALL, "iwslt14_de_en": ALL, "tatoeba_en_de": ALL, "multi30k": MULTI30K}
 
@@ -118,7 +119,7 @@ def needs_moses() -> None:
     [
         ("wmt14_en_de", "ar kd-nat kd-nat-ft kd-ctc", {}),
         ("wmt16_en_ro", "ar ar-12-1 kd-glat", {"DIRECTION": "ro-en", "DIACRITICS": "strip"}),
-        ("iwslt14_de_en", "ar kd-cmlm", {}),
+        ("iwslt14_de_en", "ar kd-cmlm dag", {}),
         ("tatoeba_en_de", "ar kd-bang-ar kd-bang", {}),
         ("multi30k", "ar stock kd-frozen kd-block", {}),
     ],

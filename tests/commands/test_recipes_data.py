@@ -13,6 +13,7 @@ import threading
 import zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Tuple
 
 import pytest
 from conftest import ROOT
@@ -547,10 +548,15 @@ def test_tatoebas_split_has_no_sentence_twice(tmp_path):
 
 def prepare_text(*arguments, given: str = "", expect: int = 0):
     """scripts/text.py: what it prints, or its message."""
-    script = [sys.executable, str(ROOT / "scripts" / "text.py"), *map(str, arguments)]
-    done = subprocess.run(script, input=given.encode("utf-8"), capture_output=True)
+    return run_script("text.py", *arguments, given=given.encode("utf-8"), expect=expect)[1 if expect else 0]
+
+
+def run_script(name: str, *arguments, given: bytes = b"", expect: int = 0) -> Tuple[str, str]:
+    """A script of scripts/: what it prints, and its messages."""
+    script = [sys.executable, str(ROOT / "scripts" / name), *map(str, arguments)]
+    done = subprocess.run(script, input=given, capture_output=True)
     assert done.returncode == expect, done.stderr.decode()
-    return (done.stderr if expect else done.stdout).decode("utf-8")
+    return done.stdout.decode("utf-8"), done.stderr.decode("utf-8")
 
 
 def test_text_is_tokenised_as_moses_does():
@@ -587,6 +593,69 @@ def test_unclean_pairs_are_left_out(tmp_path):
     message = prepare_text(*judge, *pairs, expect=1)
     assert f"{tmp_path}/raw.de has 1 lines: they are not parallel" in message and message.count("\n") == 1
     assert "clean takes pairs of files" in prepare_text(*judge, *pairs[:3], expect=2)
+    for name in ("t.en", "t.de", "raw.en", "raw.de"):
+        write(tmp_path / name, "")
+    names = f"{tmp_path}/t.en, {tmp_path}/t.de"
+    assert f"text.py: {names}: of 0 pairs none is kept: are" in prepare_text(*judge, *pairs, expect=1)
+    assert (tmp_path / "out.en").read_text() == "1\n5\n"  # of the run before
+
+
+def test_a_line_of_windows_ends_as_any_other():
+    pytest.importorskip("sacremoses")
+    given = "\ufeffAb\rCat.\r\n\r\nD\r\n"
+    assert prepare_text("lower", given=given) == "ab\rcat.\n\nd\n"
+    assert prepare_text("romanian", given=given) == "Ab\rCat.\n\nD\n"
+    assert prepare_text("tokenise", "--language", "en", given=given) == "Ab Cat .\n\nD\n"
+
+
+def test_a_language_without_rules_of_moses_is_said():
+    pytest.importorskip("sacremoses")
+    out, said = run_script("text.py", "tokenise", "--language", "xx", given=b"a.\n")
+    assert out == "a .\n" and said.count("\n") == 1
+    assert said.startswith("text.py: warning: --language xx: Moses has no rules for it, and English's are used (it has")
+    assert run_script("text.py", "tokenise", "--language", "ko", given=b"a.\n") == ("a .\n", "")
+
+
+@pytest.mark.parametrize(
+    "text, merges, said",
+    [
+        (b"", 4, "text: no word of two characters, so that there is nothing to merge"),
+        (b"a b\r\n", 4, "text: no word of two characters, so that there is nothing to merge"),
+        (b"ab\n", 0, "--merges 0: at least 1"),
+        (b"ab\n\xff\n", 4, "text is not UTF-8: convert it first, for example with iconv"),
+    ],
+)
+def test_text_that_has_no_pieces_is_one_line(tmp_path, text, merges, said):
+    pytest.importorskip("subword_nmt")
+    (tmp_path / "text").write_bytes(text)
+    message = prepare_text("learn-bpe", "--merges", merges, tmp_path / "text", expect=1)
+    assert message.replace(f"{tmp_path}/", "") == f"text.py: {said}\n"
+
+
+@pytest.mark.parametrize(
+    "codes, line", [("", 1), ("#version: 0.2\n", 2), ("#version: 0.2\na b</w>\nab\n", 3), ("a b\nabc\n", 2)]
+)
+def test_codes_that_are_none_are_one_line(tmp_path, codes, line):
+    pytest.importorskip("subword_nmt")
+    write(tmp_path / "codes", codes)
+    message = prepare_text("bpe", "--codes", tmp_path / "codes", given="ab\n", expect=1)
+    said = "no two sub-words: --codes takes what learn-bpe prints"
+    assert message == f"text.py: {tmp_path}/codes, line {line}: {said}\n"
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (("train", "--model", "m"), "train needs a file of raw text"),
+        (("train", "--model", "m", "/dev/null"), "/dev/null: no text to train on"),
+        (("train", "--model", "m", "no file"), "no file: No such file or directory"),
+        (("train", "--model", "no/m", "/dev/null"), "--model no/m: no folder 'no'"),
+        (("encode", "--model", "no"), 'NOT_FOUND: "no.model": No such file or directory'),
+    ],
+)
+def test_what_sentencepiece_cannot_use_is_one_line(arguments, said):
+    pytest.importorskip("sentencepiece")
+    assert run_script("spm.py", *arguments, expect=1)[1].strip() == f"spm.py: {said}"
 
 
 @pytest.mark.parametrize(

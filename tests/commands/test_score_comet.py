@@ -18,6 +18,7 @@ def score(tmp_path):
     (tmp_path / "ref").write_text("one\ntwo\u2028x\n", encoding="utf-8")
     (tmp_path / "short").write_text("one\n", encoding="utf-8")
     (tmp_path / "out").write_text("D-1\t-1\ttwo\rx\nlog\nD-0\t-1\tone\n", encoding="utf-8", newline="")
+    (tmp_path / "half").write_text("D-1\t-1\ttwo\nD-0\t-1", encoding="utf-8")
     (tmp_path / "comet" / "bin").mkdir(parents=True)
     (tmp_path / "comet" / "bin" / "comet-score").write_text(STUB, encoding="utf-8")
     (tmp_path / "comet" / "bin" / "comet-score").chmod(0o755)
@@ -38,6 +39,11 @@ def score(tmp_path):
     [
         (("src", "out"), "SOURCE HYPOTHESES REFERENCE: three files, not 2"),
         (("src", "none", "ref"), "no file none"),
+        (
+            ("src", "half", "ref"),
+            "half, line 2: 'D-0\t-1' is cut off, as a run that is stopped leaves its last line: decode these sentences "
+            "again",
+        ),
         (("src", "out", "short"), "src has 2 sentences, out has 2 sentences, short has 1 sentences"),
     ],
 )

@@ -20,6 +20,7 @@ COMMON = (
     "--label-smoothing "
 )
 LEGACY, DEFAULT, UNUSED = "legacy_ddp", "pytorch_ddp", "pytorch_ddp --find-unused-parameters"
+DAG = "0 --arch dag_tiny --criterion nar_loss --upsample 3 --glancing 0.5"
 CMLM, NAT = "0.1 --arch cmlm_tiny --criterion nar_loss", "0 --arch nat_tiny --criterion nar_loss"
 BLOCKWISE, BANG = "0.1 --arch blockwise_tiny --criterion blockwise_loss", "0.1 --arch bang_tiny --criterion bang_loss"
 TIED = "--share-all-embeddings"
@@ -30,6 +31,8 @@ TRAININGS = {  # name -> the wrapper, the other flags; what is not TIED has thre
     "nat, fertilities": (LEGACY, f"{NAT} {TIED}"),
     "nat, glancing, untied": (DEFAULT, f"{NAT} --source-copy soft --glancing 0.5"),
     "nat, ctc, untied, search for unused": (UNUSED, f"{NAT} --ctc --upsample 3"),
+    "dag": (LEGACY, f"{DAG} {TIED}"),
+    "dag, untied": (DEFAULT, DAG),
     "blockwise, one head an update": (LEGACY, f"{BLOCKWISE} {TIED}"),
     "blockwise, all heads, untied": (DEFAULT, f"{BLOCKWISE} --block-loss mean"),
     "blockwise, sequential, search for unused": (UNUSED, f"{BLOCKWISE} --block-head sequential --block-loss weighted"),

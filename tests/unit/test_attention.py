@@ -6,8 +6,8 @@ from fairseq.models.transformer import TransformerConfig
 from fairseq.modules import MultiheadAttention
 from tiny import arguments
 
-from nar_plugins.modules.attention import Attention, allowed_keys, training_kernel
-from nar_plugins.modules.layers import NarDecoderLayer, pick
+from nar_plugins.modules.attention import Attention, allowed_keys, pick, training_kernel
+from nar_plugins.modules.layers import NarDecoderLayer
 
 D, H = 16, 4
 CLOSE = dict(rtol=1e-5, atol=1e-6)

@@ -3,11 +3,13 @@
 import logging
 import sys
 from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from in_process import own_refusal
 
 from nar_plugins.cli import bench
 from nar_plugins.measure import memory
@@ -244,12 +246,8 @@ def test_the_plot_of_speed_has_a_panel_a_batch_size_with_a_logarithmic_axis(tmp_
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
 
 
-def refusal(*flags) -> str:
-    """What nar-bench says of flags before it looks at the data, which are not there."""
-    with pytest.raises(SystemExit) as error:
-        bench.main(["no-data", "--system", "a", "no.pt", "", *map(str, flags)])
-    logging.disable(logging.NOTSET)  # main silences the log of its process
-    return error.value.code
+# what nar-bench says of flags before it looks at the data, which are not there
+refusal = partial(own_refusal, bench.main, "no-data", "--system", "a", "no.pt", "")
 
 
 @pytest.mark.parametrize("flag", ["--plot", "--plot-speed"])
@@ -304,4 +302,8 @@ def test_a_page_that_cannot_be_written_is_refused_before_the_measuring(tmp_path)
     said = refusal("--examples", tmp_path / "no" / "page.md")
     assert said == f"nar-bench: --examples {tmp_path / 'no' / 'page.md'}: no folder '{tmp_path / 'no'}'"
     assert refusal("--examples", tmp_path).endswith(": this is a folder, and not a file")
+    assert refusal("--json", tmp_path).endswith(": this is a folder, and not a file")
+    (tmp_path / "file").write_text("")
+    said = f"nar-bench: --output {tmp_path / 'file' / 'a.txt'}: no folder '{tmp_path / 'file'}'"
+    assert refusal("--output", tmp_path / "file") == said
     assert refusal("--examples-count", "0") == "nar-bench: --examples-count 0: at least 1"

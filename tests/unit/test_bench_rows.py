@@ -4,16 +4,16 @@ decoding.
 
 import importlib.util
 import json
-import logging
 import re
 import sys
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import ROOT, hypotheses, random_sentences, write_pairs
-from in_process import here
+from in_process import here, own_refusal
 
 from nar_plugins.cli import bench
 from nar_plugins.data.bleu import UNKNOWN_IN_REFERENCE
@@ -68,18 +68,7 @@ def made(tmp_path_factory):
     )
 
 
-@pytest.fixture(autouse=True)
-def log():
-    yield
-    logging.disable(logging.NOTSET)  # main silences the log of its process
-
-
-def refused(*arguments) -> str:
-    with pytest.raises(SystemExit) as error:
-        bench.main([*map(str, arguments)])
-    said = error.value.code
-    assert isinstance(said, str) and "\n" not in said and said.startswith("nar-bench: "), said
-    return said
+refused = partial(own_refusal, bench.main)
 
 
 @pytest.fixture

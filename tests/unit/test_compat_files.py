@@ -185,6 +185,7 @@ MODELS = {
     "cmlm": ("cmlm_tiny", "nar_loss", ()),
     "ctc": ("nat_tiny", "nar_loss", ("--source-copy", "uniform", "--ctc")),
     "glancing": ("nat_tiny", "nar_loss", ("--source-copy", "soft", "--glancing", "0.5")),
+    "dag": ("dag_tiny", "nar_loss", ("--upsample", "3", "--glancing", "0.5", "--max-target-positions", "90")),
     "blockwise": ("blockwise_tiny", "blockwise_loss", ()),
     "bang": ("bang_tiny", "bang_loss", ("--share-all-embeddings",)),
 }

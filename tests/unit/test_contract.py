@@ -156,7 +156,7 @@ def test_the_search_for_attributes_finds_them():
 # -- memories and canvases -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("arch", ["cmlm_tiny", "nat_tiny"])
+@pytest.mark.parametrize("arch", ["cmlm_tiny", "nat_tiny", "dag_tiny"])
 def test_a_selected_memory_is_that_of_the_selected_sentences(arch):
     one = model(arch=arch)[0].eval()
     source, sentences = source_batch([5, 3, 4], 20), torch.tensor([2, 0, 0])
@@ -260,7 +260,7 @@ def test_a_model_of_another_base_is_refused_before_it_is_built(architecture, nam
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("cls", [CmlmModel, ARCH_MODEL_REGISTRY["nat"], ARCH_MODEL_REGISTRY["bang"]])
+@pytest.mark.parametrize("cls", [CmlmModel, *(ARCH_MODEL_REGISTRY[name] for name in ("nat", "dag", "bang"))])
 def test_the_models_of_this_package_have_what_their_generators_call(cls):
     registry.check_model(cls)
 
@@ -276,7 +276,7 @@ def options(**given):
     "given, owner",
     [
         ({"iterations": 3}, "an option of generator mask_predict with another meaning"),
-        ({"dedup": True}, "an option of generator (mask_predict|bang) with another meaning"),
+        ({"dedup": True}, "an option of generator (mask_predict|dag|bang) with another meaning"),
         ({"beam": 3}, "a flag of fairseq"),
         ({"lr_scheduler": "x"}, "a flag of fairseq"),
         ({"adam_betas": "x"}, "a flag of fairseq"),
@@ -284,7 +284,7 @@ def options(**given):
         ({"eval_bleu_tokenize": "x"}, "a flag of --task nar_translation"),
         ({"generator": "x"}, "a flag of --task nar_translation"),
         ({"dropout": 0.5}, "a flag of --arch bang"),
-        ({"glancing": "x"}, "a flag of --arch nat"),
+        ({"glancing": "x"}, "a flag of --arch (dag|nat)"),
         ({"length_loss_factor": 0.5}, "a flag of --criterion nar_loss"),
     ],
 )

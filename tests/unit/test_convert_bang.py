@@ -1,13 +1,14 @@
 """nar-convert bang: official checkpoints and ProphetNet's, from the fixture of tiny random weights."""
 
 from argparse import Namespace
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from conftest import FIXTURES, ROOT, hypotheses
 from fairseq import checkpoint_utils, tasks
-from in_process import here
+from in_process import here, own_refusal
 
 from nar_plugins.checkpoint_io.convert_bang import check_names, expected_names, rename_bang, shape_flags
 from nar_plugins.cli import convert
@@ -47,11 +48,7 @@ def official(tmp_path, weights):
     return make
 
 
-def refusal(command) -> str:
-    with pytest.raises(SystemExit) as stop:
-        convert.main(command)
-    assert stop.value.code.startswith("nar-convert: ") and "\n" not in stop.value.code
-    return stop.value.code
+refusal = partial(own_refusal, convert.main)
 
 
 def test_the_fixture_has_exactly_the_releases_names(weights):
@@ -110,20 +107,22 @@ def test_fused_projections_of_an_older_fairseq_are_taken_apart(weights):
     ],
 )
 def test_what_is_no_official_checkpoint_is_refused(official, changes, said):
-    assert said in refusal(official(**changes))
+    assert said in refusal(*official(**changes))
 
 
 def test_a_dictionary_that_is_not_berts_is_refused(official, tmp_path):
     command = official()
     (tmp_path / "dict.bert.txt").write_text("".join(f"w{i} 1\n" for i in range(36)))
-    assert "does not start with [PAD]" in refusal(command)
+    assert "does not start with [PAD]" in refusal(*command)
 
 
 def test_a_checkpoint_that_could_run_code_is_not_loaded(official, tmp_path):
     command = official()
     torch.save({"args": tmp_path, "model": {}}, tmp_path / "official.pt")
-    assert "could run code" in refusal(command)
+    assert "could run code" in refusal(*command)
     assert not (tmp_path / "new").exists()
+    (tmp_path / "new").write_text("a file\n")
+    assert refusal(*command).endswith(f"new/checkpoint.pt: no folder '{tmp_path / 'new'}'")
 
 
 # -- with the model ----------------------------------------------------------------------------------------------------

@@ -1,9 +1,11 @@
 """nar-curves: the logs of fairseq-train in its formats, and the plot."""
 
 import sys
+from functools import partial
 
 import pytest
 from conftest import ROOT, preprocess, random_sentences, run, write_pairs
+from in_process import own_refusal
 
 from nar_plugins.cli import curves as nar_curves
 from nar_plugins.measure.curves import Run, plot_runs, read_run
@@ -122,11 +124,7 @@ def test_the_command_draws_logs_by_name(tmp_path):
     assert "CMLM" in drawn and "a=b.log" in drawn
 
 
-def refusal(*arguments) -> str:
-    with pytest.raises(SystemExit) as error:
-        nar_curves.main([*map(str, arguments)])
-    assert "\n" not in error.value.code
-    return error.value.code
+refusal = partial(own_refusal, nar_curves.main)
 
 
 def test_what_cannot_be_drawn_is_one_line(tmp_path, monkeypatch):

@@ -52,6 +52,9 @@ TRAININGS = {
     "nat": ("nar_loss", "nat_tiny", ()),
     "nat, glancing": ("nar_loss", "nat_tiny", ("--source-copy", "soft", "--glancing", "0.5")),
     "nat, ctc": ("nar_loss", "nat_tiny", ("--ctc", "--upsample", "3")),
+    "dag": ("nar_loss", "dag_tiny", ("--upsample", "3")),
+    "dag, glancing, untied": ("nar_loss", "dag_tiny", ("--upsample", "3", "--glancing", "0.5")),
+    "dag, fuzzy": ("nar_loss", "dag_tiny", ("--upsample", "3", "--glancing", "0.1", "--fuzzy-ngram", "2")),
     "blockwise, one head an update": ("blockwise_loss", "blockwise_tiny", ("--block-loss", "sample")),
     "blockwise, all heads, frozen": ("blockwise_loss", "blockwise_tiny", ("--block-loss", "mean", "--freeze-base")),
     "blockwise, sequential": (

@@ -37,6 +37,7 @@ FORMS = {
     "nat": ("--arch=nat_tiny", "--criterion=nar_loss"),
     "soft": ("--arch=nat", "--criterion=nar_loss", "--source-copy=soft"),
     "ctc": ("--arch=nat_tiny", "--criterion=nar_loss", "--ctc", "--glancing=0.5"),
+    "dag": ("--arch=dag_tiny", "--criterion=nar_loss", "--upsample=2", "--glancing=0.5"),
     "blockwise": ("--arch=blockwise_tiny", "--criterion=blockwise_loss", "--block-loss=mean"),
     "sequential": (
         "--arch=blockwise_tiny",
@@ -94,13 +95,13 @@ MODEL_FLAGS = {
     "--encoder-normalize-before": Row("", CHANGES, BANG_REFUSES),
     "--decoder-normalize-before": Row("", CHANGES, BANG_REFUSES),
     "--no-decoder-final-norm": Row("", CHANGES, BANG_REFUSES, ("--decoder-normalize-before",)),
-    "--encoder-learned-pos": Row("", CHANGES, {("cmlm", "bang"): SAME}),  # as it is
-    "--decoder-learned-pos": Row("", CHANGES, {("cmlm", "bang"): SAME}),
+    "--encoder-learned-pos": Row("", CHANGES, {("cmlm", "dag", "bang"): SAME}),  # as it is
+    "--decoder-learned-pos": Row("", CHANGES, {("cmlm", "dag", "bang"): SAME}),
     "--no-token-positional-embeddings": Row("", CHANGES, {("nat", "ctc", "bang"): REFUSED}),
     "--layernorm-embedding": Row("", CHANGES, {("bang",): SAME}),
     "--no-scale-embedding": Row("", CHANGES, {("cmlm", "bang"): SAME}),
     "--encoder-layerdrop": Row("0.5"),
-    "--decoder-layerdrop": Row("0.5", CHANGES, {("cmlm", *NAT, "bang"): REFUSED}),
+    "--decoder-layerdrop": Row("0.5", CHANGES, {("cmlm", "dag", *NAT, "bang"): REFUSED}),
     "--encoder-layers-to-keep": refused("[1]", stock=UNTRIED),  # what prunes is --model-overrides
     "--decoder-layers-to-keep": refused("[1]", stock=UNTRIED),
     "--encoder-xformers-att-config": refused("{}", stock=UNTRIED),
@@ -236,7 +237,7 @@ def configured():
                 if getattr(args, key) != getattr(plain, key, None):
                     group[key] = getattr(args, key)
             setattr(config, name, group)
-        config.generation.update(beam=1, **({} if form == "ctc" else {"max_len_a": 0, "max_len_b": 12}))
+        config.generation.update(beam=1, **({} if form in ("ctc", "dag") else {"max_len_a": 0, "max_len_b": 12}))
         return config
 
     return configure
@@ -374,7 +375,10 @@ def test_a_checkpointed_layer_is_computed_twice(form, configured):
         getattr(model, side).layers[0].fc1.register_forward_hook(count(side))
     trainer = Trainer(config, task, model, task.build_criterion(config.criterion))
     trainer.train_step([batch(task, model, 0)])
-    assert asked == {"encoder": 2, "decoder": 3 if form == "ctc" else 2}  # the first pass of glancing has no gradient
+    assert asked == {
+        "encoder": 2,
+        "decoder": 3 if form in ("ctc", "dag") else 2,
+    }  # the first pass of glancing has no gradient
 
 
 @pytest.mark.parametrize("form", OURS)

@@ -13,8 +13,9 @@ from test_bang_generator import bang, random_bang, settings_of
 from nar_plugins.compat.commands import at_end_of_command, command
 from nar_plugins.data.dictionary import add_mask
 from nar_plugins.generators import options, registry
-from nar_plugins.generators.base import ban, banned_on_canvas, banned_symbols, ensemble_mean
+from nar_plugins.generators.base import banned_on_canvas, banned_symbols, ensemble_mean
 from nar_plugins.generators.left_to_right.bang import BangConfig, BangGenerator
+from nar_plugins.modules.best_of_rows import ban
 
 SOURCE = source_batch([5, 9, 2, 7, 1, 12], 20)
 

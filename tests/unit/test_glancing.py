@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from nar_plugins.models.nat.glancing import Schedule, reveal, same_dropout
+from nar_plugins.modules.glancing import Schedule, reveal, same_dropout
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from saved import corpus, parsed, run, save, translations
 from tiny import dictionary
 
 from nar_plugins.data.inference import InferenceDataset
+from nar_plugins.tasks.translation import NarTranslationConfig, NarTranslationTask
 
 PLACES = 12  # of the models' sources, </s> counted
 LINES = [
@@ -35,6 +36,8 @@ MODELS = {
     "ctc": ("nat_tiny", "--ctc", *FEW),
     # a canvas of twice the source has no more than 24 places
     "ctc of learned positions": ("nat_tiny", "--ctc", "--decoder-learned-pos", "--max-target-positions", "24"),
+    "dag": ("dag_tiny", *FEW[:2], "--max-target-positions", str(8 * PLACES)),
+    "dag of few positions": ("dag_tiny", "--upsample", "2", "--max-target-positions", "24"),
     "more": ("nat_tiny", "--max-target-positions", "40"),
 }
 SYSTEMS = {
@@ -47,6 +50,8 @@ SYSTEMS = {
     "lengths": ("uniform", {"nbest": 2, "length_beam": 2}),
     "ctc": ("ctc", {}),
     "ctc of learned positions": ("ctc of learned positions", {}),
+    "dag": ("dag", {}),
+    "dag of few positions": ("dag of few positions", {"dag_decode": "joint-viterbi", "length_beam": 2, "nbest": 2}),
     "rescored": ("more", {"rescorer": "ar"}),
 }
 POSITIONS = "more than the 12 source positions: its translation is empty; cut it with --truncate-source"
@@ -67,7 +72,7 @@ def typed(made, system: str, lines=LINES, **more) -> dict:
     settings = {
         "buffer_size": 100,
         "batch_size": 4,
-        **({} if "ctc" in model else {"max_len_b": 15}),
+        **({} if "ctc" in model or model == "dag" else {"max_len_b": 15}),
         **settings,
         **more,
     }
@@ -149,7 +154,7 @@ def test_constraints_stay_with_their_lines(made):
     assert "w9" in found[0][0].split() and found[1] == [""] and {"w6", "w7"} <= set(found[2][0].split())
 
 
-@pytest.mark.parametrize("name", ["ar", "heads", "bang", "cmlm", "nat", "ctc"])
+@pytest.mark.parametrize("name", ["ar", "heads", "bang", "cmlm", "nat", "ctc", "dag"])
 def test_the_hub_answers_every_sentence(made, name, caplog):
     config = copy.deepcopy(parsed("fairseq-generate"))
     config.task.data = str(made.data)
@@ -157,12 +162,26 @@ def test_the_hub_answers_every_sentence(made, name, caplog):
     models, saved = checkpoint_utils.load_model_ensemble([str(made.models[name])], task=task)
     hub = GeneratorHubInterface(saved, task, models)
     short = [line for i, line in enumerate(LINES) if i not in LONG]
-    bound = {} if name == "ctc" else {"max_len_b": 15}
+    bound = {} if name in ("ctc", "dag") else {"max_len_b": 15}
     wanted = iter(hub.translate(short, **bound))
     wanted = ["" if i in LONG else next(wanted) for i in range(len(LINES))]
     assert hub.translate(LINES, **bound) == wanted
     caplog.clear()
     assert hub.translate(LINES[4], **bound) == "" and warnings(caplog) == [f"line 1 (H-0) has 13 tokens, {POSITIONS}"]
+
+
+def test_lines_that_were_answered_are_not_kept():
+    """fairseq keeps every data set that it makes batches of: each of fairseq-interactive's buffers."""
+    words = dictionary(20)
+    task = NarTranslationTask(NarTranslationConfig(source_lang="en", target_lang="de"), words, words)
+
+    def batches(dataset):
+        return task.get_batch_iterator(dataset, max_tokens=100, max_positions=(100, 100))
+
+    lines = [task.build_dataset_for_inference([torch.tensor([5, words.eos()])], [2]) for _ in range(3)]
+    assert len({batches(dataset) for dataset in lines}) == 3 and not task.dataset_to_epoch_iter
+    task.datasets["valid"] = lines[0]  # a split, which is asked for again
+    assert batches(lines[0]) is batches(lines[0]) and list(task.dataset_to_epoch_iter) == lines[:1]
 
 
 def test_fairseq_generate_keeps_its_error(made):

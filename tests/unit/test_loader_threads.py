@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from types import SimpleNamespace
 
 import pytest
@@ -18,8 +19,10 @@ from fairseq.data import iterators
 from fairseq.distributed import utils as distributed_utils
 from fairseq.trainer import Trainer
 from in_process import here, refusal
+from omegaconf import OmegaConf
 
 from nar_plugins import compat
+from nar_plugins.tasks.translation import NarTranslationConfig
 
 FAILS = """
 import torch, nar_plugins
@@ -107,10 +110,28 @@ def test_an_epoch_leaves_no_process_behind(tmp_path, monkeypatch):
             *("fairseq-train", data, "--user-dir", ROOT / "nar_plugins", "--task", "nar_translation", "--cpu"),
             *("--arch", "cmlm_tiny", "--share-all-embeddings", "--criterion", "nar_loss", "--optimizer", "adam"),
             *("--lr", "1e-3", "--max-tokens", "200", "--max-epoch", "4", "--num-workers", "1", "--no-save"),
+            *("--valid-subset", "valid,train"),  # fairseq does not keep the batches of the second
         )
     finally:
         gc.enable()
     assert len(counts) == 4 and counts[-1] == counts[1]
+
+
+def test_a_missing_option_keeps_nothing_of_those_who_ask_for_it():
+    config = OmegaConf.structured(NarTranslationConfig())
+
+    def ask():
+        batches = Batches()
+        assert getattr(config, "no_option", 3) == 3 and not hasattr(config, "no_other")
+        return weakref.ref(batches)
+
+    gc.disable()  # reference counts must do
+    try:
+        assert ask()() is None
+    finally:
+        gc.enable()
+    with pytest.raises(AttributeError, match="no_option"):
+        getattr(config, "no_option")  # noqa: B009  (without a default)
 
 
 def test_batches_and_errors_come_as_before():

@@ -23,6 +23,10 @@ CASES = {
     "ctc": ("nat_tiny", "--ctc"),
     "ctc beam": ("nat_tiny", "--ctc"),
     "noisy_parallel": ("nat_tiny",),
+    "dag": ("dag_tiny",),
+    "dag greedy": ("dag_tiny",),
+    "dag viterbi": ("dag_tiny",),
+    "dag joint": ("dag_tiny",),
     "blockwise": ("blockwise_tiny",),
     "jacobi": ("transformer_tiny",),
     "nar": ("bang_tiny",),
@@ -36,6 +40,9 @@ FLAGS = {
     "mask_predict confidence": dict(schedule="confidence"),
     "one_pass average": dict(fertility="average"),
     "ctc beam": dict(ctc_beam=3),
+    "dag greedy": dict(dag_decode="greedy"),
+    "dag viterbi": dict(dag_decode="viterbi"),
+    "dag joint": dict(dag_decode="joint-viterbi"),
     "blockwise": dict(generator="blockwise"),
     "jacobi": dict(generator="blockwise"),
     **{name: dict(bang_policy=name) for name in ("nar", "adaptive", "block", "prefix", "cascade", "verify")},
@@ -53,9 +60,7 @@ def built(name: str, rescorer=None):
         if arch == "blockwise_tiny"
         else "nar_loss",
     )
-    given = Namespace(
-        beam=1, **{} if arch == "nat_tiny" and "--ctc" in flags else {"max_len_b": 9}, **FLAGS.get(name, {})
-    )
+    given = Namespace(beam=1, **{} if getattr(one, "predicts", "") is None else {"max_len_b": 9}, **FLAGS.get(name, {}))
     if name == "noisy_parallel":
         config = task.generator_config(given)
         options = generation_options(given)

@@ -52,7 +52,7 @@ def packed(first_packed, tmp_path) -> Path:
     return Path(shutil.copytree(first_packed, tmp_path / "model"))
 
 
-@pytest.mark.parametrize("name", [name for name in MODELS if name != "uniform"])
+@pytest.mark.parametrize("name", ["ar", "heads", "bang", "cmlm", "ctc"])
 def test_a_folder_translates_the_test_set_as_fairseq_generate_does(made, name, tmp_path, monkeypatch):
     options = {} if name == "ctc" else {"max_len_a": 0, "max_len_b": 15}
     out = run("fairseq-generate", made.data, made.models[name], **options)

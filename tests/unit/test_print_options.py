@@ -20,6 +20,7 @@ MODELS = {
     "nat": ("nat_tiny",),
     "uniform": ("nat_tiny", "--source-copy", "uniform"),
     "ctc": ("nat_tiny", "--ctc"),
+    "dag": ("dag_tiny", "--upsample", "4"),
 }
 BLOCKWISE, SHORT = {"generator": "blockwise", "max_len_b": 12}, {"max_len_b": 12}
 
@@ -42,6 +43,10 @@ SYSTEMS = {
     "lengths": ("uniform", {**SHORT, "length_beam": 3}, ("steps", "nbest")),
     "ctc": ("ctc", {}, ("steps", "nbest")),
     "ctc beam": ("ctc", {"ctc_beam": 3}, ("steps", "nbest")),
+    "lookahead": ("dag", {}, ("steps", "nbest")),
+    "greedy walk": ("dag", {"dag_decode": "greedy"}, ("steps", "nbest")),
+    "viterbi": ("dag", {**SHORT, "dag_decode": "viterbi", "length_beam": 3}, ("steps", "nbest")),
+    "joint viterbi": ("dag", {**SHORT, "dag_decode": "joint-viterbi", "rescorer": "ar"}, ("steps", "nbest")),
     "noisy parallel": ("nat", {**SHORT, "generator": "noisy_parallel", "rescorer": "ar"}, ("steps", "nbest")),
     "rescored": ("cmlm", {**SHORT, "iterations": 2, "rescorer": "ar"}, ("steps", "nbest")),
     **{

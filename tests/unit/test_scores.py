@@ -27,7 +27,7 @@ from nar_plugins.checkpoint_io.convert_mask_predict import read_symbols
 from nar_plugins.cli import score as nar_score
 from nar_plugins.cli import user_dir
 from nar_plugins.data import bleu
-from nar_plugins.data.generated import generated
+from nar_plugins.data.generated import best_hypotheses, generated
 from nar_plugins.data.lines import read_lines, split_lines
 from nar_plugins.measure.quality import score, split_compounds, warn_of_references
 from nar_plugins.tasks.translation import NarTranslationTask
@@ -92,11 +92,12 @@ def test_the_scripts_of_the_examples_read_the_same_lines(tmp_path, capsys, monke
 
 
 def test_pieces_are_made_of_lines_as_wc_counts_them(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "scripts")  # as when it is run
     spm = script("../scripts/spm.py")
     processor = SimpleNamespace(encode=lambda line, out_type: [repr(line)])
     monkeypatch.setattr(spm.sentencepiece, "SentencePieceProcessor", lambda model_file: processor)
     out = io.BytesIO()
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("a\rb\nü".encode()), encoding="ascii"))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("\ufeffa\rb\r\nü".encode()), encoding="ascii"))
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(out, encoding="ascii"))
     monkeypatch.setattr(sys, "argv", ["spm.py", "encode", "--model", "m"])
     spm.main()
@@ -244,7 +245,28 @@ def test_lines_of_fairseqs_output_are_read_whole(scored):
     assert scored("out", "ref", out=OUTPUT, ref=other).startswith("BLEU 100.00 ")
     half = OUTPUT.replace("five", "other", 1)  # in the first T- line, behind U+2028 and a tab
     assert not scored("out", out=half).startswith("BLEU 100.00 ")
-    assert generated(["D-0\t-0.1\t", "D-1\t-0.2"], "D") == ["", ""]
+    assert generated(["D-0\t-0.1\t", "D-1\t-0.2\tx"], "D") == ["", "x"]
+
+
+@pytest.mark.parametrize("end", ["D-1\t-0.1", "D-1"])
+def test_half_a_line_of_a_stopped_run_is_no_empty_output(scored, end):
+    lines = OUTPUT.split("\n")
+    half = "\n".join([*lines[:7], end])  # without the P- lines that fairseq prints, too
+    said = scored.refusal("out", out=half)
+    assert said == f"nar-score: out, line 8: '{end}' is cut off, as a run that is stopped leaves its last line: " + (
+        "decode these sentences again"
+    )
+    assert "out, line 8" in scored.refusal("out", "ref", out=half, ref="a\nb\n")
+    assert best_hypotheses(["a", "D-1", "D-2"]) == ["a", "D-1", "D-2"]  # plain text
+    assert best_hypotheses(["D-1", "D-2"]) == ["D-1", "D-2"]
+
+
+def test_a_sentence_that_a_stopped_run_has_not_finished_is_named(scored):
+    whole = OUTPUT.replace("S-1", "P-0\t-0.1 -0.1\nS-1") + "P-1\t-0.1\n"
+    assert scored("out", out=whole).startswith("BLEU 100.00 ")
+    cut = whole[: whole.rindex(" nine\nP-1")]  # within the text of the last D- line
+    assert scored.refusal("out", out=cut) == "nar-score: out is incomplete: sentence 1 has no line P-"
+    assert scored.refusal("out", out=f"{whole}S-1\tx\n") == "nar-score: out has sentence 1 twice"
 
 
 def test_an_output_with_gaps_is_scored_with_a_warning(scored, caplog):
@@ -276,6 +298,7 @@ def test_what_cannot_be_scored_is_one_line_and_status_2(scored, tmp_path, monkey
     assert "--paired-bs compares several systems" in refused("hyp", "ref", "--paired-bs", hyp="a\n", ref="a\n")
     assert "-i has x twice" in refused("-i", "x", "x")
     assert "no folder" in refused("hyp", "ref", "--json", str(tmp_path / "no" / "x.json"), hyp="a\n", ref="a\n")
+    assert refused("no file", "ref", "--json", str(tmp_path)).endswith("this is a folder, and not a file")
     (tmp_path / "utf16").write_text("a\n", encoding="utf-16")
     assert "utf16 is UTF-16" in refused(str(tmp_path / "utf16"), "ref", ref="a\n")
     (tmp_path / "latin").write_bytes("ü\n".encode("latin-1"))
@@ -354,14 +377,17 @@ def test_faults_are_counted(scored):
     assert scored("hyp", "ref", "--tokenize", "none", **texts).splitlines()[5].endswith(f"references {1 / 11:.2%}")
 
 
-def test_moses_tokenises_both_sides(scored):
+def test_moses_tokenises_both_sides(scored, caplog):
     pytest.importorskip("sacremoses")
     texts = dict(hyp="Das ist's (wohl), z.B. heute.\n", ref="Das ist's (wohl), z.B. morgen.\n")
     tokens = ["Das ist &apos; s ( wohl ) , z.B. heute .", "Das ist &apos; s ( wohl ) , z.B. morgen ."]
     theirs = BLEU(tokenize="none").corpus_score(tokens[:1], [tokens[1:]])
     printed = scored("hyp", "ref", "--moses", "de", **texts)
     assert float(figures(printed)["BLEU tokenised"]) == pytest.approx(theirs.score, abs=0.01)
-    assert printed.splitlines()[1].endswith(", Moses (de)")
+    assert printed.splitlines()[1].endswith(", Moses (de)") and not caplog.messages
+    scored("hyp", "ref", "--moses", "xx", **texts)
+    (said,) = caplog.messages
+    assert said.startswith("--moses xx: Moses has no rules for it, and English's are used (it has as, bn, ca, cs, de")
 
 
 def test_several_systems_are_a_table_with_sacrebleus_paired_bootstrap(scored, tmp_path):

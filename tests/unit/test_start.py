@@ -8,6 +8,7 @@ import tiny
 KINDS = {  # architecture -> its new parameters, and the flags that the two refusals name
     "cmlm_tiny": (r"encoder\.length_head\.", "--length-head", "--max-target-positions"),
     "nat_tiny": (r"(encoder\.fertility_head|decoder\.layers\.\d+\.positional_attn)", "", "--encoder-embed-dim"),
+    "dag_tiny": (r"decoder\.links\.", "--decoder-attention-heads", "--max-target-positions"),
     "blockwise_tiny": (r"decoder\.proposal_heads\.", "--block-head", "--block-size"),
 }
 
@@ -28,7 +29,7 @@ def test_new_parameters_that_are_wholly_absent_keep_their_start(arch, caplog):
     assert f"the checkpoint has no {new[0]} (an AR model's?): it starts from its initialisation" in caplog.text
 
 
-@pytest.mark.parametrize("arch", ["nat_tiny", "blockwise_tiny"])
+@pytest.mark.parametrize("arch", ["nat_tiny", "dag_tiny", "blockwise_tiny"])
 def test_a_part_of_them_is_refused(arch):
     model, _ = tiny.model(arch=arch)
     first = next(key for key in model.state_dict() if re.match(KINDS[arch][0], key))

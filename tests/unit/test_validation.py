@@ -73,9 +73,10 @@ def test_outputs_of_every_generator_are_bounded_by_the_source(flags, kwargs):
     assert inner is None or (inner.max_len_a, inner.max_len_b) == (2, 20)
 
 
-def test_a_canvas_of_ctc_is_bounded_already(caplog):
-    _, _, generator = built("--ctc", arch="nat_tiny")
-    assert (generator.options.max_len_a, generator.options.max_len_b) == (0, 200)
+def test_a_canvas_made_of_the_source_is_bounded_already(caplog):
+    for flags, arch in ((("--ctc",), "nat_tiny"), ((), "dag_tiny")):
+        _, _, generator = built(*flags, arch=arch)
+        assert (generator.options.max_len_a, generator.options.max_len_b) == (0, 200)
 
 
 def test_what_validation_decodes_with_is_said(caplog):

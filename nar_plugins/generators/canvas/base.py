@@ -3,17 +3,18 @@
 import logging
 import math
 from argparse import Namespace
-from typing import Callable, Dict, List, NamedTuple, Optional
+from typing import Callable, Dict, List, NamedTuple, Optional, Tuple
 
 import torch
 from torch import Tensor
 
-from nar_plugins.generators.base import Generator, ban, banned_on_canvas, check_min_len, ensemble_mean, refuse_nan
+from nar_plugins.generators.base import Generator, banned_on_canvas, check_min_len, ensemble_mean, refuse_nan
 from nar_plugins.generators.canvas.lengths import candidate_lengths, gold_lengths
 from nar_plugins.generators.canvas.rescore import Rescorer
 from nar_plugins.generators.hypothesis import Dedup, empty_hypothesis, hypothesis
 from nar_plugins.generators.options import MODELS, SERVED, refuse, refuse_in_batch, refuse_options
 from nar_plugins.models.contract import Memory, Plan
+from nar_plugins.modules.best_of_rows import ban, best_of_rows
 from nar_plugins.modules.linear import CPU_ROWS
 from nar_plugins.modules.precision import full
 
@@ -90,10 +91,11 @@ class CanvasGenerator(Generator):
         source = sample["net_input"]["src_tokens"]
         for rescorer in self.others:
             rescorer.to(source.device)
-        with self.decoding(source):
+        with self.decoding(source, lean=True):
             memories = [model.encode(source, sample["net_input"].get("src_lengths")) for model in self.models]
             decoded = self.search(memories, source, sample.get("target"))
-            return self.hypotheses(decoded, source)
+            scores = self.scores(decoded, source)
+        return self.hypotheses(decoded, source, *scores)  # outside, because fairseq changes them in place
 
     def search(self, memories: List[Memory], source: Tensor, target: Optional[Tensor]) -> DecodedCanvases:
         """Decode a batch.
@@ -158,25 +160,30 @@ class CanvasGenerator(Generator):
         """``best_tokens`` without chunks."""
         logits = [full(model.project(states)) for model, states in zip(self.models, features)]
         if len(logits) == 1:  # the full log-softmax is not needed
-            scores, normaliser = logits[0], logits[0].logsumexp(-1)
-        else:
-            scores, normaliser = ensemble_mean([model_logits.log_softmax(-1) for model_logits in logits]), 0
-        best, tokens = ban(scores, self.banned).max(-1)
-        return tokens, best - normaliser
+            return best_of_rows(logits[0], self.banned)
+        best, tokens = ban(ensemble_mean([each.log_softmax(-1) for each in logits]), self.banned).max(-1)
+        return tokens, best
 
     # -- hypotheses ----------------------------------------------------------------------------------------------------
 
-    def hypotheses(self, decoded: DecodedCanvases, source: Tensor) -> List[List[Dict]]:
-        """Order every sentence's candidates by score; all tensors are moved to the host together."""
+    def scores(self, decoded: DecodedCanvases, source: Tensor) -> Tuple[Tensor, Tensor]:
+        """What orders the canvases, and the models' own scores, (R,) each."""
         model_scores = decoded.lprobs.sum(1) if decoded.scores is None else decoded.scores
         if not self.options.unnormalized:
             lengths = decoded.lengths if decoded.score_lengths is None else decoded.score_lengths
             model_scores = model_scores / lengths**self.options.lenpen
-        scores, candidates = model_scores, decoded.candidates
-        if self.rescorer is not None:
-            numbers = torch.arange(candidates.size(0), device=source.device).unsqueeze(1).expand_as(candidates)
-            sentences = torch.zeros_like(decoded.lengths).scatter(0, candidates.flatten(), numbers.flatten())
-            scores = self.rescorer(source, decoded.tokens, decoded.lengths, sentences)
+        if self.rescorer is None:
+            return model_scores, model_scores
+        candidates = decoded.candidates
+        numbers = torch.arange(candidates.size(0), device=source.device).unsqueeze(1).expand_as(candidates)
+        sentences = torch.zeros_like(decoded.lengths).scatter(0, candidates.flatten(), numbers.flatten())
+        return self.rescorer(source, decoded.tokens, decoded.lengths, sentences), model_scores
+
+    def hypotheses(
+        self, decoded: DecodedCanvases, source: Tensor, scores: Tensor, model_scores: Tensor
+    ) -> List[List[Dict]]:
+        """Order every sentence's candidates by score; all tensors are moved to the host together."""
+        candidates = decoded.candidates
         ranked = scores[candidates].masked_fill(~decoded.keep, -math.inf)
         order = ranked.argsort(dim=1, descending=True, stable=True)  # ties: the more probable length comes first
         candidates, keep = candidates.gather(1, order), decoded.keep.gather(1, order)

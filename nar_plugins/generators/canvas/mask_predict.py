@@ -203,9 +203,9 @@ class MaskPredictGenerator(CanvasGenerator):
 
     # -- statistics ------------------------------------------------------------------------------------------------
 
-    def hypotheses(self, decoded: DecodedCanvases, source: Tensor) -> List[List[Dict]]:
+    def hypotheses(self, decoded: DecodedCanvases, *scores: Tensor) -> List[List[Dict]]:
         """``CanvasGenerator.hypotheses``; counts the tokens and passes of the best one of every sentence."""
-        results = super().hypotheses(decoded, source)
+        results = super().hypotheses(decoded, *scores)
         for best, *_ in results:
             self.statistics.sentences += 1
             self.statistics.tokens += len(best["tokens"]) if best["steps"] else 0

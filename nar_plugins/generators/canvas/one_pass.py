@@ -8,11 +8,12 @@ import torch
 from fairseq.dataclass import ChoiceEnum
 from torch import Tensor
 
-from nar_plugins.generators.base import ban, ensemble_mean, refuse_nan
+from nar_plugins.generators.base import ensemble_mean, refuse_nan
 from nar_plugins.generators.canvas.base import CanvasGenerator, DecodedCanvases, Pass, canvas_indices, plan_lengths
 from nar_plugins.generators.registry import SharedGeneratorConfig, register_generator
 from nar_plugins.models.contract import Memory, Plan
 from nar_plugins.modules import ctc, source_copy
+from nar_plugins.modules.best_of_rows import ban
 from nar_plugins.modules.precision import full
 
 

@@ -18,6 +18,7 @@ from nar_plugins.generators.hypothesis import Dedup, empty_hypothesis, greedy_hy
 from nar_plugins.generators.left_to_right.bang_policies import ALIASES, BLOCK, POLICIES, READS, Adaptive
 from nar_plugins.generators.left_to_right.base import Batch, Decision, LeftToRightGenerator, LeftToRightStatistics
 from nar_plugins.generators.left_to_right.drafters.base import MAX_DRAFT_TOKENS
+from nar_plugins.generators.left_to_right.logits_processor import nan_positions
 from nar_plugins.generators.option_values import old_name, option
 from nar_plugins.generators.options import refuse_options
 from nar_plugins.generators.registry import DEDUP, DecodingConfig, register_generator
@@ -150,9 +151,10 @@ class BangGenerator(LeftToRightGenerator):
             part = slice(start, start + chunk)
             logits = [decoder.output_layer(states[:, part]) for decoder, states in zip(self.decoders, features)]
             lprobs = self.mean_lprobs(logits)
-            nan = lprobs[..., 0].isnan()  # a softmax with one NaN is NaN everywhere
+            nan = nan_positions(lprobs)
             first, last = batch.min_length + start, batch.max_length + start + chunk - 1
-            values, indices = self.processor(lprobs, steps[:, part], batch.limit, first, last).topk(2)
+            values, indices = self.processor(lprobs, steps[:, part], batch.limit, first, last, None, nan).topk(2)
+            nan = torch.zeros_like(steps[:, part], dtype=torch.bool) if nan is None else nan
             results.append((indices[..., 0], values[..., 0], nan))
         return tuple(torch.cat(chunks, 1) for chunks in zip(*results))
 

@@ -7,10 +7,12 @@ from typing import Any, Callable, Dict, List, NamedTuple, Optional
 import torch
 from torch import Tensor
 
-from nar_plugins.generators.base import Generator, Statistics, ban, banned_symbols, ensemble_mean, refuse_nan
+from nar_plugins.generators.base import Generator, Statistics, banned_symbols, ensemble_mean, refuse_nan
 from nar_plugins.generators.hypothesis import greedy_hypothesis
 from nar_plugins.generators.left_to_right.logits_processor import GreedyLogitsProcessor
 from nar_plugins.generators.options import refuse_in_batch
+from nar_plugins.modules.best_of_rows import ban
+from nar_plugins.modules.fast.encoder_layers import EncoderLayers, encoder_layers
 from nar_plugins.modules.precision import full
 
 
@@ -44,7 +46,7 @@ class Decision(NamedTuple):
     tokens: Tensor  # (b, m) int64
     lprobs: Tensor  # (b, m)
     counts: Tensor  # (b,) int64: how many of them are decided, at least 1; the loop cuts at the first </s>
-    nan: Tensor  # (b, m) bool: the model's output is NaN
+    nan: Optional[Tensor]  # (b, m) bool: the model's output is NaN; None: nowhere
     attention: Optional[Tensor] = None  # (b, m, S)
 
 
@@ -96,6 +98,7 @@ class LeftToRightGenerator(Generator):
         self.banned = banned_symbols(dictionary, mask, self.models, self.bans_start)
         self.processor = GreedyLogitsProcessor(options, self.pad, self.unk, self.eos, self.banned.unwanted)
         self.decoders: List = []
+        self.encoders: List[Optional[EncoderLayers]] = [None] * len(self.models)  # in the fast form
         self.observer: Optional[Callable[[Call], None]] = None
 
     # -- what a subclass defines ---------------------------------------------------------------------------------------
@@ -135,9 +138,18 @@ class LeftToRightGenerator(Generator):
         refuse_in_batch(self.name, self.options, prefix_tokens, constraints)
         source = sample["net_input"]["src_tokens"]
         with self.decoding(source, lean=True):
-            encoded = [model.encoder.forward_torchscript(sample["net_input"]) for model in self.models]
+            encoded = self.encode(sample["net_input"])
             batch = self.translate(sample, encoded, prefix_tokens)
         return self.hypotheses(batch)  # outside, because fairseq changes them in place
+
+    def encode(self, net_input: Dict) -> List[Dict]:
+        """Every encoder's output, in fairseq's form, for fairseq's ``net_input``."""
+        encoders = [model.encoder for model in self.models]
+        self.encoders = [encoder_layers(encoder, before) for encoder, before in zip(encoders, self.encoders)]
+        return [
+            encoder.forward_torchscript(net_input) if fast is None else fast(net_input["src_tokens"])
+            for encoder, fast in zip(encoders, self.encoders)
+        ]
 
     def decode(self, state, source: Tensor, encoded: List[Dict], prefix=None, active=None) -> Batch:
         """Calls of the decoders until all sentences are finished; the arguments are ``start``'s."""
@@ -194,14 +206,16 @@ class LeftToRightGenerator(Generator):
         batch.tokens[index], batch.scores[index] = tokens, decision.lprobs.float()
         if decision.attention is not None:
             batch.attention[index] = decision.attention
-        batch.sizes[active] = lengths
+        batch.sizes.index_copy_(0, active, lengths)
         batch.accepted.append(torch.zeros_like(batch.sizes).index_copy(0, active, counts))
 
-        nan = (decision.nan & (steps < lengths.unsqueeze(1))).any(1)
-        finished, nan, *numbers = torch.stack([done.long(), nan.long(), lengths, counts]).tolist()
-        refuse_nan(any(nan))
+        read = [done.long(), lengths, counts]
+        if decision.nan is not None:
+            read.append((decision.nan & (steps < lengths.unsqueeze(1))).any(1).long())
+        finished, *numbers = torch.stack(read).tolist()
+        refuse_nan(len(numbers) > 2 and any(numbers[2]))
         unfinished = [i for i, end in enumerate(finished) if not end]
-        host_lengths, host_counts = ([numbers_of[i] for i in unfinished] for numbers_of in numbers)
+        host_lengths, host_counts = ([numbers_of[i] for i in unfinished] for numbers_of in numbers[:2])
         self.update_policy(batch, host_counts)
         batch.min_length, batch.max_length = min(host_lengths, default=0), max(host_lengths, default=0)
         if self.feeds_proposals:

@@ -5,19 +5,21 @@ import math
 from argparse import Namespace
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Any, Dict, List, Optional
+from typing import Any, Callable, Dict, List, Optional
 
 import torch
 from fairseq import utils
 from fairseq.dataclass import ChoiceEnum
 from torch import Tensor
+from torch.nn import Module
 
 from nar_plugins.generators.hypothesis import greedy_hypothesis
 from nar_plugins.generators.left_to_right.base import Batch, Decision, LeftToRightGenerator, LeftToRightStatistics
 from nar_plugins.generators.left_to_right.drafters import choose_drafter
 from nar_plugins.generators.left_to_right.drafters.base import Drafts, VerifyResult
 from nar_plugins.generators.left_to_right.drafters.heads import HeadsDrafter
-from nar_plugins.generators.left_to_right.drafters.length_policy import DraftLengthPolicy
+from nar_plugins.generators.left_to_right.drafters.length_policy import AcceptanceHistory, DraftLengthPolicy
+from nar_plugins.generators.left_to_right.logits_processor import nan_positions
 from nar_plugins.generators.option_values import old_name, option
 from nar_plugins.generators.options import MODELS, refuse, refuse_options
 from nar_plugins.generators.registry import DecodingConfig, register_generator
@@ -65,8 +67,10 @@ class BlockwiseConfig(DecodingConfig):
 class Drafting:
     """The drafting state of a batch."""
 
-    drafter_state: Any  # of ``Drafter.begin``
     policy: DraftLengthPolicy
+    begin: Callable[[], Any]  # ``Drafter.begin`` for this batch
+    drafter_state: Any = None  # what it returned
+    begun: bool = False
     budget: int = 0  # drafts after the next call
     verified: Optional[VerifyResult] = None  # of the last call, for the active sentences
 
@@ -117,20 +121,30 @@ class BlockwiseGenerator(LeftToRightGenerator):
         facts = dict(full_context=full_context, heads=isinstance(self.drafter, HeadsDrafter), top=self.top)
         facts.update(max_block=self.drafter.max_draft_tokens + 1, symbols=len(dictionary))
         refuse(MODELS, "blockwise", options, config, **facts)
-        if str(config.accept) != "exact" or config.min_block > 1:
+        self.exact = str(config.accept) == "exact" and config.min_block == 1
+        if not self.exact:
             logger.warning(
                 "blockwise accepts what greedy search would not say: the output is not that of greedy search"
             )
         self.statistics = BlockwiseStatistics()
+        self.history = AcceptanceHistory()
+
+    def reads_weights_of(self, model) -> List[Module]:
+        """The heads and the vocabulary projection: drafters take parts of them."""
+        heads = getattr(model.decoder, "proposal_heads", None)
+        return [] if heads is None else [heads, model.decoder.output_projection]
 
     def max_tokens(self, limit: int) -> int:
         return self.drafter.max_draft_tokens + 1
 
     def translate(self, sample: Dict, encoded: List[Dict], prefix: Optional[Tensor]) -> Batch:
+        self.drafter.check(sample)
         source = sample["net_input"]["src_tokens"]
         fixed, min_drafts = self.config.verify_block, self.config.min_block - 1
-        policy = DraftLengthPolicy(self.drafter, fixed, source.device.type, min_drafts)
-        return self.decode(Drafting(self.drafter.begin(sample, encoded), policy), source, encoded, prefix)
+        history = self.history if self.exact else None  # other outputs depend on the draft lengths
+        policy = DraftLengthPolicy(self.drafter, fixed, source.device.type, min_drafts, history, tuple(source.shape))
+        drafting = Drafting(policy, lambda: self.drafter.begin(sample, encoded))
+        return self.decode(drafting, source, encoded, prefix)
 
     def propose(self, batch: Batch) -> Drafts:
         """Make the next drafts, and set the budget of those after the call.
@@ -145,6 +159,9 @@ class BlockwiseGenerator(LeftToRightGenerator):
         elif state.verified is None or not state.budget:
             drafts = Drafts(batch.pending[:, :0])
         else:
+            if not state.begun:
+                state.drafter_state, state.begun = state.begin(), True
+                state.policy.begun()
             drafts = self.drafter.draft(state.verified, state.budget, state.drafter_state)
             drafts = Drafts(drafts.tokens[:, : state.policy.verify_length(drafts)])
         state.budget = state.policy.budget(len(batch.active), batch.limit - batch.min_length - 1)
@@ -154,22 +171,24 @@ class BlockwiseGenerator(LeftToRightGenerator):
     def decide(self, batch: Batch, proposal: Drafts) -> Decision:
         """Verify the drafts in one call of the decoders."""
         drafts = proposal.tokens
-        fed = torch.cat([batch.pending, drafts], 1)
+        fed = torch.cat([batch.pending, drafts], 1) if drafts.size(1) else batch.pending
         self.statistics.mask_positions += fed.numel() * self.decoders[0].masks
         steps = batch.lengths.unsqueeze(1) + torch.arange(fed.size(1), device=fed.device)
         lprobs, features, attention = self.call(batch, fed)
-        nan = lprobs[..., 0].isnan()  # a softmax with one NaN is NaN everywhere
+        nan = nan_positions(lprobs)
         last = batch.max_length + fed.size(1) - 1
-        lprobs = self.processor(lprobs, steps, batch.limit, batch.min_length, last, batch.prefix)
-        greedy = lprobs.topk(2).indices[..., 0]
+        lprobs = self.processor(lprobs, steps, batch.limit, batch.min_length, last, batch.prefix, nan)
+        best, greedy = (part[..., 0] for part in lprobs.topk(2))
         accepted = self.accepted_drafts(lprobs, greedy, drafts)
         end = accepted.unsqueeze(1)
-        tokens = torch.cat([drafts, batch.pending], 1).scatter(1, end, greedy.gather(1, end))
+        tokens, scores = greedy, best  # an accepted draft is the greedy token
+        if not self.exact:
+            tokens = torch.cat([drafts, batch.pending], 1).scatter(1, end, greedy.gather(1, end))
+            scores = lprobs.gather(2, tokens.unsqueeze(-1)).squeeze(-1)
         counts = accepted + 1
         at_end = [states.gather(1, end.unsqueeze(-1).expand(-1, 1, states.size(-1))).squeeze(1) for states in features]
         lengths = batch.lengths + counts
         batch.state.verified = VerifyResult(batch.active, batch.tokens, lengths, at_end, greedy, accepted)
-        scores = lprobs.gather(2, tokens.unsqueeze(-1)).squeeze(-1)
         return Decision(steps, tokens, scores, counts, nan, attention)
 
     def call(self, batch: Batch, fed: Tensor) -> tuple:
@@ -188,9 +207,11 @@ class BlockwiseGenerator(LeftToRightGenerator):
         """The number of drafts (b, n) that are accepted, from the first on: (b,) int64. ``</s>`` is accepted only where
         it is the greedy token.
         """
+        if not drafts.size(1):
+            return torch.zeros_like(greedy[:, 0])
         exact = drafts.eq(greedy[:, :-1])
         acceptable = exact
-        if str(self.config.accept) == "top" or self.config.min_block > 1:
+        if not self.exact:
             draft_lprobs = lprobs[:, :-1].gather(2, drafts.unsqueeze(-1)).squeeze(-1)
             tolerated = torch.zeros_like(exact)
             if str(self.config.accept) == "top":

@@ -7,7 +7,14 @@ from typing import Optional, Sequence
 import torch
 from torch import Tensor
 
-from nar_plugins.generators.base import ban, check_min_len
+from nar_plugins.generators.base import check_min_len
+from nar_plugins.modules.best_of_rows import ban
+
+
+def nan_positions(lprobs: Tensor) -> Optional[Tensor]:
+    """Where log-probabilities (b, m, V) are NaN, (b, m) bool; None for nowhere, on a CPU: looking is free there."""
+    nan = lprobs[..., 0].isnan()  # a softmax with one NaN is NaN everywhere
+    return None if nan.device.type == "cpu" and not nan.any() else nan
 
 
 class GreedyLogitsProcessor:
@@ -34,19 +41,26 @@ class GreedyLogitsProcessor:
         return limit
 
     def __call__(
-        self, lprobs: Tensor, steps: Tensor, limit: int, first: int, last: int, prefix: Optional[Tensor] = None
+        self,
+        lprobs: Tensor,
+        steps: Tensor,
+        limit: int,
+        first: int,
+        last: int,
+        prefix: Optional[Tensor],
+        nan: Optional[Tensor],
     ) -> Tensor:
         """Process log-probabilities (b, m, V) of the tokens at indices ``steps`` (b, m), in place where possible.
 
-        NaN becomes -inf, as in fairseq; the caller checks for NaN before.
+        NaN becomes -inf, as in fairseq.
 
         Args:
             first, last: bounds of ``steps``, known to the host.
-            prefix: (b, P) int64, padded, the forced beginning of every output.
+            prefix: (b, P) int64, padded, the forced beginning of every output; or None.
+            nan: from ``nan_positions``.
         """
-        broken = lprobs[..., :1].isnan()  # a softmax with one NaN is NaN everywhere
-        if broken.device.type != "cpu" or broken.any():
-            lprobs.masked_fill_(broken, -math.inf)
+        if nan is not None:
+            lprobs.masked_fill_(nan.unsqueeze(-1), -math.inf)
         ban(lprobs, self.unwanted)
         if self.options.unkpen:
             lprobs[..., self.unk] -= self.options.unkpen

@@ -118,7 +118,7 @@ class NStreamAttention(nn.Module):
         """
         queries, keys, values, bias = self.project(x)
         new = step.slots.size(1)
-        cached = cache.inputs.write(layer, step.slots, keys[:, :new], values[:, :new], step.width)
+        cached = cache.inputs.write(layer, step.slots, (keys[:, :new], values[:, :new]), step.width)
         keys, values = (torch.cat([old, part[:, new:]], 1).transpose(1, 2) for old, part in zip(cached, (keys, values)))
         queries, bias = queries.transpose(1, 2), bias.transpose(1, 2)
         buckets = step.buckets

@@ -47,7 +47,11 @@ class BlockwiseDecoder(TransformerDecoderBase):
 
     def output_layer(self, features: Tensor) -> Tensor:
         """Head 1: the decoder's features (..., D) -> logits (..., V)."""
-        return self.output_projection(self.head_features(features, 1, 1).squeeze(-2))
+        return self.output_projection(self.first_head(features))
+
+    def first_head(self, features: Tensor) -> Tensor:
+        """The states of head 1 for ``output_projection``: (..., D) -> (..., D)."""
+        return self.head_features(features, 1, 1).squeeze(-2)
 
     def head_features(self, features: Tensor, first: int, last: int) -> Tensor:
         """The states of heads ``first`` to ``last``, inclusive, for ``output_projection``: (..., D) -> (..., heads, D).

@@ -117,7 +117,7 @@ class BlockwiseModel(TransformerModel):
     def block_decoder(self) -> BlockDecoder:
         """The decoder of blocks of tokens, with the heads after the first, if any, as drafter."""
         kind = "sequential heads" if self.decoder.sequential else "heads"
-        return BlockDecoder(self.decoder, kind if self.decoder.block_size > 1 else None)
+        return BlockDecoder(self.decoder, kind if self.decoder.block_size > 1 else None, self.decoder.first_head)
 
     def trained_heads(self) -> range:
         """The numbers of the heads with parameters, and head 1 unless the base is frozen."""

@@ -87,36 +87,48 @@ class SequentialHeads(nn.Module):
         return base + self.dropout_module(F.linear(hidden, self.weight, self.bias[index]))
 
     def decoding(
-        self, keys: Tensor, values: Tensor, allowed: Optional[Tensor]
-    ) -> Callable[[int, Tensor, Tensor, Tensor], Tensor]:
-        """``forward`` in evaluation mode for one position per sentence: a function of ``index``, ``base``, ``state``
-        and ``token``.
+        self, keys: Tensor, values: Tensor, allowed: Optional[Tensor], scale: float = 1.0
+    ) -> Callable[[Tensor], Callable[[int, Tensor, Tensor], Tensor]]:
+        """``forward`` in evaluation mode for one position per sentence: a function of ``base`` (P, D), which returns
+        one of ``index``, ``state`` (P, D) and ``token`` (P, E).
 
         It reads the parameters once: for a single sentence, calling the modules takes as long as the computation.
 
         Args:
             keys, values: (P, H, S, D/H), from ``memory``. allowed: (P, 1, 1, S) bool, or None.
+            scale: of the tokens' embeddings, which ``token`` is without.
         """
-        join, hidden_layer, weight, attention = self.join, self.hidden_layer, self.weight, self.encoder_attn
+        join, hidden_layer, attention = self.join, self.hidden_layer, self.encoder_attn
         parts = (join, attention.q_proj, attention.out_proj, hidden_layer)
         (w_join, b_join), (w_q, b_q), (w_out, b_out), (w_hidden, b_hidden) = (
             (part.weight, part.bias) for part in parts
         )
+        dim = w_join.size(0)
+        w_join = torch.cat([w_join[:, :dim], w_join[:, dim:] * scale], 1)
         norms = [
             (norm.normalized_shape, norm.weight, norm.bias, norm.eps)
             for norm in (self.join_norm, self.encoder_attn_norm)
         ]
-        join_biases, biases = (b_join + self.number).unbind(), self.bias.unbind()
+        join_biases, biases, weight = (b_join + self.number).unbind(), self.bias.unsqueeze(1), self.weight.t()
         heads, scaling = (len(keys), attention.num_heads, 1, attention.head_dim), attention.scaling
+        if allowed is not None:  # attention would make a bias of it in every call
+            allowed = torch.zeros(allowed.shape, dtype=keys.dtype, device=keys.device).masked_fill_(
+                ~allowed, -float("inf")
+            )
 
-        def head(index: int, base: Tensor, state: Tensor, token: Tensor) -> Tensor:
-            x = F.layer_norm(F.linear(torch.cat([state, token], -1), w_join, join_biases[index]), *norms[0])
-            query = F.linear(x, w_q, b_q).view(heads)
-            context = F.scaled_dot_product_attention(query, keys, values, attn_mask=allowed, scale=scaling).flatten(1)
-            x = F.layer_norm(x + F.linear(context, w_out, b_out), *norms[1])
-            return base + F.linear(F.linear(x, w_hidden, b_hidden).relu_(), weight, biases[index])
+        def heads_after(base: Tensor) -> Callable[[int, Tensor, Tensor], Tensor]:
+            outputs = base + biases  # of every head, without its hidden layer
 
-        return head
+            def head(index: int, state: Tensor, token: Tensor) -> Tensor:
+                x = F.layer_norm(F.linear(torch.cat([state, token], -1), w_join, join_biases[index]), *norms[0])
+                query = F.linear(x, w_q, b_q).view(heads)
+                context = F.scaled_dot_product_attention(query, keys, values, attn_mask=allowed, scale=scaling)
+                x = F.layer_norm(F.linear(context.flatten(1), w_out, b_out).add_(x), *norms[1])
+                return torch.addmm(outputs[index], F.linear(x, w_hidden, b_hidden).relu_(), weight)
+
+            return head
+
+        return heads_after
 
     def multiplications(self) -> int:
         """Multiplications of one head at one position, without those of the attention to the source."""

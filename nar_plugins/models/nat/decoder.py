@@ -9,7 +9,8 @@ from nar_plugins.models.base import NarDecoder, NarEncoder, wrap
 from nar_plugins.models.contract import Canvas, Memory
 from nar_plugins.models.nat.fertility_head import FertilityHead
 from nar_plugins.models.nat.positional_attention import PositionalDecoderLayer, not_itself
-from nar_plugins.modules.layers import NarDecoderLayer, pick
+from nar_plugins.modules.attention import pick
+from nar_plugins.modules.layers import NarDecoderLayer
 
 
 class NatEncoder(NarEncoder):
@@ -25,9 +26,12 @@ class NatEncoder(NarEncoder):
         The copies fill the canvas: the embedded source with its positions, before any dropout or norm.
         """
         out = super().forward(src_tokens, src_lengths, True, token_embeddings)
-        if self.layer_norm is not None:  # fairseq norms the top only, and every layer may be attended to
-            states = out["encoder_states"]
+        states = out["encoder_states"]
+        if self.layer_norm is not None and self.cfg.layerwise_attention:  # fairseq norms the top only
             out["encoder_states"] = [states[0], *(self.layer_norm(state) for state in states[1:])]
+        drops = self.training or self.dropout_module.apply_during_inference
+        if self.layernorm_embedding is None and not drops:  # then the copies are what the first layer reads
+            return {**out, "copies": [states[0].transpose(0, 1)]}
         positions = 0 if self.embed_positions is None else self.embed_positions(src_tokens)
         copies = out["encoder_embedding"][0] + positions
         return {**out, "copies": [copies.masked_fill(src_tokens.eq(self.padding_idx).unsqueeze(-1), 0)]}

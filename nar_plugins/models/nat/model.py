@@ -15,13 +15,13 @@ from nar_plugins.models.architectures import default, sizes
 from nar_plugins.models.base import NarModel
 from nar_plugins.models.contract import Canvas, Memory, Plan
 from nar_plugins.models.flags import UNREAD_WITHOUT_PQ, UNSUPPORTED_IN_PARALLEL, layers, refuse_unsupported
-from nar_plugins.models.nat import glancing
 from nar_plugins.models.nat.decoder import NatDecoder, NatEncoder
 from nar_plugins.models.nat.fertility_head import fertility_loss
 from nar_plugins.models.nat.finetuning import finetuning_losses
 from nar_plugins.models.pairing import check_task
-from nar_plugins.modules import ctc, source_copy
+from nar_plugins.modules import ctc, glancing, source_copy
 from nar_plugins.modules.attention import Attention
+from nar_plugins.modules.exporting import is_padded
 from nar_plugins.modules.losses import LIKELIHOOD, LossPart, TokenObjective, length_loss
 
 
@@ -197,7 +197,7 @@ class NatModel(NarModel):
         if self.predicts == "fertilities":
             copy = source_copy.from_fertilities(plan.fertilities, plan.width)
         elif self.args.ctc:
-            copy = source_copy.upsampled(sources, self.args.upsample)
+            copy = source_copy.upsampled(sources, self.args.upsample, plan.width)
         else:
             copy = source_copy.uniformly(sources, plan.lengths, plan.width)
         if self.args.source_copy == "soft":
@@ -206,7 +206,7 @@ class NatModel(NarModel):
             inputs = weights.to(copies) @ copies[sentences]
         else:
             inputs = copies[sentences.unsqueeze(1), copy.index]
-        return Canvas(inputs, copy.padding if copy.padding.any() else None)
+        return Canvas(inputs, copy.padding if is_padded(copy.padding) else None)
 
     def fertility_lprobs(self, memory: Memory) -> Tensor:
         """Log-probabilities of the fertility of every source token: (B, S, 50)."""

@@ -6,7 +6,7 @@ import torch
 from fairseq.modules import LayerNorm
 from torch import Tensor
 
-from nar_plugins.modules.attention import split_heads
+from nar_plugins.modules.attention import project, split_heads
 from nar_plugins.modules.layers import NarDecoderLayer
 
 
@@ -16,6 +16,7 @@ class PositionalDecoderLayer(NarDecoderLayer):
     def __init__(self, cfg, no_encoder_attn=False):
         super().__init__(cfg, no_encoder_attn)
         self.positional_attn = self.build_self_attention(self.embed_dim, cfg)
+        self.positional_attn.fuses = ("q_proj", "k_proj")  # which read the positions
         self.positional_attn_layer_norm = LayerNorm(self.embed_dim, export=cfg.export)
 
     def forward(
@@ -39,11 +40,9 @@ class PositionalDecoderLayer(NarDecoderLayer):
         """Positional attention with the values x (B*N, T, D)."""
         attention, norm = self.positional_attn, self.positional_attn_layer_norm
         inputs = norm(x) if self.normalize_before else x
-        keys, values = (
-            split_heads(attention, attention.k_proj(positions)),
-            split_heads(attention, attention.v_proj(inputs)),
-        )
-        return self.add(x, attention.attend(attention.queries(positions), keys, values, allowed), norm)
+        queries, keys = project(attention, positions, "q_proj", "k_proj")
+        values = split_heads(attention, attention.v_proj(inputs))
+        return self.add(x, attention.attend(queries, keys, values, allowed), norm)
 
 
 def not_itself(padding: Optional[Tensor], canvas: Tensor) -> Tensor:

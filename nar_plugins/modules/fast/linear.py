@@ -1,5 +1,6 @@
 """A linear layer of a prepared model: the parameters of the model's own layer, and the fastest form of its product."""
 
+from functools import partial
 from typing import Callable, Dict, Optional
 
 import torch
@@ -7,7 +8,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from nar_plugins.modules.fast.int8 import int8_product, quantise
+from nar_plugins.modules.fast.int8 import Int8Weight, int8_product, quantise, quantise_weight
 from nar_plugins.modules.linear import onednn_is_faster, product_by_size
 
 
@@ -18,6 +19,9 @@ class PreparedLinear(nn.Linear):
         source: the dictionary of parameters of the module that owns them, shared: a new parameter in it is seen.
         weight, bias: their names in it.
         owns: the source is an ``nn.Linear``'s, whose place this layer takes.
+
+    Attributes:
+        in_int8: the products are in int8. int8: the quantised weight, once it is made.
     """
 
     def __init__(
@@ -28,6 +32,7 @@ class PreparedLinear(nn.Linear):
         self.source, self.names = source, (weight, bias)
         if owns:
             vars(self)["_parameters"] = source
+        self.int8: Optional[Int8Weight] = None
         self.prepare(None)
 
     @property
@@ -40,21 +45,55 @@ class PreparedLinear(nn.Linear):
         """(out,), the model's own, or None."""
         return self.source[self.names[1]]
 
-    def prepare(self, dtype: Optional[torch.dtype]) -> None:
-        """Cast, pack or quantise the weights of now; None: only use them."""
+    def prepare(self, dtype: Optional[torch.dtype], later: bool = False) -> None:
+        """Cast, pack or quantise the weights of now; None: only use them.
+
+        Args:
+            later: in the first call of the layer, which may never come: a ``FusedLinear`` replaces it.
+        """
+        self.in_int8, self.int8 = dtype == torch.int8, None
+        self.product = partial(self.first_product, dtype) if later else self.prepared_product(dtype)
+
+    def prepared_product(self, dtype: Optional[torch.dtype]) -> Callable[[Tensor], Tensor]:
+        """The function of the weights of now."""
         weight, bias = self.weight.detach(), None if self.bias is None else self.bias.detach()
-        self.int8 = dtype == torch.int8
-        self.product = product(weight, bias, dtype)
+        if dtype != torch.int8:
+            return product(weight, bias, dtype)
+        self.int8 = quantise_weight(weight)
+        return int8_product(self.int8, bias)
+
+    def first_product(self, dtype: Optional[torch.dtype], x) -> Tensor:
+        """The product, prepared now."""
+        refuse_given_back(self.weight, "a hook on a layer")
+        self.product = self.prepared_product(dtype)
+        return self.product(x)
 
     def forward(self, x) -> Tensor:
         """(..., in), or, in int8, ``QuantisedRows`` -> (..., out)."""
         return self.product(x)
 
 
+def given_back(weight: Tensor) -> bool:
+    """Whether the memory of a weight was given back (``Prepared.release``)."""
+    return weight.untyped_storage().nbytes() < weight.numel() * weight.element_size()
+
+
+def refuse_given_back(weight: Tensor, what: str) -> None:
+    """Raise where the memory of a weight was given back.
+
+    Args:
+        what: the beginning of the message: what needs it.
+    """
+    if given_back(weight):
+        raise ValueError(
+            f"{what}: the weights were given back when the model was made ready for int8: load the checkpoint again"
+        )
+
+
 def product(weight: Tensor, bias: Optional[Tensor], dtype: Optional[torch.dtype]) -> Callable[[Tensor], Tensor]:
     """The function (..., in) -> (..., out) of a layer in a type; PyTorch's own for None and where nothing is faster."""
     if dtype == torch.int8:
-        return int8_product(weight, bias)
+        return int8_product(quantise_weight(weight), bias)
     if dtype in (torch.bfloat16, torch.float16):
         return half_product(weight, bias, dtype)
     if dtype == weight.dtype == torch.float32 and weight.is_cpu and onednn_is_faster():
@@ -85,4 +124,4 @@ def shared_input(x: Tensor, *layers: nn.Module):
 
 def takes_quantised(layer: nn.Module) -> bool:
     """Whether a layer is in int8, and no hook of a user's would see its input."""
-    return type(layer) is PreparedLinear and layer.int8 and not (layer._forward_pre_hooks or layer._forward_hooks)
+    return type(layer) is PreparedLinear and layer.in_int8 and not (layer._forward_pre_hooks or layer._forward_hooks)

@@ -2,8 +2,8 @@
 
 The prepared model is a copy of the modules. It shares every parameter, buffer and hook with the original, also those
 that are replaced, moved or added later, and nothing else. ``nn.Linear`` is replaced by ``PreparedLinear``, which packs,
-casts or quantises its weight once. The original is never changed. When one of its modules is replaced, the generators
-that are built afterwards see it.
+casts or quantises its weight once. The original is not changed, unless ``Prepared.release`` gives its weights back.
+When one of its modules is replaced, the generators that are built afterwards see it.
 
     prepared = prepare_for_decoding(model, "int8")
     prepared.update(torch.int8)      before every batch: quantises again what has changed
@@ -15,8 +15,9 @@ PyTorch counts changes of a parameter, but not those of ``parameter.data``, by w
 
 import copy
 import logging
+import math
 import threading
-from typing import Dict, List, Optional, Sequence
+from typing import Dict, Iterable, List, Optional, Sequence, Set
 from weakref import WeakKeyDictionary
 
 import torch
@@ -27,8 +28,10 @@ from torch import Tensor
 
 from nar_plugins.modules.adaptive_softmax import refuse_adaptive_softmax
 from nar_plugins.modules.fast.choice import faster_decode_dtype
+from nar_plugins.modules.fast.fused import FusedLinear, fuse
 from nar_plugins.modules.fast.int8 import int8_bytes, int8_lacks, megabytes
-from nar_plugins.modules.fast.linear import PreparedLinear
+from nar_plugins.modules.fast.linear import PreparedLinear, refuse_given_back
+from nar_plugins.modules.fast.table import PreparedEmbedding, PreparedTable
 
 logger = logging.getLogger(__name__)
 
@@ -47,20 +50,26 @@ class Prepared:
 
     Attributes:
         model: the copy, in evaluation mode.
-        layers: its linear layers.
+        layers: its linear layers. tables: its tables of vectors. fused: products of several layers.
+        released: whether the original's weights are given back (``release``).
     """
 
     def __init__(self, model: nn.Module, name: str, structure: Sequence[int] = ()):
         self.name, self.structure, self.chosen = name, structure, None
         self.model = model
         self.model.eval()  # not chained: it returns None after fairseq's make_generation_fast_
-        self.layers: List[PreparedLinear] = [m for m in self.model.modules() if type(m) is PreparedLinear]
+        modules = list(self.model.modules())
+        self.layers: List[PreparedLinear] = [m for m in modules if type(m) is PreparedLinear]
+        self.tables: List[PreparedTable] = [
+            m.table for m in modules if type(getattr(m, "table", None)) is PreparedTable
+        ]
+        self.fused: List[FusedLinear] = [m.fused for m in modules if getattr(m, "fused", None) is not None]
         # fairseq's attentions that call PyTorch's function with their weights, and not their projections
         self.attentions = [
             m for m in self.model.modules() if type(m) is MultiheadAttention and not m.skip_embed_dim_check
         ]
-        self.sources = [(layer.source, name) for layer in self.layers for name in layer.names]
-        self.stamp: Optional[list] = None
+        self.stamp: Optional[list] = None  # the type, and the identity of the parameters of every layer and table
+        self.released = False
 
     def dtype(self, device: torch.device, rows: int) -> torch.dtype:
         """The type to decode in on a device; ``auto`` is decided and logged at the first call.
@@ -81,7 +90,7 @@ class Prepared:
 
     def update(self, dtype: torch.dtype) -> None:
         """Prepare the layers whose parameters are not those of the last call: replaced, moved, or changed in place."""
-        stamp = [dtype, *(identity(source[name]) for source, name in self.sources)]
+        stamp = self.stamp_of(dtype)
         if stamp == self.stamp:
             return
         with LOCK:
@@ -93,18 +102,70 @@ class Prepared:
                     f"--decode-dtype {self.name}: the model is in {str(own).replace('torch.', '')} already (--fp16, or "
                     "its own half()): leave one out"
                 )
-            before = self.stamp or [None] * len(stamp)
-            for i, layer in enumerate(self.layers):
-                own = slice(1 + 2 * i, 3 + 2 * i)
-                if stamp[0] != before[0] or stamp[own] != before[own]:
-                    if dtype == torch.int8:
-                        refuse_device(layer.weight.device)
-                    layer.prepare(dtype)
+            before = self.stamp if self.stamp is not None and self.stamp[0] == dtype else [None] * len(stamp)
+            parts = [*self.layers, *self.tables]
+            changed = [part for part, new, old in zip(parts, stamp[1:], before[1:]) if new != old]
+            for part in changed:
+                refuse_given_back(part.weight, f"--decode-dtype {self.name}")
+            if dtype == torch.int8:
+                for device in {part.weight.device for part in changed}:
+                    refuse_device(device)
+                refuse_nan(self.model)
+            self.prepare_layers([part for part in changed if isinstance(part, PreparedLinear)], dtype)
+            tied = {id(layer.weight): layer.int8 for layer in self.layers}
+            for table in (part for part in changed if isinstance(part, PreparedTable)):
+                table.prepare(dtype, tied.get(id(table.weight)))
+                tied[id(table.weight)] = table.int8
             for attention in self.attentions:
                 attention.skip_embed_dim_check = dtype != torch.float32  # True: the projections are called
             if dtype == torch.int8 and self.stamp is None:
                 self.log_size()
             self.stamp = stamp
+
+    def stamp_of(self, dtype: torch.dtype) -> list:
+        """``stamp`` of the parameters of now."""
+        parts = [*self.layers, *self.tables]
+        return [dtype, *(tuple(identity(part.source[name]) for name in part.names) for part in parts)]
+
+    def prepare_layers(self, layers: List[PreparedLinear], dtype: torch.dtype) -> None:
+        """Prepare layers, and the fused products that they are part of."""
+        changed = {id(layer) for layer in layers}
+        replaced = set()
+        for fused in self.fused:
+            if not changed.isdisjoint(map(id, fused.layers)):
+                fused.prepare(dtype)
+            if fused.product is not None:
+                replaced.update(map(id, fused.layers))
+        for layer in layers:
+            layer.prepare(dtype, later=id(layer) in replaced)
+
+    def release(self, keep: Iterable[nn.Module] = ()) -> None:
+        """Give back the float32 weights that decoding in int8 does not read: their place takes one NaN of their shape.
+
+        The original cannot compute any more, and nothing can be prepared of it again, so this is for a model that
+        nothing but its generator reads.
+
+        Args:
+            keep: modules whose weights are read by others than their own ``forward``.
+
+        Raises:
+            ValueError: as ``update``.
+        """
+        self.update(torch.int8)
+        with LOCK:
+            kept = {id(parameter) for module in keep for parameter in module.parameters()}
+            for module in self.model.modules():
+                names = own_products(module)
+                kept.update(id(value) for name, value in module._parameters.items() if name not in names)
+            empty: Dict[int, nn.Parameter] = {}
+            for module in self.model.modules():
+                for name, weight in module._parameters.items():
+                    if weight is not None and id(weight) not in kept:
+                        # on "meta" PyTorch's products would read memory that is not theirs
+                        one_number = torch.full((), math.nan, dtype=weight.dtype).expand(weight.shape)
+                        shared = empty.setdefault(id(weight), nn.Parameter(one_number, requires_grad=False))
+                        module._parameters[name] = shared
+            self.stamp, self.released = self.stamp_of(torch.int8), True
 
     def own_half(self) -> Optional[torch.dtype]:
         """The model's own half precision, by ``--fp16`` or ``half()``; None: it has none."""
@@ -114,16 +175,17 @@ class Prepared:
     def forget(self) -> None:
         """Prepare all layers again in the next ``update``."""
         with LOCK:
-            if self.stamp is not None:
+            if self.stamp is not None and not self.released:
                 self.stamp = [None] * len(self.stamp)
 
     def log_size(self) -> None:
         """Log the size of the weights in int8."""
         parameters = sum(p.numel() * p.element_size() for p in self.model.parameters())
-        tables = sum(p.numel() for p in self.other_parameters())
+        others = sum(p.numel() for p in self.other_parameters(torch.int8))
         logger.info(
             f"--decode-dtype int8: {len(self.layers)} linear layers in {megabytes(self.layer_bytes(torch.int8))}, "
-            f"{megabytes(4 * tables)} of other weights in float32; the model has {megabytes(parameters)}"
+            f"{megabytes(self.table_bytes())} of tables that are no layer's, {megabytes(4 * others)} of other weights "
+            f"in float32; the model has {megabytes(parameters)}"
         )
 
     def weight_bytes(self) -> int:
@@ -131,7 +193,10 @@ class Prepared:
         dtype = None if self.stamp is None else self.stamp[0]
         if dtype not in (torch.int8, torch.bfloat16, torch.float16):
             return sum(p.numel() * p.element_size() for p in self.model.parameters())
-        return self.layer_bytes(dtype) + sum(p.numel() * p.element_size() for p in self.other_parameters())
+        tables = self.table_bytes() if dtype == torch.int8 else 0
+        return (
+            self.layer_bytes(dtype) + tables + sum(p.numel() * p.element_size() for p in self.other_parameters(dtype))
+        )
 
     def layer_bytes(self, dtype: torch.dtype) -> int:
         """The size of the linear layers' weights and biases in int8 (biases in float32) or in half precision."""
@@ -140,11 +205,22 @@ class Prepared:
             return sum(int8_bytes(layer.weight) for layer in self.layers) + 4 * biases
         return 2 * (sum(layer.weight.numel() for layer in self.layers) + biases)
 
-    def other_parameters(self) -> List[Tensor]:
-        """The parameters that are read in float32: embeddings, norms, the heads of lengths and fertilities."""
-        quantised = {id(p) for layer in self.layers for p in (layer.weight, layer.bias)}
+    def table_bytes(self) -> int:
+        """The size of the tables in int8; one that is also a layer's weight is stored with it."""
+        layers = {id(layer.weight) for layer in self.layers}
+        tables = {id(table.weight): table.weight for table in self.tables if id(table.weight) not in layers}
+        return sum(int8_bytes(weight) for weight in tables.values())
+
+    def other_parameters(self, dtype: torch.dtype) -> List[Tensor]:
+        """The parameters that are read as they are when decoding in a type that is not the model's: norms, in half
+        precision also tables.
+        """
+        prepared = {id(p) for layer in self.layers for p in (layer.weight, layer.bias)}
         tables = {id(m.weight) for m in self.model.modules() if isinstance(m, nn.Embedding)}
-        return [p for p in self.model.parameters() if id(p) not in quantised or id(p) in tables]
+        if dtype == torch.int8:
+            prepared |= {id(table.weight) for table in self.tables}
+            tables -= prepared
+        return [p for p in self.model.parameters() if id(p) not in prepared or id(p) in tables]
 
 
 def prepare_for_decoding(model: nn.Module, name: str) -> Prepared:
@@ -161,7 +237,9 @@ def prepare_for_decoding(model: nn.Module, name: str) -> Prepared:
         return vars(model)["prepared"]
     if name == "int8":
         refuse_int8(model)
-    if not any(replaceable(module) or hasattr(module, "products") for module in model.modules()):
+    if not any(
+        replaceable(module) or hasattr(module, "products") or hasattr(module, "tables") for module in model.modules()
+    ):
         return Prepared(model, name)
     with LOCK:
         made = MADE.setdefault(model, {})
@@ -182,12 +260,14 @@ def weights_changed() -> None:
 
 
 def shared_copy(model: nn.Module) -> nn.Module:
-    """A copy of a model's modules around the same parameters and buffers, with ``PreparedLinear`` for ``nn.Linear``.
+    """A copy of a model's modules around the same parameters and buffers, with ``PreparedLinear`` for ``nn.Linear`` and
+    ``PreparedEmbedding`` for the tables of words.
 
     A linear layer whose weight is no parameter (weight normalisation, pruning: it is computed in every call) is copied
     as it is.
     """
     memo: Dict[int, object] = {}
+    words = {id(module.embed_tokens) for module in model.modules() if hasattr(module, "embed_tokens")}
 
     def share(*parts) -> None:
         memo.update((id(part), part) for part in parts)
@@ -195,8 +275,9 @@ def shared_copy(model: nn.Module) -> nn.Module:
     for module in model.modules():
         share(module._parameters, module._buffers, *hooks(module).values())
         share(*(value for value in vars(module).values() if isinstance(value, (Tensor, Dictionary))))
-        if replaceable(module):
-            memo[id(module)] = PreparedLinear(module._parameters)
+        if replaceable(module) and (type(module) is nn.Linear or id(module) in words):
+            linear = type(module) is nn.Linear
+            memo[id(module)] = PreparedLinear(module._parameters) if linear else PreparedEmbedding(module)
             vars(memo[id(module)]).update(hooks(module))
     try:
         copied = copy.deepcopy(model, memo)
@@ -205,6 +286,9 @@ def shared_copy(model: nn.Module) -> nn.Module:
     for module in list(copied.modules()):
         for name, parameters in getattr(module, "products", {}).items():
             setattr(module, name, PreparedLinear(module._parameters, *parameters, owns=False))
+        for name, parameter in getattr(module, "tables", {}).items():
+            setattr(module, name, PreparedTable(module._parameters, parameter))
+    fuse(copied)
     return copied
 
 
@@ -214,12 +298,23 @@ def hooks(module: nn.Module) -> Dict[str, dict]:
 
 
 def replaceable(module: nn.Module) -> bool:
-    """Whether a module is a linear layer with a plain weight, and without hooks, which change it in unknown ways."""
+    """Whether a module is a linear layer or an embedding table with a plain weight, and without hooks, which change it
+    in unknown ways.
+    """
+    plain = type(module) is nn.Linear or (type(module) is nn.Embedding and module.max_norm is None)
     return (
-        type(module) is nn.Linear
+        plain
         and isinstance(module._parameters.get("weight"), nn.Parameter)
         and not (module._forward_pre_hooks or module._forward_hooks)
     )
+
+
+def own_products(module: nn.Module) -> Set[str]:
+    """The parameters of a module of a prepared model that only prepared products and tables read."""
+    if isinstance(module, (PreparedLinear, PreparedEmbedding)):
+        return {"weight"}
+    products = {weight for weight, _ in getattr(module, "products", {}).values()}
+    return products | set(getattr(module, "tables", {}).values())
 
 
 def identity(parameter: Optional[Tensor]):
@@ -244,6 +339,15 @@ def refuse_int8(model: nn.Module) -> None:
             "--decode-dtype int8: this model was trained with --quant-noise-pq or --quant-noise-scalar, another "
             "quantisation: use --decode-dtype float32"
         )
+
+
+def refuse_nan(model: nn.Module) -> None:
+    """Raise where a weight is NaN or infinite, which a quantised input would not pass on."""
+    for name, parameter in model.named_parameters():
+        if not bool(parameter.isfinite().all()):
+            raise ValueError(
+                f"--decode-dtype int8: {name} is NaN or infinite, in a training that diverged, for example"
+            )
 
 
 def refuse_device(device: torch.device) -> None:

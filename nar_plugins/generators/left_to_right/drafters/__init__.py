@@ -44,7 +44,7 @@ def choose_drafter(config, models: Sequence, decoders: List, dictionary, mask: i
     if (name == "model" and model is None) or (name not in ("auto", "model") and model is not None):
         raise ValueError(f"--drafter {name}: --drafter model and --drafter-path CKPT go together")
     if model is not None:
-        return ModelDrafter(model, dictionary, mask, config)
+        return ModelDrafter(model, dictionary, mask, config, models[0])
     if config.drafter_iterations != 1:
         raise ValueError("--drafter-iterations needs --drafter-path CKPT, a cmlm")
     if name == "heads" and built_in is None:

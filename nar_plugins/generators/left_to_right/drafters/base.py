@@ -8,6 +8,10 @@ from nar_plugins.modules.precision import full
 
 MAX_DRAFT_TOKENS = 15  # of the drafters that have no limit of their own
 
+# The fixed cost of a draft or some, of a decoder layer and of the rest of a call, in weights that are read in the same
+# time: measured on one CPU core with 2 to 6 layers of 128 to 512 (benchmarks/bench_blockwise.py), not on a GPU.
+DRAFT, LAYER, CALL = 0.6e6, 0.7e6, 1.1e6
+
 
 class VerifyResult(NamedTuple):
     """The outcome of a verifying call for b active sentences of a batch of B."""
@@ -47,14 +51,34 @@ def best_drafts(logits: Tensor) -> Drafts:
     return Drafts(tokens, lprobs)
 
 
+def token_weights(decoder) -> int:
+    """The weights that one of fairseq's decoders multiplies a token's states by."""
+    return (
+        sum(parameter.numel() for parameter in decoder.layers.parameters()) + decoder.output_projection.weight.numel()
+    )
+
+
+def fixed_weights(decoder) -> float:
+    """The fixed cost of a decoder call, in weights that are read in the same time."""
+    return CALL + LAYER * len(decoder.layers) + token_weights(decoder)
+
+
 class Drafter:
     """The interface of all drafters: ``begin`` once a batch, ``set_budget`` before and ``draft`` after each call."""
 
     max_draft_tokens = MAX_DRAFT_TOKENS
     adaptive_length = False  # whether it stops by itself, at the ``min_survival`` of ``set_budget``
+    probe_tokens, probe_calls = 1, 1  # drafts a call, and calls, that tell whether its drafts are accepted
+
+    def check(self, sample: Dict) -> None:
+        """Called for every batch.
+
+        Raises:
+            ValueError: nothing can be drafted for one of its sentences.
+        """
 
     def begin(self, sample: Dict, encoded: List[Dict]) -> Any:
-        """The ``state`` that ``draft`` needs, for all B sentences.
+        """The ``state`` that ``draft`` needs, for all B sentences; called before the first drafts, if there are any.
 
         Args:
             sample: fairseq's batch. encoded: every model's encoder output.
@@ -76,6 +100,10 @@ class Drafter:
         """
         raise NotImplementedError
 
+    def verify_cost(self, count: int) -> float:
+        """The cost of verifying ``count`` drafts of one sentence, in tokens of the verifier's decoder."""
+        return 1.0 + count
+
     def cost_per_row(self, count: int) -> float:
         """The cost of ``count`` drafts for one sentence; 1 is one token in the verifier's decoder."""
         return 0.0
@@ -84,4 +112,12 @@ class Drafter:
         """The cost of ``count`` drafts for any number of sentences; 1 is the fixed cost of a call of the verifier's
         decoder.
         """
+        return 0.0
+
+    def begin_cost_per_token(self) -> float:
+        """The cost of ``begin`` for one token of a source; 1 is one token in the verifier's decoder."""
+        return 0.0
+
+    def begin_fixed_cost(self) -> float:
+        """The cost of ``begin`` for any batch; 1 is the fixed cost of a call of the verifier's decoder."""
         return 0.0

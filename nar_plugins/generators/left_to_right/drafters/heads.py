@@ -1,18 +1,22 @@
 """Drafts of the proposal heads that a ``blockwise`` checkpoint has."""
 
+import math
 from typing import Any, Callable, Dict, List, Optional, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from nar_plugins.generators.left_to_right.drafters.base import Drafter, Drafts, VerifyResult, best_drafts
+from nar_plugins.generators.left_to_right.drafters.base import (
+    DRAFT,
+    Drafter,
+    Drafts,
+    VerifyResult,
+    best_drafts,
+    fixed_weights,
+    token_weights,
+)
 from nar_plugins.modules.attention import allowed_sources
 from nar_plugins.modules.linear import linear
-
-# The fixed cost of a head, of a decoder layer and of the rest of a call, in weights that are read in the same time:
-# measured on one CPU core with 2 to 6 layers of 128 to 512 (benchmarks/bench_blockwise.py), not on a GPU.
-HEAD, LAYER, CALL = 0.6e6, 1.4e6, 3.6e6
 
 
 class HeadsDrafter(Drafter):
@@ -29,9 +33,9 @@ class HeadsDrafter(Drafter):
         self.max_draft_tokens = decoder.block_size - 1
         weight = decoder.output_projection.weight
         self.banned = [index for index in banned if index < len(weight[:vocab_size])]
-        # multiplications of a draft's projection, and of a token in the verifier
+        # multiplications of a draft's projection, and of a token in the verifier; the fixed cost of a call
         self.projection_cost = weight[:vocab_size].numel()
-        self.token_cost = sum(parameter.numel() for parameter in decoder.layers.parameters()) + weight.numel()
+        self.token_cost, self.call_cost = token_weights(decoder), fixed_weights(decoder)
 
     def begin(self, sample: Dict, encoded: List[Dict]) -> Any:
         return self.projection()
@@ -44,8 +48,8 @@ class HeadsDrafter(Drafter):
         """The vocabulary projection of the W symbols that may be proposed, (..., D) -> (..., W); banned ones at
         -inf."""
         projection = self.decoder.output_projection
-        if self.vocab_size is None and getattr(projection, "int8", False):
-            ban = projection.weight.new_zeros(len(projection.weight))
+        if self.vocab_size is None and getattr(projection, "in_int8", False):
+            ban = torch.zeros(len(projection.weight))  # int8 is for CPUs
             ban[self.banned] = -float("inf")
             return lambda features: projection(features).add_(ban)
         weight = projection.weight[: self.vocab_size]
@@ -63,6 +67,10 @@ class HeadsDrafter(Drafter):
         shared, per_head = self.decoder.proposal_heads.multiplications()
         return (shared + (per_head + self.projection_cost) * count) / self.token_cost if count else 0.0
 
+    def fixed_cost(self, count: int) -> float:
+        shared, per_head = self.decoder.proposal_heads.multiplications()
+        return (DRAFT + shared + per_head * count + self.projection_cost) / self.call_cost if count else 0.0
+
 
 class SequentialDrafter(HeadsDrafter):
     """Sequential heads: each is given the draft before its own. No head runs after ``min_survival`` is reached."""
@@ -73,27 +81,24 @@ class SequentialDrafter(HeadsDrafter):
     def set_budget(self, count: int, min_survival: float) -> None:
         self.min_survival = min_survival
 
-    def begin(self, sample: Dict, encoded: List[Dict]) -> tuple:
+    def begin(self, sample: Dict, encoded: List[Dict]) -> "SequentialState":
         out = encoded[self.model_index]
         sources = (*self.decoder.proposal_heads.memory(out["encoder_out"][0].transpose(0, 1)), allowed_sources(out))
-        return sources, self.projection()
+        return SequentialState(self.decoder, self.projection(), sources)
 
-    def draft(self, verified: VerifyResult, count: int, state: tuple) -> Drafts:
-        sources, projection = state
-        if len(verified.sentences) < len(sources[0]):  # some sentences are finished
-            sources = [None if part is None else part[verified.sentences] for part in sources]
-        head = self.decoder.proposal_heads.decoding(*sources)
-        embeddings, scale = self.decoder.embed_tokens.weight, self.decoder.embed_scale
-        features = base = verified.features[self.model_index]
+    def draft(self, verified: VerifyResult, count: int, state: "SequentialState") -> Drafts:
+        base = verified.features[self.model_index]
+        head, projection = state.heads_after(verified.sentences)(base), state.projection
+        embed, features = self.decoder.embed_tokens, base
         token = verified.tokens[verified.sentences, verified.lengths - 1]
-        drafts, survival_lprobs = [], 0.0
+        drafts, survival_lprobs = [], [0.0] * len(base)
         for index in range(count):
-            features = head(index, base, features, F.embedding(token, embeddings) * scale)
+            features = head(index, features, embed(token))
             drafts.append(best_drafts(projection(features)))
             token = drafts[-1].tokens
             if self.min_survival > 0 and index + 1 < count:
-                survival_lprobs = survival_lprobs + drafts[-1].lprobs
-                if float(survival_lprobs.exp().mean()) < self.min_survival:
+                survival_lprobs = list(map(sum, zip(survival_lprobs, drafts[-1].lprobs.tolist())))
+                if sum(map(math.exp, survival_lprobs)) < self.min_survival * len(base):
                     break
         return Drafts(*(torch.stack(parts, 1) for parts in zip(*drafts)))
 
@@ -102,4 +107,33 @@ class SequentialDrafter(HeadsDrafter):
 
     def fixed_cost(self, count: int) -> float:
         weights = self.decoder.proposal_heads.multiplications() + self.projection_cost
-        return count * (HEAD + weights) / (CALL + LAYER * len(self.decoder.layers) + self.token_cost)
+        return count * (DRAFT + weights) / self.call_cost
+
+    def begin_cost_per_token(self) -> float:
+        attention = self.decoder.proposal_heads.encoder_attn
+        weights = attention.k_proj.weight.numel() + attention.v_proj.weight.numel()
+        return weights / self.token_cost
+
+
+class SequentialState:
+    """The heads of a batch, for the sentences that are still active.
+
+    Args:
+        decoder: the model's. projection: from ``HeadsDrafter.projection``.
+        sources: keys and values of all B sentences, and the visible ones or None.
+    """
+
+    def __init__(self, decoder, projection: Callable[[Tensor], Tensor], sources: Sequence[Optional[Tensor]]):
+        self.decoder, self.projection, self.sources = decoder, projection, sources
+        self.sentences: Optional[Tensor] = None  # those of ``sources``; None: all
+        self.decoding: Optional[Callable] = None
+
+    def heads_after(self, sentences: Tensor) -> Callable:
+        """``SequentialHeads.decoding`` for some sentences (b,) int64 in rising order, among those of the last call."""
+        if len(sentences) < len(self.sources[0]):
+            kept = sentences if self.sentences is None else torch.searchsorted(self.sentences, sentences)
+            self.sources = [None if part is None else part[kept] for part in self.sources]
+            self.sentences, self.decoding = sentences, None
+        if self.decoding is None:
+            self.decoding = self.decoder.proposal_heads.decoding(*self.sources, self.decoder.embed_scale)
+        return self.decoding

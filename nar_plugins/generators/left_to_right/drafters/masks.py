@@ -7,7 +7,6 @@ token are the next drafts.
 
 from typing import List, Sequence
 
-from nar_plugins.generators.base import ban
 from nar_plugins.generators.left_to_right.drafters.base import (
     MAX_DRAFT_TOKENS,
     Drafter,
@@ -15,6 +14,7 @@ from nar_plugins.generators.left_to_right.drafters.base import (
     VerifyResult,
     best_drafts,
 )
+from nar_plugins.modules.best_of_rows import ban
 
 
 class MaskDrafter(Drafter):
@@ -38,6 +38,12 @@ class MaskDrafter(Drafter):
         masks = verified.features[0].unflatten(-1, (-1, self.decoders[0].width))[:, 1 : count + 1]
         return best_drafts(ban(self.decoders[0].logits(masks), self.banned))
 
+    def verify_cost(self, count: int) -> float:
+        """A mask after each of the ``count`` + 1 inputs verifies the next."""
+        return 2.0 * (count + 1)
+
     def cost_per_row(self, count: int) -> float:
-        """The ``count`` + 1 inputs have as many masks each, because any of them may be the last accepted one."""
-        return float((count + 1) ** 2)
+        """The ``count`` + 1 inputs have as many masks each, because any of them may be the last accepted one; the
+        first mask of each verifies.
+        """
+        return float((count + 1) * count)

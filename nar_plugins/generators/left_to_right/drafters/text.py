@@ -10,7 +10,7 @@ from torch import Tensor
 
 from nar_plugins.data.dictionary import check_same_symbols
 from nar_plugins.generators import registry
-from nar_plugins.generators.left_to_right.drafters.base import Drafter, Drafts, VerifyResult
+from nar_plugins.generators.left_to_right.drafters.base import DRAFT, Drafter, Drafts, VerifyResult, fixed_weights
 from nar_plugins.generators.options import generation_options
 from nar_plugins.modules.teacher_forcing import check_source
 
@@ -20,12 +20,18 @@ class TextDrafter(Drafter):
 
     Without a match the drafts start at the same position of the text. (Sun et al. 2021, "aggressive decoding", and
     prompt lookup.) A subclass's ``begin`` returns the texts: (B, S) int64, padded on the right.
+
+    Args:
+        pad: index of the padding. verifier: the first of the models that decode.
     """
 
     match_length = 3  # tokens that are compared
 
-    def __init__(self, pad: int):
-        self.pad = pad
+    def __init__(self, pad: int, verifier):
+        self.pad, self.matching_cost = pad, DRAFT / fixed_weights(verifier.decoder)
+
+    def fixed_cost(self, count: int) -> float:
+        return self.matching_cost if count else 0.0
 
     def draft(self, verified: VerifyResult, count: int, state: Tensor) -> Drafts:
         text, lengths = state[verified.sentences], verified.lengths.unsqueeze(1)
@@ -52,7 +58,7 @@ class CopyDrafter(TextDrafter):
     """
 
     def __init__(self, models, dictionary):
-        super().__init__(dictionary.pad())
+        super().__init__(dictionary.pad(), models[0])
         for model in models:
             check_same_symbols(
                 model.encoder.dictionary.symbols, dictionary.symbols, "--drafter copy: the source dictionary"
@@ -74,10 +80,11 @@ class ModelDrafter(TextDrafter):
         dictionary: the target's.
         mask: index of ``<mask>``.
         config: the options of ``blockwise``.
+        verifier: the first of the models that decode.
     """
 
-    def __init__(self, model, dictionary, mask: int, config):
-        super().__init__(dictionary.pad())
+    def __init__(self, model, dictionary, mask: int, config, verifier):
+        super().__init__(dictionary.pad(), verifier)
         name = model.generators[0]
         drafter = Namespace(**{f.name: f.default for f in fields(registry.CONFIGS[name]) if not f.name.startswith("_")})
         drafter.decode_dtype = config.decode_dtype
@@ -88,13 +95,24 @@ class ModelDrafter(TextDrafter):
                 f"--drafter-iterations {config.drafter_iterations}: a {type(model).__name__} drafts in one pass"
             )
         options = generation_options(Namespace(beam=1))
+        self.passes = config.drafter_iterations
         self.generator = registry.GENERATORS[name]([model], dictionary, drafter, options, mask)
+
+    def check(self, sample: Dict) -> None:
+        for model in self.generator.models:
+            check_source(model.max_positions()[0], sample["net_input"]["src_tokens"], self.pad, "drafter")
 
     def begin(self, sample: Dict, encoded: List[Dict]) -> Tensor:
         source = sample["net_input"]["src_tokens"]
         for model in self.generator.models:
-            check_source(model.max_positions()[0], source, self.pad, "drafter")
             model.to(source.device)
         translations = [nbest[0]["tokens"] for nbest in self.generator.generate(self.generator.models, sample)]
         text = torch.nn.utils.rnn.pad_sequence(translations, batch_first=True, padding_value=self.pad)
         return text.to(source.device)
+
+    def begin_cost_per_token(self) -> float:
+        """An encoder and a decoder for every pass, as large as the verifier's."""
+        return 1.0 + self.passes
+
+    def begin_fixed_cost(self) -> float:
+        return 1.0 + self.passes

@@ -1,0 +1,1 @@
+"""What leaves for other engines: ONNX graphs, their check against PyTorch, and how they are run."""
