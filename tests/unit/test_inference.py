@@ -49,10 +49,6 @@ SYSTEMS = {
     "lengths": ("uniform", {"nbest": 2, "length_beam": 2}),
     "ctc": ("ctc", {}),
     "ctc of learned positions": ("ctc of learned positions", {}),
-    "dag": (
-        "dag",
-        {"dag_decode": "joint-viterbi", "lenpen": 3},
-    ),  # random links may lead from the first to the last vertex
     "dag of few positions": ("dag of few positions", {"dag_decode": "joint-viterbi", "length_beam": 2, "nbest": 2}),
     "rescored": ("more", {"rescorer": "ar"}),
 }
