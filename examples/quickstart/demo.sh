@@ -6,7 +6,7 @@ work=${2:-$root/work/quickstart}
 models=${1:-}
 port=${3:-8000}
 if [ -z "$models" ]; then
-    for model in ar cmlm blockwise ctc bang nat; do
+    for model in ar cmlm blockwise ctc dag bang nat; do
         if [ -e "$work/$model/checkpoint_last.pt" ]; then models+=,$model; fi
     done
 fi
@@ -26,6 +26,7 @@ for model in ${models//,/ }; do
         cmlm) systems+=(--system "Mask-Predict" "$packed" "--iterations 6") ;;
         blockwise) systems+=(--system "Blockwise" "$packed" "--beam 1") ;;
         ctc) systems+=(--system "CTC" "$packed" "") ;;
+        dag) systems+=(--system "DAG" "$packed" "--dedup token") ;;
         bang) systems+=(--system "BANG, adaptive" "$packed" "--bang-policy adaptive"
                      --system "BANG, one pass" "$packed" "--bang-policy nar --max-len-a 1.5 --max-len-b 10") ;;
         *) systems+=(--system "$model" "$packed" "") ;;

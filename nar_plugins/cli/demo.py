@@ -21,6 +21,7 @@ import nar_plugins  # noqa: F401  (registers the task before the flags are read)
 from nar_plugins.cli.command import new_parser, one_line_errors, only_results, shield_flags
 from nar_plugins.cli.curves import name_and_path
 from nar_plugins.hub import from_pretrained
+from nar_plugins.hub.exported import is_exported
 
 WARM_UP = "a"  # translated before the page opens: the first sentence of a model takes longer than the others
 # options that the page does not name: it names the generator, they say nothing of how a model writes, or are paths
@@ -130,6 +131,8 @@ def load(name: str, path: str, data: Optional[str], options: Dict[str, Any]):
 
     if not Path(path).is_dir() and not all(Path(part).is_file() for part in path.split(":")):
         raise ValueError(f"{name}: no model {path}: give a folder of nar-pack, or a checkpoint")
+    if Path(path).is_dir() and is_exported(Path(path)):
+        raise ValueError(f"{name}: {path} is exported, and shows no passes: give the checkpoint, or nar-pack's folder")
     folder = None if Path(path).is_dir() else data
     translator = from_pretrained(path, folder, **{"retain_iter_history": True, **options})
     translator.translate([WARM_UP])

@@ -221,6 +221,9 @@ def test_bad_input_is_one_line_each(made, tmp_path, monkeypatch):
     assert refusal(model, "--flags", "--cpu --x 'y", *given) == "--cpu --x 'y: No closing quotation"
     said = refusal("--system", "a", model, "--iteration 4", *given)
     assert said == "there is no option iteration: did you mean iterations?"
+    (tmp_path / "exported").mkdir()
+    (tmp_path / "exported" / "encoder.onnx").touch()
+    assert refusal("exported", *given).startswith("exported: exported is exported, and shows no passes: give the check")
     assert refusal(tmp_path, *given).startswith(f"{tmp_path} has no config.json: give a folder that nar-pack wrote")
     assert refusal(model, "--port", 70_000) == "--port 70000: give a number from 0 to 65535"
     with socket.socket() as taken:

@@ -34,6 +34,7 @@ MODELS = {
     "nat": ("nat_tiny",),
     "uniform": ("nat_tiny", "--source-copy", "uniform"),
     "ctc": ("nat_tiny", "--ctc"),
+    "dag": ("dag_tiny",),
 }
 SYSTEMS = {
     "beam": ("ar", {"beam": 5}),
@@ -54,6 +55,7 @@ SYSTEMS = {
     "lengths": ("uniform", {"length_beam": 3}),
     "ctc": ("ctc", {}),
     "ctc beam": ("ctc", {"ctc_beam": 4}),
+    "dag": ("dag", {"dag_decode": "viterbi"}),
 }
 LINES = ["w1 w2 w3", "w4", "w9 w9 w9 w2 w1 w7 w8 w1", "unheard w3", "w5 w6 w5 w6"]
 
@@ -71,7 +73,7 @@ def load(made, system: str, **more):
         return made.loaded[system]
     model, options = SYSTEMS[system]
     paths = {name: str(made.models[options[name]]) for name in ("rescorer",) if name in options}
-    short = {} if model == "ctc" else SHORT
+    short = {} if model in ("ctc", "dag") else SHORT
     loaded = from_pretrained(made.models[model], made.data, **{**ALWAYS, **short, **options, **paths, **more})
     return loaded if more else made.loaded.setdefault(system, loaded)
 

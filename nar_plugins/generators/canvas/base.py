@@ -36,7 +36,7 @@ class DecodedCanvases(NamedTuple):
 
 
 class Pass(NamedTuple):
-    """A decoder pass over R canvases, for an observer."""
+    """A decoder pass over R canvases, for an observer. After the last one they are the candidates, before --dedup."""
 
     tokens: Tensor  # (R, T) int64 after the pass, padded; with CTC the path, blanks included
     lprobs: Tensor  # (R, T) float32: of each token in the pass that predicted it
