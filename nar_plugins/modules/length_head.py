@@ -22,7 +22,7 @@ class LengthHead(nn.Module):
         form: "token" or "pooled".
     """
 
-    tables = {"table": "weight"}  # that a prepared model reads through a ``PreparedTable``
+    tables = {"table": "weight"}  # that a prepared model reads through a ``HalfTable``
 
     def __init__(self, classes: int, embed_dim: int, form: str):
         super().__init__()
@@ -32,8 +32,11 @@ class LengthHead(nn.Module):
 
     def token(self, batch: int) -> Tensor:
         """The LENGTH vector for every sentence: (B, 1, D)."""
-        row = self.weight[0] if self.table is None else self.table.row(0)
-        return row.expand(batch, 1, -1)
+        return self.vectors()[0].expand(batch, 1, -1)
+
+    def vectors(self) -> Tensor:
+        """The table, (classes, D)."""
+        return self.weight if self.table is None else self.table.all()
 
     def pool(self, states: Tensor, padding: Tensor) -> Tensor:
         """Mean over the real positions: states (S, B, D), padding (B, S) bool -> (B, D)."""
@@ -42,7 +45,7 @@ class LengthHead(nn.Module):
 
     def forward(self, state: Tensor) -> Tensor:
         """State (B, D) -> log-probabilities (B, classes) in float32 (or float64); length 0 has -inf."""
-        logits = full(nn.functional.linear(state, self.weight) if self.table is None else self.table.product(state))
+        logits = full(nn.functional.linear(state, self.vectors()))
         impossible = torch.zeros_like(logits, dtype=torch.bool)
         impossible[:, 0] = True
         return logits.masked_fill(impossible, -float("inf")).log_softmax(-1)

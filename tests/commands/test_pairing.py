@@ -35,7 +35,7 @@ MODELS = {
     "cmlm": ("cmlm_tiny", "nar_loss"),
     "nat": ("nat_tiny --source-copy uniform", "nar_loss"),
     "ctc": ("nat_tiny --ctc", "nar_loss"),
-    "dag": ("dag_tiny --upsample 2", "nar_loss"),
+    "dag": ("dag_tiny --upsample 2 --max-target-positions 40", "nar_loss"),
     "fertility": ("nat_tiny", "nar_loss"),
     "blockwise": ("blockwise_tiny", "blockwise_loss"),
     "bang": ("bang_tiny", "bang_loss"),

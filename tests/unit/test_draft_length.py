@@ -80,7 +80,7 @@ def test_drafts_that_are_always_wrong_cost_little(drafter, sentences):
     history = AcceptanceHistory()
     first, _ = run(drafter, sentences, 1, 0, history)
     later, _ = run(drafter, sentences, 100, 0, history)
-    assert later <= 1.01 + PROBE_SHARE and first <= (1.4 if isinstance(drafter, Translating) else 1.15)
+    assert later <= 1.01 + PROBE_SHARE and first <= 1.7  # the first batch of a run pays for what is learnt
 
 
 @pytest.mark.parametrize("sentences", [1, 4])  # for eight, masks that are right cost what they bring
@@ -104,13 +104,13 @@ def test_what_was_thrown_away_counts_by_its_own_probability():
     policy = DraftLengthPolicy(Dear(), None, "cpu")
     unsure = Drafts(torch.zeros(4, 3, dtype=torch.long), torch.tensor([0.02, 0.5, 0.25]).log().expand(4, 3))
     assert policy.verify_length(unsure) == 0
-    assert policy.trials[:4] == pytest.approx([1 + 4, 1 + 4 * 0.02, 1 + 4 * 0.01, 1])
-    assert policy.accepted[:4] == pytest.approx([0.5 + 4 * 0.02, 0.5 + 4 * 0.01, 0.5 + 4 * 0.0025, 0.5])
+    assert policy.trials[:4] == pytest.approx([4 + 4, 4 + 4 * 0.02, 4 + 4 * 0.01, 4])
+    assert policy.accepted[:4] == pytest.approx([2.8 + 4 * 0.02, 2.8 + 4 * 0.01, 2.8 + 4 * 0.0025, 2.8])
     sure = Drafts(torch.zeros(1, 2, dtype=torch.long), torch.tensor([[0.9, 0.01]]).log())
     before = policy.trials[:2]
     assert policy.verify_length(sure) == 1 and policy.trials[:2] == pytest.approx([before[0], before[1] + 0.9])
     policy.update([1, 0, 1], 1)
-    assert policy.trials[0] == before[0] + 3 and policy.accepted[0] == pytest.approx(0.5 + 4 * 0.02 + 2)
+    assert policy.trials[0] == before[0] + 3 and policy.accepted[0] == pytest.approx(2.8 + 4 * 0.02 + 2)
 
 
 def test_a_batch_starts_with_what_the_run_has_seen():

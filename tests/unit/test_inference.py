@@ -50,7 +50,6 @@ SYSTEMS = {
     "lengths": ("uniform", {"nbest": 2, "length_beam": 2}),
     "ctc": ("ctc", {}),
     "ctc of learned positions": ("ctc of learned positions", {}),
-    "dag": ("dag", {}),
     "dag of few positions": ("dag of few positions", {"dag_decode": "joint-viterbi", "length_beam": 2, "nbest": 2}),
     "rescored": ("more", {"rescorer": "ar"}),
 }
@@ -72,7 +71,7 @@ def typed(made, system: str, lines=LINES, **more) -> dict:
     settings = {
         "buffer_size": 100,
         "batch_size": 4,
-        **({} if "ctc" in model or model == "dag" else {"max_len_b": 15}),
+        **({} if "ctc" in model else {"max_len_b": 15}),
         **settings,
         **more,
     }

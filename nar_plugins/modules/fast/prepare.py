@@ -31,7 +31,7 @@ from nar_plugins.modules.fast.choice import faster_decode_dtype
 from nar_plugins.modules.fast.fused import FusedLinear, fuse
 from nar_plugins.modules.fast.int8 import int8_bytes, int8_lacks, megabytes
 from nar_plugins.modules.fast.linear import PreparedLinear, refuse_given_back
-from nar_plugins.modules.fast.table import PreparedEmbedding, PreparedTable
+from nar_plugins.modules.fast.table import HalfTable, PreparedEmbedding, PreparedTable
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ class Prepared:
         modules = list(self.model.modules())
         self.layers: List[PreparedLinear] = [m for m in modules if type(m) is PreparedLinear]
         self.tables: List[PreparedTable] = [
-            m.table for m in modules if type(getattr(m, "table", None)) is PreparedTable
+            m.table for m in modules if isinstance(getattr(m, "table", None), PreparedTable)
         ]
         self.fused: List[FusedLinear] = [m.fused for m in modules if getattr(m, "fused", None) is not None]
         # fairseq's attentions that call PyTorch's function with their weights, and not their projections
@@ -115,7 +115,7 @@ class Prepared:
             tied = {id(layer.weight): layer.int8 for layer in self.layers}
             for table in (part for part in changed if isinstance(part, PreparedTable)):
                 table.prepare(dtype, tied.get(id(table.weight)))
-                tied[id(table.weight)] = table.int8
+                tied.setdefault(id(table.weight), table.int8)
             for attention in self.attentions:
                 attention.skip_embed_dim_check = dtype != torch.float32  # True: the projections are called
             if dtype == torch.int8 and self.stamp is None:
@@ -206,10 +206,10 @@ class Prepared:
         return 2 * (sum(layer.weight.numel() for layer in self.layers) + biases)
 
     def table_bytes(self) -> int:
-        """The size of the tables in int8; one that is also a layer's weight is stored with it."""
+        """The size of the tables for int8; one that is also a layer's weight is stored with it."""
         layers = {id(layer.weight) for layer in self.layers}
-        tables = {id(table.weight): table.weight for table in self.tables if id(table.weight) not in layers}
-        return sum(int8_bytes(weight) for weight in tables.values())
+        tables = {id(table.weight): table for table in self.tables if id(table.weight) not in layers}
+        return sum(table.bytes() for table in tables.values())
 
     def other_parameters(self, dtype: torch.dtype) -> List[Tensor]:
         """The parameters that are read as they are when decoding in a type that is not the model's: norms, in half
@@ -287,7 +287,7 @@ def shared_copy(model: nn.Module) -> nn.Module:
         for name, parameters in getattr(module, "products", {}).items():
             setattr(module, name, PreparedLinear(module._parameters, *parameters, owns=False))
         for name, parameter in getattr(module, "tables", {}).items():
-            setattr(module, name, PreparedTable(module._parameters, parameter))
+            setattr(module, name, HalfTable(module._parameters, parameter))
     fuse(copied)
     return copied
 

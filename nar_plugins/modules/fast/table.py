@@ -1,4 +1,4 @@
-"""Tables of vectors in a prepared model: in int8 with a scale for each row, where decoding is in int8."""
+"""Tables of vectors in a prepared model, in fewer bits where decoding is in int8."""
 
 from typing import Dict, Optional
 
@@ -7,7 +7,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from nar_plugins.modules.fast.int8 import Int8Weight, int8_product, quantise, quantise_weight
+from nar_plugins.modules.fast.int8 import Int8Weight, int8_bytes, quantise_weight
 
 COPIED = ("num_embeddings", "embedding_dim", "padding_idx", "max_norm", "norm_type", "scale_grad_by_freq", "sparse")
 
@@ -21,7 +21,7 @@ class PreparedTable:
     """
 
     def __init__(self, source: Dict[str, Optional[nn.Parameter]], name: str = "weight"):
-        self.source, self.names = source, (name,)
+        self.source, self.names, self.int8 = source, (name,), None
         self.prepare(None)
 
     @property
@@ -36,7 +36,6 @@ class PreparedTable:
             int8: the weight of a layer that is tied to the table.
         """
         self.int8 = (int8 or quantise_weight(self.weight.detach())) if dtype == torch.int8 else None
-        self.multiply = None if self.int8 is None else int8_product(self.int8, None)
 
     def rows(self, indices: Tensor) -> Tensor:
         """(...) int64 -> (..., D)."""
@@ -44,20 +43,25 @@ class PreparedTable:
             return F.embedding(indices, self.weight)
         return F.embedding(indices, self.int8.numbers) * F.embedding(indices, self.int8.scales)
 
-    def row(self, index: int) -> Tensor:
-        """(D,)."""
-        return self.weight[index] if self.int8 is None else self.int8.numbers[index] * self.int8.scales[index]
+    def bytes(self) -> int:
+        """The memory of the table in int8."""
+        return int8_bytes(self.weight)
 
-    def product(self, x: Tensor) -> Tensor:
-        """The products (..., rows) of x (..., D) with all rows.
 
-        In int8, what the first quantisation of x leaves out is quantised again, so that only the weight is rounded.
-        """
-        if self.int8 is None:
-            return F.linear(x, self.weight)
-        rows = quantise(x)
-        rest = x - (rows.numbers * rows.scales + rows.offsets).view_as(x)
-        return self.multiply(rows) + self.multiply(rest)
+class HalfTable(PreparedTable):
+    """A parameter (rows, D) that is compared with states; in float16 where decoding is in int8, which is too coarse: a
+    length head then chooses other lengths, and with them other words.
+    """
+
+    def prepare(self, dtype: Optional[torch.dtype], int8: Optional[Int8Weight] = None) -> None:
+        self.half = self.weight.detach().half() if dtype == torch.int8 else None
+
+    def all(self) -> Tensor:
+        """(rows, D)."""
+        return self.weight if self.half is None else self.half.float()
+
+    def bytes(self) -> int:
+        return 2 * self.weight.numel()
 
 
 class PreparedEmbedding(nn.Embedding):

@@ -16,8 +16,8 @@ OVERHEAD: Dict[str, int] = {"cpu": 16, "cuda": 256}
 # token (on that CPU core 1.2 to 1.4 times as long, with eight 1.5 to 1.8 times); not measured on a GPU.
 BLOCK: Dict[str, float] = {"cpu": 2.0, "cuda": 0.0}
 
-UNSURE = 0.5  # a draft's probability to be accepted, before any was verified; it counts as one observation
-PRIOR_WEIGHT = 4.0  # the observations in a batch that those in earlier batches count as, at most
+PRIOR = 0.7  # a draft's probability to be accepted, before any was verified
+PRIOR_WEIGHT = 4.0  # the observations that it counts as in a run, and in a batch those in earlier batches, at most
 WINDOW = 64.0  # observations that a run remembers; older ones fade
 PROBE_SHARE = 0.02  # of the time of the calls without drafts, that probes may take
 MAX_PATIENCE = 64  # probes that fail become this many times as rare, at most
@@ -66,10 +66,10 @@ class AcceptanceHistory:
         return self.costs[2]
 
     def extend(self, positions: int) -> None:
-        """Know this many positions; the new ones are unsure."""
+        """Know this many positions; of the new ones little is known."""
         missing = positions - len(self.trials)
-        self.accepted += [UNSURE] * missing
-        self.trials += [1.0] * missing
+        self.accepted += [PRIOR * PRIOR_WEIGHT] * missing
+        self.trials += [PRIOR_WEIGHT] * missing
 
     def count(self, position: int, trials: float, accepted: float) -> None:
         self.trials[position] += trials
