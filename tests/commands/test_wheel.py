@@ -25,6 +25,10 @@ def test_a_wheel_installed_elsewhere_works(tmp_path):
     )
     folder = printed.stdout.strip()
     assert Path(folder) == site / "nar_plugins"
+    pages = [
+        {path.name for path in (root / "demo" / "page").iterdir()} for root in (ROOT / "nar_plugins", Path(folder))
+    ]
+    assert pages[0] == pages[1] and "index.html" in pages[1]
     command = [
         Path(sys.executable).parent / "fairseq-train",
         "--user-dir",

@@ -4,7 +4,6 @@ import json
 import logging
 import re
 import socket
-import sys
 import threading
 import time
 from argparse import Namespace
@@ -265,10 +264,3 @@ def test_an_interrupted_server_ends_without_a_traceback(monkeypatch, capsys):
         nar_demo.serve([], listener)
         port = listener.getsockname()[1]
     assert capsys.readouterr().out == f"http://127.0.0.1:{port}  (Ctrl-C ends it)\n"
-
-
-def test_the_page_is_in_the_package_data():
-    from conftest import ROOT
-
-    assert 'package_data={"nar_plugins.demo": ["page/*"]}' in (ROOT / "setup.py").read_text(encoding="utf-8")
-    assert sys.modules["nar_plugins.demo"].__file__ == str(PAGE.parent / "__init__.py")
