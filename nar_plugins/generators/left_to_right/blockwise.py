@@ -131,8 +131,9 @@ class BlockwiseGenerator(LeftToRightGenerator):
 
     def reads_weights_of(self, model) -> List[Module]:
         """The heads and the vocabulary projection: drafters take parts of them."""
-        heads = getattr(model.decoder, "proposal_heads", None)
-        return [] if heads is None else [heads, model.decoder.output_projection]
+        decoder = block_decoder(model).decoder
+        heads = getattr(decoder, "proposal_heads", None)
+        return [] if heads is None else [heads, decoder.output_projection]
 
     def max_tokens(self, limit: int) -> int:
         return self.drafter.max_draft_tokens + 1
