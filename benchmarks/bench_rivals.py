@@ -1,6 +1,7 @@
 """One pass of ``nat`` against the fastest autoregressive engine on CPUs, by ``nar-bench``: who is faster, and where.
 
-    python benchmarks/bench_rivals.py [--batches 1,32] [--sentences 96] [--repeats 3] [--threads 2] [NAR-BENCH'S FLAGS]
+    python benchmarks/bench_rivals.py [--batches 1,32] [--sentences 96] [--repeats 3] [--threads 2] [--only NAME]
+        [NAR-BENCH'S FLAGS]
 
 Autoregressive Transformers of 6+6 and of 12+1 layers, greedily by fairseq and by CTranslate2 (float32, int8), and
 ``nat`` with a length head and with CTC on twice the source (float32, and bfloat16 and int8 where the CPU has them in
@@ -8,6 +9,9 @@ hardware). All have random weights, 512/1024 dimensions and a vocabulary of 10,0
 lengths from newstest2014's whole range. Our length head is given the gold lengths; autoregressive outputs are as long
 as the longest source of their batch, because the models never predict </s>. So the columns of quality, and the output
 of CTC, mean nothing here. At batch size 1 a quarter of the sentences are timed, at others all.
+
+CTranslate2 and PyTorch have threads of their own, and in one process they take the cores from one another: compare
+runs with ``--only CTranslate2`` and ``--only NAT``.
 
 Further flags are nar-bench's, such as ``--json FILE`` and ``--memory``. It needs the extra ``ct2``.
 """
@@ -41,6 +45,7 @@ def main() -> None:
     parser.add_argument("--repeats", default="3")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--words", type=int, default=10000)
+    parser.add_argument("--only", default="", help="only the rows whose names begin so: a process of their own")
     args, more = parser.parse_known_args()
     torch.set_num_threads(args.threads)
     sizes = args.batches.split(",")
@@ -50,7 +55,7 @@ def main() -> None:
         make_data(folder, args.sentences, args.words)
         for model in MODELS:
             make_checkpoint(folder / f"{model}.pt", model, args.words)
-        systems = [part for row in rows(folder) for part in ("--system", *row)]
+        systems = [part for row in rows(folder) if row[0].startswith(args.only) for part in ("--system", *row)]
         amount = ["--batch-sizes", args.batches, "--sentences", counts, "--repeats", args.repeats]
         bench.main([name, "--flags", "--cpu", *amount, "--details", *systems, *more])
 
