@@ -16,7 +16,7 @@ from torch import Tensor
 
 LARGEST = 127  # of a quantised weight; -128 is not used, so that the range is symmetric
 TINY = 1e-30  # the scale of a weight's row of zeros
-IN_CACHE = 1 << 17  # outputs that are computed and scaled at a time, so that they stay in a core's cache
+ROWS = 256  # multiplied and scaled at a time: below fifty the product takes longer, and more only take more memory
 
 
 class QuantisedRows(NamedTuple):
@@ -59,7 +59,6 @@ def int8_product(weight: Int8Weight, bias: Optional[Tensor]) -> Callable[[Union[
     sums = weight.numbers.sum(1) * scales  # what an offset of 1 adds to every output
     bias = None if bias is None else bias.float()
     outputs = len(scales)
-    most = max(1, IN_CACHE // outputs)  # rows at a time
 
     def part(numbers: Tensor, row_scales: Tensor, offsets: Tensor, out: Optional[Tensor] = None) -> Tensor:
         whole = torch._int_mm(numbers, transposed)
@@ -70,11 +69,11 @@ def int8_product(weight: Int8Weight, bias: Optional[Tensor]) -> Callable[[Union[
 
     def product(x: Union[Tensor, QuantisedRows]) -> Tensor:
         rows = x if isinstance(x, QuantisedRows) else quantise(x)
-        if len(rows.scales) <= most:
+        if len(rows.scales) <= ROWS:
             y = part(*rows[:3])
         else:
             y = rows.scales.new_empty(len(rows.scales), outputs)
-            for parts in zip(*(tensor.split(most) for tensor in (*rows[:3], y))):
+            for parts in zip(*(tensor.split(ROWS) for tensor in (*rows[:3], y))):
                 part(*parts)
         if len(rows.shape) != 1:
             y = y.view(*rows.shape, outputs)
