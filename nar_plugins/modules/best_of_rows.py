@@ -6,7 +6,7 @@ from typing import Sequence, Tuple
 import torch
 from torch import Tensor
 
-LARGE = 4096  # symbols; with fewer the plain form is as fast
+LARGE = 1500  # symbols; with fewer the plain form is as fast
 BLOCK = 128  # symbols
 
 

@@ -2,11 +2,11 @@
 
 from typing import Optional
 
-import torch.nn.functional as F
-from fairseq import utils
+import torch
 from fairseq.modules.transformer_layer import TransformerDecoderLayerBase, TransformerEncoderLayerBase
 from torch import Tensor
 
+from nar_plugins.modules.activation import activation, in_place
 from nar_plugins.modules.attention import Attention, allowed_keys, pick
 
 
@@ -15,8 +15,14 @@ class Sublayers:
 
     def feed_forward(self, x: Tensor) -> Tensor:
         inputs = self.final_layer_norm(x) if self.normalize_before else x
-        y = self.fc2(self.activation_dropout_module(self.activation_fn(self.fc1(inputs))))
+        y = self.fc2(self.activation_dropout_module(self.activated(self.fc1(inputs))))
         return self.add(x, y, self.final_layer_norm)
+
+    def activated(self, hidden: Tensor) -> Tensor:
+        """The activation function of the outputs of ``fc1``."""
+        if torch.is_grad_enabled() or self.fc1._forward_hooks:  # a hook of a user's may keep them
+            return self.activation_fn(hidden)
+        return in_place(self.activation_fn)(hidden)
 
     def add(self, x: Tensor, y: Tensor, norm) -> Tensor:
         """Dropout on the sublayer's output, residual connection, and the norm with post-norm."""
@@ -120,8 +126,3 @@ class NarDecoderLayer(Sublayers, TransformerDecoderLayerBase):
         queries = inputs.reshape(keys.size(0), -1, inputs.size(-1))
         y = self.encoder_attn.attend(self.encoder_attn.queries(queries), keys, values, allowed)
         return self.add(x, y.view_as(x), self.encoder_attn_layer_norm)
-
-
-def activation(cfg):
-    """The activation function by name; GELU (erf form) in the type of its input, fairseq's goes through float32."""
-    return F.gelu if cfg.activation_fn == "gelu" else utils.get_activation_fn(cfg.activation_fn)

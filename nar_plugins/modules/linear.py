@@ -16,6 +16,7 @@ from torch import Tensor
 SMALL = 1 << 20  # multiplications; a smaller product is faster with MKL (measured on one core)
 LARGE_WEIGHT = 1 << 18  # elements; a smaller weight stays in the cache, and MKL is faster up to 4 * SMALL
 CPU_ROWS = 64  # rows of logits computed and reduced at a time on a CPU, so that they stay in its cache
+CPU_LOGITS = 1 << 19  # as many logits are at a time no slower, where the vocabulary is small
 
 
 def product_by_size(weight: Tensor, bias: Optional[Tensor]) -> Callable[[Tensor], Tensor]:

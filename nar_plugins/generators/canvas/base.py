@@ -15,7 +15,7 @@ from nar_plugins.generators.hypothesis import Dedup, empty_hypothesis, hypothesi
 from nar_plugins.generators.options import MODELS, SERVED, refuse, refuse_in_batch, refuse_options
 from nar_plugins.models.contract import Memory, Plan
 from nar_plugins.modules.best_of_rows import ban, best_of_rows
-from nar_plugins.modules.linear import CPU_ROWS
+from nar_plugins.modules.linear import CPU_LOGITS, CPU_ROWS
 from nar_plugins.modules.precision import full
 
 logger = logging.getLogger(__name__)
@@ -73,7 +73,7 @@ class CanvasGenerator(Generator):
         check_lengths(models)
         super().__init__(models, config, options, [] if rescorer is None else [rescorer])
         self.eos, self.pad, self.mask = dictionary.eos(), dictionary.pad(), mask
-        self.banned = banned_on_canvas(dictionary, mask)
+        self.symbols, self.banned = len(dictionary), banned_on_canvas(dictionary, mask)
         self.dedup = Dedup(str(config.dedup), dictionary)
         self.rescorer = None if rescorer is None else Rescorer(*self.others, self.pad, self.eos, mask, options)
         self.observer: Optional[Callable[[Pass], None]] = None
@@ -151,7 +151,8 @@ class CanvasGenerator(Generator):
 
         On a CPU they are computed in chunks. The probabilities are of the softmax over all V, banned symbols included.
         """
-        size = CPU_ROWS if features[0].device.type == "cpu" else max(1, features[0].size(0))
+        on_cpu = features[0].device.type == "cpu"
+        size = max(CPU_ROWS, CPU_LOGITS // self.symbols) if on_cpu else max(1, features[0].size(0))
         chunks = zip(*(states.split(size) for states in features))
         tokens, lprobs = zip(*(self.best_tokens_of_chunk(chunk) for chunk in chunks))
         return torch.cat(tokens), torch.cat(lprobs)

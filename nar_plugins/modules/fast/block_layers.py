@@ -12,6 +12,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
+from nar_plugins.modules.activation import in_place
 from nar_plugins.modules.fast.linear import PreparedLinear, takes_quantised
 from nar_plugins.modules.linear import onednn_is_faster, product_by_size
 
@@ -158,7 +159,7 @@ def drops(dropout) -> bool:
 def make_layer(layer) -> Layer:
     """The functions of one of fairseq's decoder layers, all of whose linear layers are ``plain``."""
     self_attn, cross_attn = (getattr(layer, name) for name in ATTENTIONS)
-    first, second, activation = function(layer.fc1), function(layer.fc2), layer.activation_fn
+    first, second, activation = function(layer.fc1), function(layer.fc2), in_place(layer.activation_fn)
     return Layer(
         function(self_attn.q_proj, self_attn.k_proj, self_attn.v_proj),
         function(self_attn.out_proj),

@@ -12,6 +12,7 @@ from fairseq.modules import MultiheadAttention
 from fairseq.modules.transformer_layer import TransformerEncoderLayerBase
 from torch import Tensor
 
+from nar_plugins.modules.activation import in_place
 from nar_plugins.modules.fast.block_layers import attended, drops, function, norm_function, plain, plain_norm, unhooked
 
 
@@ -118,7 +119,7 @@ def stock_layer(layer: nn.Module) -> bool:
 def make_layer(layer) -> Layer:
     """The functions of one of fairseq's encoder layers, all of whose linear layers are ``plain``."""
     attention, first, second = layer.self_attn, function(layer.fc1), function(layer.fc2)
-    activation = layer.activation_fn
+    activation = in_place(layer.activation_fn)
     return Layer(
         function(attention.q_proj, attention.k_proj, attention.v_proj),
         function(attention.out_proj),
