@@ -5,6 +5,11 @@
 models=${1:-ar,blockwise,ctc,dag,cmlm,nat,bang}
 work=${2:-$root/work/quickstart}
 
+int8_runs() {  # has this processor what int8 needs?
+    "$bin/python" -c 'import sys, torch; from nar_plugins.modules.fast.int8 import int8_lacks
+sys.exit(int8_lacks(torch.device("cpu")) is not None)' 2> /dev/null
+}
+
 declare -a systems
 for model in ${models//,/ }; do
     checkpoint=$work/$model/checkpoint_last.pt
@@ -26,8 +31,9 @@ for model in ${models//,/ }; do
                      --system "BANG, one pass" "$checkpoint" "--bang-policy nar $length"
                      --system "BANG, verify" "$checkpoint" "--bang-policy verify $length"
                      --system "BANG, greedy" "$checkpoint" "--bang-policy ar --beam 1 $length") ;;
-        ctc) systems+=(--system "CTC + glancing, one pass" "$checkpoint" ""
-                    --system "CTC beam 5, rescored by AR" "$checkpoint" "--ctc-beam 5 --rescorer $work/ar/checkpoint_last.pt") ;;
+        ctc) systems+=(--system "CTC + glancing, one pass" "$checkpoint" "")
+             if int8_runs; then systems+=(--system "CTC + glancing, one pass, int8" "$checkpoint" "--decode-dtype int8"); fi
+             systems+=(--system "CTC beam 5, rescored by AR" "$checkpoint" "--ctc-beam 5 --rescorer $work/ar/checkpoint_last.pt") ;;
         dag) systems+=(--system "DAG, lookahead" "$checkpoint" "--dedup token"
                     --system "DAG, joint Viterbi" "$checkpoint" "--dag-decode joint-viterbi --dedup token"
                     --system "DAG, 5 lengths rescored by AR" "$checkpoint"

@@ -26,7 +26,7 @@ case $model in
     ar) what=(--arch transformer --criterion label_smoothed_cross_entropy "${smooth[@]}"); updates=600; data=$work/bin ;;
     cmlm) what=(--arch cmlm "${taught[@]}" "${smooth[@]}"); updates=2000 tokens=1024 ;;
     nat) what=(--arch nat --positional-attention --mask-diagonal "${taught[@]}" "${smooth[@]}"); updates=500 ;;
-    ctc) updates=1500 tokens=1024; what=(--arch nat --ctc --upsample 2 --glancing "0.5:0.3@$updates" "${taught[@]}") ;;
+    ctc) updates=1700 tokens=1024; what=(--arch nat --ctc --upsample 2 --glancing "0.5:0.3@$updates" "${taught[@]}") ;;
     dag) updates=1500 tokens=1024; what=(--arch dag --upsample 4 --glancing "0.5:0.1@1000" "${taught[@]}") ;;
     blockwise) what=(--arch blockwise --block-size 4 --block-head sequential --freeze-base --finetune-from-model "$teacher"
                      --criterion blockwise_loss --block-loss weighted --block-positions 0.5); updates=300 ;;
