@@ -33,6 +33,7 @@ from nar_plugins.modules.fused_loss import SoftTargets, fused_token_loss
 from nar_plugins.modules.layers import NarDecoderLayer, NarEncoderLayer
 from nar_plugins.modules.length_head import LENGTH_HEADS, LengthHead
 from nar_plugins.modules.losses import LossPart, TokenObjective
+from nar_plugins.modules.pruned import shrink
 
 
 class NarEncoder(TransformerEncoderBase):
@@ -227,6 +228,7 @@ class NarModel(TransformerModel):
         for module in model.modules():
             if isinstance(module, nn.LayerNorm) and getattr(args, "layer_norm_eps", None) is not None:
                 module.eps = args.layer_norm_eps
+        shrink(model, args)
         return model
 
     @classmethod

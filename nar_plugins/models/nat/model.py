@@ -133,7 +133,7 @@ class NatModel(NarModel):
         if args.width_scaled_attention:
             for module in model.modules():
                 if isinstance(module, Attention):
-                    module.scaling = module.embed_dim**-0.5
+                    module.scaling = args.encoder_embed_dim**-0.5  # the module's own may have been pruned
         return model
 
     @classmethod
