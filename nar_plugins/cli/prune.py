@@ -52,6 +52,12 @@ def build_parser() -> argparse.ArgumentParser:
             metavar="0,2,..",
             help=f"the layers of the {side} to keep, counted from 0; the others are removed",
         )
+    parser.add_argument(
+        "--embedding-rank",
+        type=int,
+        metavar="K",
+        help="factorise the table of words: K numbers a word and a matrix K times the width (nat, cmlm and dag)",
+    )
     parser.add_argument("--split", default="valid", help="what importance and loss are measured on (valid)")
     parser.add_argument("--max-tokens", type=int, default=4000, metavar="N", help="tokens of a batch (4000)")
     parser.add_argument("--cpu", action="store_true", help="do not use a GPU")
@@ -64,7 +70,7 @@ def main(argv=None) -> None:
         if (args.out is None) != args.dry_run:
             raise ValueError("give --out FILE, or --dry-run for the report alone")
         layers = {side: getattr(args, f"{side}_layers_to_keep") for side in SIDES}
-        plan = Plan(args.prune_heads, args.prune_ffn, args.scope, args.multiple, layers)
+        plan = Plan(args.prune_heads, args.prune_ffn, args.scope, args.multiple, layers, args.embedding_rank)
         done = prune(args.checkpoint, args.data, args.out, plan, args.split, args.max_tokens, args.cpu)
         print(report(done, args.split))
         if args.out is not None:

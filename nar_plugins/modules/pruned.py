@@ -4,6 +4,8 @@
 
     {"encoder": [{"self_attn": 3, "ffn": 200}, ...], "decoder": [{"self_attn": 2, "encoder_attn": 4, "ffn": 96}, ...]}
 
+and with ``"rank": 64`` the table of words is factorised (``factorised.py``).
+
 The flags keep the sizes of before, from which a head's width follows. A model is built from its flags, and then
 ``shrink`` is called. The weights of removed units do not exist, so that every form of a layer (``modules/fast``, int8,
 ONNX) computes less without knowing of it.
@@ -15,8 +17,11 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
+from nar_plugins.modules.factorised import FactorisedEmbedding, factorise, is_tied
+
 SIDES = ("encoder", "decoder")
 FEED_FORWARD = "ffn"
+RANK = "rank"
 KEPT = "kept_sizes"  # the model's argument
 
 
@@ -56,14 +61,16 @@ def parts_of(layer: nn.Module) -> Dict[str, Part]:
     return parts
 
 
-def sizes_of(model: nn.Module) -> Dict[str, List[Dict[str, int]]]:
-    """The numbers of units of every layer, in the form of ``kept_sizes``."""
-    return {
+def sizes_of(model: nn.Module) -> Dict[str, object]:
+    """The sizes of a model, in the form of ``kept_sizes``."""
+    sizes = {
         side: [
             {name: part.units for name, part in parts_of(layer).items()} for layer in layers_of(getattr(model, side))
         ]
         for side in SIDES
     }
+    table = model.encoder.embed_tokens
+    return {**sizes, RANK: table.embed_tokens.embedding_dim} if isinstance(table, FactorisedEmbedding) else sizes
 
 
 def kept_layers(args, side: str) -> Optional[List[Dict[str, int]]]:
@@ -111,6 +118,11 @@ def shrink(model: nn.Module, args) -> None:
                     )
                 if units < available:
                     parts[name].keep(torch.arange(units))
+    rank = (getattr(args, KEPT, None) or {}).get(RANK)
+    if rank is not None:
+        if not is_tied(model):
+            raise ValueError("the pruned model has one factorised table of words: give --share-all-embeddings")
+        factorise(model, rank)
 
 
 def keep_heads(attention: nn.Module, heads: Tensor) -> None:

@@ -16,6 +16,7 @@ from nar_plugins.data.whole_file import check_output, written_whole
 from nar_plugins.models.bang.model import BangModel
 from nar_plugins.models.base import NarModel
 from nar_plugins.models.blockwise.model import BlockwiseModel
+from nar_plugins.modules.factorised import factorise, is_tied
 from nar_plugins.modules.pruned import KEPT, SIDES, sizes_of
 from nar_plugins.pruning.choice import choose
 from nar_plugins.pruning.importance import Key, parts_of_model, recorded
@@ -31,6 +32,7 @@ class Plan(NamedTuple):
     Attributes:
         heads, ffn, scope, multiple: see ``choose``.
         layers: "encoder" and "decoder" -> the layers that are kept, as fairseq writes them ("0,2"); None: all.
+        rank: K of the factorised table of words (``modules/factorised.py``); None: it stays.
     """
 
     heads: float = 0.0
@@ -38,6 +40,7 @@ class Plan(NamedTuple):
     scope: str = "layer"
     multiple: int = 8
     layers: Dict[str, Optional[str]] = {}
+    rank: Optional[int] = None
 
 
 class Pruned(NamedTuple):
@@ -161,6 +164,9 @@ def prune(
     for key, part in parts.items():
         if len(kept[key]) < part.units:
             part.keep(kept[key])
+    if plan.rank is not None:
+        check_rank(plan.rank, cut.model)
+        factorise(cut.model, plan.rank)
     after, loss_after = weights_by_part(cut.model), cut.loss()
     if out is not None:
         write(path, out, cut.model)
@@ -177,10 +183,10 @@ def check_plan(plan: Plan) -> None:
             raise ValueError(f"{flag} {share:g}: give the share that is removed, from 0 up to, not including, 1")
     if plan.multiple < 1:
         raise ValueError(f"--multiple {plan.multiple}: give a number from 1 up")
-    if not (plan.heads or plan.ffn or any(kept is not None for kept in plan.layers.values())):
+    if not (plan.heads or plan.ffn or plan.rank or any(kept is not None for kept in plan.layers.values())):
         raise ValueError(
-            "nothing is to be removed: give --prune-heads, --prune-ffn, --encoder-layers-to-keep or "
-            "--decoder-layers-to-keep"
+            "nothing is to be removed: give --prune-heads, --prune-ffn, --encoder-layers-to-keep, "
+            "--decoder-layers-to-keep or --embedding-rank"
         )
 
 
@@ -214,6 +220,22 @@ def check_checkpoint(path: str, plan: Plan) -> Dict[str, int]:
     return numbers
 
 
+def check_rank(rank: int, model: nn.Module) -> None:
+    """Raise where the table of words cannot be factorised."""
+    if not isinstance(model, NarModel):
+        raise ValueError(f"--embedding-rank {rank} is for nat, cmlm and dag, and this is a {type(model).__name__}")
+    if not is_tied(model):
+        raise ValueError(
+            f"--embedding-rank {rank}: the model has several tables of words (it was trained without "
+            "--share-all-embeddings)"
+        )
+    width = model.encoder.embed_tokens.embedding_dim
+    if not 0 < rank < width:
+        raise ValueError(
+            f"--embedding-rank {rank}: the embeddings are {width} wide; give a number from 1 to {width - 1}"
+        )
+
+
 def check_layers(kept: str, number: int, side: str) -> None:
     """Raise unless a list of layers names some of them, each once."""
     flag = f"--{side}-layers-to-keep {kept!r}"
@@ -234,7 +256,7 @@ def weights_by_part(model: nn.Module) -> Dict[str, int]:
     count once.
     """
     tables = [module for module in model.modules() if isinstance(module, nn.Embedding)]
-    tables += [module for module in [getattr(model.decoder, "output_projection", None)] if module is not None]
+    tables += [model.encoder.embed_tokens, model.decoder.embed_tokens, model.decoder.output_projection]
     groups = {"embeddings": tables, "encoder": [model.encoder.layers], "decoder": [model.decoder.layers]}
     seen, numbers = set(), {}
     for name, modules in (*groups.items(), ("others", [model])):
