@@ -12,6 +12,7 @@ from typing import Dict, Iterator, NamedTuple
 
 import torch
 import torch.nn as nn
+from fairseq.modules import MultiheadAttention
 from torch import Tensor
 
 from nar_plugins.modules.pruned import SIDES, Part, layers_of, parts_of
@@ -38,6 +39,9 @@ def parts_of_model(model: nn.Module) -> Dict[Key, Part]:
 @contextmanager
 def recorded(model: nn.Module) -> Iterator[Dict[Key, Tensor]]:
     """Within it every backward pass adds to the importance of every unit: (units,) float64 for every part, nats."""
+    for attention in model.modules():
+        if isinstance(attention, MultiheadAttention):  # else fairseq's own calls PyTorch's function with its weights
+            attention.skip_embed_dim_check = True
     parts = parts_of_model(model)
     sums = {key: torch.zeros(part.units, dtype=torch.float64) for key, part in parts.items()}
     handles = [
