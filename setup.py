@@ -59,6 +59,7 @@ setup(
             "nar-flags = nar_plugins.cli.flags:main",
             "nar-merge = nar_plugins.cli.merge:main",
             "nar-pack = nar_plugins.cli.pack:main",
+            "nar-prune = nar_plugins.cli.prune:main",
             "nar-report = nar_plugins.cli.report:main",
             "nar-score = nar_plugins.cli.score:main",
             "nar-user-dir = nar_plugins.cli.user_dir:main",

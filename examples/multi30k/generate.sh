@@ -38,6 +38,8 @@ compare "KD: vanilla + glancing" kd-glat ""
 compare "KD: vanilla + glancing, 5 lengths rescored" kd-glat "--length-beam 5 --rescorer $ar"
 compare "KD: CTC + glancing" kd-ctc ""
 compare "KD: CTC + glancing, CTC beam 10" kd-ctc "--ctc-beam 10"
+compare "KD: CTC + glancing, pruned" kd-ctc-pruned ""
+compare "KD: CTC + glancing, 2 of 3 layers" kd-ctc-small ""
 compare "KD: CTC + glancing, CTC beam 10 rescored" kd-ctc "--ctc-beam 10 --rescorer $ar"
 graphs() {  # NAME MODEL
     compare "$1, greedy" "$2" "--dag-decode greedy --dedup token"

@@ -14,6 +14,8 @@
 #   kd-frozen  the frozen teacher with 8 sequential proposal heads; only the heads are trained, the greedy output is the teacher's
 #   kd-block   kd-frozen, fine-tuned as a whole
 #   kd-nat-ft  kd-nat, fine-tuned by the teacher (Gu et al. 2018, section 4)
+#   kd-ctc-pruned  kd-ctc with half of its weights (nar-prune), fine-tuned
+#   kd-ctc-small   kd-ctc without its middle layers, fine-tuned
 #   kd-ar-12-1, kd-bang-ar, kd-bang  as in the other recipes, with the settings of kd-ar; kd-bang continues kd-bang-ar
 # All have the same sizes and learning rate and, but for heads and fine-tuning, the same tokens per batch. The other kd-* models
 # start from the teacher's weights. A second run continues where the first one stopped. FLAGs are passed to fairseq-train and
@@ -31,6 +33,7 @@ case $model in
     kd-frozen) plan 1200 2048 1e-3 linear "${small_adam[@]}" ;;
     kd-block)  plan 3600 2048 1e-3 linear "${small_adam[@]}" ;;
     kd-nat-ft) plan 400 1600 2e-5 - "${small_adam[@]}" --finetune-weight 0.25 ;;
+    kd-ctc-*)  plan 800 2048 1e-3 linear "${small_adam[@]}" ;;
     kd-*)      plan 800 4096 1e-3 $rate "${small_adam[@]}" ;;
     *)         plan 3000 4096 1e-3 $rate "${small_adam[@]}" ;;
 esac
@@ -42,6 +45,15 @@ blockwise=(--arch blockwise --block-size 8 --block-head sequential --criterion b
 # Huang et al. 2022 (DA-Transformer) with half of their vertices: a CPU feels each; glancing falls for two thirds, as theirs
 graph=(--upsample 4 --glancing "0.5:0.1@$((updates * 2 / 3 + 1))")
 heads=$work/kd-frozen/checkpoint_last.pt
+parent=$work/kd-ctc/checkpoint_last.pt
+rank=64 layers=0,2
+if [ -n "$mini" ]; then rank=8 layers=0; fi
+prune() {  # FLAG ...: $what, which starts from kd-ctc without what the FLAGs remove
+    need "$parent" "$model is made of it: train kd-ctc first"
+    local pruned=$work/$model/pruned.pt
+    if stale "$pruned" "$parent"; then run "$bin/nar-prune" "$parent" --data "$work/kd" "$@" --out "$pruned" $device; fi
+    what=(--arch nat --ctc --upsample 2 --glancing 0.3 --criterion nar_loss --finetune-from-model "$pruned")
+}
 case $model in
     cmlm) task=("${float32[@]}") what=(--arch cmlm_iwslt_de_en --criterion nar_loss "${smooth[@]}") ;;
     stock) # our user-dir only lets its checkpoints load under PyTorch 2.6 and later
@@ -52,6 +64,8 @@ case $model in
                      --finetune-from-model "$work/kd-nat/checkpoint_best.pt") ;;
     kd-glat) task=("${float32[@]}") what=(--arch nat --source-copy uniform --glancing "0.5:0.3@$updates" "${taught[@]}" "${smooth[@]}") ;;
     kd-ctc) task=("${float32[@]}") what=(--arch nat --ctc --upsample 2 --glancing "0.5:0.3@$updates" "${taught[@]}") ;;
+    kd-ctc-pruned) prune --prune-heads 0.5 --prune-ffn 0.55 --embedding-rank "$rank" ;;
+    kd-ctc-small) prune --encoder-layers-to-keep "$layers" --decoder-layers-to-keep "$layers" ;;
     dag) what=(--arch dag_iwslt_de_en "${graph[@]}" --criterion nar_loss) ;;
     kd-dag) what=(--arch dag "${graph[@]}" "${taught[@]}") ;;
     kd-cmlm) task=("${float32[@]}") what=(--arch cmlm "${taught[@]}" "${smooth[@]}") ;;
@@ -61,6 +75,6 @@ case $model in
         what=("${blockwise[@]}" "${smooth[@]}" --finetune-from-model "$heads") ;;
     ar | kd-ar | kd-ar-12-1 | kd-bang-ar | kd-bang) system ;;
     *) fail "no model '$model': ar, cmlm, stock, dag, kd-ar, kd-nat, kd-glat, kd-ctc, kd-dag, kd-cmlm, kd-frozen, kd-block, kd-nat-ft," \
-        "kd-ar-12-1, kd-bang-ar or kd-bang" ;;
+        "kd-ctc-pruned, kd-ctc-small, kd-ar-12-1, kd-bang-ar or kd-bang" ;;
 esac
 train

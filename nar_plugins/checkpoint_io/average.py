@@ -7,7 +7,7 @@ from typing import Dict, Iterator, List, NamedTuple, Optional, Sequence
 import torch
 from torch import Tensor
 
-from nar_plugins.checkpoint_io.read import read_mapped
+from nar_plugins.checkpoint_io.read import read_mapped, setting
 from nar_plugins.checkpoint_io.symbols import kept_symbols
 from nar_plugins.data.dictionary import check_same_symbols
 from nar_plugins.data.whole_file import check_output, written_whole
@@ -47,14 +47,6 @@ def candidates(folder: Path) -> List[Candidate]:
     if not by_update:
         raise ValueError(f"{folder} has no checkpoint of fairseq-train: give its --save-dir")
     return [by_update[update] for update in sorted(by_update)]
-
-
-def setting(state: Dict, group: str, name: str):
-    """A training option of a checkpoint; None if it has none. Old trainers kept a flat ``args`` without groups."""
-    if state.get("cfg"):
-        options = state["cfg"].get(group) or {}
-        return options.get(name) if hasattr(options, "get") else getattr(options, name, None)
-    return getattr(state.get("args"), name, None)
 
 
 def choose(folder: Path, last: Optional[int] = None, best: Optional[int] = None) -> List[Path]:

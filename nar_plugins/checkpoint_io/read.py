@@ -36,6 +36,14 @@ def read_upgraded(path: Union[Path, str]) -> Dict:
     return checkpoint_utils.load_checkpoint_to_cpu(str(path))
 
 
+def setting(state: Dict, group: str, name: str):
+    """A training option of a checkpoint; None if it has none. Old trainers kept a flat ``args`` without groups."""
+    if state.get("cfg"):
+        options = state["cfg"].get(group) or {}
+        return options.get(name) if hasattr(options, "get") else getattr(options, name, None)
+    return getattr(state.get("args"), name, None)
+
+
 def prepare_models(models: List[nn.Module], cfg) -> bool:
     """Move models to their device and prepare them for decoding, as ``fairseq-generate`` does.
 

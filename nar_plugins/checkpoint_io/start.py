@@ -4,15 +4,17 @@
 """
 
 import logging
+import os
 import re
-from typing import Dict, NamedTuple, Sequence
+from typing import Dict, NamedTuple, Optional, Sequence
 
 import torch.nn as nn
 from torch import Tensor
 
 from nar_plugins.checkpoint_io.mask_row import VOCABULARY_TABLES, with_mask_row
-from nar_plugins.checkpoint_io.read import read_mapped, read_upgraded
+from nar_plugins.checkpoint_io.read import read_mapped, read_upgraded, setting
 from nar_plugins.checkpoint_io.symbols import check_stored_symbols, check_symbols_of_files
+from nar_plugins.modules.pruned import KEPT, SIDES
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +29,31 @@ class NewParameters(NamedTuple):
 
 
 # -- the whole of a checkpoint ----------------------------------------------------------------------------------------
+
+
+def starting_point(cfg) -> Optional[str]:
+    """The checkpoint that a training continues from, or starts from; None: from nothing.
+
+    fairseq's rules: its own last one is before ``--finetune-from-model``.
+
+    Args:
+        cfg: of the task, with ``save_dir``, ``restore_file`` and ``finetune_from_model``.
+    """
+    last = os.path.join(cfg.save_dir, "checkpoint_last.pt")
+    if cfg.restore_file != os.path.basename(last):
+        return cfg.restore_file
+    return last if os.path.exists(last) else cfg.finetune_from_model
+
+
+def kept_sizes_of(path: str) -> Dict[str, object]:
+    """The arguments that give a model the sizes of a pruned checkpoint (``modules/pruned.py``); of others none.
+
+    Raises:
+        CheckpointError: see ``read_mapped``.
+    """
+    state = read_mapped(path)
+    kept = setting(state, "model", KEPT)
+    return {KEPT: kept, **{f"{side}_layers": len(kept[side]) for side in SIDES}} if kept else {}
 
 
 def check_finetuned(path: str, model: nn.Module, dictionaries: Dict) -> None:

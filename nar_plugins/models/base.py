@@ -29,10 +29,12 @@ from nar_plugins.models.initialise import bert_init
 from nar_plugins.models.pairing import check_task
 from nar_plugins.modules.attention import allowed_keys, allowed_sources
 from nar_plugins.modules.exporting import is_padded
+from nar_plugins.modules.factorised import plain_projection
 from nar_plugins.modules.fused_loss import SoftTargets, fused_token_loss
 from nar_plugins.modules.layers import NarDecoderLayer, NarEncoderLayer
 from nar_plugins.modules.length_head import LENGTH_HEADS, LengthHead
 from nar_plugins.modules.losses import LossPart, TokenObjective
+from nar_plugins.modules.pruned import shrink
 
 
 class NarEncoder(TransformerEncoderBase):
@@ -227,6 +229,7 @@ class NarModel(TransformerModel):
         for module in model.modules():
             if isinstance(module, nn.LayerNorm) and getattr(args, "layer_norm_eps", None) is not None:
                 module.eps = args.layer_norm_eps
+        shrink(model, args)
         return model
 
     @classmethod
@@ -283,9 +286,8 @@ class NarModel(TransformerModel):
                 lambda part: teacher.lprobs(states[part], temperature).exp(), objective.soft_target_weight, temperature
             )
         targets = target[picked]
-        losses, nll, _ = fused_token_loss(
-            self.decoder.output_projection, features[picked], targets, objective.label_smoothing, soft=soft
-        )
+        projection, states = plain_projection(self.decoder.output_projection, features[picked])
+        losses, nll, _ = fused_token_loss(projection, states, targets, objective.label_smoothing, soft=soft)
         return LossPart(losses.sum(), nll.sum(), torch.tensor(targets.numel(), device=targets.device), weight=1)
 
     def start_from_checkpoints(self, task) -> None:

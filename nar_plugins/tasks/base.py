@@ -16,7 +16,7 @@ from omegaconf import II
 from torch import Tensor
 
 from nar_plugins.checkpoint_io.mask_row import accept_missing_mask_row
-from nar_plugins.checkpoint_io.start import check_finetuned
+from nar_plugins.checkpoint_io.start import check_finetuned, kept_sizes_of, starting_point
 from nar_plugins.checkpoint_io.symbols import check_stored_symbols, stored_symbols
 from nar_plugins.data.dictionary import load_dictionary
 from nar_plugins.data.noise import VALIDATION_UPDATE
@@ -47,6 +47,8 @@ class NarTaskConfig(FairseqDataclass):
     fp16: bool = II("common.fp16")
     update_freq: List[int] = II("optimization.update_freq")
     finetune_from_model: Optional[str] = II("checkpoint.finetune_from_model")
+    restore_file: str = II("checkpoint.restore_file")
+    save_dir: str = II("checkpoint.save_dir")
 
 
 class Progress:
@@ -175,6 +177,7 @@ class NarTask(FairseqTask):
             registry.check_model(ARCH_MODEL_REGISTRY.get(getattr(cfg, "_name", None) or getattr(cfg, "arch", None)))
             self.refuse_half()
             refuse_untrainable(cfg, "merge_src_tgt_embed")
+            self.take_kept_sizes(cfg)
         model = super().build_model(cfg, from_checkpoint)
         accept_missing_mask_row(model)
         if not from_checkpoint:
@@ -186,6 +189,19 @@ class NarTask(FairseqTask):
         self.noise = getattr(model, "noise", None)
         self.trained, self.model_options = (type(model), getattr(cfg, "arch", None) or getattr(cfg, "_name", None)), cfg
         return model
+
+    def take_kept_sizes(self, args) -> None:
+        """Let a training that starts from a pruned model, or continues one, have that model's sizes.
+
+        Args:
+            args: the model's arguments, from which it is built next.
+        """
+        path = starting_point(self.cfg)
+        kept = kept_sizes_of(path) if path is not None and os.path.exists(path) else {}
+        for name, value in kept.items():
+            setattr(args, name, value)
+        if kept:
+            logger.info(f"the sizes of the layers are those of {path}, which was pruned")
 
     def refuse_half(self) -> None:
         """Raise for fairseq's half-precision flags where they do not train.

@@ -12,8 +12,8 @@ from shell import bash
 MODELS = ("ar", "ar-12-1", "nat", "nat-ft", "glat", "ctc", "dag", "cmlm", "frozen", "block", "bang-ar", "bang")
 ALL = " ".join([*MODELS, *(f"kd-{model}" for model in MODELS)])
 MULTI30K = (
-    "ar cmlm dag stock kd-ar kd-ar-12-1 kd-nat kd-nat-ft kd-glat kd-ctc kd-dag kd-cmlm kd-frozen kd-block kd-bang-ar "
-    "kd-bang"
+    "ar cmlm dag stock kd-ar kd-ar-12-1 kd-nat kd-nat-ft kd-glat kd-ctc kd-ctc-pruned kd-ctc-small kd-dag kd-cmlm "
+    "kd-frozen kd-block kd-bang-ar kd-bang"
 )
 RECIPES = {"wmt14_en_de": ALL, "wmt16_en_ro": ALL, "iwslt14_de_en": ALL, "tatoeba_en_de": ALL, "multi30k": MULTI30K}
 

@@ -13,7 +13,7 @@ PACKAGE = Path(nar_plugins.__file__).parent
 # from the top; a layer imports from itself and from those below it
 LAYERS = (
     {"cli"},
-    {"tasks", "criterions", "corpora", "measure", "hub", "demo", "export"},
+    {"tasks", "criterions", "corpora", "measure", "hub", "demo", "export", "pruning"},
     {"generators", "models"},
     {"checkpoint_io"},
     {"modules", "data"},

@@ -13,6 +13,7 @@ from nar_plugins.models.bang.row_attention import row_attention
 from nar_plugins.models.bang.stream_layout import RowGroup, StreamLayout
 from nar_plugins.modules.block_decoder import BlockCache
 from nar_plugins.modules.fast.linear import shared_input
+from nar_plugins.modules.pruned import inputs_of, keep_columns, keep_rows, selected
 from nar_plugins.modules.relative_positions import BUCKETS
 
 
@@ -47,6 +48,17 @@ class NStreamAttention(nn.Module):
         self.out_proj = nn.Linear(embed_dim, embed_dim)
         self.dropout_module = FairseqDropout(dropout, module_name=type(self).__name__)
         nn.init.xavier_uniform_(self.in_proj_weight)
+
+    def keep_heads(self, heads: Tensor) -> None:
+        """Remove all heads but these, (n,) int64."""
+        rows = inputs_of(heads, self.head_dim)
+        all_rows = inputs_of(torch.arange(3), self.num_heads * self.head_dim).view(3, -1)[:, rows].flatten()
+        self.in_proj_weight = selected(self.in_proj_weight, 0, all_rows)
+        self.in_proj_bias = selected(self.in_proj_bias, 0, all_rows)
+        biases = torch.arange(BUCKETS * self.num_heads).view(BUCKETS, self.num_heads)[:, heads]
+        keep_rows(self.relative_linear, biases.flatten())
+        keep_columns(self.out_proj, rows)
+        self.num_heads = len(heads)
 
     def project(self, x: Tensor) -> Projected:
         """States (..., D) -> queries, keys, values and biases."""

@@ -27,6 +27,7 @@ from nar_plugins.models.bang.stream_layout import mask_counts, span_starts
 from nar_plugins.models.flags import UNREAD_BY_BANG, UNSUPPORTED_BY_BANG, refuse_unsupported
 from nar_plugins.models.pairing import check_task
 from nar_plugins.modules.fused_loss import fused_token_loss
+from nar_plugins.modules.pruned import shrink
 
 
 @register_model("bang")
@@ -87,6 +88,7 @@ class BangModel(TransformerModel):
             )
         model = super().build_model(args, task)
         initialise(model)
+        shrink(model, args)
         return model
 
     @classmethod

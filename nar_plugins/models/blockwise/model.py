@@ -22,6 +22,7 @@ from nar_plugins.modules.block_decoder import BlockDecoder
 from nar_plugins.modules.fused_loss import fused_token_loss
 from nar_plugins.modules.losses import LossPart
 from nar_plugins.modules.packing import queries_of_sentences
+from nar_plugins.modules.pruned import shrink
 
 
 class HeadObjective(NamedTuple):
@@ -88,6 +89,7 @@ class BlockwiseModel(TransformerModel):
         if args.freeze_base and args.block_size == 1:
             raise ValueError("--freeze-base with --block-size 1 leaves nothing to train: give a larger --block-size")
         model = super().build_model(args, task)
+        shrink(model, args)
         for layer in (*model.encoder.layers.children(), *model.decoder.layers.children()):
             wrap(unwrap_checkpoint(layer), model.cfg)
         if args.freeze_base:

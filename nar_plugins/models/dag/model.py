@@ -19,6 +19,7 @@ from nar_plugins.models.dag.decoder import DagDecoder
 from nar_plugins.models.dag.words import token_lprobs
 from nar_plugins.models.pairing import check_task
 from nar_plugins.modules import glancing
+from nar_plugins.modules.factorised import plain_projection
 from nar_plugins.modules.layers import pick
 from nar_plugins.modules.losses import LIKELIHOOD, LossPart, TokenObjective
 
@@ -198,7 +199,8 @@ class DagModel(NarModel):
 
     def graph(self, features: Tensor, canvas: Canvas, target: Tensor) -> tuple:
         """The log-probabilities of the target's tokens on the vertices (B, T, L), and of the links (B, L, L)."""
-        emissions = token_lprobs(self.decoder.output_projection, features, canvas.real(), target)
+        projection, states = plain_projection(self.decoder.output_projection, features)
+        emissions = token_lprobs(projection, states, canvas.real(), target)
         return emissions, self.links(features, canvas)
 
     def reveal(

@@ -22,6 +22,7 @@ from nar_plugins.models.pairing import check_task
 from nar_plugins.modules import ctc, glancing, source_copy
 from nar_plugins.modules.attention import Attention
 from nar_plugins.modules.exporting import is_padded
+from nar_plugins.modules.factorised import plain_projection
 from nar_plugins.modules.losses import LIKELIHOOD, LossPart, TokenObjective, length_loss
 
 
@@ -133,7 +134,7 @@ class NatModel(NarModel):
         if args.width_scaled_attention:
             for module in model.modules():
                 if isinstance(module, Attention):
-                    module.scaling = module.embed_dim**-0.5
+                    module.scaling = args.encoder_embed_dim**-0.5  # the module's own may have been pruned
         return model
 
     @classmethod
@@ -327,7 +328,7 @@ class NatModel(NarModel):
         revealed = self.reveal(canvas, memory, draws, gold, canvas.real())
         if revealed is not None:
             canvas = self.with_revealed(canvas, revealed, alignments[0])
-        features, projection = self.decode(canvas, memory), self.decoder.output_projection
+        projection, features = plain_projection(self.decoder.output_projection, self.decode(canvas, memory))
         return {"words": ctc.projected_ctc_loss(projection, features, canvas.real(), target, real, self.mask)}
 
     def reveal(
