@@ -105,6 +105,12 @@ def test_an_empty_source_has_no_more_passes_than_its_translation(made, system):
     assert found.translation == wanted and len(found.frames) == (len(wanted.tokens) + 1 if system == "greedy" else 0)
 
 
+@pytest.mark.parametrize("system", ["greedy", "mask_predict", "ctc"])
+def test_the_source_is_what_the_model_reads(made, system):
+    symbols = {"greedy": "<pad>"}.get(system, "<unk>")  # padding is a word to an autoregressive model
+    assert trace(load(made, system), "w1 <pad> w2 </s> <mask>").source == ["w1", symbols, "w2", "</s>", "<unk>"]
+
+
 def test_mask_predict_masks_as_many_as_its_schedule_says(made):
     translator = load(made, "mask_predict")
     for line in LINES:
