@@ -374,7 +374,11 @@ def test_the_tokeniser_of_validation_is_kept_in_the_checkpoint(made, caplog):
     assert "--eval-bleu: sacreBLEU's tokeniser char" in caplog.text + said
 
 
-def test_bleu_is_of_the_tokeniser_given(made, capsys):
+def test_bleu_is_of_the_tokeniser_given_or_of_the_language(made, capsys, tmp_path):
     scoring = ("--tokenize", "char", "--reference", made.text)
     bench.main([made.data, "--system", "A", made.ar, "--beam 1 --max-len-b 4", "--flags", "--cpu", *QUICK, *scoring])
     assert "|tok:char|" in capsys.readouterr().out
+    for file in Path(made.data).iterdir():
+        (tmp_path / file.name.replace("tgt", "zh")).write_bytes(file.read_bytes())
+    bench.main([str(tmp_path), "--system", "A", made.ar, "--beam 1 --max-len-b 4", "--flags", "--cpu", *QUICK])
+    assert "|tok:zh|" in capsys.readouterr().out

@@ -97,7 +97,7 @@ def test_the_last_frame_is_the_translation_and_the_passes_are_counted(made, syst
     assert getattr(translator.decoder.generator, "observer", None) is None
 
 
-@pytest.mark.parametrize("system", ["greedy", "mask_predict", "ctc", "adaptive"])
+@pytest.mark.parametrize("system", ["greedy", "mask_predict", "ctc", "dag", "adaptive"])
 def test_an_empty_source_has_no_more_passes_than_its_translation(made, system):
     translator = load(made, system)
     (wanted,) = translator.translate([""])

@@ -146,7 +146,8 @@ class DagGenerator(CanvasGenerator):
         limit = int(graph.last.clamp(min=2).masked_fill(self.empty(source), shortest + 1).min()) - 1
         if shortest > limit:
             raise ValueError(
-                f"--min-len {shortest} is above the limit of {limit} tokens: so many vertices has the graph of a sentence"
+                f"--min-len {shortest} is above the limit of {limit} tokens: so many vertices has the graph of a "
+                "sentence"
             )
 
     def decoded(self, graph: "Graph", words: "Words", paths: "Paths") -> DecodedCanvases:
