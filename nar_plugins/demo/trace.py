@@ -71,7 +71,7 @@ def trace(translator: Translator, text: str) -> Trace:
     Raises:
         ValueError: the text cannot be translated.
     """
-    tokens = translator.encode(text)
+    tokens = translator.task.as_read(translator.encode(text))
     generator, events = translator.decoder.generator, []
     observed = isinstance(generator, (CanvasGenerator, LeftToRightGenerator))
     with translator.lock:  # no other thread's sentence is observed

@@ -14,7 +14,7 @@ import json
 import math
 import sys
 from pathlib import Path
-from typing import Dict, List, Optional, Sequence, Tuple
+from typing import Dict, Iterable, Iterator, List, Optional, Sequence, Set, Tuple
 
 import numpy as np
 
@@ -52,7 +52,8 @@ class OnnxTranslator:
         self.symbols = self.config["symbols"]
         self.pad, self.eos = self.symbols["pad"], self.symbols["eos"]
         self.source, self.target = (read_symbols(self.folder, self.config, side) for side in ("source", "target"))
-        self.index = index_of(self.source, self.config)
+        unreadable = {self.source[self.pad], self.target[self.symbols["mask"]]}
+        self.index = index_of(self.source, self.config, unreadable)
         self.sessions = {name: session(self.folder / f"{name}.onnx", threads) for name in self.config["graphs"]}
         check_products(self.folder, self.config, threads)
         self.weight_bytes = sum((self.folder / f"{name}.onnx").stat().st_size for name in self.sessions)
@@ -79,7 +80,7 @@ class OnnxTranslator:
         return translations
 
     def encode(self, line: str) -> List[int]:
-        """The indices of a line's sub-words, and ``</s>``."""
+        """The indices of a line's sub-words, and ``</s>``; unknown ones, padding and the mask are ``<unk>``."""
         return [*(self.index.get(symbol, self.symbols["unk"]) for symbol in line.split()), self.eos]
 
     def string(self, tokens: Sequence[int]) -> str:
@@ -348,10 +349,14 @@ def read_symbols(folder: Path, config: Dict, side: str) -> List[str]:
     return symbols + config["after"][side]
 
 
-def index_of(symbols: List[str], config: Dict) -> Dict[str, int]:
-    """The index of every symbol that text may hold; of equal symbols the last one's."""
+def index_of(symbols: List[str], config: Dict, unreadable: Set[str]) -> Dict[str, int]:
+    """The index of every symbol that text may hold; of equal symbols the last one's.
+
+    Args:
+        unreadable: padding and the mask, which a parallel model cannot read as words.
+    """
     readable = symbols[: len(symbols) - len(config["after"]["source"])]
-    return {symbol: i for i, symbol in enumerate(readable)}
+    return {symbol: i for i, symbol in enumerate(readable) if symbol not in unreadable}
 
 
 def session(path: Path, threads: Optional[int]):
@@ -386,6 +391,33 @@ def check_products(folder: Path, config: Dict, threads: Optional[int]) -> None:
             )
 
 
+# -- the program -------------------------------------------------------------------------------------------------------
+
+
+def lines_of(stream: Iterable[str]) -> Iterator[str]:
+    """The lines of a stream that splits at \\n only, without \\n, \\r\\n and a byte order mark at the start."""
+    for number, line in enumerate(stream):
+        line = line[line.startswith("\ufeff") and not number :]
+        line = line[:-1] if line.endswith("\n") else line
+        yield line[:-1] if line.endswith("\r") else line
+
+
+def fitted(lines: Iterable[str], limit: int, cut: bool) -> Iterator[str]:
+    """Lines of sub-words of which none, with ``</s>``, has more than ``limit``; standard error names the others.
+
+    Args:
+        cut: keep the beginning of a line that is too long, instead of nothing.
+    """
+    for number, line in enumerate(lines, 1):
+        symbols = line.split()
+        if len(symbols) + 1 > limit:
+            happens = f"cut to {limit}" if cut else "its translation is empty; cut it with --truncate-source"
+            said = f"line {number} has {len(symbols) + 1} tokens, more than the {limit} source positions: {happens}"
+            print(f"{Path(__file__).name}: {said}", file=sys.stderr)
+            line = " ".join(symbols[: limit - 1]) if cut else ""
+        yield line
+
+
 def main(argv: Optional[Sequence[str]] = None) -> None:
     """Translate standard input by the model in the folder that this file is in, or that is given."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -394,14 +426,15 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     parser.add_argument("--threads", type=int, help="of ONNX Runtime (default: as many as there are cores)")
     parser.add_argument("--iterations", type=int, help="passes of an iterative model's decoder")
     parser.add_argument("--length-beam", type=int, help="lengths that an iterative model decodes")
+    parser.add_argument("--truncate-source", action="store_true", help="cut lines of more tokens than positions")
     args = parser.parse_args(argv)
     options = {name: getattr(args, name) for name in ("iterations", "length_beam") if getattr(args, name) is not None}
-    sys.stdin.reconfigure(encoding="utf-8")
-    sys.stdout.reconfigure(encoding="utf-8")
+    for stream in (sys.stdin, sys.stdout):
+        stream.reconfigure(encoding="utf-8", newline="\n")  # only \n ends a line
     try:
-        lines = OnnxTranslator(args.folder, args.threads, **options).translate(
-            [line.rstrip("\n") for line in sys.stdin], args.batch_size
-        )
+        translator = OnnxTranslator(args.folder, args.threads, **options)
+        limit = translator.config["max_source_positions"]
+        lines = translator.translate([*fitted(lines_of(sys.stdin), limit, args.truncate_source)], args.batch_size)
     except ValueError as error:
         sys.exit(f"{Path(__file__).name}: {error}")
     sys.stdout.writelines(f"{line}\n" for line in lines)

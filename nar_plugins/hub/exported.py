@@ -18,7 +18,7 @@ class ExportedDecoder:
     Args:
         folder: what ``nar-export onnx`` made.
         arguments: of ``fairseq-generate``; the graphs hold some options, and have not all.
-        task: whose dictionaries the folder must have.
+        task: whose dictionaries the folder must have; it then reads text for a parallel model.
 
     Attributes:
         engine: the ``OnnxTranslator``.
@@ -33,6 +33,7 @@ class ExportedDecoder:
         options = check_run(arguments, runtime.read_config(folder))
         self.engine = runtime.OnnxTranslator(folder, torch.get_num_threads(), **options)
         self.models: List = []
+        task.parallel = True
         for side in ("source", "target"):
             ours = getattr(task, f"{side}_dictionary").symbols
             check_same_symbols(getattr(self.engine, side), ours, f"the {side} dictionary of {arguments.data}")

@@ -81,7 +81,8 @@ class CTranslate2:
         Args:
             options: of ``ctranslate2.Translator.translate_batch``.
         """
-        lines = [[self.source[t] for t in row if t not in (self.pad, self.eos)] for row in sources.tolist()]
+        # without the last </s>, which CTranslate2 adds; one inside of a sentence is a word to fairseq
+        lines = [[self.source[token] for token in row if token != self.pad][:-1] for row in sources.tolist()]
         results = self.translator.translate_batch(
             lines, beam_size=beam, suppress_sequences=self.banned, max_input_length=0, **options
         )

@@ -34,7 +34,8 @@ class OnnxSystem(System):
         return arguments
 
     def load_models(self, path: str) -> list:
-        """None of fairseq's."""
+        """None of fairseq's; the data are read for a parallel model."""
+        self.task.parallel = True
         return []
 
     def start(self) -> None:

@@ -1,11 +1,15 @@
 """What the output of ``fairseq-generate`` says of a system beside its BLEU: lengths, repetitions, tokens a call."""
 
+import logging
 import re
 from collections import Counter
 from typing import Dict, List, NamedTuple, Sequence
 
+from nar_plugins.data.bleu import lacks_blanks
 from nar_plugins.data.generated import best_hypotheses, generated_by_number
 from nar_plugins.measure.quality import repetition
+
+logger = logging.getLogger(__name__)
 
 HISTORY = re.compile(r"E-(\d+)_(\d+)\t(.*)", re.S)  # of --retain-iter-history: sentence, pass, its tokens
 ACCEPTED = re.compile(r"blockwise: .* \(tokens:calls ([\d: ]*)\)")  # the last line of the log of blockwise
@@ -31,6 +35,11 @@ def read_generation(name: str, lines: List[str]) -> Generation:
     if not hypotheses:
         raise ValueError(f"{name} holds no line H-: give what fairseq-generate printed")
     references = generated_by_number(lines, "T")
+    if lacks_blanks([*hypotheses.values(), *references.values()]):
+        logger.warning(
+            f"{name} has hardly a blank, and its length errors and repetition take what stands between blanks for a "
+            "word: give the output without --remove-bpe, whose sub-words have blanks"
+        )
     errors = Counter(
         len(text.split()) - len(references[number].split())
         for number, text in hypotheses.items()

@@ -51,6 +51,7 @@ class CTranslate2System(System):
         """
         self.autoregressive, self.generator = True, None
         self.cuda = torch.cuda.is_available() and not self.cfg.common.cpu
+        self.positions = [self.models[0].max_positions()]
         self.most_tokens = self.models[0].max_decoder_positions() - 1
         self.engine = CTranslate2(
             self.models[0],
@@ -64,6 +65,9 @@ class CTranslate2System(System):
 
     def weight_bytes(self) -> int:
         return self.engine.weight_bytes
+
+    def max_positions(self) -> List[tuple]:
+        return self.positions
 
     def hypotheses(self, sample: Dict) -> List[List[Dict]]:
         """CTranslate2's translation of every sentence of a batch; the longest output is fairseq's."""

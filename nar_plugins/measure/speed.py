@@ -121,7 +121,9 @@ def load_rows(data: str, systems: Sequence[Sequence[str]], flags: str) -> List[R
 def load(name: str, path: str, data: str, flags: Sequence[str]) -> System:
     """Load one system."""
     kind, checkpoint = kind_of(path)
-    return kind(name, checkpoint, data, flags)
+    system = kind(name, checkpoint, data, flags)
+    system.check_lengths()
+    return system
 
 
 def kind_of(path: str) -> Tuple[Type[System], str]:

@@ -108,6 +108,22 @@ class System:
         """The size of the weights in the type that they are decoded in; of an ensemble's all."""
         return sum(prepared.weight_bytes() for prepared in self.generator.prepared)
 
+    def max_positions(self) -> List[tuple]:
+        """The longest source and target of every model."""
+        return self.decoder.max_positions()
+
+    def check_lengths(self) -> None:
+        """Raise where a source has more tokens than the models have positions, as ``fairseq-generate`` does."""
+        positions = utils.resolve_max_positions(self.task.max_positions(), *self.max_positions())
+        limit, sizes = self.task.max_source_tokens(positions), self.dataset.src_sizes
+        longest = int(sizes.argmax())
+        if limit is not None and sizes[longest] > limit:
+            raise ValueError(
+                f"{int((sizes > limit).sum())} of {len(sizes)} sources are longer than the {limit} source positions, "
+                f"sentence {longest} has {sizes[longest]} tokens: take them out of the data, or give all systems "
+                f'--flags "--truncate-source --max-source-positions {limit}"'
+            )
+
     def batches(self, size: int, sentences: int = 0) -> List[Dict]:
         """Batches of the first ``sentences`` (0: all), in file order for size 1, by length for larger ones."""
         indices = list(range(min(len(self.dataset), sentences or len(self.dataset))))

@@ -14,6 +14,7 @@ from fairseq.dataclass.configs import GenerationConfig
 from fairseq.tasks import FairseqTask, register_task
 from fairseq.tasks.translation import EVAL_BLEU_ORDER, TranslationConfig, TranslationTask
 from sacrebleu.metrics import BLEU
+from torch import Tensor
 
 from nar_plugins.checkpoint_io.roles import check_teacher
 from nar_plugins.checkpoint_io.teachers import load_drafter, load_teacher
@@ -138,17 +139,20 @@ class NarTranslationTask(NarTask, TranslationTask):
 
     def build_dataset_for_inference(self, src_tokens, src_lengths, constraints=None):
         """The lines given to ``fairseq-interactive``, padded on the right and read as in training."""
-        if self.parallel:
-            symbols, unk = unreadable_symbols(self.source_dictionary), self.source_dictionary.unk()
-            src_tokens = [reserved.as_unknown(tokens, symbols, unk) for tokens in src_tokens]
         return InferenceDataset(
-            src_tokens,
+            [self.as_read(tokens) for tokens in src_tokens],
             src_lengths,
             self.source_dictionary,
             tgt_dict=self.target_dictionary,
             left_pad_source=False,
             constraints=constraints,
         )
+
+    def as_read(self, tokens: Tensor) -> Tensor:
+        """Source tokens (S,) as the model reads them: a parallel one has no padding and no mask as words."""
+        if not self.parallel:
+            return tokens
+        return reserved.as_unknown(tokens, unreadable_symbols(self.source_dictionary), self.source_dictionary.unk())
 
     def get_batch_iterator(self, dataset, *args, **kwargs):
         """fairseq's batches; an ``InferenceDataset`` cuts or marks sources that are too long.

@@ -44,6 +44,7 @@ MODELS = {
     "cmlm": ("--arch", "cmlm_tiny", "--criterion", "nar_loss"),
     "nat": ("--arch", "nat_tiny", "--criterion", "nar_loss", "--source-copy", "uniform"),
     "ctc": ("--arch", "nat_tiny", "--criterion", "nar_loss", "--ctc"),
+    "dag": ("--arch", "dag_tiny", "--criterion", "nar_loss", "--upsample", "4", "--max-target-positions", "120"),
     "blockwise": ("--arch", "blockwise_tiny", "--criterion", "blockwise_loss"),
     "bang": ("--arch", "bang_tiny", "--criterion", "bang_loss"),
 }

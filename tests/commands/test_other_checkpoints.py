@@ -2,6 +2,7 @@
 
 import logging
 import re
+import shutil
 import sys
 import tempfile
 import types
@@ -16,7 +17,8 @@ from conftest import hypotheses
 from in_process import refusal
 from test_bad_input import AR, CMLM, TASK, TRAIN, binarise, here, pairs
 
-from nar_plugins.cli import convert, distill
+from nar_plugins.cli import average, bench, convert, distill, pack
+from nar_plugins.hub import from_pretrained
 
 LAST = "checkpoint_last.pt"
 SIZES = (
@@ -199,6 +201,38 @@ def distilled(made, path, folder: Path) -> bytes:
     return (folder / "train.src-tgt.tgt.bin").read_bytes()
 
 
+def ours(main, *arguments) -> None:
+    """Run a command of this package's, which silences the log of its process."""
+    try:
+        main([*map(str, arguments)])
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+def translated(*where) -> list:
+    translator = from_pretrained(*where, cpu=True, beam=2, max_len_b=9)
+    return [(found.text, round(found.score, 2)) for found in translator.translate(["w1 w2 w3", "w4 w5"])]
+
+
+def packed(made, path, folder: Path) -> Path:
+    ours(pack.main, path, "--data", made.data, "--out", folder)
+    return folder
+
+
+def timed(made, path, folder: Path) -> str:
+    """What nar-bench decodes."""
+    quick = ("--batch-sizes", "9", "--sentences", "2", "--repeats", "1", "--output", folder)
+    ours(bench.main, made.data, "--system", "A", path, "--beam 1 --max-len-b 9", "--flags", "--cpu", *quick)
+    return (folder / "A.txt").read_text()
+
+
+def averaged(path, out: Path) -> dict:
+    again = shutil.copy(path, out.with_name("again.pt"))
+    ours(average.main, again, path, "--out", out)
+    model = torch.load(out, weights_only=False)["model"]  # its metrics keep their arrays
+    return {name: value.double().sum().item() for name, value in model.items()}
+
+
 def generate(made, path, *flags) -> tuple:
     return ("fairseq-generate", made.data, *TASK, "--path", path, "--max-len-b", "9", *flags)
 
@@ -242,6 +276,10 @@ DOORS = {
     "--restore-file": lambda made, path, tmp: trained(
         made, tmp / "s", *SIZES, "--restore-file", path, "--reset-optimizer", "--reset-dataloader"
     ),
+    "the hub": lambda made, path, tmp: translated(path, made.data),
+    "nar-pack": lambda made, path, tmp: translated(packed(made, path, tmp / "packed")),
+    "nar-bench": lambda made, path, tmp: timed(made, path, tmp / "out"),
+    "nar-average": lambda made, path, tmp: averaged(path, tmp / "average.pt"),
 }
 
 
@@ -289,7 +327,7 @@ class Marks:
 
 
 def refused(door: str, made, path, tmp: Path) -> str:
-    if door == "nar-distill":
+    if door.startswith("nar-"):
         with pytest.raises(SystemExit) as stop:
             DOORS[door](made, path, tmp)
         return stop.value.code

@@ -47,6 +47,7 @@ MODELS = {
     "fertile": ("--arch", "nat_tiny", *NAR),
     "uniform": ("--arch", "nat_tiny", "--source-copy", "uniform", *NAR),
     "ctc": ("--arch", "nat_tiny", "--ctc", *NAR),
+    "dag": ("--arch", "dag_tiny", "--upsample", "4", "--max-target-positions", "160", *NAR),
 }
 FLAGS = {
     "blockwise": ("--generator", "blockwise"),
@@ -54,7 +55,7 @@ FLAGS = {
     "ar": ("--max-len-b", "12"),
     "cmlm": ("--iterations", "2"),
 }
-PARALLEL = ("bang", "cmlm", "fertile", "uniform", "ctc")
+PARALLEL = ("bang", "cmlm", "fertile", "uniform", "ctc", "dag")
 ODD = ["w1 <mask> w3", "w7 <pad> <pad> w3 w4", "w2 <s> w4 </s> w5", "<mask> w6 <mask>", "w9 w8 <pad>", "w5"]
 # "stranger" is in no dictionary: what the odd lines are to a parallel model
 STRANGE = [line.replace("<mask>", "stranger").replace("<pad>", "stranger") for line in ODD]

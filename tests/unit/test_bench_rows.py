@@ -5,6 +5,7 @@ decoding.
 import importlib.util
 import json
 import re
+import shlex
 import sys
 from functools import partial
 from pathlib import Path
@@ -163,6 +164,17 @@ def test_references_that_do_not_fit_are_refused_before_the_decoding(made, undeco
         assert said == f"nar-bench: --reference {tmp_path / 'short'} has 1 lines, the data have 9 sentences"
     (tmp_path / "file").write_text("")
     assert "--output" in refused(made.data, "--system", "A", made.ar, "--cpu", "--output", tmp_path / "file")
+
+
+def test_sources_beyond_the_positions_are_refused_before_the_decoding(made, undecoded):
+    few = "--max-source-positions 4"
+    said = refused(made.data, "--system", "A", made.ar, few, "--flags", "--cpu")
+    assert re.fullmatch(
+        r"nar-bench: --system A: (\d) of 9 sources are longer than the 4 source positions, sentence \d has \d+ tokens: "
+        r'take them out of the data, or give all systems --flags "--truncate-source --max-source-positions 4"',
+        said,
+    )
+    System("A", made.ar, made.data, shlex.split(f"--cpu --truncate-source {few}")).check_lengths()
 
 
 def test_a_checkpoint_that_is_not_there_names_its_row(made, undecoded):
@@ -362,7 +374,11 @@ def test_the_tokeniser_of_validation_is_kept_in_the_checkpoint(made, caplog):
     assert "--eval-bleu: sacreBLEU's tokeniser char" in caplog.text + said
 
 
-def test_bleu_is_of_the_tokeniser_given(made, capsys):
+def test_bleu_is_of_the_tokeniser_given_or_of_the_language(made, capsys, tmp_path):
     scoring = ("--tokenize", "char", "--reference", made.text)
     bench.main([made.data, "--system", "A", made.ar, "--beam 1 --max-len-b 4", "--flags", "--cpu", *QUICK, *scoring])
     assert "|tok:char|" in capsys.readouterr().out
+    for file in Path(made.data).iterdir():
+        (tmp_path / file.name.replace("tgt", "zh")).write_bytes(file.read_bytes())
+    bench.main([str(tmp_path), "--system", "A", made.ar, "--beam 1 --max-len-b 4", "--flags", "--cpu", *QUICK])
+    assert "|tok:zh|" in capsys.readouterr().out

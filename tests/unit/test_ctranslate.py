@@ -38,6 +38,8 @@ def test_the_words_are_those_of_fairseq(flags):
     source = source_batch([5, 9, 3, 12, 7], 20)
     wanted = [h["tokens"].tolist()[:-1] for h in greedy([one], task, source, max_len_b=15)]
     assert len(set(map(tuple, wanted))) > 1
+    source[0, 1], source[1, 3] = 2, 1  # </s> and padding as words
+    wanted = [h["tokens"].tolist()[:-1] for h in greedy([one], task, source, max_len_b=15)]
     system = CTranslate2(one, task.source_dictionary, task.target_dictionary, "float32", 1)
     options = dict(max_decoding_length=15, min_decoding_length=1)
     assert system.translate(source, **options) == wanted

@@ -51,7 +51,9 @@ KINDS = {  # architecture, flags, options that the graph holds
 }
 # without padding and with it; sources of one token, an empty one, and the longest
 BATCHES = [[7], [2], [1], [6, 6, 6], [5, 9, 2, 7, 1], [30, 2, 14], [2, 2, 1, 2]]
-LINES = ["w3 w1 w7 w12", "w2", "", "w19 w4 w4 w8 w1 w0 w11", "w5 unknown w6"]
+LINES = ["w3 w1 w7 w12", "w2", "", "w19 w4 w4 w8 w1 w0 w11", "w5 unknown w6", "w3 <pad> <mask> w9 <pad>"]
+READ = [*LINES[:-1], "w3 unknown unknown w9 unknown"]  # reserved symbols are no words to a parallel model
+LONG = " ".join(["w3 w1 w7"] * 11)
 
 
 class Made(NamedTuple):
@@ -275,13 +277,30 @@ runpy.run_path(FOLDER + "/runtime.py", run_name="__main__")
 def test_the_folder_runs_without_pytorch_and_fairseq():
     made = exported("ctc")
     program = f"FOLDER = {str(made.folder)!r}\n{ALONE}"
-    done = subprocess.run(
-        [sys.executable, "-c", program], input="\n".join([*LINES, ""]), capture_output=True, text=True
-    )
+    text = "\ufeff" + "\n".join([LINES[0] + "\r", *LINES[1:], LONG, "w1\rw2\u2028w3"])  # no line end at the end
+    done = subprocess.run([sys.executable, "-c", program], input=text.encode(), capture_output=True)
     assert done.returncode == 0, done.stderr
-    encoded = [made.task.source_dictionary.encode_line(line, add_if_not_exist=False).long() for line in LINES]
-    wanted = [made.task.target_dictionary.string(hypotheses(made, row.unsqueeze(0))[0][0]["tokens"]) for row in encoded]
-    assert done.stdout.splitlines() == wanted and len(set(wanted)) > 2
+    wanted = [output_of(made, line) for line in READ] + ["", output_of(made, "w1 w2 w3")]
+    assert done.stdout.decode().split("\n") == [*wanted, ""] and len(set(wanted)) > 2
+    said = "line 7 has 34 tokens, more than the 30 source positions: its translation is empty; cut it with --truncate-"
+    assert done.stderr.decode().startswith(f"runtime.py: {said}") and done.stderr.count(b"\n") == 1
+
+
+def output_of(made: Made, line: str) -> str:
+    """PyTorch's output for a line of sub-words."""
+    row = made.task.source_dictionary.encode_line(line, add_if_not_exist=False).long()
+    return made.task.target_dictionary.string(hypotheses(made, row.unsqueeze(0))[0][0]["tokens"])
+
+
+def test_a_line_that_is_too_long_may_be_cut(capsys):
+    assert [*runtime.fitted(["a b", "a b c d", "a b c"], 4, cut=True)] == ["a b", "a b c", "a b c"]
+    assert capsys.readouterr().err == "runtime.py: line 2 has 5 tokens, more than the 4 source positions: cut to 4\n"
+
+
+def test_a_mask_of_the_dictionarys_file_is_no_word():
+    symbols, config = ["<s>", "<pad>", "</s>", "<unk>", "a", "<mask>", "b"], {"after": {"source": []}}
+    index = runtime.index_of(symbols, config, {"<pad>", "<mask>"})
+    assert index == {"<s>": 0, "</s>": 2, "<unk>": 3, "a": 4, "b": 6}
 
 
 @installed
@@ -315,7 +334,7 @@ def test_the_hub_refuses_what_an_exported_folder_has_not(options, said):
 def test_the_command_says_what_it_made_and_checked():
     printed = exported("ctc").printed
     assert "model.onnx" in printed and "runtime.py" in printed
-    assert "checked: 12 of 12 outputs are PyTorch's" in printed
+    assert "checked: 15 of 15 outputs are PyTorch's" in printed
 
 
 @installed

@@ -28,6 +28,7 @@ MODELS = {
     "nat": ("nat_tiny", *FEW),
     "uniform": ("nat_tiny", "--source-copy", "uniform", *FEW),
     "ctc": ("nat_tiny", "--ctc", *FEW),
+    "dag": ("dag_tiny", *FEW[:2], "--max-target-positions", "96"),
 }
 # fairseq's limit of the length follows the longest source of a batch, which differs between the two
 SHORT = {"max_len_a": 0, "max_len_b": 15}
@@ -43,6 +44,7 @@ SYSTEMS = {
     "lengths": ("uniform", {**SHORT, "length_beam": 3, "dedup": "token"}),
     "ctc": ("ctc", {}),
     "ctc beam": ("ctc", {"ctc_beam": 4, "nbest": 2}),
+    "joint viterbi": ("dag", {"dag_decode": "joint-viterbi", "length_beam": 3, "nbest": 2}),
 }
 LINES = ["w1 w2 w3", "w4", "", "w9 w9 w9 w2 w1 w7 w8 w1", "unheard w3", "w5 w6 w5 w6", "w11 w12", "w3 <pad> w3 <mask>"]
 

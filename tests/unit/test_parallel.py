@@ -1,6 +1,7 @@
 """What the parallel loops share: the bounds of a length, ensembles, and lists of alternatives that read differently."""
 
 import copy
+import functools
 from functools import lru_cache
 
 import pytest
@@ -72,6 +73,23 @@ def test_more_tokens_than_the_greatest_length_are_refused(kind, gold):
     )
 
 
+@pytest.mark.parametrize("strategy", ["viterbi", "joint-viterbi"])
+def test_more_tokens_than_vertices_are_refused_and_as_many_are_given(strategy):
+    m, task = nat("--upsample", "3", arch="dag_tiny")
+    gen = functools.partial(generator, "dag", [m], task, dag_decode=strategy, length_beam=3)
+    out = decode(gen(min_len=4), SOURCE)  # of a source of two tokens six vertices, of which five emit tokens
+    assert len(out[2]) == 1 and len(out[2][0]["tokens"]) == 5 and len(out[4][0]["tokens"]) == 1
+    assert all(len(h["tokens"]) >= 5 for hypos in out[:4] for h in hypos)
+    with pytest.raises(
+        ValueError, match=r"^--min-len 5 is above the limit of 4 tokens: so many vertices has the graph"
+    ):
+        decode(gen(min_len=5), SOURCE)
+    with pytest.raises(ValueError, match=r"^--min-len 10 is above the limit of 5 tokens: see --max-len-a and -b$"):
+        decode(gen(min_len=10, max_len_b=5), SOURCE)
+    with pytest.raises(ValueError, match=r"^--min-len 3000 is above the 1023 tokens that the model's positions allow$"):
+        decode(gen(min_len=3000), SOURCE)
+
+
 # -- ensembles
 # -------------------------------------------------------------------------------------------------------------
 
@@ -104,6 +122,8 @@ def test_models_that_differ_in_what_does_not_matter_are_an_ensemble(kind, one, f
 def test_fertilities_take_the_fewest_positions_and_other_kinds_are_refused():
     (m, task), (few, _) = nat(), nat("--max-target-positions", "6")
     assert all(len(h["tokens"]) <= 6 for hypos in decode(generator("one_pass", [m, few], task), SOURCE) for h in hypos)
+    graphs = [nat(arch="dag_tiny")[0], nat("--max-target-positions", "80", arch="dag_tiny")[0]]
+    assert len(decode(generator("dag", graphs, task, dag_decode="joint-viterbi"), SOURCE)) == 5
     with pytest.raises(ValueError, match="cannot decode a NatModel"):
         resolve("auto", [cmlm()[0], nat()[0]])
     with pytest.raises(ValueError, match="cannot decode a TransformerModel"):
@@ -141,13 +161,16 @@ def teacher_of(task):
         ("one_pass", UNIFORM, 9.0, {"length_beam": 8}),
         ("one_pass", ("--ctc",), 3.0, {"ctc_beam": 8}),
         ("noisy_parallel", (), 8.0, {"fertility_samples": 20}),
+        ("dag", (), 3.0, {"length_beam": 8, "dag_decode": "joint-viterbi"}),
+        ("dag", (), 3.0, {"length_beam": 8, "dag_decode": "viterbi", "rescored": True}),
         ("mask_predict", (), 6.0, {"length_beam": 8, "iterations": 3, "rescored": True}),
     ],
 )
 def test_a_list_says_every_text_once_and_its_scores_are_what_they_were(
     kind, flags, bonus, settings, dedup, monkeypatch
 ):
-    m, task = cmlm(*flags) if kind == "mask_predict" else nat(*flags, scale=2.0)
+    arch = {"dag": "dag_tiny"}.get(kind, "nat_tiny")
+    m, task = cmlm(*flags) if kind == "mask_predict" else nat(*flags, scale=2.0, arch=arch)
     settings = {**settings}
     teacher = teacher_of(task) if kind == "noisy_parallel" or settings.pop("rescored", False) else None
     gen = generator(kind, [fond_of_the_end(m, bonus)], task, teacher, dedup=dedup, **settings)

@@ -62,6 +62,22 @@ def test_a_growing_history_has_accepted_lengths_with_the_end_in_the_last():
     assert found.repetition == pytest.approx(1 / 6) and found.repetition_by_pass == []
 
 
+def test_text_without_blanks_is_said(caplog):
+    line = "\u6211\u4eec\u4eca\u5929\u53bb\u5317\u4eac\u53c2\u52a0\u5927\u4f1a"
+    read_generation("zh.out", [f"T-0\t{line}", f"H-0\t-0.1\t{line}"])
+    assert "zh.out has hardly a blank" in caplog.text and "without --remove-bpe" in caplog.text
+    caplog.clear()
+    for lines in (GROWING, CANVAS, [f"T-0\t{' '.join(line)}", f"H-0\t-0.1\t{' '.join(line)}"]):
+        read_generation("x", lines)
+    assert not caplog.records
+
+
+def test_a_line_ends_at_a_newline_only(tmp_path):
+    (tmp_path / "out").write_bytes("\ufeffT-0\ta\u2028b c\r\nH-0\t-1\ta\x85b c\r\n".encode())
+    ((_, lines),) = nar_report.named_lines([str(tmp_path / "out")], "--generated")
+    assert read_generation("x", lines).length_errors == Counter({0: 1})
+
+
 def test_a_canvas_has_repetition_by_pass():
     found = read_generation("x", CANVAS)
     assert found.accepted == Counter() and found.length_errors == Counter({0: 1, 1: 1})

@@ -97,12 +97,18 @@ def test_the_last_frame_is_the_translation_and_the_passes_are_counted(made, syst
     assert getattr(translator.decoder.generator, "observer", None) is None
 
 
-@pytest.mark.parametrize("system", ["greedy", "mask_predict", "ctc", "adaptive"])
+@pytest.mark.parametrize("system", ["greedy", "mask_predict", "ctc", "dag", "adaptive"])
 def test_an_empty_source_has_no_more_passes_than_its_translation(made, system):
     translator = load(made, system)
     (wanted,) = translator.translate([""])
     found = trace(translator, "")
     assert found.translation == wanted and len(found.frames) == (len(wanted.tokens) + 1 if system == "greedy" else 0)
+
+
+@pytest.mark.parametrize("system", ["greedy", "mask_predict", "ctc"])
+def test_the_source_is_what_the_model_reads(made, system):
+    symbols = {"greedy": "<pad>"}.get(system, "<unk>")  # padding is a word to an autoregressive model
+    assert trace(load(made, system), "w1 <pad> w2 </s> <mask>").source == ["w1", symbols, "w2", "</s>", "<unk>"]
 
 
 def test_mask_predict_masks_as_many_as_its_schedule_says(made):

@@ -114,8 +114,8 @@ class DagGenerator(CanvasGenerator):
         shortest = max(2, self.options.min_len + 1)  # fairseq's --min-len does not count </s>
         longest = torch.minimum(self.max_lengths(source), LONGEST * source.ne(self.pad).sum(1) + 1)
         longest = torch.minimum(longest.clamp(min=shortest), graph.last)
-        # fairseq's default of --min-len is 1; the one path of a graph of two vertices is </s>
-        self.check_min_length(source, torch.minimum(self.max_lengths(source), graph.last.clamp(min=2)))
+        self.check_min_length(source, self.max_lengths(source))
+        self.check_vertices(source, graph)
         lengths = torch.arange(1, int(longest.max()) + 1, device=longest.device)
         emissions = torch.zeros_like(graph.links[:, 0]) if words is None else words.lprobs
         scores = best_scores(emissions.unsqueeze(1).expand(-1, len(lengths), -1), graph.links)
@@ -138,6 +138,17 @@ class DagGenerator(CanvasGenerator):
         steps = lengths[order].flatten()
         vertices = trace(scores, graph.links, steps, graph.last[sentences], sentences)
         return Paths(vertices[:, : int(steps.max())], steps, sentences, keep, totals.gather(1, order).flatten())
+
+    def check_vertices(self, source: Tensor, graph: "Graph") -> None:
+        """Raise where ``--min-len`` is above the tokens on the longest path of a nonempty sentence's graph."""
+        shortest = self.options.min_len
+        # fairseq's default of --min-len is 1; the one path of a graph of two vertices is </s>
+        limit = int(graph.last.clamp(min=2).masked_fill(self.empty(source), shortest + 1).min()) - 1
+        if shortest > limit:
+            raise ValueError(
+                f"--min-len {shortest} is above the limit of {limit} tokens: so many vertices has the graph of a "
+                "sentence"
+            )
 
     def decoded(self, graph: "Graph", words: "Words", paths: "Paths") -> DecodedCanvases:
         """The tokens and scores along paths."""
