@@ -42,12 +42,16 @@ installed = pytest.mark.skipif(bool(MISSING), reason=f"{', '.join(MISSING)} is n
 WORDS, PAD, EOS, MASK = 20, 1, 2, 24
 SMALL = ("--share-all-embeddings", "--encoder-layers", "1", "--max-source-positions", "30")
 SMALL += ("--max-target-positions", "40")
+SIZE = [f"--{side}-{what}" for side in ("encoder", "decoder") for what in ("embed-dim=32", "ffn-embed-dim=16")]
+SIZE += ["--decoder-layers=1", "--encoder-attention-heads=2", "--decoder-attention-heads=2"]
 PLAIN = ("--no-positional-attention", "--no-mask-diagonal", "--no-layerwise-attention")
 KINDS = {  # architecture, flags, options that the graph holds
     "ctc": ("nat_tiny", (*PLAIN, "--ctc", "--upsample", "3"), {}),
     "fertilities": ("nat_tiny", ("--decoder-layers", "1", "--decoder-normalize-before"), {}),
     "lengths": ("nat_tiny", (*PLAIN, "--decoder-layers", "1", "--source-copy", "soft"), {"length_beam": 3}),
     "cmlm": ("cmlm_tiny", ("--decoder-layers", "2"), {}),
+    "dag": ("dag_tiny", ("--upsample", "2.5", "--decoder-layers", "1", "--max-target-positions", "80"), {}),
+    "window": ("dag", ("--upsample", "2", *SIZE, "--max-transition-length", "4", "--max-target-positions", "60"), {}),
 }
 # without padding and with it; sources of one token, an empty one, and the longest
 BATCHES = [[7], [2], [1], [6, 6, 6], [5, 9, 2, 7, 1], [30, 2, 14], [2, 2, 1, 2]]
@@ -69,7 +73,7 @@ def random_weights(kind: str) -> tuple:
     one, task = model(*SMALL, *flags, arch=arch)
     with torch.no_grad():
         for name, weight in one.named_parameters():
-            if weight.dim() > 1 and kind == "cmlm":  # BERT's initialisation is small
+            if weight.dim() > 1 and kind in ("cmlm", "dag", "window"):  # BERT's initialisation is small
                 weight.mul_(6)
             elif name == "decoder.output_projection.weight":
                 weight.mul_(8)
@@ -149,6 +153,15 @@ def check_same(ours, theirs, atol=1e-4):
         ("cmlm", {"iterations": 1, "length_beam": 1}),
         ("cmlm", {"iterations": 4, "schedule": "cosine", "max_len_b": 6}),
         ("cmlm", {"schedule": "confidence", "confidence_threshold": 0.3}),
+        ("cmlm", {"iterations": 2, "dedup": "token"}),
+        ("dag", {}),
+        ("dag", {"dedup": "token", "lenpen": 0.5}),
+        ("dag", {"dag_decode": "greedy"}),
+        ("dag", {"dag_decode": "viterbi", "length_beam": 3, "lenpen": 2.0}),
+        ("dag", {"dag_decode": "joint-viterbi", "length_beam": 4, "max_len_b": 8}),
+        ("dag", {"dag_decode": "joint-viterbi", "unnormalized": True}),
+        ("window", {}),
+        ("window", {"dag_decode": "joint-viterbi"}),
     ],
 )
 def test_tokens_and_scores_are_pytorchs_in_every_batch(kind, run):
@@ -413,7 +426,7 @@ def refused(*arguments) -> str:
 def test_a_model_with_another_loop_is_refused(data, tmp_path, arch, said):
     out = tmp_path / "out"
     assert (
-        refused(getattr(data, arch), "--data", data.bin, "--out", out) == said + "nar-export onnx exports nat and cmlm"
+        refused(getattr(data, arch), "--data", data.bin, "--out", out) == said + "nar-export onnx exports nat, cmlm and dag"
     )
     assert not list(tmp_path.iterdir())
 
@@ -438,7 +451,7 @@ def test_a_model_with_another_loop_is_refused(data, tmp_path, arch, said):
         ("--fp16", "--fp16: an exported model is float32, or int8 by nar-export onnx --int8"),
         ("--beam 3", "--beam 3: an exported model has no beam; leave it out"),
         ("--sampling", "--sampling cannot be honoured by an exported model: leave it out"),
-        ("--min-len 4", "--min-len cannot be honoured by an exported model: the shortest length is in the graph"),
+        ("--min-len 4", "--min-len cannot be honoured by an exported model: its shortest output is fixed"),
         ("--no-such-flag", "unrecognized arguments: --no-such-flag"),
     ],
 )
