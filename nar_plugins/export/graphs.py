@@ -135,7 +135,9 @@ class OnePass(nn.Module):
             probabilities = lprobs.exp()
             fertilities = source_copy.average(probabilities) if self.average else probabilities.argmax(-1)
             fertilities = source_copy.bounded(fertilities, sources, longest.clamp(max=self.limit))
-            return Plan(sentences, fertilities=fertilities, width=canvas_width(fertilities.sum(1), self.limit)), all_kept
+            return Plan(
+                sentences, fertilities=fertilities, width=canvas_width(fertilities.sum(1), self.limit)
+            ), all_kept
         lengths, keep = candidate_lengths(self.model.length_lprobs(memory), self.beam, longest, SHORTEST)
         plan = plan_lengths(lengths)
         return plan._replace(width=canvas_width(plan.lengths, self.limit)), keep

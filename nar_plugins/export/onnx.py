@@ -19,7 +19,7 @@ from fairseq.dataclass.configs import GenerationConfig
 from torch import Tensor
 from torch.export import Dim
 
-from nar_plugins.data.whole_file import folder_written_whole
+from nar_plugins.data.whole_file import check_new_folder, folder_written_whole
 from nar_plugins.export import runtime
 from nar_plugins.export.check import Agreement, compare
 from nar_plugins.export.graphs import Encoder, OnePass, Pass, Vertices, Words, traceable
@@ -92,10 +92,7 @@ def export(checkpoint: str, data: str, out: Path, flags: Sequence[str] = (), int
             model does not output what PyTorch does.
     """
     check_packages()
-    if out.exists() or out.is_symlink():
-        raise ValueError(f"--out {out} exists: name a new folder, or remove it")
-    if not out.parent.is_dir():
-        raise ValueError(f"--out {out}: no folder '{out.parent}'")
+    check_new_folder(out, "--out")
     if len(utils.split_paths(checkpoint)) > 1:
         raise ValueError(f"{checkpoint}: an ensemble cannot be exported; export one checkpoint")
     check_exportable(System.parse(checkpoint, data, flags))

@@ -261,7 +261,6 @@ class OnnxTranslator:
         at_most = np.maximum(np.minimum(linear, masked.sum(-1) - 1), 0)
         return np.argsort(lprobs, axis=-1, kind="stable"), np.minimum(unsure, at_most)
 
-
     # -- directed acyclic graphs ---------------------------------------------------------------------------------------
 
     def paths(self, source: np.ndarray) -> Tuple:
@@ -305,9 +304,7 @@ class OnnxTranslator:
         """
         rows = np.arange(len(last))
         states = np.concatenate([features[wanted], features[rows, last]])
-        parts = [
-            self.run("words", {"features": states[i : i + VERTICES]}) for i in range(0, len(states), VERTICES)
-        ]
+        parts = [self.run("words", {"features": states[i : i + VERTICES]}) for i in range(0, len(states), VERTICES)]
         best, scores, ends = (np.concatenate(part) for part in zip(*parts))
         tokens, lprobs = np.full(wanted.shape, self.pad, dtype=np.int64), np.zeros(wanted.shape, dtype=np.float32)
         tokens[wanted], lprobs[wanted] = best[: -len(last)], scores[: -len(last)]
@@ -495,7 +492,9 @@ def read_config(folder: Path) -> Dict:
             f"{path} has format {config.get('format')}, this program reads {FORMAT}: export the model again"
         )
     if config["kind"] not in KINDS:
-        raise ValueError(f"{path} has the kind {config['kind']}, which this program does not know: use the folder's own")
+        raise ValueError(
+            f"{path} has the kind {config['kind']}, which this program does not know: use the folder's own"
+        )
     probe = [config["int8"]["file"]] if config["int8"] else []
     for name in (*(f"{graph}.onnx" for graph in config["graphs"]), *config["dictionaries"].values(), *probe):
         if not (folder / name).is_file():
@@ -595,7 +594,9 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--threads", type=int, help="of ONNX Runtime (default: as many as there are cores)")
     parser.add_argument("--iterations", type=int, help="passes of an iterative model's decoder")
-    parser.add_argument("--length-beam", type=int, help="lengths that an iterative model decodes, or Viterbi's of a dag")
+    parser.add_argument(
+        "--length-beam", type=int, help="lengths that an iterative model decodes, or Viterbi's of a dag"
+    )
     parser.add_argument("--dag-decode", choices=(*WALKS, *VITERBIS), help="how the path through a dag is found")
     parser.add_argument("--lenpen", type=float, help="an output's score is its sum by its length to this power")
     parser.add_argument("--dedup", choices=DEDUPS, help="token: drop one that equals the one before it")
