@@ -1,7 +1,7 @@
 """Checks that all forms in which a model is shipped translate a test set alike.
 
-    python benchmarks/check_shipping.py dag.pt bin --spm spm.model --source test.en --reference test.de --work shipped \\
-        --flags "--dag-decode joint-viterbi --dedup token"
+    python benchmarks/check_shipping.py dag.pt bin --spm spm.model --source test.en --reference test.de \\
+        --work shipped --flags "--dag-decode joint-viterbi --dedup token"
 
 The checkpoint is packed (nar-pack) and exported (nar-export onnx, float32 and int8) into --work, a new folder. Then the
 test set is translated five times: by fairseq-generate from the binarised data; from the raw text by the hub with the

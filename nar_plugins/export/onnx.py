@@ -148,7 +148,8 @@ def check_model(model: nn.Module) -> None:
     if not whole and not is_iterative(model) and not is_dag(model):
         decoded = f"is decoded by {' or '.join(names)}" if names else "is autoregressive"
         raise ValueError(
-            f"a {type(model).__name__} {decoded}, whose loop cannot be exported: nar-export onnx exports nat, cmlm and dag"
+            f"a {type(model).__name__} {decoded}, whose loop cannot be exported: nar-export onnx exports nat, cmlm and "
+            "dag"
         )
     if any(type(module).__name__ in ("IntLinear", "PQLinear") for module in model.modules()):
         raise ValueError("a model of quantised layers (--quant-noise-scalar) cannot be exported: give its float32 one")
