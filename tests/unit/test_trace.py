@@ -221,10 +221,10 @@ def test_the_graph_is_shown_with_its_path(made, system):
 
 
 def test_a_graph_leaves_out_what_hardly_any_path_visits():
-    """0 leads to 1 (0.995) and 2 (0.005); both lead to 3, the end."""
+    """0 leads to 1 (0.996) and 2 (0.004); both lead to 3, the end."""
     symbols = dictionary(3)
-    links = [[0, 0.995, 0.005, 0], [0, 0, 0, 1], [0, 0, 0, 1], [0, 0, 0, 0]]
-    graph = Graph([4, 4, 5, 2], [-1.0] * 4, links, [0, 0.995, 0.005, 1], [[1, 3]])
+    links = [[0, 0.996, 0.004, 0], [0, 0, 0, 1], [0, 0, 0, 1], [0, 0, 0, 0]]
+    graph = Graph([4, 4, 5, 2], [-1.0] * 4, links, [0, 0.996, 0.004, 1], [[1, 3]])
     dedup = Namespace(keep=lambda tokens: range(len(tokens)))
     translator = Namespace(
         decoder=Namespace(generator=Namespace(blank=None, dedup=dedup)), task=Namespace(target_dictionary=symbols)
