@@ -17,8 +17,9 @@ A folder of nar-export onnx is run by ONNX Runtime as onnx:FOLDER (pip install '
 
     --system "CTC, ONNX Runtime" onnx:ctc-onnx ""
 
-It serves --max-len-a, --max-len-b, --lenpen and --unnormalized, and of an iterative model --iterations, --length-beam,
---schedule and --confidence-threshold; its other options were fixed by the export.
+It serves --max-len-a, --max-len-b, --lenpen, --unnormalized and --dedup, of an iterative model --iterations,
+--length-beam, --schedule and --confidence-threshold, and of a dag --dag-decode and --length-beam; its other options
+were fixed by the export.
 
 A system that fails while it decodes, or for lack of memory, is a row with the reason; the others go on, and the exit
 status is 1.

@@ -6,8 +6,9 @@
     python ctc-onnx/runtime.py < new.sp.en > new.sp.de        needs onnxruntime and numpy only
 
 A nat is exported whole: encoder, canvas, decoder, the most probable tokens and their log-probabilities. Of a cmlm the
-encoder and one pass are exported, and runtime.py holds Mask-Predict's loop. After every export the first sentences of
-the data are decoded by both and compared; where they differ, nothing is left.
+encoder and one pass are exported, of a dag the graph and the tokens of its vertices; runtime.py holds Mask-Predict's
+loop and finds the paths. After every export the first sentences of the data are decoded by both and compared; where
+they differ, nothing is left.
 """
 
 import argparse
@@ -25,8 +26,8 @@ MEGABYTE = 1 << 20
 def build_parser() -> argparse.ArgumentParser:
     parser = new_parser("nar-export", __doc__)
     kinds = parser.add_subparsers(dest="kind", required=True)
-    kind = kinds.add_parser("onnx", help="nat and cmlm for ONNX Runtime (pip install 'nar-plugins[onnx]')")
-    kind.add_argument("checkpoint", metavar="CKPT", help="a checkpoint of a nat or a cmlm")
+    kind = kinds.add_parser("onnx", help="nat, cmlm and dag for ONNX Runtime (pip install 'nar-plugins[onnx]')")
+    kind.add_argument("checkpoint", metavar="CKPT", help="a checkpoint of a nat, a cmlm or a dag")
     kind.add_argument(
         "--data", required=True, metavar="BIN", help="folder of binarised data: dictionaries, and sentences to check"
     )

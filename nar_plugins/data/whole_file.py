@@ -31,6 +31,23 @@ def check_output(path: Path, flag: str, makes_folder: bool = False) -> None:
         raise ValueError(f"{flag} {path}: it may not be written: no permission, or a read-only file system")
 
 
+def check_new_folder(path: Path, flag: str) -> None:
+    """Raise when no new folder can be made at ``path``, before the work whose result it gets.
+
+    Args:
+        flag: the option that names the folder, for the message.
+
+    Raises:
+        ValueError: ``path`` is there, or the folder that it stands in is not, or may not be written.
+    """
+    if path.exists() or path.is_symlink():
+        raise ValueError(f"{flag} {path} is there already: give another one, or remove it")
+    if not path.parent.is_dir():
+        raise ValueError(f"{flag} {path}: no folder '{path.parent}'")
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise ValueError(f"{flag} {path}: it may not be written: no permission, or a read-only file system")
+
+
 def replaceable(path: Path) -> bool:
     """False for a device and a pipe."""
     return not path.exists() or path.is_file() or path.is_dir()

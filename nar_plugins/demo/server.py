@@ -174,5 +174,12 @@ def as_json(found: Trace) -> Dict[str, Any]:
         "tokens": len(found.translation.tokens),
         "seconds": found.seconds,
         "source": found.source,
-        "frames": [{**frame._asdict(), "cells": [cell._asdict() for cell in frame.cells]} for frame in found.frames],
+        "frames": [
+            {
+                **frame._asdict(),
+                "cells": [cell._asdict() for cell in frame.cells],
+                "arcs": [arc._asdict() for arc in frame.arcs],
+            }
+            for frame in found.frames
+        ],
     }

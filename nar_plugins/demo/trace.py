@@ -1,8 +1,8 @@
 """What a model writes in each of its passes, from the observers of the generators' loops.
 
 A sentence is decoded once, as ``Translator.translate`` decodes it. What the observer of the generator was told becomes
-frames: one or two a pass, each a row of cells. A generator that tells nothing is shown by the ``history`` of its
-hypothesis (``--retain-iter-history``).
+frames: one or two a pass, each a row of cells; those of a directed acyclic graph are its vertices, with links. A
+generator that tells nothing is shown by the ``history`` of its hypothesis (``--retain-iter-history``).
 """
 
 import math
@@ -12,9 +12,11 @@ from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 from torch import Tensor
 
 from nar_plugins.generators.canvas.base import CanvasGenerator, Pass
+from nar_plugins.generators.canvas.dag import ObservedGraph
 from nar_plugins.generators.hypothesis import BLANK, segmentation
 from nar_plugins.generators.left_to_right.base import Call, LeftToRightGenerator
 from nar_plugins.hub import Translation, Translator
+from nar_plugins.models.dag.fuzzy import expected_visits
 
 # the states of a cell
 KEPT = "kept"  # decided in an earlier pass
@@ -26,6 +28,12 @@ REJECTED = "rejected"  # a draft or a prediction that is dropped
 CORRECTED = "corrected"  # the token in the place of a rejected draft
 EMPTY = "blank"  # CTC's blank
 REPEATED = "repeated"  # CTC: equal to the position before, counts once
+START = "start"  # the first vertex of a graph, which has no token
+PATH = "path"  # a vertex on the path; the percentage is that of the link to it
+ASIDE = "aside"  # a vertex that the path leaves out
+
+SHOWN = 0.01  # vertices that fewer paths visit are left out of the picture
+DRAWN = 0.05  # likewise links
 
 
 class Cell(NamedTuple):
@@ -37,12 +45,22 @@ class Cell(NamedTuple):
     joined: bool  # it continues the word of the cell before
 
 
+class Arc(NamedTuple):
+    """A link between two cells."""
+
+    start: int  # the cells' indices
+    end: int
+    percent: int  # its probability, 0 to 100
+    chosen: bool  # the path takes it
+
+
 class Frame(NamedTuple):
     """The tokens at one moment."""
 
     number: int  # of the decoder pass, from 1
     label: str
     cells: List[Cell]
+    arcs: Sequence[Arc] = ()
 
 
 class Trace(NamedTuple):
@@ -52,6 +70,16 @@ class Trace(NamedTuple):
     seconds: float  # the decoding of this one sentence; encoding the text and making the frames are not in it
     source: List[str]  # the symbols that the model reads, without </s>
     frames: List[Frame]  # none: an empty source, which takes no pass
+
+
+class Graph(NamedTuple):
+    """The graph of one sentence, of L vertices, and R paths through it."""
+
+    tokens: List[int]  # of each vertex the most probable one
+    lprobs: List[float]  # theirs
+    links: List[List[float]]  # the probability of the link from one to another
+    visits: List[float]  # how probable it is that a path visits the vertex
+    paths: List[List[int]]  # their vertices
 
 
 class Step(NamedTuple):
@@ -82,6 +110,7 @@ def trace(translator: Translator, text: str) -> Trace:
             start = time.perf_counter()
             (nbest,) = translator.decode([tokens], 1)
             seconds = time.perf_counter() - start
+            events = [whole(event) for event in events]
         finally:
             if observed:
                 generator.observer = before
@@ -89,6 +118,19 @@ def trace(translator: Translator, text: str) -> Trace:
     frames = shown.frames(nbest[0], events) if nbest[0]["steps"] else []
     source = [translator.task.source_dictionary[int(token)] for token in tokens[:-1]]
     return Trace(translator.translation(nbest), seconds, source, frames)
+
+
+def whole(event):
+    """An event whose graph, if it has one, is that of its only sentence with the tokens of all vertices."""
+    seen: Optional[ObservedGraph] = getattr(event, "graph", None)
+    if seen is None:
+        return event
+    size = int(seen.graph.last[0]) + 1
+    words, links = seen.words(), seen.graph.links.exp()
+    paths = [vertices[:steps].tolist() for vertices, steps in zip(seen.paths.vertices, seen.paths.steps.tolist())]
+    parts = (part[0, :size].tolist() for part in (words.tokens, words.lprobs))
+    graph = Graph(*parts, links[0, :size, :size].tolist(), expected_visits(links)[0, :size].tolist(), paths)
+    return event._replace(graph=graph)
 
 
 def step_of(call: Call) -> Step:
@@ -122,6 +164,8 @@ class Shown:
             return self.history_frames(best, tokens, lprobs)
         if isinstance(events[0], Step):
             frames, last = self.step_frames(events)
+        elif events[0].graph is not None:
+            frames, last = self.graph_frames(events[0], tokens, lprobs)
         else:
             frames, last = self.pass_frames(events, tokens, lprobs)
         if last == tokens:
@@ -192,6 +236,56 @@ class Shown:
                 return row
         raise RuntimeError(f"no canvas of {type(self.generator).__name__} is its hypothesis")
 
+    # -- a graph -------------------------------------------------------------------------------------------------------
+
+    def graph_frames(self, event: Pass, tokens: List[int], lprobs: List[float]) -> Tuple[List[Frame], list]:
+        """The frames of a graph: its vertices empty, with tokens, and with the path of the hypothesis; then the tokens
+        of the path, with the probability of token and link. Vertices that hardly any path visits are left out.
+
+        Args:
+            event: with a ``Graph``.
+        """
+        graph, row = event.graph, self.winner(event, tokens, lprobs)
+        path, size = graph.paths[row], len(graph.tokens)
+        shown = [0, *(v for v in range(1, size) if graph.visits[v] >= SHOWN or v in path)]
+        links = {(u, v): graph.links[u][v] for u, v in zip((0, *path), path)}
+        taken = {v: math.log(probability) if probability > 0 else -math.inf for (_, v), probability in links.items()}
+
+        def cells(states, known) -> List[Cell]:
+            rest = [self.cell(graph.tokens[v], state, lprob) for v, state, lprob in zip(shown[1:], states, known)]
+            return [Cell("", START, None, False), *rest]
+
+        words = [graph.lprobs[v] for v in shown[1:]]
+        left_out = f"; {size - len(shown)} that hardly any path visits are left out" if len(shown) < size else ""
+        chosen = [PATH if v in path else ASIDE for v in shown[1:]]
+        frames = [
+            Frame(1, f"{size} vertices{left_out}", cells([MASKED] * len(words), [None] * len(words))),
+            Frame(
+                1, "the best token of each, and the links", cells([NEW] * len(words), words), self.arcs(graph, shown)
+            ),
+            Frame(
+                1,
+                f"a path of {plural(len(path), 'vertex', 'vertices')}, and the probability of each of its links",
+                cells(chosen, [taken.get(v, lprob) for v, lprob in zip(shown[1:], words)]),
+                self.arcs(graph, shown, links),
+            ),
+        ]
+        now = event.tokens[row, : len(path)].tolist()
+        scores = event.lprobs[row, : len(path)].tolist()
+        frames.append(Frame(1, "its tokens, and the probability of token and link", self.cells(now, NEW, scores)))
+        return frames, now
+
+    def arcs(self, graph: Graph, shown: List[int], chosen=()) -> List[Arc]:
+        """The links that paths often take between the vertices that are shown, and the chosen ones, which come last."""
+        visits = [1.0, *graph.visits[1:]]
+        found = []
+        for start, u in enumerate(shown):
+            for end, v in enumerate(shown[start + 1 :], start + 1):
+                probability = graph.links[u][v]
+                if (u, v) in chosen or visits[u] * probability >= DRAWN:
+                    found.append(Arc(start, end, round(100 * min(probability, 1.0)), (u, v) in chosen))
+        return sorted(found, key=lambda arc: arc.chosen)
+
     # -- from left to right --------------------------------------------------------------------------------------------
 
     def step_frames(self, steps: Sequence[Step]) -> Tuple[List[Frame], List[int]]:
@@ -259,6 +353,6 @@ def index(tokens: List[int], token: int) -> int:
     return tokens.index(token) if token in tokens else len(tokens) - 1
 
 
-def plural(count: int, name: str) -> str:
+def plural(count: int, name: str, several: str = "") -> str:
     """ "1 token", "2 tokens"."""
-    return f"{count} {name}" if count == 1 else f"{count} {name}s"
+    return f"{count} {name}" if count == 1 else f"{count} {several or f'{name}s'}"

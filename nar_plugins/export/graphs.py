@@ -2,8 +2,11 @@
 
 A model of one pass is one graph, from the source to the tokens of the canvas (``OnePass``). An iterative one is two:
 the encoder (``Encoder``), and one pass of the decoder (``Pass``), which the loop outside calls as often as it likes.
+That of a directed acyclic graph is two as well: its vertices and links (``Vertices``), and the tokens of some vertices
+(``Words``); the path through them is found outside.
 
-Shapes: B sentences of S tokens; N canvases a sentence of T positions, of which P are predicted; V symbols; H heads.
+Shapes: B sentences of S tokens; N canvases a sentence of T positions, of which P are predicted; L vertices; V symbols;
+H heads; D the model's width.
 """
 
 import copy
@@ -22,6 +25,7 @@ from nar_plugins.generators.canvas.lengths import candidate_lengths
 from nar_plugins.models.contract import Canvas, Memory, Plan
 from nar_plugins.modules import source_copy
 from nar_plugins.modules.attention import allowed_keys
+from nar_plugins.modules.exporting import canvas_width
 
 SHORTEST = 2  # tokens of a predicted length, ``</s>`` counted, as in ``CanvasGenerator.lengths``
 
@@ -131,19 +135,12 @@ class OnePass(nn.Module):
             probabilities = lprobs.exp()
             fertilities = source_copy.average(probabilities) if self.average else probabilities.argmax(-1)
             fertilities = source_copy.bounded(fertilities, sources, longest.clamp(max=self.limit))
-            return Plan(sentences, fertilities=fertilities, width=self.widest(fertilities.sum(1))), all_kept
+            return Plan(
+                sentences, fertilities=fertilities, width=canvas_width(fertilities.sum(1), self.limit)
+            ), all_kept
         lengths, keep = candidate_lengths(self.model.length_lprobs(memory), self.beam, longest, SHORTEST)
         plan = plan_lengths(lengths)
-        return plan._replace(width=self.widest(plan.lengths)), keep
-
-    def widest(self, lengths: Tensor) -> int:
-        """T, of lengths (R,) int64, and what torch.export may know of it: to it a dimension of 1 is a case of its own,
-        so that every canvas has two positions at least.
-        """
-        width = lengths.max().clamp(min=2).item()
-        torch._check(width >= 2)
-        torch._check(width <= self.limit)
-        return width
+        return plan._replace(width=canvas_width(plan.lengths, self.limit)), keep
 
 
 class Encoder(nn.Module):
@@ -186,3 +183,46 @@ class Pass(nn.Module):
         features = self.model.decode(canvas, encoded, picked.flatten(0, 1))
         best, lprobs = best_tokens(self.model.project(features), self.ban)
         return best.view_as(picked), lprobs.view_as(picked)
+
+
+class Vertices(nn.Module):
+    """A model of directed acyclic graphs, without the tokens of the vertices.
+
+    Args:
+        model: of the contract, ``traceable``, with ``links``.
+    """
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, src_tokens: Tensor) -> Tuple[Tensor, ...]:
+        """src_tokens (B, S) int64 -> features of the vertices (B, L, D), log-probabilities of the links (B, L, L), -inf
+        where there is none, and the number of vertices of each sentence, (B,) int64.
+        """
+        sentences = torch.arange(src_tokens.size(0), device=src_tokens.device)
+        memory = self.model.encode(src_tokens)
+        canvas = self.model.canvas(memory, Plan(sentences))
+        features = self.model.decode(canvas, memory)
+        return features, self.model.links(features, canvas), canvas.lengths()
+
+
+class Words(nn.Module):
+    """The tokens of vertices; see ``OnePass`` for the arguments.
+
+    Args:
+        eos: index of ``</s>``, the token of every graph's last vertex.
+    """
+
+    def __init__(self, model: nn.Module, symbols: int, pad: int, banned: Sequence[int], eos: int):
+        super().__init__()
+        self.model, self.eos = model, eos
+        self.register_buffer("ban", ban_of(symbols, banned))
+
+    def forward(self, features: Tensor) -> Tuple[Tensor, ...]:
+        """features (P, D) -> the most probable tokens (P,) int64, their log-probabilities (P,), and those of ``</s>``
+        (P,).
+        """
+        logits = self.model.project(features)
+        tokens, lprobs = best_tokens(logits, self.ban)
+        return tokens, lprobs, logits[:, self.eos] - logits.logsumexp(-1)

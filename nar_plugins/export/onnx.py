@@ -19,10 +19,10 @@ from fairseq.dataclass.configs import GenerationConfig
 from torch import Tensor
 from torch.export import Dim
 
-from nar_plugins.data.whole_file import folder_written_whole
+from nar_plugins.data.whole_file import check_new_folder, folder_written_whole
 from nar_plugins.export import runtime
 from nar_plugins.export.check import Agreement, compare
-from nar_plugins.export.graphs import Encoder, OnePass, Pass, traceable
+from nar_plugins.export.graphs import Encoder, OnePass, Pass, Vertices, Words, traceable
 from nar_plugins.export.int8 import SCOPES, Quantised, quantise, write_probe
 from nar_plugins.export.options import check_exportable, held_options
 from nar_plugins.generators import registry
@@ -33,6 +33,7 @@ from nar_plugins.measure.systems import System, in_one_line
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 PYTORCH = "2.8"  # tried with 2.13; the exporter of older ones is another
 CHECKED = 64  # sentences
+GENERATOR_OF = {"iterative": "mask_predict", "dag": "dag"}  # of the kinds whose --length-beam is chosen when they run
 
 
 class Exported(NamedTuple):
@@ -91,10 +92,7 @@ def export(checkpoint: str, data: str, out: Path, flags: Sequence[str] = (), int
             model does not output what PyTorch does.
     """
     check_packages()
-    if out.exists() or out.is_symlink():
-        raise ValueError(f"--out {out} exists: name a new folder, or remove it")
-    if not out.parent.is_dir():
-        raise ValueError(f"--out {out}: no folder '{out.parent}'")
+    check_new_folder(out, "--out")
     if len(utils.split_paths(checkpoint)) > 1:
         raise ValueError(f"{checkpoint}: an ensemble cannot be exported; export one checkpoint")
     check_exportable(System.parse(checkpoint, data, flags))
@@ -147,10 +145,11 @@ def check_model(model: nn.Module) -> None:
     """Raise for a model whose decoding is no graph or pass that this module knows."""
     names = getattr(model, "generators", ())
     whole = "one_pass" in names and (model.predicts in ("lengths", "fertilities") or model.blank is not None)
-    if not whole and not is_iterative(model):
+    if not whole and not is_iterative(model) and not is_dag(model):
         decoded = f"is decoded by {' or '.join(names)}" if names else "is autoregressive"
         raise ValueError(
-            f"a {type(model).__name__} {decoded}, whose loop cannot be exported: nar-export onnx exports nat and cmlm"
+            f"a {type(model).__name__} {decoded}, whose loop cannot be exported: nar-export onnx exports nat, cmlm and "
+            "dag"
         )
     if any(type(module).__name__ in ("IntLinear", "PQLinear") for module in model.modules()):
         raise ValueError("a model of quantised layers (--quant-noise-scalar) cannot be exported: give its float32 one")
@@ -159,6 +158,11 @@ def check_model(model: nn.Module) -> None:
 def is_iterative(model: nn.Module) -> bool:
     """Whether a model is decoded in several passes."""
     return "mask_predict" in getattr(model, "generators", ())
+
+
+def is_dag(model: nn.Module) -> bool:
+    """Whether a model's output is a path through a graph."""
+    return "dag" in getattr(model, "generators", ())
 
 
 def described(model: nn.Module, task, held: Dict) -> Tuple[Dict[str, Graph], Dict]:
@@ -171,6 +175,8 @@ def described(model: nn.Module, task, held: Dict) -> Tuple[Dict[str, Graph], Dic
     settings = dict(symbols=len(dictionary), pad=dictionary.pad(), banned=banned)
     if is_iterative(model):
         kind, graphs = "iterative", iterative_graphs(copied, example, settings, mask, source, target)
+    elif is_dag(model):
+        kind, graphs = "dag", dag_graphs(copied, example, settings, dictionary.eos(), source)
     else:
         kind = "ctc" if model.predicts is None else model.predicts
         module = OnePass(
@@ -195,11 +201,12 @@ def described(model: nn.Module, task, held: Dict) -> Tuple[Dict[str, Graph], Dic
 
 def defaults(kind: str) -> Dict:
     """The options that are chosen when a model is run, with the values of their flags."""
-    fairseqs = {f.name: f.default for f in fields(GenerationConfig) if f.name in runtime.OPTIONS}
-    if kind != "iterative":
-        return fairseqs
-    ours = {name: registry.default_of(name) for name in runtime.ITERATIVE}
-    return {**fairseqs, **ours, "length_beam": registry.GENERATORS["mask_predict"].default_length_beam}
+    names = runtime.options_of(kind)
+    found = {f.name: f.default for f in fields(GenerationConfig) if f.name in names}
+    found.update({name: registry.default_of(name) for name in names if name not in found})
+    if "length_beam" in names:
+        found["length_beam"] = registry.GENERATORS[GENERATOR_OF[kind]].default_length_beam
+    return found
 
 
 def padded_example(dictionary) -> Tensor:
@@ -246,6 +253,28 @@ def iterative_graphs(model: nn.Module, example: Tensor, settings: Dict, mask: in
     inputs = ["tokens", "picked", "src_tokens", *names]
     decoder = Graph(Pass(model, **settings), (tokens, picked, example, *memory), shapes, inputs, ["best", "lprobs"])
     return {"encoder": encoder, "pass": decoder}
+
+
+def dag_graphs(model: nn.Module, example: Tensor, settings: Dict, eos: int, longest: int) -> Dict:
+    """The graphs of a model of directed acyclic graphs: ``vertices`` and ``words``.
+
+    Args:
+        settings: of ``Words``. eos: index of ``</s>``. longest: the longest source.
+    """
+    vertices, outputs = Vertices(model), ["features", "links", "lengths"]
+    features, *_ = vertices(example)
+    return {
+        "vertices": Graph(
+            vertices, (example,), ({0: Dim("sentences"), 1: Dim("source", max=longest)},), ["src_tokens"], outputs
+        ),
+        "words": Graph(
+            Words(model, **settings, eos=eos),
+            (features[0, :4],),
+            ({0: Dim("picked")},),
+            ["features"],
+            ["tokens", "lprobs", "ends"],
+        ),
+    }
 
 
 def write_graph(graph: Graph, path: Path) -> None:

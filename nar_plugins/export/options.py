@@ -14,7 +14,8 @@ from nar_plugins.models.flags import flag
 # in the graphs: chosen by the export
 HELD = {"length_beam", "fertility"}
 # chosen when an exported folder is run; the fairseq options among them change no graph
-RUN = {*runtime.OPTIONS, *runtime.ITERATIVE}
+RUN = {*runtime.OPTIONS, *(name for names in runtime.OF_KIND.values() for name in names)}
+NAMES = {"schedule", "dag_decode", "dedup"}  # of fairseq's enumerations
 # change no text
 SILENT = {"beam", "nbest", "print_step", "sacrebleu", "no_seed_provided", "no_early_stop", "no_beamable_mm"}
 INSTEAD = {
@@ -23,8 +24,7 @@ INSTEAD = {
     "rescorer": "an autoregressive model is no part of it; leave it out",
     "fertility_samples": "sampled fertilities are drawn outside of a graph; leave it out",
     "gold_length": "it reads no references; leave it out",
-    "dedup": "drop repetitions from its output; leave it out",
-    "min_len": "the shortest length is in the graph; leave it out",
+    "min_len": "its shortest output is fixed; leave it out",
     "retain_iter_history": "its output is the last pass's; leave it out",
 }
 GENERATORS = {
@@ -57,7 +57,7 @@ def check_run(arguments: Namespace, config: Dict) -> Dict:
     Raises:
         ValueError: the folder does not serve a flag.
     """
-    served = {*runtime.OPTIONS, *(runtime.ITERATIVE if config["kind"] == "iterative" else ())}
+    served = {*runtime.options_of(config["kind"])}
     for name in HELD - served:
         if changed(arguments, name) and str(getattr(arguments, name)) != str(config["decoding"].get(name)):
             raise ValueError(
@@ -65,7 +65,7 @@ def check_run(arguments: Namespace, config: Dict) -> Dict:
                 "nar-export onnx --flags"
             )
     refuse_unserved(arguments, served | HELD)
-    own = {name: str(value) if name == "schedule" else value for name, value in options_of(arguments, served).items()}
+    own = {name: str(value) if name in NAMES else value for name, value in options_of(arguments, served).items()}
     runtime.checked_options(config, own)
     return own
 

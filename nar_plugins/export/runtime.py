@@ -5,8 +5,9 @@
     python FOLDER/runtime.py < sources > translations     one line per sentence, sub-words separated by blanks
 
 or, in Python, ``OnnxTranslator(FOLDER).translate(lines)``. The graphs do what ``nar_plugins/export/graphs.py`` says.
-What is here is around them: dictionaries, batches, CTC's collapse, the choice of lengths, and Mask-Predict's loop. It
-is NumPy's twin of ``nar_plugins/generators/canvas``; every export is checked against that.
+What is here is around them: dictionaries, batches, CTC's collapse, the choice of lengths, Mask-Predict's loop, and the
+paths through a directed acyclic graph. It is NumPy's twin of ``nar_plugins/generators/canvas``; every export is checked
+against that.
 """
 
 import argparse
@@ -22,8 +23,17 @@ FORMAT = 1  # of config.json
 CONFIG = "config.json"
 SHORTEST = 2  # tokens of a predicted length, </s> counted
 SCHEDULES = ("linear", "cosine", "confidence")
-OPTIONS = ("max_len_a", "max_len_b", "lenpen", "unnormalized")  # that every model has, besides those of its kind
-ITERATIVE = ("iterations", "length_beam", "schedule", "confidence_threshold")
+DEDUPS = ("none", "token")
+WALKS, VITERBIS = ("lookahead", "greedy"), ("viterbi", "joint-viterbi")  # of dag_decode
+OPTIONS = ("max_len_a", "max_len_b", "lenpen", "unnormalized", "dedup")  # that every model has, besides its kind's
+OF_KIND = {
+    "iterative": ("iterations", "length_beam", "schedule", "confidence_threshold"),
+    "dag": ("dag_decode", "length_beam"),
+}
+KINDS = ("lengths", "fertilities", "ctc", *OF_KIND)
+OFTEN = 0.05  # a vertex on so many paths is probably seen by lookahead
+LONGEST = 2  # tokens of a path of Viterbi's, for every source token
+VERTICES = 512  # whose tokens are computed together
 
 
 class OnnxTranslator:
@@ -33,7 +43,8 @@ class OnnxTranslator:
         folder: what ``nar-export onnx`` made.
         threads: of ONNX Runtime; None: as many as there are cores.
         options: instead of the options of the export (``config["decoding"]``): iterations, length_beam, schedule and
-            confidence_threshold of iterative models, max_len_a, max_len_b, lenpen, unnormalized.
+            confidence_threshold of iterative models, dag_decode and length_beam of graphs, max_len_a, max_len_b,
+            lenpen, unnormalized, dedup.
 
     Attributes:
         config: the content of the folder's config.json.
@@ -107,16 +118,19 @@ class OnnxTranslator:
         Raises:
             ValueError: the output is NaN.
         """
-        source = np.ascontiguousarray(source, dtype=np.int64)
-        if self.config["kind"] == "iterative":
+        source, kind = np.ascontiguousarray(source, dtype=np.int64), self.config["kind"]
+        totals = None
+        if kind == "iterative":
             tokens, lprobs, lengths, keep, steps = self.mask_predict(source)
+        elif kind == "dag":
+            tokens, lprobs, lengths, keep, totals = self.paths(source)
+            steps = np.ones_like(lengths)
         else:
             tokens, lprobs, lengths, keep = self.run("model", self.one_pass_inputs(source))
             steps = np.ones_like(lengths)
-        if np.isnan(lprobs).any():
-            raise ValueError("the model's output is NaN: its weights are NaN themselves (a training that diverged)")
-        totals, positions = lprobs.sum(2, dtype=np.float32), lengths
-        if self.config["kind"] == "ctc":
+        refuse_nan(lprobs)
+        totals, positions = lprobs.sum(2, dtype=np.float32) if totals is None else totals, lengths
+        if kind == "ctc":
             tokens, lprobs, lengths = self.collapsed(tokens, lprobs, lengths)
         scores = totals if self.options["unnormalized"] else totals / positions ** self.options["lenpen"]
         empty = (source != self.pad).sum(1) <= 1
@@ -146,10 +160,16 @@ class OnnxTranslator:
         """The distinct hypotheses of a sentence, best first: tokens, lprobs (N, T), the others (N,)."""
         found, texts = [], set()
         for n in np.argsort(np.where(keep, -scores, np.inf), kind="stable"):
-            kept = tokens[n, : lengths[n]].tolist()
+            if not keep[n]:
+                continue
+            output = tokens[n, : lengths[n]].tolist()
+            indices = [
+                i for i, token in enumerate(output) if self.options["dedup"] == "none" or [token] != output[i - 1 : i]
+            ]
+            kept = [output[i] for i in indices]
             text = tuple(token for token in kept if token != self.eos)
-            if keep[n] and text not in texts:
-                found.append(hypothesis(kept, lprobs[n, : lengths[n]].tolist(), float(scores[n]), int(steps[n])))
+            if text not in texts:
+                found.append(hypothesis(kept, lprobs[n, indices].tolist(), float(scores[n]), int(steps[n])))
             texts.add(text)
         return found
 
@@ -242,6 +262,171 @@ class OnnxTranslator:
         at_most = np.maximum(np.minimum(linear, masked.sum(-1) - 1), 0)
         return np.argsort(lprobs, axis=-1, kind="stable"), np.minimum(unsure, at_most)
 
+    # -- directed acyclic graphs ---------------------------------------------------------------------------------------
+
+    def paths(self, source: np.ndarray) -> Tuple:
+        """The paths of sources (B, S) that dag_decode takes (Huang et al. 2022, section 3.5; Shao et al. 2022).
+
+        Returns:
+            tokens, lprobs (B, N, T), of a token and the link to it, 0 beyond the lengths; lengths, keep (B, N); and the
+            scores (B, N) where they are not the sum of lprobs, else None.
+        """
+        how = self.options["dag_decode"]
+        features, links, sizes = self.run("vertices", {"src_tokens": source})
+        refuse_nan(links)
+        last = sizes - 1
+        real = np.arange(links.shape[1]) < sizes[:, None]
+        if how == "lookahead":
+            words, chosen = self.lookahead(features, links, last, real)
+        elif how == "joint-viterbi":
+            words = self.words(features, real, last)
+            chosen = self.viterbi(source, links, words[1], last)
+        else:
+            chosen = walks(links.argmax(2), last) if how == "greedy" else self.viterbi(source, links, None, last)
+            words = self.words(features, visited(chosen, real.shape), last)
+
+        shape = len(source), max(map(len, chosen)), max(len(path) for paths in chosen for path, _ in paths)
+        tokens, lprobs = np.full(shape, self.pad, dtype=np.int64), np.zeros(shape, dtype=np.float32)
+        lengths, totals = np.ones(shape[:2], dtype=np.int64), np.zeros(shape[:2], dtype=np.float32)
+        keep = np.zeros(shape[:2], dtype=bool)
+        for b, paths in enumerate(chosen):
+            for n, (path, total) in enumerate(paths):
+                tokens[b, n, : len(path)] = words[0][b, path]
+                lprobs[b, n, : len(path)] = words[1][b, path] + links[b, [0, *path[:-1]], path]
+                lengths[b, n], keep[b, n], totals[b, n] = len(path), True, total
+        return tokens, lprobs, lengths, keep, totals if how == "viterbi" else None
+
+    def words(self, features: np.ndarray, wanted: np.ndarray, last: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
+        """The most probable tokens of the wanted vertices and their log-probabilities, ``</s>`` of the last ones: both
+        (B, L).
+
+        Args:
+            features: (B, L, D). wanted: (B, L) bool. last: (B,) int64.
+        """
+        rows = np.arange(len(last))
+        states = np.concatenate([features[wanted], features[rows, last]])
+        parts = [self.run("words", {"features": states[i : i + VERTICES]}) for i in range(0, len(states), VERTICES)]
+        best, scores, ends = (np.concatenate(part) for part in zip(*parts))
+        tokens, lprobs = np.full(wanted.shape, self.pad, dtype=np.int64), np.zeros(wanted.shape, dtype=np.float32)
+        tokens[wanted], lprobs[wanted] = best[: -len(last)], scores[: -len(last)]
+        tokens[rows, last], lprobs[rows, last] = self.eos, ends[-len(last) :]
+        refuse_nan(lprobs)
+        return tokens, lprobs
+
+    def lookahead(self, features: np.ndarray, links: np.ndarray, last: np.ndarray, real: np.ndarray) -> Tuple:
+        """The words of the vertices that count, and of each sentence the path to the best sum of link and token.
+
+        The tokens of a vertex are computed where its link alone is as good as the best sum, as in the generator
+        ``dag``.
+        """
+        known = real & (expected_visits(links) >= OFTEN)
+        tokens, lprobs = self.words(features, known, last)
+        while True:
+            scores = links + np.where(known, lprobs, -np.inf)[:, None]
+            ahead = np.arange(1, links.shape[1] + 1)  # forward also from where nothing is known
+            chosen = walks(np.maximum(scores.argmax(2), ahead), last)
+            left = visited(chosen, real.shape) & (ahead <= last[:, None])  # the vertices that a path goes on from
+            left[:, 0] = True
+            better = (links >= scores.max(2, keepdims=True)) & (links > -np.inf) & left[..., None]
+            missing = better.any(1) & ~known
+            if not missing.any():
+                return (tokens, lprobs), chosen
+            more, known = self.words(features, missing, last), known | missing
+            tokens, lprobs = np.where(missing, more[0], tokens), np.where(missing, more[1], lprobs)
+
+    def viterbi(self, source: np.ndarray, links: np.ndarray, emissions: Optional[np.ndarray], last: np.ndarray) -> List:
+        """The best paths of the length_beam best lengths of every sentence, with their scores.
+
+        Args:
+            links: (B, L, L). emissions: (B, L), of the vertices' tokens; None: the links alone count. last: (B,) int64.
+        """
+        sources, allowed = (source != self.pad).sum(1), self.longest(source)
+        chosen = []
+        for b, end in enumerate(last.tolist()):
+            longest = min(max(min(int(allowed[b]), LONGEST * int(sources[b]) + 1), SHORTEST), end)
+            vertices = slice(0, end + 1)
+            emitted = np.zeros(end + 1, dtype=np.float32) if emissions is None else emissions[b, vertices]
+            scores = best_scores(links[b, vertices, vertices], emitted, longest)
+            lengths = np.arange(min(longest, SHORTEST), longest + 1)  # a graph of two vertices has one path
+            totals = scores[lengths, end]
+            ranked = totals if self.options["unnormalized"] else totals / lengths ** self.options["lenpen"]
+            order = np.argsort(-ranked, kind="stable")[: self.options["length_beam"]]
+            order = order[totals[order] > -np.inf]
+            if not len(order) and sources[b] > 1:
+                raise ValueError(
+                    "a graph has no path of the lengths that max_len_a and max_len_b allow: its links are too short; "
+                    "leave them out"
+                )
+            chosen.append([(trace(scores, links[b], int(lengths[n]), end), totals[n]) for n in order] or [([end], 0.0)])
+        return chosen
+
+
+def walks(following: np.ndarray, last: np.ndarray) -> List:
+    """The path of each sentence that always goes to the vertex that follows, with the score 0: it has no other.
+
+    Args:
+        following: (B, L) int64, a later vertex for each but the last. last: (B,) int64.
+    """
+    chosen = []
+    for successors, end in zip(following.tolist(), last.tolist()):
+        path = [successors[0]]
+        while path[-1] < end:
+            path.append(successors[path[-1]])
+        chosen.append([(path, 0.0)])
+    return chosen
+
+
+def visited(chosen: List, shape: Tuple[int, int]) -> np.ndarray:
+    """The vertices that emit a token on some path: (B, L) bool."""
+    on = np.zeros(shape, dtype=bool)
+    for row, paths in zip(on, chosen):
+        for path, _ in paths:
+            row[path] = True
+    return on
+
+
+def expected_visits(links: np.ndarray) -> np.ndarray:
+    """How probable it is that a path visits each vertex: links (B, L, L) -> (B, L); 0 for vertex 0, which emits
+    nothing.
+    """
+    transitions, visits = np.exp(links), np.zeros(links.shape[:2], dtype=np.float32)
+    visits[:, 0] = 1
+    for v in range(1, links.shape[1]):
+        visits[:, v] = (visits[:, :v] * transitions[:, :v, v]).sum(1)
+    visits[:, 0] = 0
+    return visits
+
+
+def best_scores(links: np.ndarray, emissions: np.ndarray, longest: int) -> np.ndarray:
+    """The score (T + 1, L) of the best beginning of a path, of those whose t-th step leads to v.
+
+    Args:
+        links: (L, L). emissions: (L,). longest: T.
+    """
+    scores = np.full((longest + 1, len(emissions)), -np.inf, dtype=np.float32)
+    scores[0, 0] = 0
+    for t in range(longest):
+        scores[t + 1] = (scores[t][:, None] + links).max(0) + emissions
+    return scores
+
+
+def trace(scores: np.ndarray, links: np.ndarray, steps: int, end: int) -> List[int]:
+    """The vertices of the best path of so many steps. Of equally good ones, the earliest.
+
+    Args:
+        scores: (T + 1, L), ``best_scores``. links: (L, L).
+    """
+    path = [end]
+    for t in range(steps - 1, 0, -1):
+        path.append(int((scores[t] + links[: scores.shape[1], path[-1]]).argmax()))
+    return path[::-1]
+
+
+def refuse_nan(lprobs: np.ndarray) -> None:
+    """Raise where the model's output is NaN."""
+    if np.isnan(lprobs).any():
+        raise ValueError("the model's output is NaN: its weights are NaN themselves (a training that diverged)")
+
 
 def candidate_lengths(lprobs: np.ndarray, beam: int, longest: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
     """The most probable lengths, as ``nar_plugins/generators/canvas/lengths.py`` chooses them.
@@ -252,8 +437,7 @@ def candidate_lengths(lprobs: np.ndarray, beam: int, longest: np.ndarray) -> Tup
     Returns:
         lengths: (B, N) int64. keep: (B, N) bool, False for duplicates and lengths of probability 0.
     """
-    if np.isnan(lprobs).any():
-        raise ValueError("the model's output is NaN: its weights are NaN themselves (a training that diverged)")
+    refuse_nan(lprobs)
     beyond = np.arange(lprobs.shape[1]) > np.maximum(longest, SHORTEST)[:, None]
     lprobs = np.where(beyond, -np.inf, lprobs)
     lengths = np.argsort(-lprobs, axis=1, kind="stable")[:, : min(beam, lprobs.shape[1] - 1)]
@@ -308,6 +492,10 @@ def read_config(folder: Path) -> Dict:
         raise ValueError(
             f"{path} has format {config.get('format')}, this program reads {FORMAT}: export the model again"
         )
+    if config["kind"] not in KINDS:
+        raise ValueError(
+            f"{path} has the kind {config['kind']}, which this program does not know: use the folder's own"
+        )
     probe = [config["int8"]["file"]] if config["int8"] else []
     for name in (*(f"{graph}.onnx" for graph in config["graphs"]), *config["dictionaries"].values(), *probe):
         if not (folder / name).is_file():
@@ -321,22 +509,35 @@ def checked_options(config: Dict, given: Dict) -> Dict:
     Raises:
         ValueError: one is unknown, fixed by the export, or has no meaning.
     """
-    known = (*OPTIONS, *(ITERATIVE if config["kind"] == "iterative" else ()))
+    known = options_of(config["kind"])
     for name in given:
         if name not in known:
             fixed = name in config["decoding"]
             reason = f"was fixed at {config['decoding'][name]} by the export" if fixed else "is no option of this model"
             raise ValueError(f"{name} {reason}: the options are {', '.join(known)}")
-    options = {**config["decoding"], **given}
-    if config["kind"] == "iterative":
-        for name in ("iterations", "length_beam"):
-            if options[name] < 1:
-                raise ValueError(f"{name} {options[name]}: at least 1")
-        if options["schedule"] not in SCHEDULES:
-            raise ValueError(f"schedule {options['schedule']}: one of {', '.join(SCHEDULES)}")
-        if not 0 <= options["confidence_threshold"] <= 1:
-            raise ValueError(f"confidence_threshold {options['confidence_threshold']}: a probability, from 0 to 1")
+    options = {"dedup": "none", **config["decoding"], **given}
+    for name in ("iterations", "length_beam"):
+        if name in known and options[name] < 1:
+            raise ValueError(f"{name} {options[name]}: at least 1")
+    for name, values in (("dedup", DEDUPS), ("schedule", SCHEDULES), ("dag_decode", (*WALKS, *VITERBIS))):
+        if name in known and options[name] not in values:
+            raise ValueError(f"{name} {options[name]}: one of {', '.join(values)}")
+    if "confidence_threshold" in known and not 0 <= options["confidence_threshold"] <= 1:
+        raise ValueError(f"confidence_threshold {options['confidence_threshold']}: a probability, from 0 to 1")
+    if options.get("dag_decode") in WALKS:
+        for name in ("length_beam", "max_len_a", "max_len_b"):
+            if name in given:
+                raise ValueError(
+                    f"{name}: dag_decode {options['dag_decode']} has one path; give viterbi or joint-viterbi, or leave "
+                    "it out"
+                )
     return options
+
+
+def options_of(kind: str) -> Tuple[str, ...]:
+    """The options of the models of a kind that are chosen when they are run; the canvas of CTC has its own length."""
+    lengths = ("max_len_a", "max_len_b") if kind == "ctc" else ()
+    return (*(name for name in OPTIONS if name not in lengths), *OF_KIND.get(kind, ()))
 
 
 def read_symbols(folder: Path, config: Dict, side: str) -> List[str]:
@@ -425,10 +626,16 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--threads", type=int, help="of ONNX Runtime (default: as many as there are cores)")
     parser.add_argument("--iterations", type=int, help="passes of an iterative model's decoder")
-    parser.add_argument("--length-beam", type=int, help="lengths that an iterative model decodes")
+    parser.add_argument(
+        "--length-beam", type=int, help="lengths that an iterative model decodes, or Viterbi's of a dag"
+    )
+    parser.add_argument("--dag-decode", choices=(*WALKS, *VITERBIS), help="how the path through a dag is found")
+    parser.add_argument("--lenpen", type=float, help="an output's score is its sum by its length to this power")
+    parser.add_argument("--dedup", choices=DEDUPS, help="token: drop one that equals the one before it")
     parser.add_argument("--truncate-source", action="store_true", help="cut lines of more tokens than positions")
     args = parser.parse_args(argv)
-    options = {name: getattr(args, name) for name in ("iterations", "length_beam") if getattr(args, name) is not None}
+    chosen = ("iterations", "length_beam", "dag_decode", "lenpen", "dedup")
+    options = {name: getattr(args, name) for name in chosen if getattr(args, name) is not None}
     for stream in (sys.stdin, sys.stdout):
         stream.reconfigure(encoding="utf-8", newline="\n")  # only \n ends a line
     try:

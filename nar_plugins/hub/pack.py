@@ -7,7 +7,7 @@ from fairseq import utils
 
 from nar_plugins.checkpoint_io.read import read_upgraded
 from nar_plugins.data.splits import folder_of
-from nar_plugins.data.whole_file import folder_written_whole
+from nar_plugins.data.whole_file import check_new_folder, folder_written_whole
 from nar_plugins.hub import folder
 from nar_plugins.hub.options import LANGUAGES
 from nar_plugins.hub.translator import from_pretrained
@@ -29,10 +29,7 @@ def pack(
     """
     if len(utils.split_paths(path)) > 1:
         raise ValueError(f"{path} is an ensemble: a folder holds one model; nar-average makes one of several")
-    if out.exists():
-        raise ValueError(f"{out} is there already: give another --out, or remove it")
-    if not out.parent.is_dir():
-        raise ValueError(f"{out}: no folder '{out.parent}'")
+    check_new_folder(out, "--out")
     translator = from_pretrained(path, data, cpu=True, **options)  # everything is checked before anything is written
     model, task = translator.decoder.models[0], translator.task
     state = read_upgraded(path)

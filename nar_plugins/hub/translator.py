@@ -193,6 +193,7 @@ def from_pretrained(path: Union[str, Path], data: Union[str, Path, None] = None,
         ValueError: a file is missing, unsafe or does not fit, or an option is unknown or cannot be honoured.
     """
     folder = Path(path) if Path(path).is_dir() else None
+    exported = folder is not None and is_exported(folder)
     if folder is not None and data is not None:
         raise ValueError(f"data={data}: {path} has dictionaries of its own: leave it out")
     if folder is None:
@@ -200,7 +201,7 @@ def from_pretrained(path: Union[str, Path], data: Union[str, Path, None] = None,
         languages.update({name: options[name] for name in LANGUAGES if options.get(name) is not None})
         pair = find_languages(folder_of(data), *(languages.get(name) for name in LANGUAGES))
         options.update(zip(LANGUAGES, pair))  # fairseq's Moses tokeniser needs them from the command line
-    elif is_exported(folder):
+    elif exported:
         data, options = folder, {**dict(zip(LANGUAGES, languages_of(folder))), **options}
     else:
         data, config = folder, packed.read(folder)
@@ -210,7 +211,7 @@ def from_pretrained(path: Union[str, Path], data: Union[str, Path, None] = None,
     task = tasks.setup_task(cfg.task)
     if folder is None:
         decoder = Decoder(cfg, task, load_models(cfg, task))
-    elif is_exported(folder):
+    elif exported:
         decoder = ExportedDecoder(folder, arguments, task)
     else:
         decoder = Decoder(cfg, task, [packed.load_model(config, folder, task, cfg)])

@@ -30,13 +30,14 @@ SYSTEMS = {
     "<b>Blockwise": ("blockwise_tiny", {"beam": 1, "verify_block": 3, "max_len_a": 0, "max_len_b": 8}),
     "CTC": ("nat_tiny", {}),
     "BANG": ("bang_tiny", {"max_len_a": 0, "max_len_b": 8}),
+    "DAG": ("dag_tiny", {}),
 }
 PATIENCE = 60  # seconds
 
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory) -> Namespace:
-    """The address of a page with five models, and these."""
+    """The address of a page with six models, and these."""
     root = tmp_path_factory.mktemp("page")
     data, models = corpus(root / "text", [("w1", "w1")]), []
     for number, (name, (arch, options)) in enumerate(SYSTEMS.items()):
@@ -105,7 +106,9 @@ def translate(page) -> str:
 def test_it_translates_and_shows_every_pass(page, served):
     one(page, "#text").send_keys("w1 w2 w3")
     boxes = every(page, "#models input")
-    assert [box.is_selected() for box in boxes] == [True] * 4 + [False] and not boxes[4].is_enabled()  # at most four
+    assert [box.is_selected() for box in boxes] == [True] * 4 + [False] * 2 and not boxes[
+        4
+    ].is_enabled()  # at most four
     one(page, "#text").send_keys(Keys.ENTER)  # without a mouse
     wait(page, lambda: one(page, "#status").text == "Done.")
     panels = every(page, ".panel")
@@ -129,6 +132,34 @@ def test_it_translates_and_shows_every_pass(page, served):
     slider = one(page, "input[type=range]", mask_predict)
     slider.send_keys(Keys.HOME)
     assert {cell.text.split("\n")[0].strip() for cell in every(page, ".cells .cell", mask_predict)} == {"?"}
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_the_links_of_a_graph_are_drawn_between_its_vertices(page, served, width):
+    page.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride", {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": False}
+    )
+    for box in every(page, "#models input")[:4]:
+        box.click()
+    every(page, "#models input")[5].click()
+    put(page, "w1 w2 w3 w4 w5")
+    assert translate(page) == "Done."
+    (panel,) = every(page, ".panel")
+    slider = one(page, "input[type=range]", panel)
+    drawn = []
+    slider.send_keys(Keys.HOME)
+    for _ in range(int(slider.get_attribute("max")) + 1):
+        drawn.append([path.get_attribute("class") for path in every(page, ".arcs path", panel)])
+        slider.send_keys(Keys.ARROW_RIGHT)
+    assert not drawn[0] and drawn[1] and "chosen" not in drawn[1] and drawn[2].count("chosen") >= 1 and not drawn[-1]
+    slider.send_keys(Keys.HOME, Keys.ARROW_RIGHT, Keys.ARROW_RIGHT)
+    on = every(page, ".cells .path", panel)
+    assert len(on) == drawn[2].count("chosen")
+    box = one(page, ".graph", panel).rect
+    for path in every(page, ".arcs path", panel):
+        assert box["x"] - 2 <= path.rect["x"] and path.rect["x"] + path.rect["width"] <= box["x"] + box["width"] + 2
+        assert box["y"] - 2 <= path.rect["y"] and path.rect["y"] + path.rect["height"] <= box["y"] + box["height"] + 2
+    page.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 
 def test_playing_moves_every_panel_and_stops_at_the_end(page):

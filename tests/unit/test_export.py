@@ -34,6 +34,7 @@ from nar_plugins.generators.canvas import schedule as torch_schedule
 from nar_plugins.generators.options import generation_options
 from nar_plugins.generators.registry import CONFIGS, GENERATORS
 from nar_plugins.hub import from_pretrained
+from nar_plugins.models.dag.fuzzy import expected_visits
 from nar_plugins.modules.exporting import count_up_to, is_padded
 
 MISSING = [name for name in onnx.PACKAGES if importlib.util.find_spec(name) is None]
@@ -42,12 +43,17 @@ installed = pytest.mark.skipif(bool(MISSING), reason=f"{', '.join(MISSING)} is n
 WORDS, PAD, EOS, MASK = 20, 1, 2, 24
 SMALL = ("--share-all-embeddings", "--encoder-layers", "1", "--max-source-positions", "30")
 SMALL += ("--max-target-positions", "40")
+SIZE = [f"--{side}-{what}" for side in ("encoder", "decoder") for what in ("embed-dim=32", "ffn-embed-dim=16")]
+SIZE += ["--decoder-layers=1", "--encoder-attention-heads=2", "--decoder-attention-heads=2"]
+WIDE = ("--encoder-embed-dim=64", "--decoder-embed-dim=64", "--encoder-ffn-embed-dim=128")
 PLAIN = ("--no-positional-attention", "--no-mask-diagonal", "--no-layerwise-attention")
 KINDS = {  # architecture, flags, options that the graph holds
     "ctc": ("nat_tiny", (*PLAIN, "--ctc", "--upsample", "3"), {}),
     "fertilities": ("nat_tiny", ("--decoder-layers", "1", "--decoder-normalize-before"), {}),
     "lengths": ("nat_tiny", (*PLAIN, "--decoder-layers", "1", "--source-copy", "soft"), {"length_beam": 3}),
     "cmlm": ("cmlm_tiny", ("--decoder-layers", "2"), {}),
+    "dag": ("dag_tiny", ("--upsample", "2.5", "--decoder-layers", "1", "--max-target-positions", "80"), {}),
+    "window": ("dag", ("--upsample", "2", *SIZE, "--max-transition-length", "4", "--max-target-positions", "60"), {}),
 }
 # without padding and with it; sources of one token, an empty one, and the longest
 BATCHES = [[7], [2], [1], [6, 6, 6], [5, 9, 2, 7, 1], [30, 2, 14], [2, 2, 1, 2]]
@@ -71,7 +77,7 @@ def random_weights(kind: str) -> tuple:
     one, task = model(*SMALL, *flags, arch=arch)
     with torch.no_grad():
         for name, weight in one.named_parameters():
-            if weight.dim() > 1 and kind == "cmlm":  # BERT's initialisation is small
+            if weight.dim() > 1 and kind in ("cmlm", "window"):  # BERT's initialisation is small
                 weight.mul_(6)
             elif name == "decoder.output_projection.weight":
                 weight.mul_(8)
@@ -83,10 +89,12 @@ def random_weights(kind: str) -> tuple:
 
 @functools.lru_cache(maxsize=None)
 def exported(kind: str) -> Made:
-    """A model and its export; of CTC from a checkpoint, by the command."""
+    """A model and its export; of CTC and of a dag from a checkpoint, by the command."""
     folder = Path(tempfile.mkdtemp())
-    if kind == "ctc":
-        checkpoint = save(folder / "ctc.pt", "nat_tiny", *KINDS[kind][1], "--max-source-positions", "30")
+    if kind in ("ctc", "dag"):
+        arch, flags, _ = KINDS[kind]
+        flags = (*flags, *(WIDE if kind == "dag" else ()), "--max-source-positions", "30")
+        checkpoint = save(folder / "model.pt", arch, *flags, scale=6.0 if kind == "dag" else 4.0)
         data = corpus(folder, [(line, line) for line in LINES if line])
         printed = io.StringIO()
         with contextlib.redirect_stdout(printed):
@@ -151,6 +159,15 @@ def check_same(ours, theirs, atol=1e-4):
         ("cmlm", {"iterations": 1, "length_beam": 1}),
         ("cmlm", {"iterations": 4, "schedule": "cosine", "max_len_b": 6}),
         ("cmlm", {"schedule": "confidence", "confidence_threshold": 0.3}),
+        ("cmlm", {"iterations": 2, "dedup": "token"}),
+        ("dag", {}),
+        ("dag", {"dedup": "token", "lenpen": 0.5}),
+        ("dag", {"dag_decode": "greedy"}),
+        ("dag", {"dag_decode": "viterbi", "length_beam": 3, "lenpen": 2.0}),
+        ("dag", {"dag_decode": "joint-viterbi", "length_beam": 4, "max_len_b": 8}),
+        ("dag", {"dag_decode": "joint-viterbi", "unnormalized": True}),
+        ("window", {}),
+        ("window", {"dag_decode": "joint-viterbi"}),
     ],
 )
 def test_tokens_and_scores_are_pytorchs_in_every_batch(kind, run):
@@ -172,7 +189,7 @@ def test_no_line_of_this_machines_code_is_in_the_files():
 
 
 @installed
-@pytest.mark.parametrize("kind", ["ctc", "cmlm"])
+@pytest.mark.parametrize("kind", ["ctc", "cmlm", "dag"])
 def test_int8_is_every_linear_layer_and_does_not_depend_on_the_batch(kind, tmp_path):
     made = exported(kind)
     folder = shutil.copytree(made.folder, tmp_path / "int8")
@@ -249,6 +266,14 @@ def test_lengths_are_chosen_as_in_pytorch(beam):
     assert [x.tolist() for x in ours] == [x.tolist() for x in theirs]
 
 
+def test_the_vertices_that_paths_visit_are_pytorchs():
+    links = torch.randn(3, 9, 9, generator=torch.Generator().manual_seed(1))
+    links = links.masked_fill(torch.ones(9, 9).tril().bool(), -1e9).log_softmax(2)
+    links = links.masked_fill(torch.ones(9, 9).tril().bool(), -float("inf"))
+    wanted = expected_visits(links.exp())
+    np.testing.assert_allclose(runtime.expected_visits(links.numpy()), wanted.numpy(), atol=1e-6)
+
+
 @pytest.mark.parametrize("schedule", runtime.SCHEDULES)
 def test_as_many_positions_are_masked_as_in_pytorch(schedule):
     lengths = torch.arange(1, 500)
@@ -274,8 +299,9 @@ runpy.run_path(FOLDER + "/runtime.py", run_name="__main__")
 
 
 @installed
-def test_the_folder_runs_without_pytorch_and_fairseq():
-    made = exported("ctc")
+@pytest.mark.parametrize("kind", ["ctc", "dag"])
+def test_the_folder_runs_without_pytorch_and_fairseq(kind):
+    made = exported(kind)
     program = f"FOLDER = {str(made.folder)!r}\n{ALONE}"
     text = "\ufeff" + "\n".join([LINES[0] + "\r", *LINES[1:], LONG, "w1\rw2\u2028w3"])  # no line end at the end
     done = subprocess.run([sys.executable, "-c", program], input=text.encode(), capture_output=True)
@@ -304,11 +330,15 @@ def test_a_mask_of_the_dictionarys_file_is_no_word():
 
 
 @installed
-def test_the_hub_translates_an_exported_folder_as_it_does_the_checkpoint():
-    made = exported("ctc")
+@pytest.mark.parametrize(
+    "kind, options",
+    [("ctc", {}), ("dag", {}), ("dag", {"dag_decode": "joint-viterbi", "length_beam": 3, "dedup": "token"})],
+)
+def test_the_hub_translates_an_exported_folder_as_it_does_the_checkpoint(kind, options):
+    made = exported(kind)
     texts = [*LINES, LINES[0]]
     ours, theirs = (
-        from_pretrained(*where, lenpen=0.5).translate(texts, batch_size=2)
+        from_pretrained(*where, lenpen=0.5, **options).translate(texts, batch_size=2)
         for where in ((made.folder,), (made.checkpoint, made.data))
     )
     assert [found.text for found in ours] == [found.text for found in theirs]
@@ -323,6 +353,8 @@ def test_the_hub_translates_an_exported_folder_as_it_does_the_checkpoint():
         ({"generator": "blockwise"}, "--generator blockwise is a loop over a cache"),
         ({"iterations": 4}, "--iterations"),
         ({"data": "elsewhere"}, "has dictionaries of its own"),
+        ({"max_len_b": 4}, "--max-len-b cannot be honoured by an exported model: leave it out"),
+        ({"dedup": "word"}, "dedup word: one of none, token"),
     ],
 )
 def test_the_hub_refuses_what_an_exported_folder_has_not(options, said):
@@ -331,9 +363,10 @@ def test_the_hub_refuses_what_an_exported_folder_has_not(options, said):
 
 
 @installed
-def test_the_command_says_what_it_made_and_checked():
-    printed = exported("ctc").printed
-    assert "model.onnx" in printed and "runtime.py" in printed
+@pytest.mark.parametrize("kind, graph", [("ctc", "model.onnx"), ("dag", "vertices.onnx")])
+def test_the_command_says_what_it_made_and_checked(kind, graph):
+    printed = exported(kind).printed
+    assert graph in printed and "runtime.py" in printed
     assert "checked: 15 of 15 outputs are PyTorch's" in printed
 
 
@@ -345,6 +378,7 @@ def test_the_command_says_what_it_made_and_checked():
         (lambda f: (f / "config.json").write_text("{"), "is no JSON"),
         (lambda f: (f / "config.json").write_text("{}"), "was not written by nar-export onnx"),
         (lambda f: edit(f, format=99), "has format 99, this program reads 1: export the model again"),
+        (lambda f: edit(f, kind="tree"), "has the kind tree, which this program does not know: use the folder's own"),
         (lambda f: (f / "model.onnx").unlink(), "has no model.onnx: export the model again"),
         (lambda f: (f / "dict.tgt.txt").unlink(), "has no dict.tgt.txt: export the model again"),
         (lambda f: (f / "model.onnx").write_bytes(b"foreign"), "model.onnx cannot be read: "),
@@ -367,6 +401,7 @@ ITERATIVE = {
     "kind": "iterative",
     "decoding": {"iterations": 10, "length_beam": 5, "schedule": "linear", "confidence_threshold": 0.9},
 }
+DAG = {"kind": "dag", "decoding": {"dag_decode": "lookahead", "length_beam": 1, "max_len_a": 0, "max_len_b": 200}}
 
 
 @pytest.mark.parametrize(
@@ -377,6 +412,12 @@ ITERATIVE = {
         (ITERATIVE, {"iterations": 0}, "iterations 0: at least 1"),
         (ITERATIVE, {"schedule": "square"}, "schedule square: one of linear, cosine, confidence"),
         (ITERATIVE, {"confidence_threshold": 2}, "confidence_threshold 2: a probability, from 0 to 1"),
+        (ITERATIVE, {"dedup": "word"}, "dedup word: one of none, token"),
+        ({"kind": "ctc", "decoding": {}}, {"max_len_b": 9}, "max_len_b is no option of this model: the options are "),
+        (DAG, {"dag_decode": "beam"}, "dag_decode beam: one of lookahead, greedy, viterbi, joint-viterbi"),
+        (DAG, {"length_beam": 2}, "length_beam: dag_decode lookahead has one path; give viterbi or joint-viterbi, or "),
+        (DAG, {"max_len_b": 9, "dag_decode": "greedy"}, "max_len_b: dag_decode greedy has one path; give viterbi or "),
+        (DAG, {"dag_decode": "viterbi", "length_beam": 0}, "length_beam 0: at least 1"),
     ],
 )
 def test_an_option_that_a_folder_has_not_is_named(config, options, said):
@@ -432,7 +473,8 @@ def refused(*arguments) -> str:
 def test_a_model_with_another_loop_is_refused(data, tmp_path, arch, said):
     out = tmp_path / "out"
     assert (
-        refused(getattr(data, arch), "--data", data.bin, "--out", out) == said + "nar-export onnx exports nat and cmlm"
+        refused(getattr(data, arch), "--data", data.bin, "--out", out)
+        == said + "nar-export onnx exports nat, cmlm and dag"
     )
     assert not list(tmp_path.iterdir())
 
@@ -453,11 +495,13 @@ def test_a_model_with_another_loop_is_refused(data, tmp_path, arch, said):
         ("--rescorer ar.pt", "--rescorer cannot be honoured by an exported model: an autoregressive model is no part"),
         ("--decode-dtype int8", "--decode-dtype cannot be honoured by an exported model: give --int8 to nar-export"),
         ("--iterations 3", "--iterations is chosen when the exported model is run: leave it out of --flags"),
+        ("--dag-decode viterbi", "--dag-decode is chosen when the exported model is run: leave it out of --flags"),
+        ("--dedup token", "--dedup is chosen when the exported model is run: leave it out of --flags"),
         ("--lenpen 2", "--lenpen is chosen when the exported model is run: leave it out of --flags"),
         ("--fp16", "--fp16: an exported model is float32, or int8 by nar-export onnx --int8"),
         ("--beam 3", "--beam 3: an exported model has no beam; leave it out"),
         ("--sampling", "--sampling cannot be honoured by an exported model: leave it out"),
-        ("--min-len 4", "--min-len cannot be honoured by an exported model: the shortest length is in the graph"),
+        ("--min-len 4", "--min-len cannot be honoured by an exported model: its shortest output is fixed"),
         ("--no-such-flag", "unrecognized arguments: --no-such-flag"),
     ],
 )
@@ -476,7 +520,10 @@ def test_a_length_beam_of_an_iterative_model_is_chosen_later(data, tmp_path):
 def test_places_that_cannot_be_written_are_named(tmp_path):
     (tmp_path / "there").mkdir()
     common = ("no.pt", "--data", "no data", "--out")
-    assert refused(*common, tmp_path / "there") == f"--out {tmp_path}/there exists: name a new folder, or remove it"
+    assert (
+        refused(*common, tmp_path / "there")
+        == f"--out {tmp_path}/there is there already: give another one, or remove it"
+    )
     assert refused(*common, tmp_path / "no" / "out") == f"--out {tmp_path}/no/out: no folder '{tmp_path}/no'"
     found = refused("a.pt:b.pt", "--data", "no data", "--out", tmp_path / "out")
     assert found == "a.pt:b.pt: an ensemble cannot be exported; export one checkpoint"
@@ -524,9 +571,10 @@ def test_a_folder_is_whole_or_not_there(tmp_path):
 
 
 @installed
-def test_a_row_of_nar_bench_says_what_pytorch_says(tmp_path):
-    made = exported("ctc")
-    systems = ["--system", "PyTorch", made.checkpoint, "", "--system", "ONNX", f"onnx:{made.folder}", "--lenpen 1"]
+@pytest.mark.parametrize("kind, flags", [("ctc", "--lenpen 1"), ("dag", "--dag-decode joint-viterbi --dedup token")])
+def test_a_row_of_nar_bench_says_what_pytorch_says(tmp_path, kind, flags):
+    made = exported(kind)
+    systems = ["--system", "PyTorch", made.checkpoint, flags, "--system", "ONNX", f"onnx:{made.folder}", flags]
     quick = ["--batch-sizes", "1,3", "--repeats", "1", "--flags", "--cpu", "--output", str(tmp_path / "out")]
     with contextlib.redirect_stdout(io.StringIO()):
         bench.main([made.data, *systems, *quick, "--json", str(tmp_path / "table.json")])

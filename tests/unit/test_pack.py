@@ -114,6 +114,35 @@ def test_paths_of_the_training_are_left_out(made, tmp_path):
     assert "secret" not in (tmp_path / "model" / folder.CONFIG).read_text()
 
 
+FROM_GPUS = {  # what eight GPUs with half precision leave in a checkpoint
+    "cpu": False,
+    "fp16": True,
+    "memory_efficient_fp16": True,
+    "device_id": 3,
+    "distributed_world_size": 8,
+    "distributed_rank": 3,
+    "distributed_backend": "nccl",
+    "ddp_backend": "fully_sharded",
+    "checkpoint_activations": True,
+    "offload_activations": True,
+    "min_params_to_wrap": 1,
+    "tpu": False,
+}
+
+
+@pytest.mark.parametrize("name", ["ar", "cmlm", "ctc"])
+def test_a_model_that_was_trained_on_gpus_is_packed_and_read_without_one(made, tmp_path, name):
+    state = torch.load(made.models[name], weights_only=True)
+    vars(state["cfg"]["model"]).update(FROM_GPUS)
+    torch.save(state, tmp_path / "gpus.pt")
+    nar_pack(tmp_path / "gpus.pt", "--data", made.data, "--out", tmp_path / "packed")
+    found, wanted = (
+        from_pretrained(*where, **SHORT if name != "ctc" else {}).translate(GENERATED)
+        for where in ((tmp_path / "packed",), (made.models[name], made.data))
+    )
+    assert found == wanted
+
+
 @pytest.mark.parametrize("value", [float("inf"), {"a": torch.ones(1)}])
 def test_an_argument_that_json_has_not_is_named(made, tmp_path, value):
     state = torch.load(made.models["cmlm"], weights_only=True)
@@ -208,10 +237,10 @@ def test_what_cannot_be_packed_is_one_line_and_leaves_nothing(made, tmp_path):
         (("no.pt", *data, *out), "no checkpoint at no.pt: check the path that you gave"),
         ((f"{cmlm}:{cmlm}", *data, *out), f"{cmlm}:{cmlm} is an ensemble: a folder holds one model; nar-average "),
         ((cmlm, "--data", "nowhere", *out), "no data folder 'nowhere'"),
-        ((cmlm, *data, "--out", tmp_path / "there"), f"{tmp_path / 'there'} is there already: give another --out"),
+        ((cmlm, *data, "--out", tmp_path / "there"), f"--out {tmp_path / 'there'} is there already: give "),
         (
             (cmlm, *data, "--out", tmp_path / "no" / "model"),
-            f"{tmp_path / 'no' / 'model'}: no folder '{tmp_path / 'no'}'",
+            f"--out {tmp_path / 'no' / 'model'}: no folder '{tmp_path / 'no'}'",
         ),
         ((tmp_path / "cut.pt", *data, *out), f"{tmp_path / 'cut.pt'} is truncated or not a PyTorch checkpoint"),
         ((cmlm, *data, *out, "--spm", "no.model"), "--bpe sentencepiece: "),

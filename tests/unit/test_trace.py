@@ -10,14 +10,18 @@ from tiny import dictionary
 
 from nar_plugins.demo.trace import (
     ACCEPTED,
+    ASIDE,
     CORRECTED,
     DRAFT,
     EMPTY,
     KEPT,
     MASKED,
     NEW,
+    PATH,
     REJECTED,
     REPEATED,
+    START,
+    Graph,
     Shown,
     trace,
 )
@@ -56,6 +60,8 @@ SYSTEMS = {
     "ctc": ("ctc", {}),
     "ctc beam": ("ctc", {"ctc_beam": 4}),
     "dag": ("dag", {"dag_decode": "viterbi"}),
+    "lookahead": ("dag", {"dedup": "token"}),
+    "joint": ("dag", {"dag_decode": "joint-viterbi", "length_beam": 4, "rescorer": "ar"}),
 }
 LINES = ["w1 w2 w3", "w4", "w9 w9 w9 w2 w1 w7 w8 w1", "unheard w3", "w5 w6 w5 w6"]
 
@@ -193,6 +199,53 @@ def test_a_path_has_blanks_and_repetitions():
     assert words(after) == ["w0", "w0", "", "w0", "w1", ""] and {cell.percent for cell in after.cells} == {25}
     assert len(empty.cells) == 6 and words(collapsed) == ["w0", "w0", "w1"]
     assert collapsed.label == "blanks and repetitions dropped" and collapsed.number == 1
+
+
+@pytest.mark.parametrize("system", ["dag", "lookahead", "joint"])
+def test_the_graph_is_shown_with_its_path(made, system):
+    translator = load(made, system)
+    for line in LINES:
+        found = trace(translator, line)
+        empty, words_, path, tokens, *rest = found.frames
+        assert {cell.state for cell in empty.cells[1:]} == {MASKED} and not empty.arcs and not tokens.arcs
+        assert [frame.cells[0].state for frame in (empty, words_, path)] == [START] * 3
+        assert len(empty.cells) == len(words_.cells) == len(path.cells) <= 8 * (len(line.split()) + 1)
+        assert {cell.state for cell in words_.cells[1:]} == {NEW} and {c.state for c in path.cells[1:]} <= {PATH, ASIDE}
+        assert words(path, PATH) == words(tokens) and words(words_) == words(path)
+        chosen = [arc for arc in path.arcs if arc.chosen]
+        assert not any(arc.chosen for arc in words_.arcs)
+        # the chosen links lead from the start over every vertex of the path to its end
+        on = [0, *(i for i, cell in enumerate(path.cells) if cell.state == PATH)]
+        assert sorted((arc.start, arc.end) for arc in chosen) == list(zip(on, on[1:])) and on[-1] == len(path.cells) - 1
+        assert {arc.end: arc.percent for arc in chosen} == {i: path.cells[i].percent for i in on[1:]}
+        # token and link: the product of the other two frames' numbers
+        for i, cell in zip(on[1:], tokens.cells):
+            product = words_.cells[i].percent * path.cells[i].percent / 100
+            assert cell.percent == pytest.approx(product, abs=1.6)
+        assert rest or [w for w in words(tokens) if w != "</s>"] == found.translation.tokens
+        assert [frame.label for frame in rest] == ["repetitions dropped"] * (system == "lookahead" and bool(rest))
+
+
+def test_a_graph_leaves_out_what_hardly_any_path_visits():
+    """0 leads to 1 (0.996) and 2 (0.004); both lead to 3, the end."""
+    symbols = dictionary(3)
+    links = [[0, 0.996, 0.004, 0], [0, 0, 0, 1], [0, 0, 0, 1], [0, 0, 0, 0]]
+    graph = Graph([4, 4, 5, 2], [-1.0] * 4, links, [0, 0.996, 0.004, 1], [[1, 3]])
+    dedup = Namespace(keep=lambda tokens: range(len(tokens)))
+    translator = Namespace(
+        decoder=Namespace(generator=Namespace(blank=None, dedup=dedup)), task=Namespace(target_dictionary=symbols)
+    )
+    lprobs = [-1.25, -1.5]
+    event = Pass(torch.tensor([[4, 2]]), torch.tensor([lprobs]), torch.ones(1, 2, dtype=torch.bool), graph)
+    best = {"tokens": torch.tensor([4, 2]), "positional_scores": torch.tensor(lprobs)}
+    empty, after, path, tokens = Shown(translator).frames(best, [event])
+    assert empty.label == "4 vertices; 1 that hardly any path visits are left out" and len(empty.cells) == 3
+    assert [(arc.start, arc.end, arc.percent) for arc in after.arcs] == [(0, 1, 100), (1, 2, 100)]
+    assert words(path) == ["", "w0", "</s>"] and words(tokens) == ["w0", "</s>"]
+    graph.paths[0][:] = [2, 3]  # a vertex on the path is shown, however improbable
+    empty, after, path, _ = Shown(translator).frames(best, [event])
+    assert words(path, PATH) == ["w1", "</s>"] and words(path, ASIDE) == ["w0"] and path.cells[2].percent == 0
+    assert [(arc.start, arc.end) for arc in path.arcs if arc.chosen] == [(0, 2), (2, 3)]
 
 
 def test_no_frame_is_another_candidates(made):

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from nar_plugins.cli.command import one_line_errors
-from nar_plugins.data.whole_file import check_output, written_whole
+from nar_plugins.data.whole_file import check_new_folder, check_output, written_whole
 
 
 def test_the_file_takes_its_place_when_it_is_written(tmp_path):
@@ -85,3 +85,23 @@ def test_a_file_that_cannot_be_written_is_said_before_the_work(tmp_path, monkeyp
         assert said(tmp_path / "file").endswith(
             "/file: it may not be written: no permission, or a read-only file system"
         )
+
+
+def test_a_place_for_a_new_folder_is_checked_before_the_work(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "dangling").symlink_to(tmp_path / "gone")
+
+    def said(path: Path) -> str:
+        with pytest.raises(ValueError) as error:
+            check_new_folder(path, "--out")
+        return str(error.value)
+
+    check_new_folder(tmp_path / "new", "--out")
+    for name in ("file", "dangling", "."):
+        path = tmp_path / name
+        assert said(path) == f"--out {path} is there already: give another one, or remove it"
+    assert said(tmp_path / "no" / "new") == f"--out {tmp_path}/no/new: no folder '{tmp_path}/no'"
+    assert said(tmp_path / "file" / "new") == f"--out {tmp_path}/file/new: no folder '{tmp_path}/file'"
+    monkeypatch.setattr(os, "access", lambda place, mode: False)
+    assert said(tmp_path / "new").endswith("it may not be written: no permission, or a read-only file system")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["dangling", "file"]

@@ -3,10 +3,12 @@
 // Text from models and users goes into the page by textContent only.
 
 const MOST = 4; // models at once
-const SIGNS = { masked: "", draft: "draft", accepted: "✓", rejected: "✗", corrected: "↳", repeated: "=" };
+const SIGNS = { masked: "", draft: "draft", accepted: "✓", rejected: "✗", corrected: "↳", repeated: "=", path: "→" };
+const PLAIN = ["rejected", "blank", "aside", "start"]; // not coloured by probability
 const SPOKEN = {
   kept: "stays", masked: "to be predicted", new: "predicted now", draft: "draft", accepted: "accepted draft",
   rejected: "dropped", corrected: "in the place of a rejected draft", blank: "blank", repeated: "repetition",
+  start: "start of the graph", path: "on the path, link of", aside: "not on the path",
 };
 const $ = (id) => document.getElementById(id);
 const state = { models: [], limit: Infinity, panels: [], run: 0, timer: null, played: 0, slowest: 0 };
@@ -155,6 +157,10 @@ class Panel {
     this.cells = make("ol", "cells");
     this.cells.setAttribute("role", "list"); // a list without bullets is none for some screen readers
     this.cells.dir = "auto";
+    const box = make("div", "graph");
+    this.arcs = $("arcs").content.firstElementChild.cloneNode();
+    box.append(this.cells, this.arcs);
+    this.cells.classList.toggle("linked", this.frames.some((frame) => frame.arcs.length));
     this.label = make("p", "label");
     this.input = make("input");
     Object.assign(this.input, { type: "range", min: "0", max: String(this.frames.length - 1), step: "1", id: `frame-${number}` });
@@ -162,7 +168,7 @@ class Panel {
     const label = make("label", "", "Passes"), row = make("div", "steps");
     label.htmlFor = this.input.id;
     row.append(label, this.input);
-    this.node.append(this.cells, this.label, row);
+    this.node.append(box, this.label, row);
   }
 
   at(index) {
@@ -173,6 +179,36 @@ class Panel {
     this.label.textContent = `Pass ${frame.number} of ${this.frames[this.frames.length - 1].number}: ${frame.label}`;
     this.input.value = String(index);
     this.input.setAttribute("aria-valuetext", this.label.textContent);
+    this.draw();
+  }
+
+  draw() { // the links of a graph, above the cells; one to another line leaves at its end and comes in at its start
+    const { arcs } = this.frames[this.index];
+    this.arcs.replaceChildren();
+    if (!arcs.length || !this.cells.offsetWidth) return;
+    const box = this.cells.getBoundingClientRect(), rightward = getComputedStyle(this.cells).direction === "ltr";
+    const [first, last] = rightward ? [0, box.width] : [box.width, 0];
+    const places = [...this.cells.children].map((cell) => {
+      const { left, top, width } = cell.firstChild.getBoundingClientRect();
+      return { x: left - box.left + width / 2, y: top - box.top - 1 };
+    });
+    for (const { start, end, percent, chosen } of arcs) {
+      const from = places[start], to = places[end], path = $("arcs").content.querySelector("path").cloneNode();
+      const up = (distance) => Math.min(26, 7 + Math.abs(distance) * 0.09); // below the line above
+      let drawn;
+      if (Math.abs(from.y - to.y) < 4) {
+        const h = up(to.x - from.x);
+        drawn = `M${from.x} ${from.y}C${from.x} ${from.y - h} ${to.x} ${to.y - h} ${to.x} ${to.y}`;
+      } else {
+        const [out, into] = [up(last - from.x), up(to.x - first)];
+        drawn = `M${from.x} ${from.y}Q${from.x} ${from.y - out} ${last} ${from.y - out}M${first} ${to.y - into}Q${to.x} ${to.y - into} ${to.x} ${to.y}`;
+      }
+      path.setAttribute("d", drawn);
+      path.setAttribute("class", chosen ? "chosen" : "");
+      path.setAttribute("stroke-width", (1 + percent / 50).toFixed(2));
+      path.setAttribute("stroke-opacity", chosen ? "1" : (0.2 + percent / 200).toFixed(2));
+      this.arcs.append(path);
+    }
   }
 
   widest(frame, i) { // characters: a mask is as wide as the longest token of its place, so that its neighbours stay
@@ -188,18 +224,19 @@ class Panel {
     this.at(longest);
     this.cells.style.minHeight = `${this.cells.offsetHeight}px`;
     this.at(now);
+    this.draw(); // the places may be others, also where the frame is not
   }
 }
 
 function cellNode(cell, width) {
-  const node = make("li", `cell ${cell.state}`), scored = cell.percent !== null && cell.state !== "rejected" && cell.state !== "blank";
+  const node = make("li", `cell ${cell.state}`), scored = cell.percent !== null && !PLAIN.includes(cell.state);
   if (cell.joined) node.classList.add("joined");
   if (cell.state === "masked") node.style.setProperty("--w", String(width));
   if (scored) {
     node.classList.add("scored");
     node.style.setProperty("--p", String(cell.percent));
   }
-  const text = cell.state === "masked" ? "\u00a0?\u00a0" : cell.state === "blank" ? "–" : cell.text;
+  const text = cell.state === "masked" ? "\u00a0?\u00a0" : cell.state === "blank" ? "–" : cell.state === "start" ? "•" : cell.text;
   const token = make("span", "token", text), percent = cell.percent === null ? "" : String(cell.percent);
   const sign = make("span", "sign", [SIGNS[cell.state] || "", percent].filter(Boolean).join(" ") || "\u00a0");
   sign.setAttribute("aria-hidden", "true");

@@ -41,6 +41,7 @@ class Pass(NamedTuple):
     tokens: Tensor  # (R, T) int64 after the pass, padded; with CTC the path, blanks included
     lprobs: Tensor  # (R, T) float32: of each token in the pass that predicted it
     predicted: Tensor  # (R, T) bool: the positions that the pass predicted
+    graph: Optional[NamedTuple] = None  # what the tokens are paths through: ``ObservedGraph`` of the generator ``dag``
 
 
 class CanvasGenerator(Generator):

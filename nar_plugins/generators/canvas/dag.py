@@ -4,14 +4,14 @@
 
 from argparse import Namespace
 from dataclasses import dataclass, field
-from typing import List, NamedTuple, Optional, Tuple
+from typing import Callable, List, NamedTuple, Optional, Tuple
 
 import torch
 from fairseq.dataclass import ChoiceEnum
 from torch import Tensor
 
 from nar_plugins.generators.base import ensemble_mean, refuse_nan
-from nar_plugins.generators.canvas.base import CanvasGenerator, DecodedCanvases, canvas_indices
+from nar_plugins.generators.canvas.base import CanvasGenerator, DecodedCanvases, Pass, canvas_indices
 from nar_plugins.generators.registry import SharedGeneratorConfig, register_generator
 from nar_plugins.models.contract import Memory, Plan
 from nar_plugins.models.dag.fuzzy import expected_visits
@@ -60,16 +60,31 @@ class DagGenerator(CanvasGenerator):
             links.append(model.links(features[-1], canvas))
         graph = Graph(canvas.real(), canvas.lengths() - 1, ensemble_mean(links))
         refuse_nan(bool(graph.links.isnan().any()))
+        words, paths = self.chosen(features, graph, source, target)
+        decoded = self.decoded(graph, words, paths)
+        if self.observer is not None:
 
+            def all_words() -> Words:
+                with self.decoding(source, lean=True):
+                    return self.words(features, graph, graph.real)
+
+            seen = ObservedGraph(graph, paths, all_words)
+            self.observer(Pass(decoded.tokens, decoded.lprobs, decoded.tokens.ne(self.pad), seen))
+        return decoded
+
+    def chosen(
+        self, features: List[Tensor], graph: "Graph", source: Tensor, target: Optional[Tensor]
+    ) -> Tuple["Words", "Paths"]:
+        """The paths that ``--dag-decode`` takes, and the tokens of their vertices."""
         strategy = str(self.config.dag_decode)
         if strategy == "lookahead":
-            return self.decoded(graph, *self.lookahead(features, graph))
+            return self.lookahead(features, graph)
         if strategy == "joint-viterbi":
             words = self.words(features, graph, graph.real)
-            return self.decoded(graph, words, self.best_paths(graph, words, source, target))
+            return words, self.best_paths(graph, words, source, target)
         greedy = strategy == "greedy"
         paths = walk(graph.links.argmax(2), graph.last) if greedy else self.best_paths(graph, None, source, target)
-        return self.decoded(graph, self.words(features, graph, visited(paths, graph)), paths)
+        return self.words(features, graph, visited(paths, graph)), paths
 
     def lookahead(self, features: List[Tensor], graph: "Graph") -> Tuple["Words", "Paths"]:
         """The path that goes to the vertex with the best sum of link and token, and its words.
@@ -192,6 +207,14 @@ class Paths(NamedTuple):
     sentences: Tensor  # (R,) int64
     keep: Tensor  # (B, N) bool, False where a sentence has fewer
     scores: Optional[Tensor] = None  # (R,) what they were chosen by
+
+
+class ObservedGraph(NamedTuple):
+    """Graphs with the paths that were chosen, for an observer."""
+
+    graph: Graph
+    paths: Paths
+    words: Callable[[], Words]  # of all vertices, computed when it is called: a decoding needs but a few
 
 
 def visited(paths: Paths, graph: Graph) -> Tensor:

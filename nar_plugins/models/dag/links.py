@@ -53,6 +53,8 @@ class Links(nn.Module):
         )
         gates = full(self.gate(known)).log_softmax(2).transpose(1, 2).unsqueeze(3)
         allowed = self.allowed(vertices, last)
+        if torch.compiler.is_exporting():  # a graph has no groups: their number is that of a batch
+            return mix(queries, keys, gates, allowed)
         logits = batch * self.heads * vertices**2
         budget = CPU_LOGITS if states.device.type == "cpu" else GPU_LOGITS
         groups = [part.split(max(1, batch * budget // logits)) for part in (queries, keys, gates, allowed)]

@@ -19,6 +19,7 @@ from nar_plugins.models.dag.decoder import DagDecoder
 from nar_plugins.models.dag.words import token_lprobs
 from nar_plugins.models.pairing import check_task
 from nar_plugins.modules import glancing
+from nar_plugins.modules.exporting import canvas_width, is_padded
 from nar_plugins.modules.factorised import plain_projection
 from nar_plugins.modules.layers import pick
 from nar_plugins.modules.losses import LIKELIHOOD, LossPart, TokenObjective
@@ -146,11 +147,12 @@ class DagModel(NarModel):
         """``<s> <mask> ... <mask> </s>``, ``--upsample`` times as long as the source: tokens (R, L)."""
         sources = memory.encoded["source_lengths"][plan.sentences]
         lengths = (sources.double() * self.args.upsample).long().clamp(min=2).unsqueeze(1)
-        places = torch.arange(int(lengths.max()), device=lengths.device).expand(lengths.size(0), -1)
+        width = canvas_width(lengths, self.max_decoder_positions())
+        places = torch.arange(width, device=lengths.device).expand(lengths.size(0), -1)
         tokens = torch.full_like(places, self.mask).masked_fill(places == 0, self.bos)
         tokens = tokens.masked_fill(places == lengths - 1, self.eos).masked_fill(places >= lengths, self.pad)
         padding = places >= lengths
-        return Canvas(tokens, padding if bool(padding.any()) else None)
+        return Canvas(tokens, padding if is_padded(padding) else None)
 
     def links(self, features: Tensor, canvas: Canvas) -> Tensor:
         """The log-probabilities of the links, of the decoder's features (R, L, D): (R, L, L) float32, see ``Links``."""
