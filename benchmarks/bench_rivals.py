@@ -10,7 +10,9 @@ lengths from newstest2014's whole range. Our length head is given the gold lengt
 as the longest source of their batch, because the models never predict </s>. So the columns of quality, and the output
 of CTC, mean nothing here. At batch size 1 a quarter of the sentences are timed, at others all.
 
-CTranslate2 decodes in a process of its own, in turn with the others (``nar_plugins/measure/worker.py``). Further flags are nar-bench's, such as ``--json FILE`` and ``--memory``. It needs the extra ``ct2``.
+CTranslate2 decodes in a process of its own, in turn with the others (``nar_plugins/measure/worker.py``).
+
+Further flags are nar-bench's, such as ``--json FILE`` and ``--memory``. It needs the extra ``ct2``.
 """
 
 import argparse
