@@ -10,8 +10,7 @@ lengths from newstest2014's whole range. Our length head is given the gold lengt
 as the longest source of their batch, because the models never predict </s>. So the columns of quality, and the output
 of CTC, mean nothing here. At batch size 1 a quarter of the sentences are timed, at others all.
 
-CTranslate2 and PyTorch have threads of their own, and in one process they take the cores from one another: compare
-runs with ``--only CTranslate2`` and ``--only NAT``.
+CTranslate2 decodes in a process of its own, in turn with the others (``nar_plugins/measure/worker.py``).
 
 Further flags are nar-bench's, such as ``--json FILE`` and ``--memory``. It needs the extra ``ct2``.
 """
@@ -45,7 +44,7 @@ def main() -> None:
     parser.add_argument("--repeats", default="3")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--words", type=int, default=10000)
-    parser.add_argument("--only", default="", help="only the rows whose names begin so: a process of their own")
+    parser.add_argument("--only", default="", help="only the rows whose names begin so")
     args, more = parser.parse_known_args()
     torch.set_num_threads(args.threads)
     sizes = args.batches.split(",")

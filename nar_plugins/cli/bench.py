@@ -1,11 +1,11 @@
-"""nar-bench: compare quality and speed of several checkpoints on one test set, in one process.
+"""nar-bench: compare quality and speed of several checkpoints on one test set, side by side.
 
 Example (speedups are relative to the first two systems):
 
     nar-bench work/bin --system "AR greedy" ar.pt "--beam 1" --system "CMLM 10" cmlm.pt "--iterations 10" \
         --flags "--cpu"
 
-CTranslate2 decodes an autoregressive checkpoint as ct2:CKPT, converted in this process, in --compute-type float32 (the
+CTranslate2 decodes an autoregressive checkpoint as ct2:CKPT, converted in memory, in --compute-type float32 (the
 default), int8 or another of its types:
 
     --system "CTranslate2, int8" ct2:ar.pt "--beam 1 --compute-type int8"
@@ -21,8 +21,11 @@ It serves --max-len-a, --max-len-b, --lenpen, --unnormalized and --dedup, of an 
 --length-beam, --schedule and --confidence-threshold, and of a dag --dag-decode and --length-beam; its other options
 were fixed by the export.
 
-A system that fails while it decodes, or for lack of memory, is a row with the reason; the others go on, and the exit
-status is 1.
+Such another engine works in a process of its own, in turn with the others, with as many threads: in one process they
+would slow each other down.
+
+A system that fails while it decodes, or for lack of memory, or whose process dies, is a row with the reason; the others
+go on, and the exit status is 1.
 
 All systems must decode the same sentences into the same kind of text. So give --gen-subset, --prefix-size, the
 languages, --remove-bpe, --bpe and --tokenizer in --flags; they are refused where they differ.
@@ -51,7 +54,7 @@ from nar_plugins.measure.plots import (
 )
 from nar_plugins.measure.quality import check_references, score, warn_of_references
 from nar_plugins.measure.record import record
-from nar_plugins.measure.speed import Row, crossover, decode_rows, load_rows, time_rows
+from nar_plugins.measure.speed import Row, closing, crossover, decode_rows, load_rows, time_rows
 from nar_plugins.measure.table import comparison, details
 
 
@@ -197,6 +200,19 @@ def bench(args, given: List[str]) -> None:
         check_output(args.output / f"{name}.txt", "--output", makes_folder=True)
     references = [read_lines(path) for path in args.reference]
     rows = load_rows(args.data, args.system, args.flags)
+    with closing(rows):
+        compare(args, given, rows, references, columns, repeats, examples_count)
+
+
+def compare(args, given: List[str], rows: Sequence[Row], references: List[List[str]], columns, repeats, examples_count):
+    """Decode, score and time the systems, and write the results.
+
+    Args:
+        given, columns, repeats: see ``bench`` and ``timings``. references: the texts of --reference.
+
+    Raises:
+        ValueError: see ``bench``.
+    """
     first = next(row.system for row in rows if row.system is not None)
     metric = bleu_metric(args.tokenize, first.settings["target_lang"])
     references = references or [first.reference()]

@@ -19,6 +19,7 @@ class ExportedDecoder:
         folder: what ``nar-export onnx`` made.
         arguments: of ``fairseq-generate``; the graphs hold some options, and have not all.
         task: whose dictionaries the folder must have; it then reads text for a parallel model.
+        threads: of ONNX Runtime; None: as many as PyTorch has.
 
     Attributes:
         engine: the ``OnnxTranslator``.
@@ -29,9 +30,9 @@ class ExportedDecoder:
 
     name, cuda, generator = "ONNX Runtime", False, None
 
-    def __init__(self, folder: Path, arguments: Namespace, task):
+    def __init__(self, folder: Path, arguments: Namespace, task, threads: Optional[int] = None):
         options = check_run(arguments, runtime.read_config(folder))
-        self.engine = runtime.OnnxTranslator(folder, torch.get_num_threads(), **options)
+        self.engine = runtime.OnnxTranslator(folder, torch.get_num_threads() if threads is None else threads, **options)
         self.models: List = []
         task.parallel = True
         for side in ("source", "target"):

@@ -4,6 +4,7 @@ It needs the package ``ctranslate2``: the extra ``ct2`` of this project.
 """
 
 import tempfile
+from importlib.util import find_spec
 from pathlib import Path
 from typing import List, Optional
 
@@ -50,10 +51,9 @@ class CTranslate2:
     """
 
     def __init__(self, model, source, target, compute_type: str, threads: int, device: str = "cpu"):
-        try:
-            import ctranslate2
-        except ImportError:
-            raise ValueError("CTranslate2 is not installed: pip install 'nar-plugins[ct2]'") from None
+        refuse_missing()
+        import ctranslate2
+
         types = ctranslate2.get_supported_compute_types(device)
         if compute_type not in types:
             raise ValueError(
@@ -87,6 +87,12 @@ class CTranslate2:
             lines, beam_size=beam, suppress_sequences=self.banned, max_input_length=0, **options
         )
         return [[self.index[symbol] for symbol in result.hypotheses[0]] for result in results]
+
+
+def refuse_missing() -> None:
+    """Raise where the package is not installed."""
+    if find_spec("ctranslate2") is None:
+        raise ValueError("CTranslate2 is not installed: pip install 'nar-plugins[ct2]'")
 
 
 def symbols(dictionary) -> List[str]:

@@ -44,7 +44,7 @@ class OnnxSystem(System):
         Raises:
             ValueError: see ``ExportedDecoder``.
         """
-        self.decoder = ExportedDecoder(Path(self.arguments.path), self.arguments, self.task)
+        self.decoder = ExportedDecoder(Path(self.arguments.path), self.arguments, self.task, self.threads)
         self.cuda, self.autoregressive, self.generator = False, False, None
 
     def weight_bytes(self) -> int:

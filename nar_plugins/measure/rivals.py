@@ -11,7 +11,7 @@ from fairseq.dataclass.configs import GenerationConfig
 
 from nar_plugins.generators import registry
 from nar_plugins.generators.base import check_min_len
-from nar_plugins.measure.ctranslate import CTranslate2
+from nar_plugins.measure.ctranslate import CTranslate2, refuse_missing
 from nar_plugins.measure.systems import System, parse_flags
 from nar_plugins.models.flags import flag
 
@@ -33,13 +33,14 @@ class CTranslate2System(System):
         """The flags, parsed, with ``compute_type``.
 
         Raises:
-            ValueError: see ``parse_flags``; or CTranslate2 cannot honour an option.
+            ValueError: see ``parse_flags``; or CTranslate2 is not installed or cannot honour an option.
         """
         compute_type, others = split_compute_type(flags)
         arguments = parse_flags(path, data, others)
         if len(utils.split_paths(path)) > 1:
             raise ValueError("CTranslate2 decodes one checkpoint, and no ensemble")
         refuse_options(arguments)
+        refuse_missing()
         arguments.compute_type = compute_type
         return arguments
 
@@ -47,7 +48,7 @@ class CTranslate2System(System):
         """Convert the model; fairseq's is dropped.
 
         Raises:
-            ValueError: CTranslate2 is not installed, or cannot decode the model.
+            ValueError: CTranslate2 cannot decode the model.
         """
         self.autoregressive, self.generator = True, None
         self.cuda = torch.cuda.is_available() and not self.cfg.common.cpu
@@ -58,7 +59,7 @@ class CTranslate2System(System):
             self.task.source_dictionary,
             self.task.target_dictionary,
             self.arguments.compute_type,
-            torch.get_num_threads(),
+            self.threads,
             "cuda" if self.cuda else "cpu",
         )
         self.models = []

@@ -1,6 +1,7 @@
-"""The rows of a comparison: systems that are loaded, decoded and timed side by side in one process.
+"""The rows of a comparison: systems that are loaded, decoded and timed side by side.
 
-A row that fails keeps the reason, and the others go on.
+Those of this package and of fairseq share this process; another engine has one of its own. A row that fails keeps the
+reason, and the others go on.
 """
 
 import gc
@@ -8,6 +9,7 @@ import shlex
 import statistics
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple, Type
 
 import torch
@@ -17,6 +19,7 @@ from nar_plugins.measure.exported import OnnxSystem
 from nar_plugins.measure.quality import Quality
 from nar_plugins.measure.rivals import CTranslate2System
 from nar_plugins.measure.systems import SHARED, Output, System
+from nar_plugins.measure.worker import Died, RemoteSystem, out_of_memory
 from nar_plugins.models.flags import flag
 
 ENGINES = {  # before a path: what decodes it
@@ -95,7 +98,7 @@ def load_rows(data: str, systems: Sequence[Sequence[str]], flags: str) -> List[R
 
     Raises:
         ValueError: a system cannot be loaded, or the systems would not decode the same text; the system is named. Lack
-            of memory is the row's error, unless no system is loaded.
+            of memory, or a process that dies, is the row's error, unless no system is loaded.
     """
     rows = []
     for name, path, system_flags in systems:
@@ -106,9 +109,11 @@ def load_rows(data: str, systems: Sequence[Sequence[str]], flags: str) -> List[R
     for row in rows:
         with described(f"--system {row.name}: "):
             try:
-                row.system = load(row.name, row.path, data, row.flags)
+                kind, checkpoint = kind_of(row.path)
+                start = System if kind is System else partial(RemoteSystem, kind)
+                row.system = start(row.name, checkpoint, data, row.flags)
             except Exception as error:  # of any kind: PyTorch has several for lack of memory
-                if not out_of_memory(error):
+                if not out_of_memory(error) and not isinstance(error, Died):
                     raise
                 row.errors.append(in_one_line(error))
     loaded = [row.system for row in rows if row.system is not None]
@@ -118,8 +123,19 @@ def load_rows(data: str, systems: Sequence[Sequence[str]], flags: str) -> List[R
     return rows
 
 
+@contextmanager
+def closing(rows: Sequence[Row]):
+    """End the processes of other engines afterwards."""
+    try:
+        yield
+    finally:
+        for row in rows:
+            if row.system is not None:
+                row.system.close()
+
+
 def load(name: str, path: str, data: str, flags: Sequence[str]) -> System:
-    """Load one system."""
+    """Load one system in this process."""
     kind, checkpoint = kind_of(path)
     system = kind(name, checkpoint, data, flags)
     system.check_lengths()
@@ -132,15 +148,6 @@ def kind_of(path: str) -> Tuple[Type[System], str]:
         if path.startswith(prefix):
             return kind, path[len(prefix) :]
     return System, path
-
-
-def out_of_memory(error: Exception) -> bool:
-    """Whether an error, or what it was raised from, is lack of memory."""
-    while error is not None:
-        if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error):
-            return True
-        error = error.__cause__
-    return False
 
 
 @contextmanager

@@ -65,9 +65,11 @@ class System:
         path: a checkpoint, or several joined by colons (an ensemble).
         data: folder of binarised data.
         flags: further flags of ``fairseq-generate``.
+        threads: of another engine; None: as many as PyTorch has.
     """
 
-    def __init__(self, name: str, path: str, data: str, flags: Sequence[str] = ()):
+    def __init__(self, name: str, path: str, data: str, flags: Sequence[str] = (), threads: Optional[int] = None):
+        self.threads = torch.get_num_threads() if threads is None else threads
         self.name, self.arguments = name, self.parse(path, data, flags)
         args = self.arguments
         self.cfg = cfg = convert_namespace_to_omegaconf(args)
@@ -103,6 +105,9 @@ class System:
         self.cuda, self.generator = self.decoder.cuda, self.decoder.generator
         self.generator.give_weights_back()  # nothing else reads the models
         self.autoregressive = isinstance(self.generator, BeamGenerator)
+
+    def close(self) -> None:
+        """Give back what does not end by itself."""
 
     def weight_bytes(self) -> int:
         """The size of the weights in the type that they are decoded in; of an ensemble's all."""

@@ -4,6 +4,7 @@ decoding.
 
 import importlib.util
 import json
+import os
 import re
 import shlex
 import sys
@@ -12,12 +13,14 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import rival_double
 import torch
 from conftest import ROOT, hypotheses, random_sentences, write_pairs
 from in_process import here, own_refusal
 
 from nar_plugins.cli import bench
 from nar_plugins.data.bleu import UNKNOWN_IN_REFERENCE
+from nar_plugins.measure import speed
 from nar_plugins.measure.machine import counts_memory, memory, restart_peak
 from nar_plugins.measure.quality import score
 from nar_plugins.measure.speed import load_rows
@@ -250,6 +253,27 @@ def test_lack_of_memory_while_loading_is_a_row_and_other_errors_are_not(made, mo
     error = RuntimeError("too strange")
     with pytest.raises(ValueError, match="^--system B: RuntimeError: too strange$"):
         load_rows(made.data, rows, "")
+
+
+def test_another_engine_works_and_is_timed_in_a_process_of_its_own(made, monkeypatch):
+    """Three processes die, in loading, decoding and timing; the others go on."""
+    for name in ("Rival", "Dying", "DyingInTime", "DyingInLoading"):
+        monkeypatch.setitem(speed.ENGINES, f"{name}:", getattr(rival_double, name))
+    systems = [(name, f"{name}:{made.ar}", "") for name in ("DyingInLoading", "Dying", "DyingInTime", "Rival")]
+    rows = load_rows(made.data, [*systems, ("ours", made.ar, "--max-len-b 4")], "--cpu")
+    loading, dying, in_time, rival, ours = rows
+    with speed.closing(rows):
+        speed.decode_rows(rows)
+        speed.time_rows(rows, 3, 6, repeats=2)
+    assert loading.system is None and loading.errors == ["its process has ended, with exit status 4"]
+    killed = "its process was killed by SIGKILL, perhaps for lack of memory"
+    assert re.fullmatch(rf"sentence \d and 8 more: {killed}", dying.errors[0]) and dying.output is None
+    assert in_time.errors == ["batch size 3, its process has ended, with exit status 3"] and not in_time.timings
+    assert rival.output.text == in_time.output.text == ["w3"] * 9 and rival.output.passes == 2
+    process = rival.system.worker.process
+    assert rival.timings[3].seconds == [[process.pid] * 2] * 2 and process.pid != os.getpid() and process.exitcode == 0
+    assert rival.system.weight_bytes() == 1000 * torch.get_num_threads() + 1  # the engine's threads, and PyTorch's
+    assert not rival.errors and not ours.errors and ours.timings[3].sentences == 6 and len(ours.output.text) == 9
 
 
 def test_peak_memory_is_that_of_a_process_of_its_own(made, capsys):
