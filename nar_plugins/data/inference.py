@@ -82,11 +82,11 @@ def truncated(tokens: Tensor, longest: int) -> Tensor:
     return torch.cat([tokens[: longest - 1], tokens[-1:]])
 
 
-def select_sentences(sample: Dict, sentences: Tensor) -> Dict:
+def select_sentences(sample: Dict, sentences: Tensor, pad: int) -> Dict:
     """The batch of some sentences of a batch that is padded on the right, cut to the longest of them.
 
     Args:
-        sentences: (n,) int64, their indices in the batch.
+        sentences: (n,) int64, their indices in the batch. pad: index of ``<pad>``, which may be a word of a text, too.
     """
 
     def select(entries: Dict) -> Dict:
@@ -94,5 +94,6 @@ def select_sentences(sample: Dict, sentences: Tensor) -> Dict:
 
     selected = select(sample)
     selected["net_input"] = inputs = select(sample["net_input"])
-    inputs["src_tokens"] = inputs["src_tokens"][:, : int(inputs["src_lengths"].max())]
+    last = inputs["src_tokens"].ne(pad).any(0).nonzero().max()  # lengths do not count <pad> where it is a word
+    inputs["src_tokens"] = inputs["src_tokens"][:, : int(last) + 1]
     return selected

@@ -97,7 +97,8 @@ class BeamGenerator(Generator):
             self.generator.beam_size = size
             try:
                 forced = (prefix_tokens[part], None if constraints is None else constraints[part])
-                for sentence, nbest in zip(part.tolist(), decode(select_sentences(sample, part), *forced)):
+                selected = select_sentences(sample, part, self.generator.pad)
+                for sentence, nbest in zip(part.tolist(), decode(selected, *forced)):
                     hypotheses[sentence] = nbest
             finally:
                 self.generator.beam_size = beam

@@ -213,10 +213,12 @@ class NarTranslationTask(NarTask, TranslationTask):
         if bool(readable.all()):
             return super().inference_step(generator, models, sample, prefix_tokens, constraints)
         sentences, hypotheses = readable.nonzero().squeeze(1), iter(())
+        pad, eos = self.source_dictionary.pad(), self.target_dictionary.eos()
         if len(sentences):
             forced = (None if tensor is None else tensor[sentences] for tensor in (prefix_tokens, constraints))
-            hypotheses = iter(super().inference_step(generator, models, select_sentences(sample, sentences), *forced))
-        eos = self.target_dictionary.eos()
+            hypotheses = iter(
+                super().inference_step(generator, models, select_sentences(sample, sentences, pad), *forced)
+            )
         return [next(hypotheses) if decoded else [empty_hypothesis(eos)] for decoded in readable.tolist()]
 
     # -- models and generators -----------------------------------------------------------------------------------------

@@ -325,13 +325,15 @@ NAR = {
     "fertilities": ("--source-copy", "fertility"),
     "lengths": ("--source-copy", "uniform"),
     "ctc": ("--source-copy", "uniform", "--ctc", "--upsample", "2"),
+    "dag": ("--upsample", "3"),
 }
+ARCHITECTURES = {"cmlm": "cmlm_tiny", "dag": "dag_tiny"}
 
 
 @pytest.mark.parametrize("form", NAR)
 def test_the_translation_of_a_parallel_model_is_drafted_and_changes_no_word(form):
     models, task = random_models()
-    nar = model(*NAR[form], arch="cmlm_tiny" if form == "cmlm" else "nat_tiny")[0].eval()
+    nar = model(*NAR[form], arch=ARCHITECTURES.get(form, "nat_tiny"))[0].eval()
     gen = blockwise(models, task, drafts_from=nar, max_len_b=24)
     wanted = greedy(models, task, SOURCE, max_len_b=24)
     assert texts(decode(gen)) == texts(wanted)

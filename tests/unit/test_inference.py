@@ -124,6 +124,14 @@ def test_the_source_of_a_line_that_is_too_long_is_printed(made):
     assert {i: fields[0][0] for i, fields in hypotheses(out, "S").items()} == dict(enumerate(LINES))
 
 
+def test_padding_is_a_word_of_an_autoregressive_source_beside_a_line_that_is_too_long(made):
+    lines = [f"<pad> <pad> <pad> <pad> w{i} w{i + 5}" for i in range(8)]
+    for system in ("beam", "drafted"):
+        alone = typed(made, system, lines, batch_size=9)
+        assert typed(made, system, [*lines, LINES[1]], batch_size=9) == {**alone, 8: [""]}
+        assert len({text for text, *_ in alone.values()}) > 1
+
+
 def test_nothing_but_lines_that_are_too_long(made):
     assert typed(made, "beam", [LINES[1]] * 3) == {i: [""] for i in range(3)}
 

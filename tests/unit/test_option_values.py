@@ -17,6 +17,7 @@ WRONG = [
     ("accept", "Top", '"Top": choose exact, top'),
     ("bang_policy", "nra", '"nra": choose adaptive'),
     ("decode_dtype", "bf16", '"bf16": choose float32, bfloat16, float16, int8, auto'),
+    ("dag_decode", "veterbi", '"veterbi": choose lookahead, greedy, viterbi, joint-viterbi'),
     ("bang_tau", "0.5", '"0.5": give a number'),
     ("verify_block", "4", '"4": give a whole number'),
     ("verify_block", 4.0, "4.0: give a whole number"),
