@@ -69,14 +69,14 @@ class Validation:
     Args:
         path: the checkpoint. data: the folder of binarised data. split: of it.
         max_tokens: of a batch. cpu: also where there is a GPU.
-        layers: see ``Plan``.
+        layers: "encoder" and "decoder" -> the layers to load, as fairseq writes them; empty: all.
 
     Raises:
         ValueError: the checkpoint or the data cannot be used.
     """
 
-    def __init__(self, path: str, data: str, split: str, max_tokens: int, cpu: bool, layers: Dict[str, Optional[str]]):
-        chosen = {f"{side}_layers_to_keep": kept for side, kept in layers.items() if kept is not None}
+    def __init__(self, path: str, data: str, split: str, max_tokens: int, cpu: bool, layers: Dict[str, str]):
+        chosen = {f"{side}_layers_to_keep": kept for side, kept in layers.items()}
         (self.model,), cfg, self.task = checkpoint_utils.load_model_ensemble_and_task(
             [path], arg_overrides={"data": data, **SIMPLY, **chosen}
         )
@@ -152,9 +152,11 @@ def prune(
     all_layers = check_checkpoint(path, plan)
     whole = Validation(path, data, split, max_tokens, cpu, {})
     before, loss_before = weights_by_part(whole.model), whole.loss()
-    cut = whole
+    cut, layers = whole, {side: numbers_of(plan.layers.get(side), all_layers[side]) for side in SIDES}
     if any(kept is not None for kept in plan.layers.values()):
-        cut = Validation(path, data, split, max_tokens, cpu, plan.layers)
+        # of both sides: where fairseq is given those of one, it leaves out the other's layers
+        chosen = {side: ",".join(map(str, numbers)) for side, numbers in layers.items()}
+        cut = Validation(path, data, split, max_tokens, cpu, chosen)
     parts = parts_of_model(cut.model)
     units = {key: part.units for key, part in parts.items()}
     if plan.heads or plan.ffn:
@@ -170,7 +172,6 @@ def prune(
     after, loss_after = weights_by_part(cut.model), cut.loss()
     if out is not None:
         write(path, out, cut.model)
-    layers = {side: numbers_of(plan.layers.get(side), all_layers[side]) for side in SIDES}
     return Pruned(before, after, loss_before, loss_after, kept, units, layers, all_layers)
 
 
@@ -183,7 +184,7 @@ def check_plan(plan: Plan) -> None:
             raise ValueError(f"{flag} {share:g}: give the share that is removed, from 0 up to, not including, 1")
     if plan.multiple < 1:
         raise ValueError(f"--multiple {plan.multiple}: give a number from 1 up")
-    if not (plan.heads or plan.ffn or plan.rank or any(kept is not None for kept in plan.layers.values())):
+    if not (plan.heads or plan.ffn or plan.rank is not None or any(kept is not None for kept in plan.layers.values())):
         raise ValueError(
             "nothing is to be removed: give --prune-heads, --prune-ffn, --encoder-layers-to-keep, "
             "--decoder-layers-to-keep or --embedding-rank"

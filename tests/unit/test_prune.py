@@ -1,12 +1,14 @@
 """nar-prune: what is unimportant is found and removed, nothing else changes, and every reader takes the result."""
 
+import contextlib
+import io
 import logging
+import math
 from argparse import Namespace
 from pathlib import Path
 
 import pytest
 import torch
-import torch.nn.functional as F
 from conftest import hypotheses, preprocess, write_pairs
 from in_process import here, own_refusal
 from saved import corpus, run, save
@@ -68,9 +70,6 @@ def nar_prune(made, path, out, *flags) -> str:
 
 
 def printed(given) -> str:
-    import contextlib
-    import io
-
     text = io.StringIO()
     with contextlib.redirect_stdout(text):
         prune.main([*map(str, given)])
@@ -296,6 +295,8 @@ def test_feed_forward_units_are_a_multiple(multiple, wanted):
 def test_layers_go_as_by_fairseq_s_flag_at_loading(made, name, tmp_path):
     out = tmp_path / "out.pt"
     text = nar_prune(made, made.models[name], out, "--encoder-layers-to-keep", "1", "--decoder-layers-to-keep", "0")
+    one = nar_prune(made, made.models[name], None, "--dry-run", "--encoder-layers-to-keep", "1")
+    assert "encoder 0: removed" in one and "decoder 1: removed" not in one  # the other side stays
     valid = validation(made, made.models[name], encoder="1", decoder="0")
     assert len(layers_of(valid.model.encoder)) == 1 == len(layers_of(validation(made, out).model.decoder))
     ours, wanted = checked(out)["model"], valid.model.state_dict()
@@ -307,7 +308,7 @@ def test_layers_go_as_by_fairseq_s_flag_at_loading(made, name, tmp_path):
 def test_layers_of_a_pruned_model_can_be_left_out_at_loading(made, tmp_path):
     out = tmp_path / "out.pt"
     nar_prune(made, made.models["ctc"], out, "--prune-ffn", "0.5", "--scope", "global", "--multiple", "1")
-    whole, part = validation(made, out).model, validation(made, out, encoder="1").model
+    whole, part = validation(made, out).model, validation(made, out, encoder="1", decoder="0,1").model
     assert sizes_of(part)["encoder"] == sizes_of(whole)["encoder"][1:]
     assert sizes_of(part)["decoder"] == sizes_of(whole)["decoder"]
 
@@ -329,7 +330,8 @@ def test_a_factorised_table_is_the_best_of_its_rank(made, name, tmp_path):
     dense = changed(made.models[name], tmp_path / "dense.pt", approximate)
     assert losses(made, out) == pytest.approx(losses(made, dense), rel=1e-4)
     model = validation(made, out).model
-    assert model.encoder.embed_tokens(torch.tensor([1])).abs().max() < 1e-6  # padding
+    padding = model.encoder.embed_tokens(torch.tensor([1])).abs().max()
+    assert name in ("cmlm", "dag") or padding < 1e-6  # BERT's initialisation draws padding, too
     factors = sum(
         p.numel() for p in {*model.encoder.embed_tokens.parameters(), *model.decoder.output_projection.parameters()}
     )
@@ -372,12 +374,14 @@ def small(made) -> Namespace:
 @pytest.mark.parametrize("name", ["cmlm", "ctc", "dag", "heads", "bang"])
 def test_hub_and_folders_translate_as_fairseq_generate(made, small, name, tmp_path):
     path, options = getattr(small, name), {} if name in ("ctc", "dag") else SHORT
-    wanted = [n[0][1] for _, n in sorted(hypotheses(run("fairseq-generate", made.data, path, **options)).items())]
-    assert [t.text for t in from_pretrained(path, made.data, cpu=True, **options).translate(LINES)] == wanted
+    best = [n[0] for _, n in sorted(hypotheses(run("fairseq-generate", made.data, path, **options)).items())]
+    wanted, scores_ = [text for _, text in best], [float(score) * math.log(2) for score, _ in best]
+    found = from_pretrained(path, made.data, cpu=True, **options).translate(LINES)
+    assert [t.text for t in found] == wanted and [t.score for t in found] == pytest.approx(scores_, abs=1e-3)
     pack.main([str(path), "--data", str(made.data), "--out", str(tmp_path / "packed")])
     logging.disable(logging.NOTSET)
     assert [t.text for t in from_pretrained(tmp_path / "packed", cpu=True, **options).translate(LINES)] == wanted
-    assert len(set(wanted)) > 1
+    assert len({round(score, 3) for score in scores_}) > 2
 
 
 @pytest.mark.parametrize(
@@ -390,13 +394,31 @@ def test_hub_and_folders_translate_as_fairseq_generate(made, small, name, tmp_pa
     ],
 )
 @pytest.mark.parametrize("name", ["cmlm", "ctc", "dag", "heads", "bang"])
-def test_other_precisions_and_their_fused_products(made, small, name, dtype):
+def test_other_precisions_and_their_fused_products(made, name, dtype, tmp_path):
+    """Of initial weights, which are sure of nothing: their scores are near one another in every precision."""
     options = {} if name in ("ctc", "dag") else SHORT
-    out = hypotheses(run("fairseq-generate", made.data, getattr(small, name), decode_dtype=dtype, **options))
-    plain = hypotheses(run("fairseq-generate", made.data, getattr(small, name), **options))
+    arch, *flags = MODELS[name]
+    rank = () if name in ("heads", "bang") else ("--embedding-rank", "9")
+    nar_prune(
+        made,
+        save(tmp_path / "whole.pt", arch, *SIZE, *FEW, *flags, scale=1.0),
+        tmp_path / "out.pt",
+        "--prune-heads",
+        "0.4",
+        "--prune-ffn",
+        "0.45",
+        "--scope",
+        "global",
+        "--multiple",
+        "1",
+        *rank,
+    )
+    out, plain = (
+        hypotheses(run("fairseq-generate", made.data, tmp_path / "out.pt", decode_dtype=each, **options))
+        for each in (dtype, "float32")
+    )
     found, wanted = ([float(n[0][0]) for _, n in sorted(each.items())] for each in (out, plain))
-    near = [abs(x - y) < 0.3 * max(1, abs(y)) for x, y in zip(found, wanted)]
-    assert sum(near) >= len(near) - 1, (found, wanted)
+    assert found != wanted and found == pytest.approx(wanted, rel=0.1)
 
 
 def test_a_pruned_and_a_whole_model_are_an_ensemble(made, small):
@@ -404,13 +426,13 @@ def test_a_pruned_and_a_whole_model_are_an_ensemble(made, small):
     assert len(hypotheses(out)) == len(LINES)
 
 
-def test_averages_of_pruned_models(small, tmp_path):
+def test_averages_of_pruned_models(made, small, tmp_path):
     other = changed(small.ctc, tmp_path / "other.pt", lambda model: model["encoder.layers.0.fc1.weight"].mul_(3))
     average([small.ctc, other], tmp_path / "average.pt")
     one, mean = (checked(path)["model"]["encoder.layers.0.fc1.weight"] for path in (small.ctc, tmp_path / "average.pt"))
     torch.testing.assert_close(mean, 2 * one)
     with pytest.raises(ValueError, match="only checkpoints of one model have an average"):
-        average([small.ctc, other.with_name("x.pt") if False else small.ctc.with_name("ctc.pt")], tmp_path / "no.pt")
+        average([small.ctc, made.models["ctc"]], tmp_path / "no.pt")
 
 
 # -- fine-tuning ------------------------------------------------------------------------------------------------------
@@ -452,7 +474,7 @@ def test_fine_tuning_by_the_first_training_s_command(made, small, name, tmp_path
 
 
 def preprocess_train(made, folder: Path) -> Path:
-    pairs = [(line, " ".join(reversed(line.split()))) for line in LINES]
+    pairs = [(line, " ".join(reversed(line.split()))) for line in 4 * LINES]
     for split in ("train", "valid"):
         write_pairs(folder / "text", pairs, split)
     dictionary(20).save(str(folder / "dict.txt"))
@@ -567,9 +589,13 @@ def test_half_precision_stays_half(made, tmp_path):
         ),
         ("ctc", ["--decoder-layers-to-keep", "1,1"], "name some of the decoder's layers 0 to 1, each once"),
         ("ctc", ["--decoder-layers-to-keep", "x"], "name some of the decoder's layers 0 to 1, each once"),
-        ("ctc", ["--embedding-rank", "32"], "--embedding-rank 32: embeddings are 32 wide; give a number from 1 to 31"),
-        ("ctc", ["--embedding-rank", "-1"], "--embedding-rank -1: embeddings are 32 wide"),
-        ("ctc", ["--embedding-rank", "0"], "--embedding-rank 0: embeddings are 32 wide"),
+        (
+            "ctc",
+            ["--embedding-rank", "32"],
+            "--embedding-rank 32: the embeddings are 32 wide; give a number from 1 to 31",
+        ),
+        ("ctc", ["--embedding-rank", "-1"], "--embedding-rank -1: the embeddings are 32 wide"),
+        ("ctc", ["--embedding-rank", "0"], "--embedding-rank 0: the embeddings are 32 wide"),
         ("bang", ["--embedding-rank", "8"], "--embedding-rank 8 is for nat, cmlm and dag, and this is a BangModel"),
         ("untied", ["--embedding-rank", "8"], "--embedding-rank 8: the model has several tables of words"),
         ("uniform", ["--encoder-layers-to-keep", "0"], "--layerwise-attention needs as many"),
@@ -634,4 +660,3 @@ def test_a_fine_tuning_with_other_sizes_is_told_so(made, small, tmp_path, flags,
 def test_a_part_of_a_layer_is_known_by_its_modules(made):
     model = validation(made, made.models["uniform"]).model
     assert [*parts_of(layers_of(model.decoder)[0])] == ["self_attn", "encoder_attn", "positional_attn", "ffn"]
-    assert F is not None
