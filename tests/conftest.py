@@ -1,5 +1,6 @@
 """What the tests share: toy corpora, fairseq's commands as a user types them, and real text where it is."""
 
+import gc
 import os
 import random
 import subprocess
@@ -27,6 +28,11 @@ ALPHABET = [f"w{i}" for i in range(40)]
 
 def pytest_addoption(parser):
     parser.addoption("--device", default="cpu", help="cpu or cuda: where the models of the unit and parity tests live")
+
+
+def pytest_collection_finish():
+    """PyTorch's and fairseq's million objects stay: without them a full garbage collection takes 0.2 s less."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

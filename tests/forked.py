@@ -8,6 +8,7 @@ import array
 import atexit
 import contextlib
 import functools
+import gc
 import importlib
 import json
 import os
@@ -22,7 +23,10 @@ import traceback
 from pathlib import Path
 from typing import Iterator
 
+import compositions
 import torch
+from fairseq import options
+from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 
 FAIRSEQ = ("train", "generate", "interactive", "preprocess", "validate")
 OURS = ("align", "average", "bench", "distill", "merge", "pack", "score")
@@ -66,6 +70,7 @@ def run(command: str, arguments, folder: str, environment: dict) -> int:
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
+    sys.path += [path for path in environment.get("PYTHONPATH", "").split(os.pathsep) if path]
     if "OMP_NUM_THREADS" in environment:  # the server has read its own
         torch.set_num_threads(int(environment["OMP_NUM_THREADS"]))
     sys.argv = [command, *arguments]
@@ -82,13 +87,24 @@ def run(command: str, arguments, folder: str, environment: dict) -> int:
     return 0
 
 
-def serve(path: str) -> None:
-    """Fork for every command that a client names, and give its exit status back."""
+def warm_up() -> None:
+    """What every command would do again: the imports, and Hydra's parsing of fairseq's defaults."""
     for name in COMMANDS:
         main_of(name)
     for name in IMPORTED:
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
+    compositions.remember()
+    model = ("--arch", "cmlm_tiny", "--criterion", "nar_loss", "--optimizer", "adam")
+    for parser, flags in ((options.get_training_parser, model), (options.get_interactive_generation_parser, ())):
+        arguments = options.parse_args_and_arch(parser(), ["data", "--task", "nar_translation", *flags])
+        convert_namespace_to_omegaconf(arguments)
+
+
+def serve(path: str) -> None:
+    """Fork for every command that a client names, and give its exit status back."""
+    warm_up()
+    gc.freeze()  # a child that collected the million objects would copy them
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for those that answer
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(path)

@@ -7,6 +7,7 @@ import io
 import sys
 from unittest import mock
 
+import compositions
 import fairseq_cli.generate
 import fairseq_cli.interactive
 import fairseq_cli.preprocess
@@ -14,6 +15,8 @@ import fairseq_cli.train
 import fairseq_cli.validate
 import pytest
 from fairseq import checkpoint_utils
+
+compositions.remember()
 
 MAINS = {
     "fairseq-train": fairseq_cli.train,

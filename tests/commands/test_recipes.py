@@ -103,9 +103,8 @@ def test_what_cannot_be_done_is_said_in_one_line(script, arguments, variables, m
 
 
 @pytest.fixture(scope="module")
-def venv(tmp_path_factory):
-    with forked.environment(tmp_path_factory.mktemp("commands") / "venv") as folder:
-        yield folder
+def venv():
+    return forked.commands().parent
 
 
 def needs_moses() -> None:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import pytest
 from conftest import ROOT, preprocess, random_sentences, run, write_pairs
 
@@ -91,7 +92,7 @@ def on_two_processes(*arguments) -> str:
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
-    program = Path(sys.executable).parent / "fairseq-train"
+    program = forked.program("fairseq-train")
     spread = (
         "--distributed-world-size",
         "2",

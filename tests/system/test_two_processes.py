@@ -1,7 +1,7 @@
 """Two processes on CPUs have the curve of one with ``--update-freq 2``, under both of fairseq's data-parallel wrappers.
 
-A process takes four seconds to start, so each of the three here (one alone, and two ranks) runs all trainings, one
-after the other, through fairseq-train's own entry. This file is what they run, too.
+Each of the three processes here (one alone, and two ranks) runs all trainings, one after the other, through
+fairseq-train's own entry. This file is what they run, too.
 """
 
 import json
@@ -72,6 +72,7 @@ def curves(log: str) -> dict:
 @pytest.fixture(scope="module")
 def logs(tmp_path_factory):
     """The curves of the process alone, and of the first rank."""
+    import forked
     from conftest import ROOT, preprocess, random_sentences, run, write_pairs
 
     folder = tmp_path_factory.mktemp("two")
@@ -86,7 +87,7 @@ def logs(tmp_path_factory):
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
     processes = [
         subprocess.Popen(
-            [sys.executable, str(Path(__file__).resolve()), str(data), rank, str(port)],
+            [str(forked.program("python")), str(Path(__file__).resolve()), str(data), rank, str(port)],
             cwd=ROOT,
             env=environment,
             text=True,
