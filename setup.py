@@ -1,6 +1,10 @@
+from pathlib import Path
+
 from setuptools import find_packages, setup
 
 CT2 = ["ctranslate2"]
+# The PyPI release of fairseq cannot be imported on Python 3.11 and later; its fork can.
+FAIRSEQ = ['fairseq-fixed==0.12.3.1; python_version >= "3.11"', 'fairseq==0.12.2; python_version < "3.11"']
 DEMO = ["starlette", "uvicorn"]
 ONNX = ["onnx", "onnxruntime", "onnxscript"]
 RECIPES = ["sacremoses", "subword-nmt"]
@@ -10,6 +14,8 @@ setup(
     name="nar-plugins",
     version="0.1.0",
     description="Non-autoregressive text generation as a fairseq --user-dir package",
+    long_description=(Path(__file__).parent / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
     author="nar_plugins authors",
     license="MIT",
     # Listed by prefix, so that tests/, examples/ and work/ never end up in a wheel.
@@ -17,10 +23,8 @@ setup(
     package_data={"nar_plugins.demo": ["page/*"]},  # nar-demo's page
     python_requires=">=3.9",
     install_requires=[
-        # The PyPI release of fairseq cannot be imported on Python 3.11 and later; its fork can. Both install the
-        # package `fairseq`, and this one is never named so: it adds to fairseq and must not replace it.
-        'fairseq-fixed==0.12.3.1; python_version >= "3.11"',
-        'fairseq==0.12.2; python_version < "3.11"',
+        # fairseq is an extra: several distributions install the package `fairseq`, and a requirement would let pip
+        # compile one of them over another that is there. This package adds to fairseq and must not replace it.
         "numpy",
         "sacrebleu",
         "safetensors",  # nar-pack's folders
@@ -40,6 +44,7 @@ setup(
             *RECIPES,
             *(f'{name}; python_version >= "3.11"' for name in ONNX),
         ],
+        "fairseq": FAIRSEQ,  # where none is installed yet
         "onnx": ONNX,  # nar-export onnx, and its rows in nar-bench; onnxruntime alone runs an exported folder
         "plots": ["matplotlib"],  # nar-bench --plot and --plot-speed, nar-curves, nar-report
         "recipes": RECIPES,  # scripts/text.py, for examples/wmt14_en_de and others

@@ -5,6 +5,13 @@ calling a function again changes nothing.
 """
 
 import logging
+from importlib.util import find_spec
+
+if find_spec("fairseq") is None:  # no requirement of this package: pip would compile it over another fairseq
+    raise ModuleNotFoundError(
+        "nar_plugins needs fairseq, and none is installed: pip install 'nar-plugins[fairseq]', or use a checkout's "
+        "scripts/setup.sh"
+    )
 
 
 def leave_out_advice_on_speech() -> None:

@@ -9,7 +9,8 @@ from typing import Dict, Optional
 import torch
 
 PROC = Path("/proc/self")
-PACKAGES = ("nar-plugins", "fairseq-fixed", "fairseq", "torch", "ctranslate2", "onnxruntime", "sacrebleu", "numpy")
+FAIRSEQ = ("fairseq-fixed", "fairseq", "ve-fairseq")  # the distributions that install it
+PACKAGES = ("nar-plugins", *FAIRSEQ, "torch", "ctranslate2", "onnxruntime", "sacrebleu", "numpy")
 
 
 def machine(cuda: bool) -> Dict[str, object]:

@@ -1,23 +1,37 @@
-"""A built wheel, installed elsewhere, is found by ``--user-dir "$(nar-user-dir)"``."""
+"""A built wheel, installed elsewhere or by pip beside a fairseq that is there, and found by
+``--user-dir "$(nar-user-dir)"``.
+"""
 
+import email
 import os
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
-from conftest import ROOT
+import fairseq
+import pytest
+from conftest import ROOT, hypotheses, preprocess, random_sentences, write_pairs
+
+PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
 
 
-def test_a_wheel_installed_elsewhere_works(tmp_path):
-    source, wheels, site = tmp_path / "source", tmp_path / "wheels", tmp_path / "site"
-    source.mkdir()
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """A wheel of this checkout."""
+    source, wheels = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheels")
     shutil.copytree(ROOT / "nar_plugins", source / "nar_plugins", ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(ROOT / "setup.py", source)
-    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
-    subprocess.run([*pip, "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", wheels, source], check=True)
-    (wheel,) = wheels.glob("nar_plugins-*.whl")
-    subprocess.run([*pip, "install", "-q", "--no-deps", "--target", site, wheel], check=True)
+    for name in ("setup.py", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    subprocess.run([*PIP, "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", wheels, source], check=True)
+    (made,) = wheels.glob("nar_plugins-*.whl")
+    return made
+
+
+def test_a_wheel_installed_elsewhere_works(tmp_path, wheel):
+    site = tmp_path / "site"
+    subprocess.run([*PIP, "install", "-q", "--no-deps", "--target", site, wheel], check=True)
 
     environment = {**os.environ, "PYTHONPATH": str(site)}  # before the editable installation
     printed = subprocess.run(
@@ -49,3 +63,61 @@ def test_a_wheel_installed_elsewhere_works(tmp_path):
     done = subprocess.run(command, env=environment, cwd=tmp_path, text=True, capture_output=True)
     assert done.stderr.splitlines()[-1].startswith("ValueError: no data folder 'nowhere'")  # our task's own words
     assert str(site / "nar_plugins") in done.stderr
+
+
+def test_the_wheel_says_what_it_is_and_asks_for_no_fairseq(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
+        told = email.message_from_bytes(archive.read(name))
+        assert any(name.endswith("LICENSE") for name in archive.namelist())
+    assert told["Description-Content-Type"] == "text/markdown"
+    assert told.get_payload(decode=True).decode("utf-8").strip() == (ROOT / "README.md").read_text("utf-8").strip()
+    asked = [line.replace("'", '"') for line in told.get_all("Requires-Dist")]
+    assert [line for line in asked if line.startswith("torch")]
+    of_fairseq = [line for line in asked if "fairseq" in line.partition(";")[0]]
+    assert len(of_fairseq) == 2 and all('extra == "fairseq"' in line for line in of_fairseq)
+
+
+def test_pip_installs_the_wheel_beside_an_existing_fairseq(tmp_path, wheel):
+    """Without an index: whatever pip wanted to add besides the wheel could not be had."""
+    venv, existing = tmp_path / "venv", tmp_path / "existing"
+    existing.mkdir()
+    installed = Path(fairseq.__file__).parent.parent
+    for path in installed.iterdir():  # all packages that are there, but for this one
+        if "nar_plugins" not in path.name and path.suffix != ".pth":
+            (existing / path.name).symlink_to(path)
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", venv], check=True)
+    (site,) = (venv / "lib").glob("python*/site-packages")
+    (site / "existing.pth").write_text(f"{existing}\n")
+    python = venv / "bin" / "python"
+    subprocess.run([*PIP, "--python", python, "install", "-q", "--no-index", wheel], check=True)
+    added = {path.name.partition("-")[0] for path in site.iterdir()}
+    assert added - {"existing.pth", "__pycache__"} == {"nar_plugins"}
+
+    def run(*command) -> str:
+        environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        done = subprocess.run([*map(str, command)], cwd=tmp_path, env=environment, text=True, capture_output=True)
+        assert done.returncode == 0, done.stderr[-4000:]
+        return done.stdout
+
+    folder = run(venv / "bin" / "nar-user-dir").strip()
+    assert Path(folder) == site / "nar_plugins"
+    sentences = random_sentences(20, 1)
+    for split in ("train", "valid", "test"):
+        write_pairs(tmp_path / "text", [(sentence, sentence) for sentence in sentences], split)
+    data = preprocess(tmp_path / "text", tmp_path / "bin")
+    task = ("--user-dir", folder, "--task", "nar_translation", "--cpu", "--num-workers", 0)
+    model = ("--arch", "cmlm_tiny", "--criterion", "nar_loss", "--share-all-embeddings")
+    updates = ("--optimizer", "adam", "--lr", "1e-3", "--max-tokens", 300, "--max-update", 2, "--save-dir", "saved")
+    run(python, "-m", "fairseq_cli.train", data, *task, *model, *updates)
+    output = run(python, "-m", "fairseq_cli.generate", data, *task, "--path", "saved/checkpoint_last.pt")
+    assert len(hypotheses(output)) == 20
+
+
+def test_without_fairseq_the_package_says_what_it_needs():
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import nar_plugins"
+    done = subprocess.run([sys.executable, "-I", "-S", "-c", code], text=True, capture_output=True)
+    assert done.stderr.splitlines()[-1] == (
+        "ModuleNotFoundError: nar_plugins needs fairseq, and none is installed: pip install 'nar-plugins[fairseq]', or "
+        "use a checkout's scripts/setup.sh"
+    )
