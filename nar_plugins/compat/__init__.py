@@ -39,6 +39,7 @@ def apply() -> None:
     checkpoints.read_checkpoints_safely()
     checkpoints.explain_unreadable_checkpoints()
     checkpoints.explain_foreign_optimizer_states()
+    checkpoints.name_checkpoints_that_cannot_be_written()
     commands.keep_results_of_a_run_before()
     commands.generate_the_shard_that_is_asked_for()
     data.bucket_lengths()

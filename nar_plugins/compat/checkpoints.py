@@ -5,8 +5,9 @@ import os
 import pickle
 import types
 import zipfile
+from contextlib import suppress
 from pathlib import Path
-from typing import Dict, List, Tuple
+from typing import Dict, List, Optional, Tuple
 
 import torch
 from fairseq import checkpoint_utils
@@ -97,6 +98,33 @@ def explain_foreign_optimizer_states() -> None:
                         f"the checkpoint's optimizer has a state of {stored} for a parameter that is {expected} here, "
                         "as of a model without <mask>: give --reset-optimizer"
                     )
+
+
+def name_checkpoints_that_cannot_be_written() -> None:
+    """Name the file in the error of a full disk, and leave no part of it.
+
+    PyTorch's error is about the writer of its zip files, and the system's does not name a file that is open; fairseq
+    leaves ``.tmp`` until the next checkpoint, which needs the room. (No upstream issue.)
+    """
+
+    @replaces(checkpoint_utils, "torch_persistent_save")
+    def torch_persistent_save(save, obj, filename, *args, **kwargs):
+        try:
+            return save(obj, filename, *args, **kwargs)
+        except (OSError, RuntimeError) as error:
+            reason = system_error(error)
+            with suppress(OSError):
+                os.unlink(f"{filename}.tmp")
+            if reason is None:
+                raise
+            raise OSError(reason.errno, reason.strerror, str(filename)) from error
+
+
+def system_error(error: Optional[BaseException]) -> Optional[OSError]:
+    """The first of the system's errors among an error and those that it came from, or None."""
+    while error is not None and not (isinstance(error, OSError) and error.errno is not None):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def checked(path, any_objects: bool = False, advise: bool = True) -> Dict:

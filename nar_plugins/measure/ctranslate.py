@@ -143,6 +143,10 @@ def converted(model, source: List[str], target: List[str]):
     reason = lacks(model)
     if reason is not None:
         raise ValueError(f"CTranslate2 cannot decode {reason}")
+    if not all(bool(weight.isfinite().all()) for weight in model.state_dict().values()):
+        raise ValueError(
+            "the model's weights are NaN or infinite (a training that diverged): CTranslate2 would output it"
+        )
     cfg, decoder = model.cfg, model.decoder
     shared = {
         "activation": getattr(common_spec.Activation, ACTIVATIONS[cfg.activation_fn]),

@@ -208,6 +208,9 @@ def test_a_mask_symbol_of_the_users_own(tmp_path, caplog):
     curve(tmp_path / "save", data, "--max-update", 2, "--no-save", "--mask-symbol", "<hide>", caplog=caplog)
     hide = load_dictionary(str(data / "dict.txt")).index("<hide>")
     assert torch.cat([batch[0].flatten() for batch in SEEN]).eq(hide).float().mean() > 0.08
+    lines = sum("<hide>" in line for line in (tmp_path / "train").read_text().split("\n"))
+    said = f"train: reserved symbols as words of the text: <hide> in {lines} of 60 sentences (read as <unk>)"
+    assert lines and said in caplog.text
     assert refusal("fairseq-train", data, *TRAIN, "--mask-symbol", "<other>") == (
         "--mask-symbol <other> is not in the dictionary: leave it out, and <mask> is appended"
     )

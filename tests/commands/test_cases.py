@@ -7,6 +7,7 @@ Each stands for a kind that has its own tests; here the inputs go through the co
 import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,9 @@ from in_process import here, refusal
 from test_bad_input import binarise
 
 from nar_plugins.cli import align, score
+from nar_plugins.data.lines import read_lines
+from nar_plugins.hub import from_pretrained
+from nar_plugins.measure.generations import read_generation
 
 CASES = ROOT.parent / "shared" / "cases"
 pytestmark = pytest.mark.skipif(not CASES.is_dir(), reason="no folder of cases beside the project")
@@ -111,6 +115,17 @@ def bleu(capsys, *arguments) -> float:
     return float(re.search(r"BLEU ([\d.]+)", capsys.readouterr().out)[1])
 
 
+def test_every_case_is_tried():
+    known = Path(__file__).read_text(encoding="utf-8")
+    assert [case.name for case in CASES.iterdir() if case.name not in known and case.name != "README.md"] == []
+
+
+def hub(made: Path, name: str, data: Path, case: str) -> list:
+    """The translations from Python, one for each line of a case."""
+    translator = from_pretrained(checkpoint(made, name), data, cpu=True)
+    return [found.text for found in translator.translate(read_lines(CASES / case))]
+
+
 def test_chinese_text_has_a_score(capsys):
     assert bleu(capsys, CASES / "zh.hyp", CASES / "zh.ref", "--target-lang", "zh") == 76.67
     assert bleu(capsys, CASES / "zh.hyp", CASES / "zh.ref", "--tokenize", "zh") == 76.67
@@ -119,6 +134,7 @@ def test_chinese_text_has_a_score(capsys):
 def test_only_a_newline_ends_a_line(capsys):
     assert bleu(capsys, CASES / "ls.hyp", CASES / "ls.ref") == 100.0
     assert bleu(capsys, CASES / "ls.out") == 100.0
+    assert read_generation("ls", read_lines(CASES / "ls.out")).length_errors == Counter({0: 2})
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -128,6 +144,7 @@ def test_a_blank_line_between_two_sentences(made, tmp_path, name):
         found = best(here("fairseq-generate", data, *OURS, "--path", checkpoint(made, name), *flags.split()))
         assert len(found) == 3
         assert name in ("ar", "blockwise") or found[1] == ""
+    assert hub(made, name, data, "empty_line.src") == found
 
 
 def interactive(data: Path, case: str, *flags) -> list:
@@ -140,6 +157,7 @@ def test_a_reserved_symbol_as_a_word(made, tmp_path, name):
     given = (*OURS, "--path", checkpoint(made, name))
     generated = best(here("fairseq-generate", data, *given))
     assert interactive(data, "mask.src", *given) == generated and len(generated) == 2
+    assert hub(made, name, data, "mask.src") == generated
     if name == "ar":
         assert (
             interactive(data, "mask.src", "--cpu", "--path", checkpoint(made, name)) == generated
@@ -153,6 +171,7 @@ def test_a_reserved_symbol_as_a_word(made, tmp_path, name):
 def test_a_line_of_unknown_words_is_translated_with_a_warning(made, tmp_path, name, caplog):
     data = binarised_case(made, tmp_path, "oov.src")
     assert len(best(here("fairseq-generate", data, *OURS, "--path", checkpoint(made, name)))) == 1
+    assert len(hub(made, name, data, "oov.src")) == 1
     assert any("<unk>" in record.getMessage() for record in caplog.records if record.levelname == "WARNING")
 
 

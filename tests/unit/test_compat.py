@@ -1,5 +1,6 @@
 """Checkpoints load without running code from them, and a bad one is told from a good one in one line."""
 
+import errno
 import os
 import re
 import zipfile
@@ -140,6 +141,30 @@ def test_a_pytorch_file_without_fairseqs_parts_is_refused(tmp_path, state):
 
 def test_a_checkpoint_that_is_not_there_is_named(tmp_path):
     assert "no checkpoint at" in refusal(tmp_path / "checkpoint_best.pt")
+
+
+@pytest.mark.parametrize("wrapped", [False, True])  # PyTorch raises its own error after the system's
+def test_a_checkpoint_that_cannot_be_written_is_named_and_leaves_no_part(tmp_path, monkeypatch, wrapped):
+    def full(obj, file):
+        file.write(b"part")
+        try:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError:
+            if not wrapped:
+                raise
+            raise RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed")  # noqa: B904
+
+    path = save(tmp_path / "checkpoint_last.pt", content())
+    before = path.read_bytes()
+    monkeypatch.setattr(torch, "save", full)
+    monkeypatch.setattr(checkpoint_utils.time, "sleep", lambda seconds: None)
+    with pytest.raises(OSError) as error:
+        checkpoint_utils.torch_persistent_save(content(), str(path))
+    assert str(error.value) == f"[Errno {errno.ENOSPC}] {os.strerror(errno.ENOSPC)}: '{path}'"
+    assert [*tmp_path.iterdir()] == [path] and path.read_bytes() == before
+    monkeypatch.setattr(torch, "save", lambda obj, file: (_ for _ in ()).throw(RuntimeError("another reason")))
+    with pytest.raises(RuntimeError, match="^another reason$"):
+        checkpoint_utils.torch_persistent_save(content(), str(path))
 
 
 def test_applying_the_workarounds_again_changes_nothing():

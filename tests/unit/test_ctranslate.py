@@ -5,6 +5,7 @@ import importlib.util
 import sys
 
 import pytest
+import torch
 from blockwise_twin import greedy, random_model
 from conftest import source_batch
 from tiny import model
@@ -20,6 +21,16 @@ def test_its_absence_is_named(monkeypatch):
 
 
 installed = pytest.mark.skipif(importlib.util.find_spec("ctranslate2") is None, reason="ctranslate2 is not installed")
+
+
+@installed
+def test_nan_is_named():
+    """As by fairseq's search; CTranslate2 itself outputs anything."""
+    one, task = random_model()
+    with torch.no_grad():
+        one.decoder.layers[0].fc1.weight[0, 0] = float("nan")
+    with pytest.raises(ValueError, match="^the model's weights are NaN or infinite"):
+        CTranslate2(one, task.source_dictionary, task.target_dictionary, "float32", 1)
 
 
 @installed
