@@ -21,39 +21,44 @@ TINY = (
     "--adam-betas",
     "(0.9, 0.98)",
     "--warmup-updates",
-    200,
+    100,
     "--clip-norm",
     1,
     "--max-tokens",
-    2000,
+    1000,
+    *("--encoder-attention-heads", 2, "--decoder-attention-heads", 2),
     "--seed",
     1,
     "--no-progress-bar",
 )
-UPDATES = 1200
-FALLING = ("--lr", "3e-3", "--lr-scheduler", "polynomial_decay", "--total-num-update", UPDATES)
+UPDATES = {"copy": 400, "reverse": 750}
 # One length: a model that copies perfectly is as sure of a copy without its last symbol, so a length beam would cast
 # lots.
 ONE_LENGTH = ("--length-beam", 1)
 CHANGES = {"copy": lambda words: words, "reverse": lambda words: words[::-1]}
 
 
+def falling(updates: int) -> tuple:
+    """So many updates, with a rate that falls to nothing."""
+    rate = ("--lr", "3e-3", "--lr-scheduler", "polynomial_decay", "--total-num-update", updates)
+    return (*rate, "--max-update", updates)
+
+
 @pytest.fixture(scope="module", params=["copy", "reverse"])
 def trained(request, toys, tmp_path_factory):
     """(task, data, checkpoint, log) of a trained model, with BLEU in validation."""
     data, folder = toys(request.param), tmp_path_factory.mktemp(f"{request.param}_model")
+    updates = UPDATES[request.param]
     log = run(
         "fairseq-train",
         data,
         *TASK,
         *TINY,
-        *FALLING,
-        "--max-update",
-        UPDATES,
+        *falling(updates),
         "--save-dir",
         folder,
         "--validate-interval-updates",
-        UPDATES,
+        updates,
         "--validate-interval",
         1000,
         "--save-interval",

@@ -9,7 +9,7 @@ import torch
 from conftest import hypotheses, repeated, repetitions, run
 from fairseq import checkpoint_utils, tasks
 from in_process import here
-from test_learning import TASK, TINY
+from test_learning import TASK, TINY, falling
 
 import nar_plugins  # noqa: F401
 
@@ -24,7 +24,7 @@ NAT = (
 
 
 def train(data, folder, updates, *flags):
-    run("fairseq-train", data, *TASK, *NAT, *QUIET, "--max-update", updates, "--save-dir", folder, *flags)
+    run("fairseq-train", data, *TASK, *NAT, *QUIET, *falling(updates), "--save-dir", folder, *flags)
     return folder / "checkpoint_last.pt"
 
 
@@ -46,7 +46,7 @@ def fertile(toys, tmp_path_factory):
     """(data, checkpoint) of a model that learnt "repeat" from the aligner's fertilities."""
     data = toys("repeat")
     run("nar-align", data)
-    return data, train(data, tmp_path_factory.mktemp("fertile"), 600)
+    return data, train(data, tmp_path_factory.mktemp("fertile"), 400)
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +85,7 @@ def teacher(toys, tmp_path_factory):
 
 
 def test_fertilities_learn_the_rule(fertile):
-    """A uniform copy reached 62.6 BLEU in as many updates when it was measured: the fertilities do it."""
+    """A uniform copy reached 62.6 BLEU in 600 larger updates when it was measured: the fertilities do it."""
     data, checkpoint = fertile
     score = bleu(generate(data, checkpoint), repeated)
     assert score >= 97, score
@@ -155,7 +155,7 @@ def test_noisy_parallel_decoding_and_fairseqs_own_flag_say_the_same(fertile, tea
 
 def test_ctc_with_glancing_learns_to_reverse(toys, tmp_path):
     data = toys("reverse")
-    checkpoint = train(data, tmp_path, 500, "--ctc", "--upsample", 2, "--glancing", "0.5:0.3@500", "--max-tokens", 1200)
+    checkpoint = train(data, tmp_path, 400, "--ctc", "--upsample", 2, "--glancing", "0.5:0.3@400", "--max-tokens", 800)
     score = bleu(generate(data, checkpoint), lambda s: " ".join(reversed(s.split())))
     assert score >= 75, score
     assert bleu(generate(data, checkpoint, "--ctc-beam", 5), lambda s: " ".join(reversed(s.split()))) >= score - 1
