@@ -26,6 +26,7 @@ from nar_plugins.demo.trace import (
     trace,
 )
 from nar_plugins.generators.canvas.base import Pass
+from nar_plugins.generators.left_to_right.base import LeftToRightGenerator
 from nar_plugins.hub import from_pretrained
 
 SHORT = {"max_len_a": 0, "max_len_b": 12}
@@ -93,7 +94,12 @@ def test_the_last_frame_is_the_translation_and_the_passes_are_counted(made, syst
     translator = load(made, system)
     for line in LINES:
         found, (wanted,) = trace(translator, line), translator.translate([line])
-        assert found.translation == wanted
+        if isinstance(translator.decoder.generator, LeftToRightGenerator):
+            # how many tokens are drafted depends on the calls before, and rounding on it
+            assert found.translation.score == pytest.approx(wanted.score, abs=1e-5)
+            assert found.translation == wanted._replace(score=found.translation.score)
+        else:
+            assert found.translation == wanted
         last = [w for w in words(found.frames[-1], KEPT, NEW, ACCEPTED, CORRECTED) if w != "</s>"]
         assert last == [w for w in wanted.tokens if w != "</s>"]
         assert found.frames[-1].number == wanted.passes > 0
