@@ -61,8 +61,8 @@ def compare(system: System, translator, count: int, exact: bool) -> Agreement:
     mean = sum(differences) / len(differences)
     if not mean <= tolerance:
         raise ValueError(
-            f"the scores of the exported model differ from PyTorch's by {mean:.2f} on average, more than {ROUGHLY}: its "
-            "weights do not bear int8; export it without --int8"
+            f"the scores of the exported model differ from PyTorch's by {mean:.2f} on average, more than {ROUGHLY}: "
+            "its weights do not bear int8; export it without --int8"
         )
     return Agreement(len(differences), same, max(differences), mean)
 
