@@ -7,7 +7,7 @@ The checkpoint is packed (nar-pack) and exported (nar-export onnx, float32 and i
 test set is translated five times: by fairseq-generate from the binarised data; from the raw text by the hub with the
 checkpoint; by the hub with the packed folder, moved elsewhere, in a process that starts in another folder and fails
 where it opens a file of the data; and by the runtime.py of both exported folders, in processes that cannot import
-torch, fairseq or this package. Printed are the outputs equal to fairseq-generate's, and BLEU.
+torch, fairseq or this package. Printed are the outputs equal to fairseq-generate's, and BLEU; all texts are in --work.
 
 --flags go to fairseq-generate, the hub and runtime.py; --held to the first two and, as --flags, to nar-export.
 The exit status is 1 where a float32 output differs, or int8 loses more than --most BLEU.
@@ -105,6 +105,11 @@ def by_runtime(folder: Path, flags: List[str], texts: List[str], spm) -> List[st
     return [spm.decode(line.split(" ") if line else []) for line in out.split("\n")[:-1]]
 
 
+def slug(name: str) -> str:
+    """The name of a form as that of a file."""
+    return name.lower().replace(", ", "-").replace(" ", "-")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path)
@@ -141,7 +146,7 @@ def main() -> None:
     outputs["hub, packed folder"] = by_hub(moved, None, options, text, moved.parent, str(args.data))
     spm = sentencepiece.SentencePieceProcessor(model_file=str(args.spm))
     for name, more in (("ONNX, float32", []), ("ONNX, int8", ["--int8"])):
-        folder = args.work / name.replace(", ", "-").lower()
+        folder = args.work / slug(name)
         export = [BIN / "nar-export", "onnx", args.checkpoint, "--data", args.data, "--out", folder, *more]
         print(run([*export, f"--flags={args.held}"]).strip(), flush=True)
         outputs[name] = by_runtime(folder, flags, texts, spm)
@@ -151,6 +156,7 @@ def main() -> None:
     print("\n| form | equal outputs | BLEU |\n|---|---|---|")
     failed = bleu["ONNX, int8"] < bleu[FIRST] - args.most
     for name, lines in outputs.items():
+        (args.work / f"{slug(name)}.txt").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
         differ = [number for number, pair in enumerate(zip(lines, outputs[FIRST])) if pair[0] != pair[1]]
         print(f"| {name} | {len(lines) - len(differ)} of {len(texts)} | {bleu[name]:.2f} |")
         if differ and "int8" not in name:

@@ -6,7 +6,9 @@ from nar_plugins.measure.systems import System
 
 SIZES = (1, 5, 32)  # sentences of a batch: without padding, and with much of it in the data's order
 TOLERANCE = 1e-3  # of a score, a mean log-probability
-ROUGHLY = 0.5  # with int8
+# With int8, of an output's score on average. Measured on small models of Multi30k: a sound graph 0.001 (cmlm, ctc) to
+# 0.005 (dag), weights of 4 bits 0.03 to 0.06, scales in the wrong columns or sums that overflow 0.7 to 2.0.
+ROUGHLY = 0.1
 
 
 class Agreement(NamedTuple):
@@ -14,7 +16,7 @@ class Agreement(NamedTuple):
 
     Attributes:
         sentences: that were compared, in batches of every size. same: whose output is the same.
-        largest: the largest difference of two scores. mean: the mean difference.
+        largest: the largest difference of two scores, of outputs and in float32 of tokens. mean: the mean difference.
     """
 
     sentences: int
@@ -42,7 +44,7 @@ def compare(system: System, translator, count: int, exact: bool) -> Agreement:
         for sample in batches(system, translator.config["max_source_positions"], size, count):
             ours = translator.generate(sample)
             for sentence, theirs, own in zip(sample["id"].tolist(), system.hypotheses(sample), ours):
-                equal, difference = likeness(theirs[0], own[0])
+                equal, difference = likeness(theirs[0], own[0], exact)
                 same += equal
                 differences.append(difference)
                 if exact and not difference <= tolerance:
@@ -59,8 +61,8 @@ def compare(system: System, translator, count: int, exact: bool) -> Agreement:
     mean = sum(differences) / len(differences)
     if not mean <= tolerance:
         raise ValueError(
-            f"the scores of the exported model differ from PyTorch's by {mean:.2f} on average: its weights do not bear "
-            "int8; export it without --int8"
+            f"the scores of the exported model differ from PyTorch's by {mean:.2f} on average, more than {ROUGHLY}: "
+            "its weights do not bear int8; export it without --int8"
         )
     return Agreement(len(differences), same, max(differences), mean)
 
@@ -72,12 +74,12 @@ def batches(system: System, longest: int, size: int, count: int) -> Iterator[Dic
         yield system.dataset.collater([system.dataset[i] for i in fitting[start : start + size]])
 
 
-def likeness(theirs: Dict, own: Dict) -> tuple:
-    """Whether two hypotheses have the same tokens, and how far their scores are apart: of the whole, and with the same
-    tokens of each."""
+def likeness(theirs: Dict, own: Dict, exact: bool) -> tuple:
+    """Whether two hypotheses have the same tokens, and how far their scores are apart: of the whole, and where
+    ``exact`` with the same tokens of each."""
     difference = abs(float(theirs["score"]) - own["score"])
     equal = theirs["tokens"].tolist() == own["tokens"]
-    if equal:
+    if equal and exact:
         pairs: List = list(zip(theirs["positional_scores"].tolist(), own["positional_scores"]))
         difference = max(difference, *(abs(a - b) for a, b in pairs))
     return equal, difference
