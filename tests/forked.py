@@ -29,7 +29,7 @@ from fairseq import options
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 
 FAIRSEQ = ("train", "generate", "interactive", "preprocess", "validate")
-OURS = ("align", "average", "bench", "distill", "merge", "pack", "score")
+OURS = ("align", "average", "bench", "distill", "merge", "pack", "score", "wordpiece")
 COMMANDS = ("python", *(f"fairseq-{name}" for name in FAIRSEQ), *(f"nar-{name}" for name in OURS))
 IMPORTED = (
     "sentencepiece",
@@ -49,8 +49,10 @@ sys.exit(int(server.recv(16) or 1))
 
 
 def run_script() -> None:
-    """What the interpreter would do with a script and its arguments."""
+    """What the interpreter would do with a script, or with - and one on the standard input, and its arguments."""
     sys.argv = sys.argv[1:]
+    if sys.argv[0] == "-":
+        return exec(compile(sys.stdin.read(), "<stdin>", "exec"), {"__name__": "__main__"})
     sys.path[0] = os.path.dirname(os.path.abspath(sys.argv[0]))
     runpy.run_path(sys.argv[0], run_name="__main__")
 

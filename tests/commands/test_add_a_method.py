@@ -3,7 +3,6 @@
 import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import forked
@@ -69,5 +68,5 @@ def test_what_does_not_fit_is_refused_when_the_folder_is_imported(folder, change
     code = CODE.replace('@register_model("easy_first")\n', "") if "canvas" in message else CODE
     assert change[0] in code
     (folder / "wrong.py").write_text(code.replace(*change), encoding="utf-8")
-    output = shell(folder, f"{sys.executable} wrong.py", fine=False)
+    output = shell(folder, "python wrong.py", fine=False)
     assert output.strip().splitlines()[-1] == f"ValueError: {message}"

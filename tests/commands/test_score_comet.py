@@ -2,9 +2,8 @@
 
 import os
 import subprocess
-import sys
-from pathlib import Path
 
+import forked
 import pytest
 from conftest import ROOT
 
@@ -24,7 +23,7 @@ def score(tmp_path):
     (tmp_path / "comet" / "bin" / "comet-score").chmod(0o755)
 
     def run(*names, **variables):
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "VENV": str(Path(sys.executable).parent.parent)}
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "VENV": str(forked.commands().parent)}
         environment |= {"COMET_VENV": str(tmp_path / "comet"), "STUB": str(tmp_path / "seen"), **variables}
         (tmp_path / "seen").mkdir(exist_ok=True)
         command = ["bash", str(ROOT / "scripts" / "score_comet.sh"), *(str(tmp_path / name) for name in names)]
