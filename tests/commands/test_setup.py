@@ -1,4 +1,4 @@
-"""``scripts/setup.sh`` with a stand-in for Python and its pip: which fairseq is taken, what is said where none can be."""
+"""``scripts/setup.sh`` with a stand-in for Python and pip: which fairseq is taken, what is said where none can be."""
 
 import os
 import shutil
