@@ -21,7 +21,7 @@ pack() {  # folder, python
     "${2:-python3.12}" -m venv "$build/venv"
     local pip=("$build/venv/bin/python" -m pip) flags=(-q -c "$root/constraints.txt" --disable-pip-version-check)
     "${pip[@]}" install "${flags[@]}" setuptools wheel cython numpy
-    (unset CUDA_HOME; "${pip[@]}" wheel "${flags[@]}" --no-build-isolation --no-deps --no-cache-dir -w "$1" \
+    (unset CUDA_HOME; PYTHONPATH=$root/scripts/without_torch "${pip[@]}" wheel "${flags[@]}" --no-build-isolation --no-deps --no-cache-dir -w "$1" \
         fairseq-fixed antlr4-python3-runtime==4.9.3 "$root")
     "${pip[@]}" download "${flags[@]}" --no-deps -d "$1" hydra-core omegaconf bitarray
     rm -rf "$root/build"

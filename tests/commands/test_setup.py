@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-TOOLS = "awk bash cat chmod cksum cut dirname env grep ls mkdir mktemp rm sed tail".split()
-FILES = ("setup.py", "constraints.txt", "scripts/setup.sh", "scripts/prebuilt.txt")
+TOOLS = "awk bash cat chmod cksum cut date dirname env grep ls mkdir mktemp rm sed tail".split()
+FILES = ("setup.py", "constraints.txt", "scripts/setup.sh", "scripts/prebuilt.txt", "scripts/pythons.sh")
 # Another version than it is, a new environment in a moment, and a list of what pip was asked for. With PIP_FIND_LINKS
 # the real pip installs what has hashes, from that folder only.
 PYTHON = f"""#!{sys.executable}
@@ -21,15 +21,19 @@ if arguments[:1] == ["-I"]:
     sys.exit(0)
 if arguments[0] == "-c":
     if "version_info" in arguments[1]:
-        sys.version_info = tuple(map(int, version.split(".")))
+        sys.version_info = (*map(int, version.split(".")), 0)
     if "Python.h" in arguments[1]:
         sys.exit(os.environ["STUB_HEADERS"] != "yes")
-    if "fairseq" not in arguments[1]:  # the last look, at what was installed
+    if "import fairseq" not in arguments[1]:  # the last look, at what was installed
         exec(arguments[1])
 elif arguments[:2] == ["-m", "venv"]:
     os.makedirs(arguments[-1] + "/bin")
     shutil.copy(__file__, arguments[-1] + "/bin/python")
     open(arguments[-1] + "/pyvenv.cfg", "w").close()
+elif arguments[:2] == ["-m", "pytest"]:
+    print("asked for", *arguments[2:])
+    print(version, "passed")
+    sys.exit(version == "3.12")
 elif "--version" not in arguments:
     with open(os.environ["STUB_LOG"], "a") as log:
         print(*arguments[2:], "<", os.environ.get("PYTHONPATH", ""), file=log)
@@ -68,11 +72,15 @@ class Machine:
 
     def set_up(self, version: str, expect: int = 0, headers: bool = True, **variables) -> str:
         """What set-up prints, both streams."""
+        return self.bash("setup.sh", version, expect=expect, headers=headers, **variables)
+
+    def bash(self, script: str, version: str, *arguments, expect: int = 0, headers: bool = True, **variables) -> str:
+        """What a script prints, both streams."""
         self.log.unlink(missing_ok=True)
         environment = {"PATH": str(self.bin), "PYTHON": "python", "STUB_VERSION": version, "STUB_LOG": str(self.log)}
         environment["STUB_HEADERS"] = "yes" if headers else "no"
         done = subprocess.run(
-            [self.bin / "bash", self.project / "scripts" / "setup.sh"],
+            [self.bin / "bash", self.project / "scripts" / script, *arguments],
             env={**environment, **variables},
             text=True,
             stdout=subprocess.PIPE,
@@ -227,6 +235,33 @@ def test_a_prebuilt_fairseq_of_another_sha256_is_refused(machine):
     (machine.project / "scripts" / "prebuilt.txt").write_text(f"{pinned}# changed\n")
     said = machine.set_up("3.12", 1, **pip).splitlines()
     assert said[-1].startswith("setup.sh: the prebuilt fairseq could not be installed (pip's message is above): check")
+
+
+def test_each_named_python_gets_a_line_of_result(machine):
+    """Set up and tested; set up with tests that fail; not set up."""
+    machine.compiler()
+    for version, status, result in (
+        ("3.13", 0, " s | 3.13 passed | "),
+        ("3.12", 1, " s | 3.12 passed | "),
+        ("3.8", 1, "3.8-compiled | set-up failed: setup.sh: Python 3.9 or later is needed and "),
+    ):
+        (line,) = machine.bash("pythons.sh", version, "python", expect=status, TESTS="tests/a -x").splitlines()
+        assert result in line
+        log = Path(line.rpartition(" | ")[2])
+        assert log == machine.project / "work" / "pythons" / f"{version}-compiled.log"
+        assert version == "3.8" or "asked for -q tests/a -x" in log.read_text()
+    machine.bash("pythons.sh", "3.12", "python=prebuilt", expect=1)
+    assert machine.installed()[1] == WHEEL
+
+
+def test_what_pythons_sh_cannot_do_is_said_in_one_line(machine):
+    for arguments, said in (
+        ((), "name one Python or more, such as python3.9 or python3.12=prebuilt"),
+        (("python=wheel",), "python=wheel: =compiled or =prebuilt"),
+        (("python", "python3.99"), "there is no 'python3.99'"),
+    ):
+        assert machine.bash("pythons.sh", "3.12", *arguments, expect=2) == f"pythons.sh: {said}\n"
+        assert not (machine.project / "work").exists()
 
 
 def test_the_stand_in_for_pytorch_leaves_its_extensions_out(tmp_path):
