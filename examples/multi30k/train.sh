@@ -2,14 +2,14 @@
 # Train on Multi30k: bash examples/multi30k/train.sh MODEL [UPDATES] [WORK] [FLAG ...] [--dry-run], MODEL one of
 #   ar       fairseq's transformer, the teacher
 #   cmlm     Mask-Predict, in the form of its release
-#   dag      a directed acyclic graph of four vertices a source token, with glancing
+#   dag      a directed acyclic graph of four vertices a source token, with glancing; it starts from ar's weights
 #   stock    fairseq's own cmlm_transformer under its own task, to compare with
 # and, on the data of distill.sh,
 #   kd-ar    fairseq's transformer
 #   kd-nat   NAT with fertilities, positional attention and diagonal mask
 #   kd-glat  vanilla NAT (source stretched to a predicted length) with glancing
 #   kd-ctc   the same with latent alignments, on a canvas of twice the source
-#   kd-dag   the graph of dag, in fairseq's form
+#   kd-dag   the same
 #   kd-cmlm  Mask-Predict, in fairseq's form
 #   kd-frozen  the frozen teacher with 8 sequential proposal heads; only the heads are trained, the greedy output is the teacher's
 #   kd-block   kd-frozen, fine-tuned as a whole
@@ -30,7 +30,7 @@ small_adam=(--optimizer adam --adam-betas "(0.9, 0.98)" --clip-norm 5 --dropout 
 case $model in
     stock | cmlm)  plan 3000 4096 1e-3 400 "${small_adam[@]}" ;;
     ar | kd-ar*)   plan 3200 2048 2e-3 linear "${small_adam[@]}" --dropout 0.2 ;;
-    dag | kd-dag)  plan 2400 1024 2e-3 linear "${small_adam[@]}" ;;
+    dag | kd-dag)  plan 1600 1024 2e-3 linear "${small_adam[@]}" ;;
     kd-frozen)     plan 1200 2048 1e-3 linear "${small_adam[@]}" ;;
     kd-block)      plan 3600 2048 1e-3 linear "${small_adam[@]}" ;;
     kd-nat-ft)     plan 400 1600 2e-5 - "${small_adam[@]}" --finetune-weight 0.25 ;;
@@ -66,8 +66,7 @@ case $model in
     kd-ctc) what=(--arch nat --ctc --upsample 2 --glancing "0.5:0.3@$updates" "${taught[@]}") ;;
     kd-ctc-pruned) prune --prune-heads 0.5 --prune-ffn 0.55 --embedding-rank "$rank" ;;
     kd-ctc-small) prune --encoder-layers-to-keep "$layers" --decoder-layers-to-keep "$layers" ;;
-    dag) what=(--arch dag_iwslt_de_en "${graph[@]}" --criterion nar_loss) ;;
-    kd-dag) what=(--arch dag "${graph[@]}" "${taught[@]}") ;;
+    dag | kd-dag) what=(--arch dag "${graph[@]}" "${taught[@]}") ;;
     kd-cmlm) what=(--arch cmlm "${taught[@]}" "${smooth[@]}") ;;
     kd-frozen) what=("${blockwise[@]}" --freeze-base --finetune-from-model "$teacher") ;;
     kd-block)
