@@ -52,8 +52,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         make_data(folder, args.sentences, args.words)
-        for model in MODELS:
-            make_checkpoint(folder / f"{model}.pt", model, args.words)
+        for model, training in MODELS.items():
+            make_checkpoint(folder / f"{model}.pt", args.words, *training)
         systems = [part for row in rows(folder) if row[0].startswith(args.only) for part in ("--system", *row)]
         amount = ["--batch-sizes", args.batches, "--sentences", counts, "--repeats", args.repeats]
         bench.main([name, "--flags", "--cpu", *amount, "--details", *systems, *more])
@@ -94,9 +94,8 @@ def random_sentence(length: int, words: int) -> torch.Tensor:
     return tokens
 
 
-def make_checkpoint(path: Path, name: str, words: int) -> None:
+def make_checkpoint(path: Path, words: int, arch: str, *flags: str) -> None:
     """A model of random weights, as fairseq-train would save it, without an optimizer."""
-    arch, *flags = MODELS[name]
     model = build(arch, task_of(words), *flags)
     if arch == "transformer":
         with torch.no_grad():

@@ -1,12 +1,13 @@
 """What a figure depends on besides the code: the processor, threads, versions; and the memory of this process."""
 
-import ctypes
 import platform
 from importlib import metadata
 from pathlib import Path
 from typing import Dict, Optional
 
 import torch
+
+from nar_plugins.modules.fast.heap import trim_heap
 
 PROC = Path("/proc/self")
 FAIRSEQ = ("fairseq-fixed", "fairseq", "ve-fairseq")  # the distributions that install it
@@ -59,7 +60,5 @@ def memory(name: str) -> int:
 
 def restart_peak() -> None:
     """Give freed memory back to the system, and count the peak from what is resident now."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's; else freed memory may count
-    if trim is not None:
-        trim(0)
+    trim_heap()
     (PROC / "clear_refs").write_text("5")

@@ -17,6 +17,7 @@ from torch import Tensor
 from nar_plugins.modules.attention import allowed_sources, attend, split_heads
 from nar_plugins.modules.fast.block_layers import BlockLayers, block_layers
 from nar_plugins.modules.fast.linear import shared_input
+from nar_plugins.modules.fast.table import position_rows
 from nar_plugins.modules.kv_cache import KVCache
 from nar_plugins.modules.memory import Memory
 
@@ -200,7 +201,7 @@ def positional(module, positions: Tensor, last: int, like: Tensor) -> Tensor:
     """
     index = positions + module.padding_idx + 1
     if not isinstance(module, SinusoidalPositionalEmbedding):
-        return F.embedding(index, module.weight)
+        return position_rows(module, index)
     size = last + module.padding_idx + 2
     if size > module.weights.size(0):  # fairseq grows its table in the same way
         module.weights = module.get_embedding(size, module.embedding_dim, module.padding_idx)

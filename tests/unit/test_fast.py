@@ -6,6 +6,8 @@ import logging
 import sys
 import threading
 from argparse import Namespace
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from types import SimpleNamespace
 
 import pytest
@@ -14,6 +16,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from blockwise_twin import blockwise, random_models
 from conftest import mask_predict, random_model, source_batch
+from fairseq.modules.quantization.scalar import quantize_model_
 from fairseq.optim.adam import Adam
 from fairseq.sequence_generator import SequenceGenerator
 from test_bang_generator import bang, random_bang
@@ -25,10 +28,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from nar_plugins.compat import commands
 from nar_plugins.generators.beam import BeamGenerator
 from nar_plugins.generators.options import generation_options
+from nar_plugins.measure.machine import counts_memory, memory, restart_peak
 from nar_plugins.modules.fast import choice, prepare
 from nar_plugins.modules.fast.int8 import int8_lacks, int8_product, kernels_work, quantise, quantise_weight
 from nar_plugins.modules.fast.linear import PreparedLinear, given_back, product
 from nar_plugins.modules.fast.prepare import prepare_for_decoding
+from nar_plugins.modules.fast.table import position_rows
 
 needs_int8 = pytest.mark.skipif(int8_lacks(torch.device("cpu")) is not None, reason="no int8 on this processor")
 LENGTHS = [6, 3, 12, 2, 9, 1, 17, 30]
@@ -293,7 +298,15 @@ def test_the_size_of_the_weights_is_that_of_the_type_they_are_read_in():
 
 
 @needs_int8
-@pytest.mark.parametrize("arch, flags", [("nat", ("--ctc",)), ("cmlm", ())])
+@pytest.mark.parametrize(
+    "arch, flags",
+    [
+        ("nat", ("--ctc",)),
+        ("cmlm", ()),
+        ("cmlm", ("--encoder-learned-pos", "--decoder-learned-pos", "--max-source-positions=1024")),
+        ("bang", ("--criterion=bang_loss", "--max-source-positions=1024")),
+    ],
+)
 def test_int8_takes_three_tenths_of_the_memory_of_float32(arch, flags):
     """Of a model of the sizes that the examples train; a table that is tied to the projection is there once."""
     dims = ("encoder-embed-dim", "decoder-embed-dim", "encoder-ffn-embed-dim", "decoder-ffn-embed-dim")
@@ -305,6 +318,29 @@ def test_int8_takes_three_tenths_of_the_memory_of_float32(arch, flags):
     assert prepared.weight_bytes() < 0.3 * sum(4 * parameter.numel() for parameter in one.parameters())
     tied = prepared.model.decoder.output_projection.int8
     assert prepared.model.decoder.embed_tokens.table.int8 is prepared.model.encoder.embed_tokens.table.int8 is tied
+
+
+@needs_int8
+def test_learned_positions_are_fairseqs_own_in_float32_and_of_8_bits_in_int8():
+    one, _ = random_model()  # cmlm_tiny's are learned
+    tokens = source_batch([5, 3], 20)
+    table, rows = one.decoder.embed_positions, torch.tensor([[2, 4]])
+    exact, rough = (prepare_for_decoding(one, name) for name in ("float32", "int8"))
+    exact.update(torch.float32)
+    for _ in range(2):
+        rough.update(torch.int8)
+        step = table.weight.abs().amax() / 127
+        for given in ((tokens,), (tokens, {})):  # the second: the last position alone, as fairseq's search asks
+            wanted = table(*given)
+            assert torch.equal(exact.model.decoder.embed_positions(*given), wanted)
+            found = rough.model.decoder.embed_positions(*given)
+            assert found.shape == wanted.shape and 0 < (found - wanted).abs().max() <= 0.51 * step
+        assert torch.equal(position_rows(table, rows), table.weight[rows])
+        assert torch.equal(position_rows(exact.model.decoder.embed_positions, rows), table.weight[rows])
+        found = position_rows(rough.model.decoder.embed_positions, rows)
+        assert (found - table.weight[rows]).abs().max() <= 0.51 * step
+        with torch.no_grad():
+            table.weight.mul_(2)
 
 
 # -- weights that are given back ---------------------------------------------------------------------------------------
@@ -323,7 +359,7 @@ def test_a_generator_alone_with_its_model_gives_the_weights_back(name):
     before, shapes = bytes_in_use(one), [parameter.shape for parameter in one.parameters()]
     gen.give_weights_back()
     assert words(gen, source) == wanted and words(gen, source[:1]) == wanted[:1]
-    assert bytes_in_use(one) < 0.6 * before  # positions and what drafters read stay
+    assert bytes_in_use(one) < 0.6 * before  # what drafters read stays
     assert [parameter.shape for parameter in one.parameters()] == shapes
     with pytest.raises(
         ValueError, match="^--decode-dtype float32: the weights were given back when the model was made"
@@ -332,6 +368,31 @@ def test_a_generator_alone_with_its_model_gives_the_weights_back(name):
         again.update(torch.float32)
     prepare.weights_changed()
     assert words(gen, source) == wanted
+
+
+def memory_of_giving_back() -> tuple:
+    """Bytes of a model's weights, and resident before they are given back, afterwards, and at most meanwhile."""
+    torch.set_num_threads(1)
+    dims = ("encoder-embed-dim", "decoder-embed-dim", "encoder-ffn-embed-dim", "decoder-ffn-embed-dim")
+    sizes = [f"--{name}={512 * (4 if 'ffn' in name else 1)}" for name in dims]
+    one, task = random_model("cmlm", 10000, flags=(*sizes, "--encoder-layers=2", "--decoder-layers=2"))
+    gen = mask_predict([one], task.target_dictionary, task.mask_index, decode_dtype="int8")
+    restart_peak()
+    before = memory("VmRSS")
+    gen.give_weights_back()
+    return sum(4 * parameter.numel() for parameter in one.parameters()), before, memory("VmRSS"), memory("VmHWM")
+
+
+@needs_int8
+@pytest.mark.skipif(not counts_memory(), reason="this system does not count a process's memory")
+def test_memory_that_is_given_back_is_the_systems_again():
+    """That of the float32 weights, and what quantising took; the C library would keep most of it. In a new process,
+    as others have memory of their own to give back.
+    """
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+        size, before, after, most = process.submit(memory_of_giving_back).result()
+    assert after < before - 0.55 * size  # a quarter is in int8 now
+    assert most < before + 0.6 * size
 
 
 @needs_int8
@@ -525,6 +586,9 @@ def test_int8_is_for_cpus_with_vnni(monkeypatch):
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
     with pytest.raises(ValueError, match="this PyTorch has no oneDNN with int8"):
         prepare_for_decoding(one, "int8")
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match="^--decode-dtype int8: it is for CPUs, and this is meta; use --decode-dtype"):
+        prepare_for_decoding(one.to("meta"), "int8")  # in the place of a GPU
 
 
 @needs_int8
@@ -538,6 +602,14 @@ def test_int8_is_for_cpus_with_vnni(monkeypatch):
 def test_other_models_are_refused(flags, message):
     one, task = random_model("transformer_tiny", flags=("--criterion", "cross_entropy", *flags))
     with pytest.raises(ValueError, match=message):
+        prepare_for_decoding(one, "int8")
+
+
+@needs_int8
+def test_a_model_of_fairseqs_scalar_quantisation_is_refused():
+    one, _ = random_model("cmlm")  # fairseq cannot quantise learned positions
+    quantize_model_(one, p=0.1, bits=8, update_step=1000)  # what the task does for --quant-noise-scalar
+    with pytest.raises(ValueError, match="trained with --quant-noise-pq or --quant-noise-scalar, another quantisation"):
         prepare_for_decoding(one, "int8")
 
 

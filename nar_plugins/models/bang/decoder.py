@@ -5,7 +5,6 @@ from typing import Dict, Optional
 
 import torch
 import torch.nn as nn
-import torch.nn.functional as F
 from fairseq.models.transformer import TransformerDecoderBase
 from fairseq.modules import PositionalEmbedding
 from torch import Tensor
@@ -16,6 +15,7 @@ from nar_plugins.models.bang.stream_layout import StreamLayout, build_layout
 from nar_plugins.models.base import NarEncoder, wrap
 from nar_plugins.modules.attention import allowed_sources, split_heads
 from nar_plugins.modules.block_decoder import BlockCache, mean_attention
+from nar_plugins.modules.fast.table import position_rows
 from nar_plugins.modules.memory import Memory
 from nar_plugins.modules.relative_positions import bucket_table
 
@@ -68,7 +68,7 @@ class BangDecoder(TransformerDecoderBase):
 
     def embed(self, contents: Tensor, positions: Tensor) -> Tensor:
         """Contents (..., D) at position ids (...) int64 -> (..., D)."""
-        return self.dropout_module(self.emb_layer_norm(contents + F.embedding(positions, self.embed_positions.weight)))
+        return self.dropout_module(self.emb_layer_norm(contents + position_rows(self.embed_positions, positions)))
 
     def position_ids(self, index: Tensor) -> Tensor:
         """Indices in the target (0: the start token) -> position ids, the indices in the table of positions; beyond the

@@ -17,6 +17,7 @@ from torch import Tensor
 LARGEST = 127  # of a quantised weight; -128 is not used, so that the range is symmetric
 TINY = 1e-30  # the scale of a weight's row of zeros
 ROWS = 256  # multiplied and scaled at a time: below fifty the product takes longer, and more only take more memory
+IN_CACHE = 1 << 17  # numbers of a weight that are quantised at a time, so that they stay in a core's cache
 
 
 class QuantisedRows(NamedTuple):
@@ -47,16 +48,32 @@ def quantise(x: Tensor) -> QuantisedRows:
 
 
 def quantise_weight(weight: Tensor) -> Int8Weight:
-    """Quantise every row of a weight (out, in) by its own largest value."""
-    weight = weight.float()
-    scales = weight.abs().amax(1, keepdim=True).clamp_(min=TINY).div_(LARGEST)
-    return Int8Weight((weight / scales).round_().to(torch.int8), scales)
+    """Quantise every row of a weight (out, in) by its own largest value.
+
+    Some rows at a time: what is computed in between would take three times the memory of the float32 weight.
+    """
+    numbers = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
+    scales = torch.empty(len(weight), 1, device=weight.device)
+    parts = parts_in_cache(weight)
+    for part, whole, scale in zip(parts, numbers.split(len(parts[0])), scales.split(len(parts[0]))):
+        part = part.float()
+        scale.copy_(part.abs().amax(1, keepdim=True)).clamp_(min=TINY).div_(LARGEST)
+        whole.copy_((part / scale).round_())
+    return Int8Weight(numbers, scales)
+
+
+def parts_in_cache(weight: Tensor) -> Tuple[Tensor, ...]:
+    """A weight (out, in) in parts of some rows. PyTorch makes whole copies of what it converts, also to sum it."""
+    return weight.split(max(1, IN_CACHE // max(1, weight.size(1))))
 
 
 def int8_product(weight: Int8Weight, bias: Optional[Tensor]) -> Callable[[Union[Tensor, QuantisedRows]], Tensor]:
     """The product with a weight (out, in): (..., in) -> (..., out)."""
     transposed, scales = weight.numbers.t(), weight.scales.squeeze(1)
-    sums = weight.numbers.sum(1) * scales  # what an offset of 1 adds to every output
+    sums, parts = torch.empty_like(scales), parts_in_cache(weight.numbers)  # what an offset of 1 adds to every output
+    for numbers, out in zip(parts, sums.split(len(parts[0]))):
+        out.copy_(numbers.sum(1))
+    sums *= scales
     bias = None if bias is None else bias.float()
     outputs = len(scales)
 

@@ -23,15 +23,16 @@ from weakref import WeakKeyDictionary
 import torch
 import torch.nn as nn
 from fairseq.data import Dictionary
-from fairseq.modules import MultiheadAttention
+from fairseq.modules import LearnedPositionalEmbedding, MultiheadAttention
 from torch import Tensor
 
 from nar_plugins.modules.adaptive_softmax import refuse_adaptive_softmax
 from nar_plugins.modules.fast.choice import faster_decode_dtype
 from nar_plugins.modules.fast.fused import FusedLinear, fuse
+from nar_plugins.modules.fast.heap import trim_heap
 from nar_plugins.modules.fast.int8 import int8_bytes, int8_lacks, megabytes
 from nar_plugins.modules.fast.linear import PreparedLinear, refuse_given_back
-from nar_plugins.modules.fast.table import HalfTable, PreparedEmbedding, PreparedTable
+from nar_plugins.modules.fast.table import HalfTable, PreparedEmbedding, PreparedPositions, PreparedTable
 
 logger = logging.getLogger(__name__)
 
@@ -151,6 +152,7 @@ class Prepared:
         Raises:
             ValueError: as ``update``.
         """
+        trim_heap()  # of what loading has freed, before more is needed
         self.update(torch.int8)
         with LOCK:
             kept = {id(parameter) for module in keep for parameter in module.parameters()}
@@ -166,6 +168,7 @@ class Prepared:
                         shared = empty.setdefault(id(weight), nn.Parameter(one_number, requires_grad=False))
                         module._parameters[name] = shared
             self.stamp, self.released = self.stamp_of(torch.int8), True
+            trim_heap()
 
     def own_half(self) -> Optional[torch.dtype]:
         """The model's own half precision, by ``--fp16`` or ``half()``; None: it has none."""
@@ -260,8 +263,8 @@ def weights_changed() -> None:
 
 
 def shared_copy(model: nn.Module) -> nn.Module:
-    """A copy of a model's modules around the same parameters and buffers, with ``PreparedLinear`` for ``nn.Linear`` and
-    ``PreparedEmbedding`` for the tables of words.
+    """A copy of a model's modules around the same parameters and buffers, with ``PreparedLinear`` for ``nn.Linear``,
+    ``PreparedEmbedding`` for the tables of words and ``PreparedPositions`` for those of learned positions.
 
     A linear layer whose weight is no parameter (weight normalisation, pruning: it is computed in every call) is copied
     as it is.
@@ -275,9 +278,8 @@ def shared_copy(model: nn.Module) -> nn.Module:
     for module in model.modules():
         share(module._parameters, module._buffers, *hooks(module).values())
         share(*(value for value in vars(module).values() if isinstance(value, (Tensor, Dictionary))))
-        if replaceable(module) and (type(module) is nn.Linear or id(module) in words):
-            linear = type(module) is nn.Linear
-            memo[id(module)] = PreparedLinear(module._parameters) if linear else PreparedEmbedding(module)
+        if replaceable(module) and (type(module) is not nn.Embedding or id(module) in words):
+            memo[id(module)] = replacement(module)
             vars(memo[id(module)]).update(hooks(module))
     try:
         copied = copy.deepcopy(model, memo)
@@ -301,7 +303,8 @@ def replaceable(module: nn.Module) -> bool:
     """Whether a module is a linear layer or an embedding table with a plain weight, and without hooks, which change it
     in unknown ways.
     """
-    plain = type(module) is nn.Linear or (type(module) is nn.Embedding and module.max_norm is None)
+    tables = (nn.Embedding, LearnedPositionalEmbedding)
+    plain = type(module) is nn.Linear or (type(module) in tables and module.max_norm is None)
     return (
         plain
         and isinstance(module._parameters.get("weight"), nn.Parameter)
@@ -309,9 +312,16 @@ def replaceable(module: nn.Module) -> bool:
     )
 
 
+def replacement(module: nn.Module) -> nn.Module:
+    """What takes the place of a module that is ``replaceable``."""
+    if type(module) is nn.Linear:
+        return PreparedLinear(module._parameters)
+    return PreparedEmbedding(module) if type(module) is nn.Embedding else PreparedPositions(module)
+
+
 def own_products(module: nn.Module) -> Set[str]:
     """The parameters of a module of a prepared model that only prepared products and tables read."""
-    if isinstance(module, (PreparedLinear, PreparedEmbedding)):
+    if isinstance(module, (PreparedLinear, PreparedEmbedding, PreparedPositions)):
         return {"weight"}
     products = {weight for weight, _ in getattr(module, "products", {}).values()}
     return products | set(getattr(module, "tables", {}).values())
@@ -344,7 +354,8 @@ def refuse_int8(model: nn.Module) -> None:
 def refuse_nan(model: nn.Module) -> None:
     """Raise where a weight is NaN or infinite, which a quantised input would not pass on."""
     for name, parameter in model.named_parameters():
-        if not bool(parameter.isfinite().all()):
+        ends = parameter.detach().aminmax() if parameter.numel() else ()  # without a copy; NaN is passed on
+        if not all(map(math.isfinite, ends)):
             raise ValueError(
                 f"--decode-dtype int8: {name} is NaN or infinite, in a training that diverged, for example"
             )

@@ -5,6 +5,8 @@ from typing import Dict, Optional
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from fairseq.modules import LearnedPositionalEmbedding
+from fairseq.utils import make_positions
 from torch import Tensor
 
 from nar_plugins.modules.fast.int8 import Int8Weight, int8_bytes, quantise_weight
@@ -80,3 +82,32 @@ class PreparedEmbedding(nn.Embedding):
     def forward(self, tokens: Tensor) -> Tensor:
         """(...) int64 -> (..., D)."""
         return self.table.rows(tokens)
+
+
+class PreparedPositions(LearnedPositionalEmbedding):
+    """A table of learned positions in a prepared model, as ``PreparedEmbedding`` is one of words.
+
+    In int8 it has 8 bits too: positions are added to words, whose error is larger.
+    """
+
+    def __init__(self, source: LearnedPositionalEmbedding):
+        nn.Module.__init__(self)
+        vars(self).update({name: getattr(source, name) for name in (*COPIED, "max_positions", "onnx_trace")})
+        vars(self)["_parameters"] = source._parameters
+        self.table = PreparedTable(source._parameters)
+
+    def forward(self, input: Tensor, incremental_state=None, positions: Optional[Tensor] = None) -> Tensor:
+        """The embeddings (B, T, D) of the positions of tokens (B, T) int64; with an incremental state of the last one,
+        (1, 1, D).
+        """
+        if positions is None and incremental_state is not None:
+            positions = input.new_full((1, 1), self.padding_idx + input.size(1))
+        elif positions is None:
+            positions = make_positions(input, self.padding_idx, onnx_trace=self.onnx_trace)
+        return self.table.rows(positions)
+
+
+def position_rows(module: LearnedPositionalEmbedding, indices: Tensor) -> Tensor:
+    """Rows of a table of learned positions: (...) int64 -> (..., D)."""
+    prepared = isinstance(module, PreparedPositions)
+    return module.table.rows(indices) if prepared else F.embedding(indices, module.weight)
