@@ -64,7 +64,7 @@ case $model in
                      --finetune-from-model "$work/kd-nat/checkpoint_best.pt") ;;
     kd-glat) what=(--arch nat --source-copy uniform --glancing "0.5:0.3@$updates" "${taught[@]}" "${smooth[@]}") ;;
     kd-ctc) what=(--arch nat --ctc --upsample 2 --glancing "0.5:0.3@$updates" "${taught[@]}") ;;
-    kd-ctc-pruned) prune --prune-heads 0.5 --prune-ffn 0.55 --embedding-rank "$rank" ;;
+    kd-ctc-pruned) prune --prune-heads 0.25 --prune-ffn 0.75 --embedding-rank "$rank" ;;
     kd-ctc-small) prune --encoder-layers-to-keep "$layers" --decoder-layers-to-keep "$layers" ;;
     dag | kd-dag) what=(--arch dag "${graph[@]}" "${taught[@]}") ;;
     kd-cmlm) what=(--arch cmlm "${taught[@]}" "${smooth[@]}") ;;

@@ -35,9 +35,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--scope",
         choices=SCOPES,
-        default="layer",
-        help="layer (default): this share of every attention and of every feed-forward layer; global: of all heads, "
-        "and of all units, the least important, wherever they are",
+        default="global",
+        help="global (default): of all heads, and of all units, the least important, wherever they are; layer: the "
+        "same share of every attention and of every feed-forward layer",
     )
     parser.add_argument(
         "--multiple",

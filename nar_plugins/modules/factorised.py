@@ -1,11 +1,11 @@
 """A table of words as a product of two: few numbers a word, and one matrix that makes a state's width of them.
 
 It is the factorised embedding of ALBERT (Lan et al. 2020, section 3.1), of the tied table of source, target and output:
-V D weights become V K + 2 K D. ``nar-prune --embedding-rank`` makes it of a trained table (V, D) by its singular value
-decomposition, of which the K largest values stay.
+V D weights become V K + 2 K D. ``nar-prune --embedding-rank`` makes it of a trained table (V, D): of the D directions
+those K that keep most of the words of the training data, each as often as it occurs there.
 """
 
-from typing import Tuple
+from typing import Optional, Tuple
 
 import torch
 import torch.nn as nn
@@ -63,18 +63,22 @@ def is_tied(model: nn.Module) -> bool:
 
 
 @torch.no_grad()
-def factorise(model: nn.Module, rank: int) -> None:
-    """Replace the tied table (V, D) of a model by its best approximation of a rank (Eckart and Young 1936).
+def factorise(model: nn.Module, rank: int, counts: Optional[Tensor] = None) -> None:
+    """Replace the tied table (V, D) of a model by an approximation of a rank.
+
+    It has the least squared error, summed over the words (Eckart and Young 1936, for rows with weights).
 
     Args:
-        model: one that ``is_tied``. rank: K.
+        model: one that ``is_tied``. rank: K. counts: (V,), how often each word counts; None: once.
     """
     weight = model.encoder.embed_tokens.weight.detach()
     table = FactorisedEmbedding(*weight.shape[:1], rank, weight.size(1), model.encoder.embed_tokens.padding_idx)
-    left, values, right = torch.linalg.svd(weight.double(), full_matrices=False)
-    table.embed_tokens.weight.copy_(left[:, :rank] * values[:rank])
-    table.widen.weight.copy_(right[:rank].t())
+    words = weight.double()
+    weighted = words if counts is None else words * counts.to(words).sqrt().unsqueeze(1)
+    directions = torch.linalg.svd(weighted, full_matrices=False).Vh[:rank]
+    table.embed_tokens.weight.copy_(words @ directions.t())
+    table.widen.weight.copy_(directions.t())
     projection = FactorisedProjection(table)
-    projection.narrow.weight.copy_(right[:rank])
+    projection.narrow.weight.copy_(directions)
     model.encoder.embed_tokens = model.decoder.embed_tokens = table.to(weight)
     model.decoder.output_projection = projection.to(weight)

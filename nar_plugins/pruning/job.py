@@ -37,7 +37,7 @@ class Plan(NamedTuple):
 
     heads: float = 0.0
     ffn: float = 0.0
-    scope: str = "layer"
+    scope: str = "global"
     multiple: int = 8
     layers: Dict[str, Optional[str]] = {}
     rank: Optional[int] = None
@@ -168,7 +168,8 @@ def prune(
             part.keep(kept[key])
     if plan.rank is not None:
         check_rank(plan.rank, cut.model)
-        factorise(cut.model, plan.rank)
+        symbols = cut.task.target_dictionary
+        factorise(cut.model, plan.rank, torch.tensor(symbols.count[: len(symbols)]).clamp(min=1))
     after, loss_after = weights_by_part(cut.model), cut.loss()
     if out is not None:
         write(path, out, cut.model)

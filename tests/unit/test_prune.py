@@ -134,7 +134,7 @@ def test_a_pruned_model_computes_what_the_whole_one_does_with_the_units_closed(m
 
 def test_the_rows_of_a_removed_head_are_those_that_go(made, tmp_path):
     out = tmp_path / "out.pt"
-    nar_prune(made, made.models["cmlm"], out, "--prune-heads", "0.25")
+    nar_prune(made, made.models["cmlm"], out, "--prune-heads", "0.25", "--scope", "layer")
     before, after = (checked(path)["model"] for path in (made.models["cmlm"], out))
     kept = choose(validation(made, made.models["cmlm"]).importance(), 0.25, 0, "layer", 1)
     for key, heads in kept.items():
@@ -349,6 +349,20 @@ def test_a_factorised_model_trains_every_factor(made, tmp_path):
         assert parameter.grad is not None and parameter.grad.abs().sum() > 0
 
 
+def test_words_count_as_often_as_they_occur(made):
+    """The weighted error is that of the singular values left out, and less than that of equal weights."""
+    counts, errors = 2.0 ** torch.arange(25), {}
+    for name, given in (("weighted", counts), ("equal", None)):
+        model = validation(made, made.models["ctc"]).model
+        before = model.encoder.embed_tokens.weight.detach().double()
+        factorise(model, 6, given)
+        after = model.encoder.embed_tokens(torch.arange(25)).detach().double()
+        errors[name] = (counts * (after - before).square().sum(1)).sum().item()
+    values = torch.linalg.svdvals(before * counts.double().sqrt().unsqueeze(1))
+    assert errors["weighted"] == pytest.approx(values[6:].square().sum().item(), rel=1e-4)
+    assert errors["weighted"] < 0.9 * errors["equal"]
+
+
 def test_of_its_full_rank_a_table_is_itself(made):
     valid = validation(made, made.models["cmlm"])
     before = valid.loss()
@@ -513,7 +527,7 @@ def test_eval_bleu_decodes_the_pruned_model(made, small, tmp_path):
 
 def test_the_report_says_what_is_left_of_what(made, tmp_path):
     path, out = made.models["uniform"], tmp_path / "out.pt"
-    flags = ("--prune-heads", "0.5", "--prune-ffn", "0.6", "--multiple", "1")
+    flags = ("--prune-heads", "0.5", "--prune-ffn", "0.6", "--multiple", "1", "--scope", "layer")
     text = nar_prune(made, path, out, *flags)
     dry = nar_prune(made, path, None, "--dry-run", *flags)
     assert text == f"{dry}{out}: written\n"
