@@ -23,13 +23,10 @@ import traceback
 from pathlib import Path
 from typing import Iterator
 
-import compositions
 import torch
-from fairseq import options
-from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 
 FAIRSEQ = ("train", "generate", "interactive", "preprocess", "validate")
-OURS = ("align", "average", "bench", "distill", "merge", "pack", "score", "wordpiece")
+OURS = ("align", "average", "bench", "distill", "merge", "pack", "score")
 COMMANDS = ("python", *(f"fairseq-{name}" for name in FAIRSEQ), *(f"nar-{name}" for name in OURS))
 IMPORTED = (
     "sentencepiece",
@@ -96,6 +93,10 @@ def warm_up() -> None:
     for name in IMPORTED:
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
+    import compositions  # after fairseq's commands: the first of them sets the format of the logs
+    from fairseq import options
+    from fairseq.dataclass.utils import convert_namespace_to_omegaconf
+
     compositions.remember()
     model = ("--arch", "cmlm_tiny", "--criterion", "nar_loss", "--optimizer", "adam")
     for parser, flags in ((options.get_training_parser, model), (options.get_interactive_generation_parser, ())):

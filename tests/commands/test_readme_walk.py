@@ -1,7 +1,7 @@
 """README's "Your own data", run as it is written: the block goes to bash unchanged, on 300 pairs of a toy language.
 
 The commands that it calls are wrappers: they add flags for tiny models and few updates (fairseq takes a flag's last
-value) and go on as the command (forked.py).
+value) and start the real command.
 """
 
 import os
@@ -11,7 +11,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import forked
 import pytest
 from conftest import ROOT
 
@@ -51,7 +50,7 @@ def write_environment(folder: Path) -> None:
     (programs / "activate").write_text(f'PATH="{programs}:{real}:$PATH"\n', encoding="utf-8")
     for name, flags in SHORTER.items():
         # the command is written down before it starts, and its end status is its own
-        wrapper = f'#!/bin/sh\necho "{name} $*" >> "{folder}/started"\nexec "{forked.program(name)}" "$@" {flags}\n'
+        wrapper = f'#!/bin/sh\necho "{name} $*" >> "{folder}/started"\nexec "{real}/{name}" "$@" {flags}\n'
         (programs / name).write_text(wrapper, encoding="utf-8")
         (programs / name).chmod(0o755)
     for name in ("scripts", "nar_plugins"):

@@ -1,9 +1,9 @@
 """BERT's tokeniser, its vocabulary's bad lines, and the two commands around them."""
 
 import subprocess
+import sys
 from argparse import Namespace
 
-import forked
 import pytest
 from conftest import ROOT
 from fairseq import options
@@ -206,7 +206,7 @@ def test_the_command_keeps_every_line(vocabulary):
     text = "The embeddings.\n\n\u2028 a\u0085b\n  \nunaffable"
 
     def run(*arguments, given):
-        command = [str(forked.program("nar-wordpiece")), *arguments]
+        command = [sys.executable, "-m", "nar_plugins.cli.wordpiece", *arguments]
         return subprocess.run(command, input=given.encode(), capture_output=True, cwd=ROOT)
 
     done = run("encode", "--vocab", str(vocabulary()), given=text)
