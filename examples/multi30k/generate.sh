@@ -37,6 +37,7 @@ compare "KD: NAT, fine-tuned, NPD 10" kd-nat-ft "--generator noisy_parallel --fe
 compare "KD: vanilla + glancing" kd-glat ""
 compare "KD: vanilla + glancing, 5 lengths rescored" kd-glat "--length-beam 5 --rescorer $ar"
 compare "KD: CTC + glancing" kd-ctc ""
+compare "KD: CTC + glancing, int8" kd-ctc "--decode-dtype int8"
 compare "KD: CTC + glancing, CTC beam 10" kd-ctc "--ctc-beam 10"
 compare "KD: CTC + glancing, pruned" kd-ctc-pruned ""
 compare "KD: CTC + glancing, 2 of 3 layers" kd-ctc-small ""
@@ -44,6 +45,7 @@ compare "KD: CTC + glancing, CTC beam 10 rescored" kd-ctc "--ctc-beam 10 --resco
 graphs() {  # NAME MODEL
     compare "$1, greedy" "$2" "--dag-decode greedy --dedup token"
     compare "$1, lookahead" "$2" "--dedup token"
+    compare "$1, lookahead, int8" "$2" "--dedup token --decode-dtype int8"
     compare "$1, Viterbi" "$2" "--dag-decode viterbi --dedup token"
     compare "$1, joint Viterbi" "$2" "--dag-decode joint-viterbi --dedup token"
     compare "$1, joint Viterbi, 5 lengths rescored" "$2" "--dag-decode joint-viterbi --length-beam 5 --dedup token --rescorer $ar"
