@@ -20,6 +20,8 @@ class OnnxSystem(System):
         flags: of ``fairseq-generate``; the graphs hold some options, and have not all.
     """
 
+    parallel = True
+
     @classmethod
     def parse(cls, path: str, data: str, flags: Sequence[str]) -> Namespace:
         """The flags, parsed.
@@ -35,7 +37,7 @@ class OnnxSystem(System):
 
     def load_models(self, path: str) -> list:
         """None of fairseq's; the data are read for a parallel model."""
-        self.task.parallel = True
+        self.task.parallel = self.parallel
         return []
 
     def start(self) -> None:

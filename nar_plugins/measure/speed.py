@@ -112,6 +112,7 @@ def load_rows(data: str, systems: Sequence[Sequence[str]], flags: str) -> List[R
                 kind, checkpoint = kind_of(row.path)
                 start = System if kind is System else partial(RemoteSystem, kind)
                 row.system = start(row.name, checkpoint, data, row.flags)
+                row.system.check_lengths()
             except Exception as error:  # of any kind: PyTorch has several for lack of memory
                 if not out_of_memory(error) and not isinstance(error, Died):
                     raise

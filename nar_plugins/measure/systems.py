@@ -66,7 +66,12 @@ class System:
         data: folder of binarised data.
         flags: further flags of ``fairseq-generate``.
         threads: of another engine; None: as many as PyTorch has.
+
+    Attributes:
+        parallel: the data are those of a parallel model, which the task is not told by building one.
     """
+
+    parallel = False
 
     def __init__(self, name: str, path: str, data: str, flags: Sequence[str] = (), threads: Optional[int] = None):
         self.threads = torch.get_num_threads() if threads is None else threads

@@ -113,13 +113,17 @@ class RemoteSystem(System):
         return self.kind.parse(path, data, flags)
 
     def load_models(self, path: str) -> list:
-        """None in this process."""
+        """None in this process; the data are read as those of the class."""
+        self.task.parallel = self.kind.parallel
         return []
 
     def start(self) -> None:
         """Start the process, and wait until it has loaded the system."""
         self.worker, self.generator = Worker(self.kind, *self.given, self.threads), None
         self.cuda, self.autoregressive = self.worker.facts["cuda"], self.worker.facts["autoregressive"]
+
+    def max_positions(self) -> List[tuple]:
+        return self.worker.facts["positions"]
 
     def weight_bytes(self) -> int:
         return self.worker.facts["weight_bytes"]
@@ -154,7 +158,12 @@ def serve(connection: Connection, kind: Type[System], given: tuple) -> None:
     def load() -> Dict:
         system = kind(*given)
         methods.update(hypotheses=system.hypotheses, latencies=lambda batches: settled(system, batches))
-        return {"cuda": system.cuda, "autoregressive": system.autoregressive, "weight_bytes": system.weight_bytes()}
+        return {
+            "cuda": system.cuda,
+            "autoregressive": system.autoregressive,
+            "weight_bytes": system.weight_bytes(),
+            "positions": system.max_positions(),
+        }
 
     connection.send_bytes(pickle.dumps(attempted(load)))
     while methods:

@@ -281,9 +281,9 @@ class NarModel(TransformerModel):
         """
         soft, teacher = None, objective.teacher
         if teacher is not None and objective.soft_target_weight > 0:
-            states, temperature = teacher.features(target)[picked], objective.temperature
+            theirs, temperature = teacher.features(target)[picked], objective.temperature
             soft = SoftTargets(
-                lambda part: teacher.lprobs(states[part], temperature).exp(), objective.soft_target_weight, temperature
+                lambda part: teacher.lprobs(theirs[part], temperature).exp(), objective.soft_target_weight, temperature
             )
         targets = target[picked]
         projection, states = plain_projection(self.decoder.output_projection, features[picked])

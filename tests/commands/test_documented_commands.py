@@ -78,7 +78,10 @@ def assignments(text: str) -> Dict[str, List[List[str]]]:
         elif value not in found.setdefault(name, []):
             found[name].append(value)
     for name, values in re.findall(r"\bfor (\w+) in ([^;\n]*)", text):
-        found[name] = [[value] for value in words(values)] or [[UNKNOWN]]
+        try:
+            found[name] = [[value] for value in words(values)] or [[UNKNOWN]]
+        except ValueError:
+            continue  # Python's, in a quote
     return found
 
 

@@ -134,7 +134,9 @@ def test_hydra_is_told_the_command_that_knows_the_flags(data):
     """fairseq-hydra-train hands a model the values of its configuration file, and no defaults of flags."""
     config = {"_name": "nar_translation", "data": str(data), "source_lang": "src", "target_lang": "tgt"}
     common = {"amp": False, "cpu": True, "bf16": False, "fp16": False, "tpu": False}
-    task = tasks.setup_task(OmegaConf.create({"task": config, "common": common}).task)
+    checkpoint = {"save_dir": str(data), "restore_file": "checkpoint_last.pt", "finetune_from_model": None}
+    given = OmegaConf.create({"task": config, "common": common, "checkpoint": checkpoint})
+    task = tasks.setup_task(given.task)
     for name in ("cmlm_tiny", "nat_tiny", "dag_tiny", "blockwise_tiny", "bang_tiny"):
         for more in ({}, {"encoder_layers": 1}):
             with pytest.raises(
