@@ -109,16 +109,21 @@ def become_sure(model, task, args) -> None:
     loop, sample = our_loop(model, task, "float32", schedule="confidence"), batch(4, args)
     norm = model.decoder.layers[-1].final_layer_norm  # post-norm: what is projected
     weight, bias = norm.weight.detach().clone(), norm.bias.detach().clone()
-    low, high = 1.0, 1000.0
-    for _ in range(8):
-        scale = math.sqrt(low * high)
+
+    def scaled(scale: float) -> None:
         with torch.no_grad():
             norm.weight.copy_(weight * scale)
             norm.bias.copy_(bias * scale)
+
+    low, high = 1.0, 1000.0
+    for _ in range(8):
+        scale = math.sqrt(low * high)
+        scaled(scale)
         if mean_passes(loop(sample)) > args.passes:
             low = scale
         else:
             high = scale
+    scaled(high)
 
 
 def task_of(words: int) -> SimpleNamespace:
