@@ -303,7 +303,15 @@ def test_the_size_of_the_weights_is_that_of_the_type_they_are_read_in():
     [
         ("nat", ("--ctc",)),
         ("cmlm", ()),
-        ("cmlm", ("--encoder-learned-pos", "--decoder-learned-pos", "--max-source-positions=1024")),
+        (
+            "cmlm",
+            (
+                "--encoder-learned-pos",
+                "--decoder-learned-pos",
+                "--max-source-positions=512",
+                "--max-target-positions=512",
+            ),
+        ),
         ("bang", ("--criterion=bang_loss", "--max-source-positions=1024")),
     ],
 )

@@ -51,8 +51,10 @@ class PreparedTable:
 
 
 class HalfTable(PreparedTable):
-    """A parameter (rows, D) that is compared with states; in float16 where decoding is in int8, which is too coarse: a
-    length head then chooses other lengths, and with them other words.
+    """A parameter (rows, D) for which int8 is too coarse: in float16 where decoding is in int8.
+
+    With a length head in int8 other lengths are chosen, and with them other words; an error of a position is added to
+    every word there.
     """
 
     def prepare(self, dtype: Optional[torch.dtype], int8: Optional[Int8Weight] = None) -> None:
@@ -61,6 +63,9 @@ class HalfTable(PreparedTable):
     def all(self) -> Tensor:
         """(rows, D)."""
         return self.weight if self.half is None else self.half.float()
+
+    def rows(self, indices: Tensor) -> Tensor:
+        return F.embedding(indices, self.weight if self.half is None else self.half).to(self.weight.dtype)
 
     def bytes(self) -> int:
         return 2 * self.weight.numel()
@@ -85,16 +90,13 @@ class PreparedEmbedding(nn.Embedding):
 
 
 class PreparedPositions(LearnedPositionalEmbedding):
-    """A table of learned positions in a prepared model, as ``PreparedEmbedding`` is one of words.
-
-    In int8 it has 8 bits too: positions are added to words, whose error is larger.
-    """
+    """A table of learned positions in a prepared model, as ``PreparedEmbedding`` is one of words; see ``HalfTable``."""
 
     def __init__(self, source: LearnedPositionalEmbedding):
         nn.Module.__init__(self)
         vars(self).update({name: getattr(source, name) for name in (*COPIED, "max_positions", "onnx_trace")})
         vars(self)["_parameters"] = source._parameters
-        self.table = PreparedTable(source._parameters)
+        self.table = HalfTable(source._parameters, "weight")
 
     def forward(self, input: Tensor, incremental_state=None, positions: Optional[Tensor] = None) -> Tensor:
         """The embeddings (B, T, D) of the positions of tokens (B, T) int64; with an incremental state of the last one,
