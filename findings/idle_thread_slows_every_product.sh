@@ -3,18 +3,17 @@
 # times slower.
 #
 # PyTorch's operations are parallel by GNU's OpenMP (libgomp), which keeps a pool of threads for every thread that uses it. After
-# an operation a pool's threads wait actively for the next one, some milliseconds long. But libgomp counts the threads of all
-# pools in the process, and where they are more than the cores, it lets them sleep in a futex at once (gomp_managed_threads >
-# gomp_available_cpus: the "throttled" spin count is 100 turns where the other one is 300,000). It does not count who works: a
-# thread that has computed one product and then waits on a queue keeps its pool, and its pool counts. From then on every operation
-# of the main thread ends in a sleep and begins with a system call that ends one. Operations of less than a tenth of a
-# millisecond, which decoding consists of, take several times as long; and nothing shows it, as no processor is busy.
+# an operation a pool's threads wait actively for the next one. But libgomp counts the threads of all pools in the process, and
+# where they are more than the cores, it lets them sleep almost at once. It does not count who works: a thread that has computed
+# one product and then waits on a queue keeps its pool, and its pool counts. From then on every operation of the main thread
+# ends in a sleep and begins with a system call that ends one. Operations of less than a tenth of a millisecond, which decoding
+# consists of, take several times as long; and nothing shows it, as no processor is busy.
 # Such threads are a server's that loads a model in one thread and decodes in another, and those of other engines:
 # CTranslate2's wheel brings a libgomp of its own, but PyTorch loads its copy with RTLD_GLOBAL, so that CTranslate2's
 # symbols are found there and both count together. With both in one process a model's pass took 77 ms where it takes 27
 # alone (two threads, two cores), and CTranslate2's took 71 instead of 47.
 # What helps: let one thread do all the computing; end the other thread (its pool is given back); torch.set_num_threads(1) before
-# the other thread computes; or another process. OMP_WAIT_POLICY does not help: ACTIVE raises 100 turns to 1,000.
+# the other thread computes; or another process.
 #
 # Seen are voluntary context switches, as they do not depend on what else the machine does.
 # Output seen (Linux, x86-64, Python 3.11, two cores):
