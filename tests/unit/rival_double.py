@@ -21,6 +21,9 @@ class Rival(System):
     def weight_bytes(self):
         return 1000 * self.threads + torch.get_num_threads()
 
+    def max_positions(self):
+        return [(1024, 1024)]
+
     def hypotheses(self, sample):
         return [[{"tokens": torch.tensor([self.task.target_dictionary.index("w3"), 2])}] for _ in sample["id"]]
 
@@ -60,6 +63,9 @@ class Alone:
 
     def weight_bytes(self):
         return 7
+
+    def max_positions(self):
+        return [(1024, 1024)]
 
     def hypotheses(self, sample):
         if sample == "error":

@@ -19,7 +19,7 @@ def worker():
 
 
 def test_calls_are_answered_by_another_process_with_one_thread_of_pytorch(worker, capfd):
-    assert worker.facts == {"cuda": False, "autoregressive": True, "weight_bytes": 7}
+    assert worker.facts == {"cuda": False, "autoregressive": True, "weight_bytes": 7, "positions": [(1024, 1024)]}
     sample = {"id": torch.tensor([3])}
     found, process, threads = worker.call("hypotheses", sample)
     assert found == sample and process == worker.process.pid != os.getpid() and threads == 1
