@@ -408,7 +408,7 @@ def test_memory_that_is_given_back_is_the_systems_again():
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
         size, before, after, most = process.submit(memory_of_giving_back).result()
     assert after < before - 0.55 * size  # a quarter is in int8 now
-    assert most < before + 0.9 * size  # with whole copies it was 1.24; 0.45 to 0.67 were seen
+    assert most < before + 0.9 * size  # with whole copies it was 1.24; 0.67 was seen
 
 
 @needs_int8
