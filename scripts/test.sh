@@ -10,6 +10,8 @@ VENV=$(cd "${VENV:-$root/.venv}" && pwd)  # before the cd: a relative VENV start
 cd "$root"
 if [ $# -eq 0 ]; then
     export OMP_NUM_THREADS=1
+    # as examples/lib.sh: freed memory is kept for the next tensor
+    export MALLOC_MMAP_MAX_=${MALLOC_MMAP_MAX_-0} MALLOC_TRIM_THRESHOLD_=${MALLOC_TRIM_THRESHOLD_-100000000000}
     # the long trainings first, so that the two processes end together
     set -- tests/system tests/commands tests/parity tests/unit -n 2 --dist loadfile --no-loadscope-reorder --durations=15
 fi
