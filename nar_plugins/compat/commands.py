@@ -8,9 +8,10 @@ import sys
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Callable, List, Optional, TextIO
+from typing import Callable, Dict, List, Optional, TextIO
 
 import fairseq_cli.generate
+import fairseq_cli.train
 import torch
 from fairseq import options
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
@@ -46,6 +47,23 @@ def at_end_of_command(call: Callable[[], None]) -> None:
     calls = CALLS_AT_END.get()
     if calls is not None:
         calls.append(call)
+
+
+def patience_used() -> Dict[str, float]:
+    """What ``--patience`` counts, for a checkpoint: the best validation, and those since; empty before the first.
+
+    fairseq keeps both in attributes of a function alone, so that a training that is started again begins to count anew:
+    one that is killed every night never stops. (No upstream issue.)
+    """
+    stop = fairseq_cli.train.should_stop_early
+    return {"best": float(stop.best), "since": int(stop.num_runs)} if hasattr(stop, "best") else {}
+
+
+def continue_patience(used: Dict[str, float]) -> None:
+    """Count on from what a checkpoint has of ``patience_used``."""
+    stop = fairseq_cli.train.should_stop_early
+    if used:
+        stop.best, stop.num_runs = used["best"], used["since"]
 
 
 def keep_results_of_a_run_before() -> None:

@@ -18,6 +18,7 @@ from torch import Tensor
 from nar_plugins.checkpoint_io.mask_row import accept_missing_mask_row
 from nar_plugins.checkpoint_io.start import check_finetuned, kept_sizes_of, starting_point
 from nar_plugins.checkpoint_io.symbols import check_stored_symbols, stored_symbols
+from nar_plugins.compat.commands import continue_patience, patience_used
 from nar_plugins.data.dictionary import load_dictionary
 from nar_plugins.data.noise import VALIDATION_UPDATE
 from nar_plugins.generators import registry
@@ -47,6 +48,7 @@ class NarTaskConfig(FairseqDataclass):
     fp16: bool = II("common.fp16")
     update_freq: List[int] = II("optimization.update_freq")
     finetune_from_model: Optional[str] = II("checkpoint.finetune_from_model")
+    reset_meters: bool = II("checkpoint.reset_meters")
     restore_file: str = II("checkpoint.restore_file")
     save_dir: str = II("checkpoint.save_dir")
 
@@ -288,8 +290,10 @@ class NarTask(FairseqTask):
 
     def get_checkpoint_dict(self) -> Dict:
         """The state that fairseq-train saves, beside that for generation."""
-        return {type(self).__name__: self.state_dict()}
+        return {type(self).__name__: {**self.state_dict(), "patience": patience_used()}}
 
     def set_checkpoint_dict(self, state: Dict) -> None:
-        """Check the state of a resumed training."""
+        """Check the state of a resumed training, and take over what is fairseq's to keep."""
         self.load_state_dict(state)
+        if not self.cfg.reset_meters:
+            continue_patience(state.get("patience", {}))

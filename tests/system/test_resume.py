@@ -215,3 +215,18 @@ def test_bang_pretraining_in_bfloat16(raw):
     assert len(half) == 12 and all(math.isfinite(loss) for loss in half)
     assert half[-1] < half[0] - 0.1  # random words: nothing but their frequencies can be learned
     assert half == pytest.approx(full, abs=0.05) and curves[0] != curves[1]
+
+
+def test_patience_goes_on_counting_in_a_resumed_training(data, tmp_path):
+    """A rate of nearly nothing: no validation is better than the first."""
+    flags = [flag for flag in COMMAND if flag != "--disable-validation"]
+    flags += ["--lr", "1e-30", "--patience", "3", "--no-epoch-checkpoints", "--save-dir", tmp_path / "run"]
+
+    def validations(*more) -> list:
+        log = run("fairseq-train", data, *flags, *more)
+        return [json.loads(line[line.index("{") :])["epoch"] for line in log.splitlines() if '"valid_loss"' in line]
+
+    assert validations("--max-epoch", "2") == [1, 2]
+    assert validations("--max-epoch", "9") == [3, 4], "three after the best, which was the first"
+    assert validations("--max-epoch", "9") == [5], "it had stopped"
+    assert validations("--max-epoch", "9", "--reset-meters") == [6, 7, 8, 9]
