@@ -49,6 +49,15 @@ into() {  # FILE COMMAND ...: its output in FILE, its messages in FILE.err, of w
     "${@:2}" > "$1" 2> "$1.err" || { tail -n 20 "$1.err" >&2; exit 1; }
 }
 
+int8_runs() {  # has this processor what int8 needs?
+    [ -n "$dry" ] || "$bin/python" -c 'import sys, torch; from nar_plugins.modules.fast.int8 import int8_lacks
+sys.exit(int8_lacks(torch.device("cpu")) is not None)' 2> /dev/null
+}
+
+onnx_runs() {  # can models be exported and run here?
+    [ -n "$dry" ] || "$bin/python" -c 'import onnx, onnxruntime, onnxscript' 2> /dev/null
+}
+
 stale() {  # FILE FROM ...: is FILE missing, or older than one of those that it is made from?
     local from
     if [ -n "$dry" ] || [ ! -e "$1" ]; then return 0; fi

@@ -373,6 +373,24 @@ decode_all() {  # FLAG ...: every system as its paper does; the autoregressive o
     done
 }
 
+export_onnx() {  # MODEL [FLAG ...]: its last checkpoint in the folder $exported, checked against PyTorch
+    exported=$work/onnx/$1${2:+$2}
+    local checkpoint=$work/$1/checkpoint_last.pt
+    if ! stale "$exported/config.json" "$checkpoint"; then return 0; fi
+    if [ -z "$dry" ]; then rm -rf "$exported"; mkdir -p "$work/onnx"; fi
+    run "$bin/nar-export" onnx "$checkpoint" --data "$work/bin" --out "$exported" "${@:2}"
+}
+
+compare_onnx() {  # NAME MODEL FLAGS: the same by ONNX Runtime, in float32 and int8, where it is installed
+    is_there "$2" && onnx_runs || return 0
+    export_onnx "$2"
+    systems+=(--system "$1, ONNX Runtime" "onnx:$exported" "$3")
+    if int8_runs; then
+        export_onnx "$2" --int8
+        systems+=(--system "$1, ONNX Runtime, int8" "onnx:$exported" "$3")
+    fi
+}
+
 compare() {  # NAME MODEL FLAGS: the last checkpoint of a model, where it has been trained, for nar-bench's table, in $systems
     if is_there "$2"; then systems+=(--system "$1" "$work/$2/checkpoint_last.pt" "$3"); fi
 }

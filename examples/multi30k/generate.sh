@@ -28,6 +28,7 @@ compare "KD: AR greedy" kd-ar "--beam 1"
 compare "KD: AR beam 5" kd-ar "--beam 5"
 compare "KD: blockwise" kd-block "--beam 1"
 compare "KD: NAT, fertility argmax" kd-nat ""
+compare_onnx "KD: NAT, fertility argmax" kd-nat ""
 compare "KD: NAT, fertility average" kd-nat "--fertility average"
 for candidates in 2 5 10 20 50; do
     compare "KD: NAT, NPD $candidates" kd-nat "--generator noisy_parallel --fertility-samples $candidates --rescorer $ar"
@@ -37,7 +38,8 @@ compare "KD: NAT, fine-tuned, NPD 10" kd-nat-ft "--generator noisy_parallel --fe
 compare "KD: vanilla + glancing" kd-glat ""
 compare "KD: vanilla + glancing, 5 lengths rescored" kd-glat "--length-beam 5 --rescorer $ar"
 compare "KD: CTC + glancing" kd-ctc ""
-compare "KD: CTC + glancing, int8" kd-ctc "--decode-dtype int8"
+if int8_runs; then compare "KD: CTC + glancing, int8" kd-ctc "--decode-dtype int8"; fi
+compare_onnx "KD: CTC + glancing" kd-ctc ""
 compare "KD: CTC + glancing, CTC beam 10" kd-ctc "--ctc-beam 10"
 compare "KD: CTC + glancing, pruned" kd-ctc-pruned ""
 compare "KD: CTC + glancing, 2 of 3 layers" kd-ctc-small ""
@@ -45,7 +47,7 @@ compare "KD: CTC + glancing, CTC beam 10 rescored" kd-ctc "--ctc-beam 10 --resco
 graphs() {  # NAME MODEL
     compare "$1, greedy" "$2" "--dag-decode greedy --dedup token"
     compare "$1, lookahead" "$2" "--dedup token"
-    compare "$1, lookahead, int8" "$2" "--dedup token --decode-dtype int8"
+    if int8_runs; then compare "$1, lookahead, int8" "$2" "--dedup token --decode-dtype int8"; fi
     compare "$1, Viterbi" "$2" "--dag-decode viterbi --dedup token"
     compare "$1, joint Viterbi" "$2" "--dag-decode joint-viterbi --dedup token"
     compare "$1, joint Viterbi, 5 lengths rescored" "$2" "--dag-decode joint-viterbi --length-beam 5 --dedup token --rescorer $ar"
@@ -53,6 +55,7 @@ graphs() {  # NAME MODEL
 graphs "DAG" dag
 graphs "KD: DAG" kd-dag
 for passes in 1 4 10; do compare "KD: CMLM, R = $passes" kd-cmlm "--iterations $passes"; done
+compare_onnx "KD: CMLM, R = 10" kd-cmlm "--iterations 10"
 compare "KD: CMLM, R = 10, length beam 5" kd-cmlm "--iterations 10 --length-beam 5"
 for threshold in 0.7 0.8 0.9; do
     compare "KD: CMLM, R = 10, commits at $threshold" kd-cmlm "--iterations 10 --schedule confidence --confidence-threshold $threshold"

@@ -5,11 +5,6 @@
 models=${1:-ar,blockwise,ctc,dag,cmlm,nat,bang}
 work=${2:-$root/work/quickstart}
 
-int8_runs() {  # has this processor what int8 needs?
-    "$bin/python" -c 'import sys, torch; from nar_plugins.modules.fast.int8 import int8_lacks
-sys.exit(int8_lacks(torch.device("cpu")) is not None)' 2> /dev/null
-}
-
 declare -a systems
 for model in ${models//,/ }; do
     checkpoint=$work/$model/checkpoint_last.pt
