@@ -7,6 +7,7 @@ CT2 = ["ctranslate2"]
 FAIRSEQ = ['fairseq-fixed==0.12.3.1; python_version >= "3.11"', 'fairseq==0.12.2; python_version < "3.11"']
 DEMO = ["starlette", "uvicorn"]
 ONNX = ["onnx", "onnxruntime", "onnxscript"]
+PYTHONS = ["3.9", "3.10", "3.11", "3.12", "3.13"]  # that docs/install.md has a fairseq for
 RECIPES = ["sacremoses", "subword-nmt"]
 SERVE = ["fastapi", "uvicorn"]
 
@@ -18,10 +19,16 @@ setup(
     long_description_content_type="text/markdown",
     author="nar_plugins authors",
     license="MIT",
+    classifiers=[
+        "Intended Audience :: Science/Research",
+        "Programming Language :: Python :: 3 :: Only",
+        *(f"Programming Language :: Python :: {version}" for version in PYTHONS),
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
     # Listed by prefix, so that tests/, examples/ and work/ never end up in a wheel.
     packages=find_packages(include=["nar_plugins", "nar_plugins.*"]),
     package_data={"nar_plugins.demo": ["page/*"]},  # nar-demo's page
-    python_requires=">=3.9",
+    python_requires=f">={PYTHONS[0]}",  # no upper limit: that a later Python was not tried does not forbid it
     install_requires=[
         # fairseq is an extra: several distributions install the package `fairseq`, and a requirement would let pip
         # compile one of them over another that is there. This package adds to fairseq and must not replace it.

@@ -255,10 +255,12 @@ def test_each_named_python_gets_a_line_of_result(machine):
 
 
 def test_what_pythons_sh_cannot_do_is_said_in_one_line(machine):
+    machine.program("shim", "#!/bin/sh\necho pyenv: shim: command not found >&2\nexit 127\n")
     for arguments, said in (
         ((), "name one Python or more, such as python3.9 or python3.12=prebuilt"),
         (("python=wheel",), "python=wheel: =compiled or =prebuilt"),
         (("python", "python3.99"), "there is no 'python3.99'"),
+        (("python", "shim"), "'shim' does not run: name another Python"),
     ):
         assert machine.bash("pythons.sh", "3.12", *arguments, expect=2) == f"pythons.sh: {said}\n"
         assert not (machine.project / "work").exists()

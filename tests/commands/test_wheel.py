@@ -4,9 +4,11 @@
 
 import email
 import os
+import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -18,12 +20,19 @@ PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory):
-    """A wheel of this checkout."""
-    source, wheels = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheels")
+def source(tmp_path_factory):
+    """What a wheel is made of, without what an earlier build left."""
+    source = tmp_path_factory.mktemp("source")
     shutil.copytree(ROOT / "nar_plugins", source / "nar_plugins", ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("setup.py", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
+    return source
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory, source):
+    """A wheel of this checkout."""
+    wheels = tmp_path_factory.mktemp("wheels")
     subprocess.run([*PIP, "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", wheels, source], check=True)
     (made,) = wheels.glob("nar_plugins-*.whl")
     return made
@@ -76,6 +85,23 @@ def test_the_wheel_says_what_it_is_and_asks_for_no_fairseq(wheel):
     assert [line for line in asked if line.startswith("torch")]
     of_fairseq = [line for line in asked if "fairseq" in line.partition(";")[0]]
     assert len(of_fairseq) == 2 and all('extra == "fairseq"' in line for line in of_fairseq)
+
+
+def test_wheel_and_source_archive_name_the_pythons_of_the_installation_page(tmp_path, source, wheel):
+    page = (ROOT / "docs" / "install.md").read_text("utf-8").split("## Which fairseq")[1].split("\n## ")[0]
+    rows = re.findall(r"^\| (3\.[0-9., ]+) \|", page, re.M)
+    pythons = [version for row in rows for version in row.split(", ")]
+    subprocess.run([sys.executable, "setup.py", "-q", "sdist", "-d", tmp_path], cwd=source, check=True)
+    (made,) = tmp_path.glob("nar_plugins-*.tar.gz")
+    with tarfile.open(made) as archive, zipfile.ZipFile(wheel) as built:
+        names = {name.partition("/")[2]: name for name in archive.getnames()}
+        missing = {name for name in built.namelist() if name.startswith("nar_plugins/")} - set(names)
+        assert not missing and "LICENSE" in names
+        (metadata,) = [name for name in built.namelist() if name.endswith(".dist-info/METADATA")]
+        for text in (built.read(metadata), archive.extractfile(names["PKG-INFO"]).read()):
+            told = email.message_from_bytes(text)
+            named = [line.rpartition(" :: ")[2] for line in told.get_all("Classifier") if ":: Python :: 3." in line]
+            assert named == pythons and told["Requires-Python"] == f">={pythons[0]}"
 
 
 def test_pip_installs_the_wheel_beside_an_existing_fairseq(tmp_path, wheel):
