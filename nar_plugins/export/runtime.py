@@ -31,7 +31,7 @@ OF_KIND = {
     "dag": ("dag_decode", "length_beam"),
 }
 KINDS = ("lengths", "fertilities", "ctc", *OF_KIND)
-OFTEN = 0.05  # a vertex on so many paths is probably seen by lookahead
+OFTEN = 0.2  # a vertex on so many paths is probably seen by lookahead
 LONGEST = 2  # tokens of a path of Viterbi's, for every source token
 VERTICES = 512  # whose tokens are computed together
 

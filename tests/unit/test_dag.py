@@ -64,6 +64,25 @@ def test_the_canvas_is_so_many_times_as_long_as_the_source():
             assert row == [BOS, *[MASK] * (n - 2), EOS, *[PAD] * (lengths[0] - n)]
 
 
+def test_the_first_self_attention_is_computed_once_for_canvases_of_one_length(monkeypatch):
+    """Not in training, where dropout tells them apart, and not for canvases whose tokens differ."""
+    m = dag("--upsample", "4").double().eval()
+    memory = m.encode(SOURCE[[0, 1, 0, 2, 1]])
+    canvas = m.canvas(memory, Plan(torch.arange(5)))
+    attend, seen = type(m.decoder.layers[0]).attend_canvas, []
+    record = lambda layer, x, *more: seen.append(x.size(0)) or attend(layer, x, *more)  # noqa: E731
+    monkeypatch.setattr(type(m.decoder.layers[0]), "attend_canvas", record)
+    found, wanted = m.decode(canvas, memory), super(type(m.decoder), m.decoder).forward(canvas, memory)
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-12)
+    assert seen == [3, 5, 5, 5]
+    canvas.inputs[2, 3] = 9
+    found, wanted = m.decode(canvas, memory), super(type(m.decoder), m.decoder).forward(canvas, memory)
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-12)
+    assert seen[4:6] == [4, 5] and not found[0].allclose(found[2])
+    m.train().decode(canvas, memory)
+    assert seen[-2:] == [5, 5]
+
+
 def test_the_positions_limit_the_source():
     assert dag("--upsample", "2.5", "--max-target-positions", "24").max_positions() == (9, 24)
     assert dag("--max-source-positions", "5").max_positions() == (5, 1024)

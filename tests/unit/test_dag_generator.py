@@ -137,14 +137,14 @@ def test_lookahead_computes_the_tokens_of_few_vertices_and_finds_the_same(scale,
     """Sharp links need few, flat ones all; a first guess of none or of all changes nothing."""
     graphs = random_graphs([40, 30, 35], seed=8, scale=scale)
     seen, found = [], []
-    for often in (2.0, 0.05, -1.0):  # the last guess is everything
+    for often in (2.0, 0.2, -1.0):  # the last guess is everything
         monkeypatch.setattr("nar_plugins.generators.canvas.dag.OFTEN", often)
         loop = made(graphs)
         best_tokens, counts = loop.best_tokens, []
         loop.best_tokens = lambda features, f=best_tokens, c=counts: c.append(len(features[0])) or f(features)
         found.append([h[0]["tokens"].tolist() for h in decode(loop, sources([0, 1, 2], 40))])
         seen.append(sum(counts))
-    assert found[0] == found[1] == found[2] and seen[2] == 40 + 30 + 35
+    assert found[0] == found[1] == found[2] and seen[2] == 39 + 29 + 34  # the ends say </s>
     assert max(seen) == seen[2] and (scale < 1 or seen[1] < 0.7 * seen[2])
 
 

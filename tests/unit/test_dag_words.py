@@ -30,6 +30,21 @@ def test_emissions_are_those_of_a_log_softmax_over_all_words_and_so_are_their_gr
         torch.testing.assert_close(mine, wanted)
 
 
+@pytest.mark.parametrize("scale", [1.0, 30.0])
+def test_the_normalisers_of_many_words_are_summed_in_blocks(scale):
+    """More words than a block; at the larger scale, later blocks' logits overflow exp by the first one's."""
+    torch.manual_seed(3)
+    projection = torch.nn.Linear(16, 700, bias=False)
+    features = scale * torch.randn(300, 16)
+    with torch.no_grad():
+        projection.weight[600:] *= 10
+        logits = projection(features).double()
+        overflows = (logits.amax(1) - logits[:, :256].amax(1) > 89).any()
+        found = normaliser(projection, features)
+    assert bool(overflows) == (scale > 1)
+    torch.testing.assert_close(found.double(), logits.logsumexp(1), rtol=1e-5, atol=1e-5)
+
+
 def test_rows_without_a_gradient_cost_nothing_and_change_nothing():
     torch.manual_seed(2)
     projection = torch.nn.Linear(6, 11, bias=False)

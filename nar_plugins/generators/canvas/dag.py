@@ -18,7 +18,7 @@ from nar_plugins.models.dag.fuzzy import expected_visits
 from nar_plugins.models.dag.paths import IMPOSSIBLE, best_scores, trace
 from nar_plugins.modules.precision import full
 
-OFTEN = 0.05  # a vertex on so many paths is probably seen by lookahead
+OFTEN = 0.2  # a vertex on so many paths is probably seen by lookahead
 LONGEST = 2  # tokens of a path of Viterbi's, for every source token (the release's bound)
 
 
@@ -93,31 +93,44 @@ class DagGenerator(CanvasGenerator):
         one: its tokens are not computed. The first guess are the vertices that paths visit often.
         """
         known = graph.real & (expected_visits(graph.links.exp()) >= OFTEN)
-        words, ahead = self.words(features, graph, known), torch.arange(1, known.size(1) + 1, device=known.device)
+        words, rows = self.words(features, graph, known), torch.arange(len(known), device=known.device).unsqueeze(1)
+        known |= graph.ends()
+        ahead = torch.arange(1, known.size(1) + 1, device=known.device)
         while True:
             scores = graph.links + words.lprobs.masked_fill(~known, IMPOSSIBLE).unsqueeze(1)
             best, following = scores.max(2)
             paths = walk(torch.maximum(following, ahead), graph.last)  # forward also from where nothing is known
-            left = visited(paths, graph) & (ahead <= graph.last.unsqueeze(1))  # the vertices that the path goes on from
-            left[:, 0] = True
-            better = (graph.links >= best.unsqueeze(2)) & (graph.links > IMPOSSIBLE) & left.unsqueeze(2)
+            left = paths.left()
+            onward = graph.links[rows, left]
+            better = (onward >= best.gather(1, left).unsqueeze(2)) & (onward > IMPOSSIBLE)
             missing = better.any(1) & ~known
             if not bool(missing.any()):
                 return words, paths
-            more, known = self.words(features, graph, missing), known | missing
-            words = Words(*(torch.where(missing, new, old) for new, old in zip(more, words)))
+            self.compute(words, features, missing)
+            known |= missing
 
     def words(self, features: List[Tensor], graph: "Graph", wanted: Tensor) -> "Words":
-        """The most probable tokens of the wanted vertices (B, L) bool; ``</s>`` of the last ones."""
-        best, scores = self.best_tokens([states[wanted] for states in features])
-        tokens = torch.full(wanted.shape, self.pad, device=wanted.device).masked_scatter(wanted, best)
-        lprobs = torch.zeros(wanted.shape, dtype=scores.dtype, device=wanted.device).masked_scatter(wanted, scores)
+        """The most probable tokens of the wanted vertices (B, L) bool; ``</s>`` of the last ones, wanted or not."""
         rows = torch.arange(len(wanted), device=wanted.device)
-        ends = [full(model.project(states[rows, graph.last])) for model, states in zip(self.models, features)]
-        tokens[rows, graph.last] = self.eos
-        lprobs[rows, graph.last] = ensemble_mean([logits.log_softmax(1)[:, self.eos] for logits in ends])
+        logits = [full(model.project(states[rows, graph.last])) for model, states in zip(self.models, features)]
+        ends = ensemble_mean([each[:, self.eos] - each.logsumexp(1) for each in logits])
+        refuse_nan(bool(ends.isnan().any()))
+        words = Words(
+            torch.full(wanted.shape, self.pad, device=wanted.device),
+            torch.zeros(wanted.shape, dtype=ends.dtype, device=wanted.device),
+        )
+        words.tokens[rows, graph.last] = self.eos
+        words.lprobs[rows, graph.last] = ends
+        self.compute(words, features, wanted & ~graph.ends())
+        return words
+
+    def compute(self, words: "Words", features: List[Tensor], wanted: Tensor) -> None:
+        """Fill in the wanted vertices (B, L) bool."""
+        rows = wanted.flatten().nonzero().squeeze(1)
+        tokens, lprobs = self.best_tokens([states.flatten(0, 1)[rows] for states in features])
         refuse_nan(bool(lprobs.isnan().any()))  # it would be the best token, and lead anywhere
-        return Words(tokens, lprobs)
+        words.tokens.view(-1)[rows] = tokens
+        words.lprobs.view(-1)[rows] = lprobs
 
     def best_paths(self, graph: "Graph", words: Optional["Words"], source: Tensor, target: Optional[Tensor]) -> "Paths":
         """The best paths of the ``--length-beam`` best lengths, in one dynamic program.
@@ -168,9 +181,8 @@ class DagGenerator(CanvasGenerator):
     def decoded(self, graph: "Graph", words: "Words", paths: "Paths") -> DecodedCanvases:
         """The tokens and scores along paths."""
         rows = paths.sentences.unsqueeze(1)
-        came = torch.cat([torch.zeros_like(paths.vertices[:, :1]), paths.vertices[:, :-1]], 1)
         beyond = torch.arange(paths.vertices.size(1), device=rows.device) >= paths.steps.unsqueeze(1)
-        lprobs = words.lprobs[rows, paths.vertices] + graph.links[rows, came, paths.vertices]
+        lprobs = words.lprobs[rows, paths.vertices] + graph.links[rows, paths.left(), paths.vertices]
         tokens = words.tokens[rows, paths.vertices].masked_fill(beyond, self.pad)
         return DecodedCanvases(
             tokens,
@@ -191,6 +203,10 @@ class Graph(NamedTuple):
     last: Tensor  # (B,) int64, the last vertex
     links: Tensor  # (B, L, L) float32 log-probabilities, from u to v
 
+    def ends(self) -> Tensor:
+        """Which vertices are the last of their graphs: (B, L) bool."""
+        return torch.arange(self.real.size(1), device=self.last.device) == self.last.unsqueeze(1)
+
 
 class Words(NamedTuple):
     """The most probable tokens of vertices."""
@@ -207,6 +223,10 @@ class Paths(NamedTuple):
     sentences: Tensor  # (R,) int64
     keep: Tensor  # (B, N) bool, False where a sentence has fewer
     scores: Optional[Tensor] = None  # (R,) what they were chosen by
+
+    def left(self) -> Tensor:
+        """The vertices from which the steps go: (R, T) int64, beyond the steps the last one or 0."""
+        return torch.cat([torch.zeros_like(self.vertices[:, :1]), self.vertices[:, :-1]], 1)
 
 
 class ObservedGraph(NamedTuple):
@@ -230,13 +250,18 @@ def walk(following: Tensor, last: Tensor) -> Paths:
     Args:
         following: (B, L) int64, a later vertex for each but the last. last: (B,) int64.
     """
-    device, following, last = last.device, following.cpu(), last.cpu()
-    at, vertices, steps = torch.zeros_like(last), [], torch.zeros_like(last)
-    running = at < last
-    while bool(running.any()):
-        at = torch.where(running, following.gather(1, at.unsqueeze(1)).squeeze(1), at)
-        vertices.append(at.masked_fill(~running, 0))
-        steps += running
-        running = at < last
-    sentences, keep = torch.arange(len(last)), torch.ones((len(last), 1), dtype=torch.bool)
-    return Paths(*(tensor.to(device) for tensor in (torch.stack(vertices, 1), steps, sentences, keep)))
+    paths = []
+    for successors, end in zip(following.tolist(), last.tolist()):
+        at, vertices = 0, []
+        while at < end:
+            at = successors[at]
+            vertices.append(at)
+        paths.append(vertices)
+    steps = [len(vertices) for vertices in paths]
+    padded = [vertices + [0] * (max(steps) - len(vertices)) for vertices in paths]
+    return Paths(
+        torch.tensor(padded, device=last.device),
+        torch.tensor(steps, device=last.device),
+        torch.arange(len(last), device=last.device),
+        torch.ones((len(last), 1), dtype=torch.bool, device=last.device),
+    )

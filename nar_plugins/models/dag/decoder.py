@@ -1,11 +1,43 @@
 """The decoder whose states are the vertices of a graph."""
 
-from typing import Dict
+from typing import Dict, NamedTuple, Optional
 
+import torch
 from torch import Tensor
 
-from nar_plugins.models.base import NarDecoder
+from nar_plugins.models.base import NarDecoder, wrap
+from nar_plugins.models.contract import Canvas
 from nar_plugins.models.dag.links import Links
+from nar_plugins.modules.layers import NarDecoderLayer
+from nar_plugins.modules.memory import Memory
+
+
+class Alike(NamedTuple):
+    """The canvases of a batch of which each stands for those with the same tokens, as sources of one length have."""
+
+    canvases: Tensor  # (U,) int64
+    index: Tensor  # (R,) int64: which of the U each canvas is like
+
+
+class DagDecoderLayer(NarDecoderLayer):
+    """The first layer's self-attention sees only the canvas: it is computed once for canvases that are alike."""
+
+    def forward(
+        self,
+        x: Tensor,
+        memory_keys: Tensor,
+        memory_values: Tensor,
+        memory_allowed: Optional[Tensor] = None,
+        canvas_allowed: Optional[Tensor] = None,
+        picked: Optional[Tensor] = None,
+        alike: Optional[Alike] = None,
+    ) -> Tensor:
+        """``NarDecoderLayer.forward``; with ``alike``, of which the first layer has U canvases, and no ``picked``."""
+        if alike is None or x.size(0) == alike.index.size(0):
+            return super().forward(x, memory_keys, memory_values, memory_allowed, canvas_allowed, picked)
+        allowed = None if canvas_allowed is None else canvas_allowed[alike.canvases]
+        x = self.attend_canvas(x, allowed)[alike.index]
+        return self.feed_forward(self.attend_memory(x, memory_keys, memory_values, memory_allowed))
 
 
 class DagDecoder(NarDecoder):
@@ -17,6 +49,31 @@ class DagDecoder(NarDecoder):
             self.output_embed_dim, cfg.decoder.attention_heads, cfg.max_target_positions, cfg.max_transition_length
         )
 
+    def build_decoder_layer(self, cfg, no_encoder_attn=False):
+        return wrap(DagDecoderLayer(cfg, no_encoder_attn), cfg)
+
     def read_by_heads(self, encoder_out: Dict) -> Dict[str, Tensor]:
         """``Memory.encoded``: ``source_lengths`` (B,), which decide the canvas."""
         return {"source_lengths": encoder_out["src_lengths"][0].squeeze(1)}
+
+    def forward(self, canvas: Canvas, memory: Memory, picked: Optional[Tensor] = None) -> Tensor:
+        """``NarDecoder.forward``. Without dropout, canvases of the same tokens have the same states until they attend
+        to the source."""
+        alike = None
+        if not self.training and picked is None and not torch.compiler.is_exporting():
+            alike = alike_canvases(canvas.inputs)
+        if alike is None:
+            return super().forward(canvas, memory, picked)
+        x = self.embed(canvas.inputs[alike.canvases])
+        return self.through_layers(x, memory, canvas.padding, alike=alike)
+
+
+def alike_canvases(tokens: Tensor) -> Optional[Alike]:
+    """Those of tokens (R, L) int64; None: no two are alike."""
+    if tokens.size(0) == 1:
+        return None
+    distinct, index = tokens.unique(dim=0, return_inverse=True)
+    if len(distinct) == len(tokens):
+        return None
+    rows = torch.arange(len(tokens), device=tokens.device)
+    return Alike(rows.new_zeros(len(distinct)).scatter_(0, index, rows), index)

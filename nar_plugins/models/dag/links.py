@@ -6,6 +6,7 @@ import math
 
 import torch
 import torch.nn as nn
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
@@ -46,12 +47,12 @@ class Links(nn.Module):
             states: (B, L, D). last: (B,) int64, the last vertex of each graph.
         """
         batch, vertices, _ = states.shape
-        places = self.positions.weight[:vertices].to(states).expand(batch, -1, -1)
-        known = torch.cat([states, places], 2)
+        places = self.positions.weight[:vertices].to(states)
         queries, keys = (
-            layer(known).unflatten(2, (self.heads, -1)).transpose(1, 2) for layer in (self.query, self.key)
+            known(layer, states, places).unflatten(2, (self.heads, -1)).transpose(1, 2)
+            for layer in (self.query, self.key)
         )
-        gates = full(self.gate(known)).log_softmax(2).transpose(1, 2).unsqueeze(3)
+        gates = full(known(self.gate, states, places)).log_softmax(2).transpose(1, 2).unsqueeze(3)
         allowed = self.allowed(vertices, last)
         if torch.compiler.is_exporting():  # a graph has no groups: their number is that of a batch
             return mix(queries, keys, gates, allowed)
@@ -73,6 +74,20 @@ class Links(nn.Module):
         ahead = places - places.unsqueeze(1)
         forward = (ahead > 0) & (ahead <= self.window) if self.window else ahead > 0
         return forward & (places <= last.unsqueeze(1)).unsqueeze(1)
+
+
+def known(layer: nn.Module, states: Tensor, places: Tensor) -> Tensor:
+    """``layer`` of the states beside the embeddings of their places: (B, L, out). The places' share of the product is
+    the same for all sentences.
+
+    Args:
+        states: (B, L, D). places: (L, D).
+    """
+    hooked = layer._forward_pre_hooks or layer._forward_hooks
+    if hooked or getattr(layer, "in_int8", False) or torch.compiler.is_exporting():  # the layer as a whole
+        return layer(torch.cat([states, places.expand_as(states)], 2))
+    of_states, of_places = layer.weight.split(places.size(1), 1)
+    return F.linear(states, of_states) + F.linear(places, of_places, layer.bias)
 
 
 def mix(queries: Tensor, keys: Tensor, gates: Tensor, allowed: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """The directed acyclic Transformer (Huang et al. 2022): one pass, without distillation."""
 
+import math
 from argparse import BooleanOptionalAction
 from typing import Dict, NamedTuple, Optional
 
@@ -23,6 +24,8 @@ from nar_plugins.modules.exporting import canvas_width, is_padded
 from nar_plugins.modules.factorised import plain_projection
 from nar_plugins.modules.layers import pick
 from nar_plugins.modules.losses import LIKELIHOOD, LossPart, TokenObjective
+
+EVEN = math.log(0.5)  # a token that is more probable is the most probable one
 
 
 class Revealed(NamedTuple):
@@ -227,10 +230,12 @@ class DagModel(NarModel):
             emissions, links = self.graph(features, canvas, target)
             scores = paths.best_scores(emissions, links)
             vertices = paths.trace(scores, links, steps, last, torch.arange(len(last), device=last.device))
-            predicted = self.project(pick(features, vertices)).argmax(-1)
+            on_path = emissions.gather(2, vertices.unsqueeze(2)).squeeze(2)
+            right, unsure = real & (on_path > EVEN), real & (on_path <= EVEN)
+            predicted = self.project(pick(features, vertices)[unsure]).argmax(-1)
+            right = right.masked_scatter(unsure, predicted.eq(target[unsure]))
         torch.clear_autocast_cache()  # PyTorch < 2.9 keeps the weights cast here, without gradient, for the second pass
-        right = (predicted.eq(target) & real).sum(1)
-        count = ((steps - right).double() * self.glancing.at(self.num_updates) + 0.5).long()
+        count = ((steps - right.sum(1)).double() * self.glancing.at(self.num_updates) + 0.5).long()
         rank = draws[:, : real.size(1)].masked_fill(~real, torch.inf).argsort(1).argsort(1)
         return Revealed((rank < count.unsqueeze(1)) & real & usable.unsqueeze(1), vertices)
 

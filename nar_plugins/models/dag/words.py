@@ -5,11 +5,11 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from nar_plugins.modules.linear import CPU_ROWS
 from nar_plugins.modules.precision import full
 
+CPU_ROWS = 256  # vertices, and words, whose logits are computed at a time on a CPU: 256 KiB, which its cache holds
 GPU_LOGITS = 1 << 24  # logits at a time on a GPU: 64 MiB in float32
-GRADIENT_CHUNKS = 8  # chunks whose gradient of the weights is added at once: each addition reads all weights
+GPU_CHUNKS = 8  # chunks whose gradient of the weights is added at once: each addition reads all weights
 
 
 def token_lprobs(projection: nn.Linear, features: Tensor, real: Tensor, target: Tensor) -> Tensor:
@@ -44,8 +44,9 @@ class Normaliser(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, features, weight, dtype, chunk):
-        table = weight.to(dtype).t()
-        sums = [full(states.to(dtype) @ table).logsumexp(1) for states in features.split(chunk)]
+        table = weight.to(dtype)
+        log_sums = log_sums_in_blocks if features.device.type == "cpu" else log_sums_of_rows
+        sums = [log_sums(states.to(dtype), table) for states in features.split(chunk)]
         sums = torch.cat(sums) if sums else full(features.new_zeros(0))
         ctx.dtype, ctx.chunk = dtype, chunk
         ctx.save_for_backward(features, weight, sums)
@@ -58,6 +59,7 @@ class Normaliser(torch.autograd.Function):
         grad_features = torch.zeros_like(features)
         grad_weight = torch.zeros_like(weight, dtype=full(weight[:0]).dtype)
         counts = grad.abs() > grad.abs().max() * torch.finfo(grad.dtype).eps / 64 if grad.numel() else grad.bool()
+        together = 1 if features.device.type == "cpu" else GPU_CHUNKS
         kept, chunk_grads = [], []
         rows = counts.nonzero().squeeze(1).split(ctx.chunk)
         for number, chunk in enumerate(rows, 1):
@@ -67,8 +69,30 @@ class Normaliser(torch.autograd.Function):
             grad_features[chunk] = (part @ table).to(features.dtype)
             kept.append(states)
             chunk_grads.append(part)
-            if len(kept) == GRADIENT_CHUNKS or number == len(rows):
-                grad_weight.add_(torch.cat(chunk_grads).t() @ torch.cat(kept))
+            if len(kept) == together or number == len(rows):
+                parts, inputs = (x[0] if len(x) == 1 else torch.cat(x) for x in (chunk_grads, kept))
+                grad_weight.add_(parts.t() @ inputs)
                 kept.clear()
                 chunk_grads.clear()
         return grad_features, grad_weight.to(weight.dtype), None, None
+
+
+def log_sums_of_rows(states: Tensor, table: Tensor) -> Tensor:
+    """The logsumexp of ``states @ table.t()``, in float32: states (m, D), table (V, D) -> (m,)."""
+    return full(states @ table.t()).logsumexp(1)
+
+
+def log_sums_in_blocks(states: Tensor, table: Tensor) -> Tensor:
+    """``log_sums_of_rows`` on a CPU: a block of logits is summed up while it is in the cache.
+
+    What is subtracted before exp is the largest logit of the first block, not of all, which are not known yet. The sum
+    is as exact: a number in floating point is, at any size. Only where a later logit is 80 above is it infinite.
+    """
+    total, shift = 0, None
+    for words in table.split(CPU_ROWS):
+        logits = full(states @ words.t())
+        shift = logits.amax(1, keepdim=True) if shift is None else shift
+        total = logits.sub_(shift).exp_().sum(1) + total
+    if not bool(total.isfinite().all()):
+        return log_sums_of_rows(states, table)
+    return total.log_().add_(shift.squeeze(1))
