@@ -59,7 +59,7 @@ class SharedGeneratorConfig(DecodingConfig):
         default=False,
         metadata={
             "help": "compile the layers with torch.compile, on GPUs with CUDA graphs, in the first batches: it takes "
-            "minutes, the output stays the same, and on CPUs it hardly pays (docs/notes/speed.md)"
+            "minutes, and the output stays the same; on CPUs it does not pay (docs/notes/speed.md)"
         },
     )
     gold_length: bool = field(

@@ -22,6 +22,7 @@ from nar_plugins.modules.fast.prepare import prepare_for_decoding
 
 LENGTHS = [6, 3, 12, 2, 9, 17, 1]
 PLAIN = ("--no-positional-attention", "--no-mask-diagonal", "--no-layerwise-attention")
+ONE_LAYER = ("--encoder-layers", "1", "--decoder-layers", "1")  # tracing more takes longer
 needs_compiler = pytest.mark.skipif(
     compiler_lacks(torch.device("cpu")) is not None, reason="no C++ compiler on this machine"
 )
@@ -108,10 +109,17 @@ def test_the_tokens_of_padded_batches_are_those_without_it(served):
         same(wanted[row : row + 1], decode(compiled, source[row : row + 1, : LENGTHS[row]]))
 
 
-@pytest.mark.parametrize("served", ("fertilities, Gu's decoder", "mask_predict, pre-norm", "in bfloat16"))
-def test_the_tokens_of_traced_graphs_are_those_without_it(served):
-    half = dict(iterations=3, decode_dtype="bfloat16")  # what is padded changes its rounding, and so other tokens
-    build = iterative(**half) if served == "in bfloat16" else SERVED[served]()
+@pytest.mark.parametrize(
+    "build",
+    (
+        lambda: one_pass(*ONE_LAYER),
+        lambda: iterative(*ONE_LAYER, "--checkpoint-activations", iterations=2),
+        lambda: iterative(*ONE_LAYER, iterations=2, decode_dtype="bfloat16"),  # where padding changes the rounding
+    ),
+    ids=("nat", "cmlm", "bfloat16"),
+)
+def test_the_tokens_of_traced_graphs_are_those_without_it(build):
+    build = build()
     source = source_batch(LENGTHS, words=20)
     same(decode(build(), source), decode(traced(build), source))
     assert counters["stats"]["unique_graphs"] > 0
@@ -119,14 +127,13 @@ def test_the_tokens_of_traced_graphs_are_those_without_it(served):
 
 @needs_compiler
 def test_compiled_tokens_are_those_without_it():
-    build = one_pass("--encoder-layers", "1", "--decoder-layers", "1")
+    build = one_pass(*ONE_LAYER)
     source = source_batch(LENGTHS, words=20)
     same(decode(build(), source), decode(build(compile=True), source))
 
 
 def test_few_graphs_serve_all_sizes():
-    build = SERVED["mask_predict"]()
-    compiled = traced(build)
+    compiled = traced(iterative(*ONE_LAYER, iterations=3))
     for lengths in ([5, 3], [9], [4] * 7, [11, 2, 3], [2], [30, 8], [6] * 3, [1]):
         decode(compiled, source_batch(lengths, words=20))
     # encoder: one sentence, several; decoder: the same, with all positions and with some

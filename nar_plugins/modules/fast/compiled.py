@@ -53,6 +53,8 @@ class CompiledFunction:
         backend: torch.compile's. sizes: None: those of the device.
     """
 
+    name = "function"
+
     def __init__(self, function: Callable, layers: Sequence[nn.Module], backend="inductor", sizes=None):
         self.function, self.layers, self.backend, self.given = function, list(layers), backend, sizes
         self.compiled: Dict[str, Callable] = {}  # by the type of the device
@@ -93,13 +95,15 @@ class CompiledFunction:
     def compile(self, device: torch.device) -> Callable:
         """The function, which is compiled in its calls."""
         refuse_compiling(device)
-        logger.info(f"--compile: compiling for this {device.type}, some minutes in the first batches")
+        logger.info(f"--compile: the {self.name} is compiled for this {device.type} in the first batches, some minutes")
         mode = "reduce-overhead" if device.type == "cuda" and self.backend == "inductor" else None
         return torch.compile(self.function, fullgraph=True, dynamic=True, backend=self.backend, mode=mode)
 
 
 class CompiledEncoder(CompiledFunction):
     """The layers of an encoder."""
+
+    name = "encoder"
 
     def __init__(self, encoder, **settings):
         super().__init__(encoder_states, encoder.layers.children(), **settings)
@@ -117,6 +121,8 @@ class CompiledEncoder(CompiledFunction):
 
 class CompiledDecoder(CompiledFunction):
     """The layers of a decoder over canvases."""
+
+    name = "decoder"
 
     def __init__(self, decoder, **settings):
         super().__init__(decoder_features, decoder.layers, **settings)
@@ -143,7 +149,7 @@ class CompiledDecoder(CompiledFunction):
             name: grown(value, (canvases, tokens, dim)) if isinstance(value, Tensor) else value
             for name, value in extra.items()
         }
-        some = None if picked is None else grown(picked, (canvases, sizes.tokens(picked.size(1))))
+        some = None if picked is None else grown(picked.contiguous(), (canvases, sizes.tokens(picked.size(1))))
         allowed = self.allowed_positions(hidden, states)
         (features,) = self(x.device, states, keys, values, seen, allowed, some, extra)
         return features[:rows, : width if picked is None else picked.size(1)]
