@@ -19,6 +19,7 @@ NAMES = {"schedule", "dag_decode", "dedup"}  # of fairseq's enumerations
 # change no text
 SILENT = {"beam", "nbest", "print_step", "sacrebleu", "no_seed_provided", "no_early_stop", "no_beamable_mm"}
 INSTEAD = {
+    "compile": "an exported graph is compiled where it runs; leave it out",
     "decode_dtype": "give --int8 to nar-export onnx, or leave it out",
     "ctc_beam": "the graph outputs CTC's best path only; leave it out",
     "rescorer": "an autoregressive model is no part of it; leave it out",

@@ -88,17 +88,20 @@ class Generator:
         config: the options of the generator's dataclass.
         options: fairseq's ``GenerationConfig``.
         others: further models that are called while decoding.
+        compiled: the layers of ``models`` are compiled.
 
     Attributes:
         models: the models prepared for decoding (``modules/fast/prepare.py``); they share the given ones' parameters.
         others: ``others``, likewise.
     """
 
-    def __init__(self, models, config: Namespace, options: Namespace, others: Sequence = ()):
+    def __init__(self, models, config: Namespace, options: Namespace, others: Sequence = (), compiled: bool = False):
         self.config, self.options, self.statistics = config, options, Statistics()
         for model in (*models, *others):
             model.eval()
-        self.prepared = [prepare_for_decoding(model, str(config.decode_dtype)) for model in (*models, *others)]
+        dtype = str(config.decode_dtype)
+        self.prepared = [prepare_for_decoding(model, dtype, compiled) for model in models]
+        self.prepared += [prepare_for_decoding(model, dtype) for model in others]
         prepared = [each.model for each in self.prepared]
         self.models, self.others = prepared[: len(models)], prepared[len(models) :]
 

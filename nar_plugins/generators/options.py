@@ -137,6 +137,16 @@ OPTIONS = (
         lambda o: o.bang_release_output and str(o.dedup) != "none",
         "--bang-release-output drops repeated tokens and words by itself: leave --dedup out",
     ),
+    Refusal(
+        ("canvas",),
+        lambda o: o.compile and str(o.decode_dtype) == "int8",
+        "--compile: --decode-dtype int8 has kernels of its own, which are not compiled: leave one out",
+    ),
+    Refusal(
+        ("canvas",),
+        lambda o: o.compile and o.retain_dropout,
+        "--compile: --retain-dropout would drop other units than without it: leave one out",
+    ),
 )
 # decided by the options and the models
 MODELS = (

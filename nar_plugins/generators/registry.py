@@ -55,6 +55,13 @@ class SharedGeneratorConfig(DecodingConfig):
             "help": "decode this many of the most probable lengths; the best output wins (mask_predict 5, one_pass 1)"
         },
     )
+    compile: bool = field(
+        default=False,
+        metadata={
+            "help": "compile the layers with torch.compile, on GPUs with CUDA graphs, in the first batches: it takes "
+            "minutes, and the output stays the same; on CPUs it does not pay (docs/notes/speed.md)"
+        },
+    )
     gold_length: bool = field(
         default=False, metadata={"help": "analysis: the length of the reference, with --length-beam lengths around it"}
     )

@@ -31,14 +31,20 @@ from nar_plugins.modules.attention import allowed_keys, allowed_sources
 from nar_plugins.modules.exporting import is_padded
 from nar_plugins.modules.factorised import plain_projection
 from nar_plugins.modules.fused_loss import SoftTargets, fused_token_loss
-from nar_plugins.modules.layers import NarDecoderLayer, NarEncoderLayer
+from nar_plugins.modules.layers import NarDecoderLayer, NarEncoderLayer, through_decoder, through_encoder
 from nar_plugins.modules.length_head import LENGTH_HEADS, LengthHead
 from nar_plugins.modules.losses import LossPart, TokenObjective
 from nar_plugins.modules.pruned import shrink
 
 
 class NarEncoder(TransformerEncoderBase):
-    """fairseq's encoder; with the ``token`` length head it runs over S + 1 positions and returns S."""
+    """fairseq's encoder; with the ``token`` length head it runs over S + 1 positions and returns S.
+
+    Attributes:
+        compiled: the layers compiled, in a model prepared with ``--compile``; else None.
+    """
+
+    compiled = None
 
     def __init__(self, cfg, dictionary, embed_tokens):
         super().__init__(cfg, dictionary, embed_tokens)
@@ -67,14 +73,8 @@ class NarEncoder(TransformerEncoderBase):
             layer_padding = F.pad(padding, (1, 0))
         layer_padding = layer_padding if is_padded(padding) else None
 
-        x = x.transpose(0, 1)
-        states = [x]
-        # LayerDrop yields other layers in every iteration; torch.export wraps a layer anew, with another id, in each
-        drawn = {id(layer) for layer in self.layers} if self.training else None
-        for layer in self.layers.children():
-            if drawn is None or id(layer) in drawn:
-                x = layer(x, encoder_padding_mask=layer_padding)
-            states.append(x)
+        states = self.through_layers(x.transpose(0, 1), layer_padding)
+        x = states[-1]
         if self.layer_norm is not None:
             x = self.layer_norm(x)
 
@@ -94,9 +94,24 @@ class NarEncoder(TransformerEncoderBase):
             "length_state": [length_state],
         }
 
+    def through_layers(self, x: Tensor, padding: Optional[Tensor]) -> List[Tensor]:
+        """The states (S, B, D) before the first layer and after every one; padding is (B, S) bool, or None."""
+        if self.compiled is not None:
+            return self.compiled.states(x, padding)
+        # LayerDrop yields other layers in every iteration; torch.export wraps a layer anew, with another id, in each
+        drawn = {id(layer) for layer in self.layers} if self.training else None
+        layers = [layer if drawn is None or id(layer) in drawn else None for layer in self.layers.children()]
+        return through_encoder(layers, x, padding)
+
 
 class NarDecoder(TransformerDecoderBase):
-    """fairseq's decoder without the causal mask, over canvases. The memory is computed once per sentence."""
+    """fairseq's decoder without the causal mask, over canvases. The memory is computed once per sentence.
+
+    Attributes:
+        compiled: the layers compiled, in a model prepared with ``--compile``; else None.
+    """
+
+    compiled = None
 
     def build_decoder_layer(self, cfg, no_encoder_attn=False):
         return wrap(NarDecoderLayer(cfg, no_encoder_attn), cfg)
@@ -107,7 +122,8 @@ class NarDecoder(TransformerDecoderBase):
         batch_first = {id(state): state.transpose(0, 1) for state in attended}  # of layers with one input: one tensor
         states = [batch_first[id(state)] for state in attended]
         attentions = [layer.encoder_attn for layer in self.layers]
-        return Memory.of(attentions, states, allowed_sources(encoder_out), self.read_by_heads(encoder_out))
+        one_layout = self.compiled is not None  # a graph is for one
+        return Memory.of(attentions, states, allowed_sources(encoder_out), self.read_by_heads(encoder_out), one_layout)
 
     def read_by_heads(self, encoder_out: Dict) -> Dict[str, Tensor]:
         """``Memory.encoded``: here ``length_state`` (B, D), the length head's input, where there is a length head."""
@@ -139,18 +155,10 @@ class NarDecoder(TransformerDecoderBase):
         self, x: Tensor, memory: Memory, padding: Optional[Tensor] = None, picked: Optional[Tensor] = None, **extra
     ) -> Tensor:
         """``forward`` from the embedded canvas (R, T, D) on; ``extra`` are further arguments of a subclass's layers."""
-        allowed = self.allowed_positions(padding, x)
-        last = len(self.layers) - 1
-        for i, layer in enumerate(self.layers):
-            x = layer(
-                x,
-                memory.keys[i],
-                memory.values[i],
-                memory_allowed=memory.allowed,
-                canvas_allowed=allowed,
-                picked=picked if i == last else None,
-                **extra,
-            )
+        if self.compiled is not None:
+            x = self.compiled.features(x, memory, padding, picked, extra)
+        else:
+            x = through_decoder(self.layers, x, memory, self.allowed_positions(padding, x), picked, **extra)
         if self.layer_norm is not None:
             x = self.layer_norm(x)
         return x if self.project_out_dim is None else self.project_out_dim(x)
@@ -324,5 +332,7 @@ def wrap(layer: nn.Module, cfg) -> nn.Module:
 
 def recomputed(forward, offload: bool, *args, **kwargs):
     """``forward``, recomputed in the backward pass from its arguments; with ``offload`` they are kept on the CPU."""
+    if not torch.is_grad_enabled():
+        return forward(*args, **kwargs)
     with save_on_cpu() if offload else nullcontext():
         return checkpoint(forward, *args, use_reentrant=False, **kwargs)

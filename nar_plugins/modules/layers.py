@@ -1,6 +1,6 @@
 """fairseq's Transformer layers with this package's attention; the decoder layer has no causal mask."""
 
-from typing import Optional
+from typing import List, Optional, Sequence
 
 import torch
 from fairseq.modules.transformer_layer import TransformerDecoderLayerBase, TransformerEncoderLayerBase
@@ -8,6 +8,7 @@ from torch import Tensor
 
 from nar_plugins.modules.activation import activation, in_place
 from nar_plugins.modules.attention import Attention, allowed_keys, pick
+from nar_plugins.modules.memory import Memory
 
 
 class Sublayers:
@@ -126,3 +127,44 @@ class NarDecoderLayer(Sublayers, TransformerDecoderLayerBase):
         queries = inputs.reshape(keys.size(0), -1, inputs.size(-1))
         y = self.encoder_attn.attend(self.encoder_attn.queries(queries), keys, values, allowed)
         return self.add(x, y.view_as(x), self.encoder_attn_layer_norm)
+
+
+def through_encoder(layers: Sequence[Optional[NarEncoderLayer]], x: Tensor, padding: Optional[Tensor]) -> List[Tensor]:
+    """The states (S, B, D) before the first layer and after every one; None in place of a layer repeats its input.
+
+    Args:
+        padding: (B, S) bool, True = padding; None: there is none.
+    """
+    states = [x]
+    for layer in layers:
+        x = x if layer is None else layer(x, encoder_padding_mask=padding)
+        states.append(x)
+    return states
+
+
+def through_decoder(
+    layers: Sequence[NarDecoderLayer],
+    x: Tensor,
+    memory: Memory,
+    allowed: Optional[Tensor],
+    picked: Optional[Tensor],
+    **extra,
+) -> Tensor:
+    """The last layer's output (R, T or n, D) for an embedded canvas (R, T, D).
+
+    Args:
+        allowed: the visible keys of the canvas. picked: (R, n) int64, what the last layer computes; None: all.
+        extra: further arguments of a subclass's layers.
+    """
+    last = len(layers) - 1
+    for i, layer in enumerate(layers):
+        x = layer(
+            x,
+            memory.keys[i],
+            memory.values[i],
+            memory_allowed=memory.allowed,
+            canvas_allowed=allowed,
+            picked=picked if i == last else None,
+            **extra,
+        )
+    return x

@@ -72,7 +72,7 @@ class CanvasGenerator(Generator):
         if options.beam == 5:
             logger.info(f"{self.name} has no beam: --beam is not used; --length-beam is {self.beam}")
         check_lengths(models)
-        super().__init__(models, config, options, [] if rescorer is None else [rescorer])
+        super().__init__(models, config, options, [] if rescorer is None else [rescorer], config.compile)
         self.eos, self.pad, self.mask = dictionary.eos(), dictionary.pad(), mask
         self.symbols, self.banned = len(dictionary), banned_on_canvas(dictionary, mask)
         self.dedup = Dedup(str(config.dedup), dictionary)

@@ -6,7 +6,7 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
-from nar_plugins.modules.fast.linear import PreparedLinear, product
+from nar_plugins.modules.fast.linear import PreparedLinear, plain_product, product
 
 
 class FusedLinear:
@@ -28,7 +28,8 @@ class FusedLinear:
         if dtype in (torch.int8, torch.bfloat16, torch.float16):
             biases = [layer.bias for layer in self.layers if layer.bias is not None]
             weight = torch.cat([layer.weight.detach() for layer in self.layers])
-            self.product = product(weight, torch.cat(biases).detach() if biases else None, dtype)
+            made = plain_product if self.layers[0].plain else product
+            self.product = made(weight, torch.cat(biases).detach() if biases else None, dtype)
 
     def usable(self) -> bool:
         """Whether to call this and not the layers: it is faster, and no hook of a user's would see their input."""

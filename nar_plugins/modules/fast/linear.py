@@ -22,7 +22,10 @@ class PreparedLinear(nn.Linear):
 
     Attributes:
         in_int8: the products are in int8. int8: the quantised weight, once it is made.
+        plain: torch.compile reads the product, so that it must be PyTorch's own.
     """
+
+    plain = False
 
     def __init__(
         self, source: Dict[str, Optional[nn.Parameter]], weight: str = "weight", bias: str = "bias", owns=True
@@ -58,7 +61,7 @@ class PreparedLinear(nn.Linear):
         """The function of the weights of now."""
         weight, bias = self.weight.detach(), None if self.bias is None else self.bias.detach()
         if dtype != torch.int8:
-            return product(weight, bias, dtype)
+            return (plain_product if self.plain else product)(weight, bias, dtype)
         self.int8 = quantise_weight(weight)
         return int8_product(self.int8, bias)
 
@@ -99,6 +102,14 @@ def product(weight: Tensor, bias: Optional[Tensor], dtype: Optional[torch.dtype]
     if dtype == weight.dtype == torch.float32 and weight.is_cpu and onednn_is_faster():
         return product_by_size(weight, bias)
     return lambda x: F.linear(x, weight, bias)
+
+
+def plain_product(weight: Tensor, bias: Optional[Tensor], dtype: Optional[torch.dtype]) -> Callable[[Tensor], Tensor]:
+    """``product`` in a form that torch.compile reads; in half precision the weights are cast here, once."""
+    if dtype not in (torch.bfloat16, torch.float16):
+        return lambda x: F.linear(x, weight, bias)
+    weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
+    return lambda x: F.linear(x.to(dtype), weight, bias)
 
 
 def half_product(weight: Tensor, bias: Optional[Tensor], dtype: torch.dtype) -> Callable[[Tensor], Tensor]:

@@ -28,6 +28,7 @@ from torch import Tensor
 
 from nar_plugins.modules.adaptive_softmax import refuse_adaptive_softmax
 from nar_plugins.modules.fast.choice import faster_decode_dtype
+from nar_plugins.modules.fast.compiled import compile_layers
 from nar_plugins.modules.fast.fused import FusedLinear, fuse
 from nar_plugins.modules.fast.heap import trim_heap
 from nar_plugins.modules.fast.int8 import int8_bytes, int8_lacks, megabytes
@@ -38,7 +39,7 @@ logger = logging.getLogger(__name__)
 
 DECODE_DTYPES = ("float32", "bfloat16", "float16", "int8", "auto")
 LOCK = threading.RLock()  # two threads may ask for the same model
-MADE: "WeakKeyDictionary[nn.Module, Dict[str, Prepared]]" = WeakKeyDictionary()  # fairseq's hub asks in every call
+MADE: "WeakKeyDictionary[nn.Module, Dict[tuple, Prepared]]" = WeakKeyDictionary()  # fairseq's hub asks in every call
 
 
 class Prepared:
@@ -48,6 +49,7 @@ class Prepared:
         model: a copy of the original's modules (``shared_copy``), or the original where nothing is to be prepared.
         name: of ``DECODE_DTYPES``.
         structure: tells whether the original still has the modules of the copy.
+        compiled: the layers are compiled (``compiled.py``).
 
     Attributes:
         model: the copy, in evaluation mode.
@@ -55,9 +57,11 @@ class Prepared:
         released: whether the original's weights are given back (``release``).
     """
 
-    def __init__(self, model: nn.Module, name: str, structure: Sequence[int] = ()):
+    def __init__(self, model: nn.Module, name: str, structure: Sequence[int] = (), compiled: bool = False):
         self.name, self.structure, self.chosen = name, structure, None
         self.model = model
+        if compiled:
+            compile_layers(model)
         self.model.eval()  # not chained: it returns None after fairseq's make_generation_fast_
         modules = list(self.model.modules())
         self.layers: List[PreparedLinear] = [m for m in modules if type(m) is PreparedLinear]
@@ -226,21 +230,21 @@ class Prepared:
         return [p for p in self.model.parameters() if id(p) not in prepared or id(p) in tables]
 
 
-def prepare_for_decoding(model: nn.Module, name: str) -> Prepared:
+def prepare_for_decoding(model: nn.Module, name: str, compiled: bool = False) -> Prepared:
     """The prepared model of a model and a type; the same one in every call, while the model has the same modules.
 
     Args:
         model: any model of this package or of fairseq's; a prepared one is returned.
-        name: of ``DECODE_DTYPES``.
+        name: of ``DECODE_DTYPES``. compiled: with compiled layers.
 
     Raises:
-        ValueError: the model cannot be decoded in int8 here, or not be copied.
+        ValueError: the model cannot be decoded in int8 or compiled here, or not be copied.
     """
     if "prepared" in vars(model):
         return vars(model)["prepared"]
     if name == "int8":
         refuse_int8(model)
-    if not any(
+    if not compiled and not any(
         replaceable(module) or hasattr(module, "products") or hasattr(module, "tables") for module in model.modules()
     ):
         return Prepared(model, name)
@@ -248,10 +252,11 @@ def prepare_for_decoding(model: nn.Module, name: str) -> Prepared:
         made = MADE.setdefault(model, {})
         # no number is used again: the copy keeps the dictionaries
         structure = [id(module._parameters) for module in model.modules()]
-        if name not in made or made[name].structure != structure:
-            made[name] = Prepared(shared_copy(model), name, structure)
-            vars(made[name].model)["prepared"] = made[name]
-        return made[name]
+        kind = (name, compiled)
+        if kind not in made or made[kind].structure != structure:
+            made[kind] = Prepared(shared_copy(model), name, structure, compiled)
+            vars(made[kind].model)["prepared"] = made[kind]
+        return made[kind]
 
 
 def weights_changed() -> None:
