@@ -58,9 +58,10 @@ class DagDecoder(NarDecoder):
 
     def forward(self, canvas: Canvas, memory: Memory, picked: Optional[Tensor] = None) -> Tensor:
         """``NarDecoder.forward``. Without dropout, canvases of the same tokens have the same states until they attend
-        to the source."""
-        alike = None
-        if not self.training and picked is None and not torch.compiler.is_exporting():
+        to the source. (A graph, exported or of ``--compile``, has as many canvases in all layers.)
+        """
+        alike, in_graph = None, self.compiled is not None or torch.compiler.is_exporting()
+        if not self.training and picked is None and not in_graph:
             alike = alike_canvases(canvas.inputs)
         if alike is None:
             return super().forward(canvas, memory, picked)
