@@ -25,8 +25,8 @@ class Batcher:
 
     Args:
         translator: a function that loads it, such as ``partial(from_pretrained, path)``: the thread that decodes calls
-            it. Or one that is loaded, if need be: the thread that has loaded it has computed, and while it lives it
-            makes every small operation of the decoding slower (``findings/idle_thread_slows_every_product.sh``).
+            it. Or one that is loaded: where its thread has decoded, too, and lives on, that makes every small operation
+            of this one slower (``findings/idle_thread_slows_every_product.sh``).
             Nothing else should call it meanwhile: it would wait for the model.
         batch_size: the most texts of a batch.
         waiting: the most texts that wait; ``translate`` blocks until there is room.
