@@ -80,8 +80,8 @@ def test_what_rounding_explains_passes(graphs, calls):
 @pytest.mark.parametrize(
     "name, change, said",
     [
-        ("first.scales", one(17, 1.3), "output 17 of first is "),
-        ("second.scales", one(150, 0.7), "output 150 of second is "),
+        ("first.scales", one(17, 1.15), "output 17 of first is "),
+        ("second.scales", one(150, 0.85), "output 150 of second is "),
         ("second.scales", lambda scales: scales[::-1], "of second is "),
         ("second.scales", lambda scales: scales * 128 / 100, "of second is "),
         ("first.scales", one(3, np.nan), "output 3 of first is nan times"),
