@@ -2,6 +2,7 @@
 
 import logging
 import os
+from functools import partial
 from typing import Annotated, List
 
 from fastapi import FastAPI, HTTPException
@@ -11,7 +12,7 @@ from nar_plugins.hub import Batcher, from_pretrained
 
 logging.getLogger().setLevel(logging.WARNING)  # fairseq lowers it when it is imported
 app = FastAPI()
-batcher = Batcher(from_pretrained(os.environ["MODEL"]))
+batcher = Batcher(partial(from_pretrained, os.environ["MODEL"]))  # loaded in the thread that decodes
 
 
 class Request(BaseModel):

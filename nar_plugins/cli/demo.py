@@ -12,6 +12,7 @@ where its dictionaries are not found, --data BIN. The page answers this machine 
 import shlex
 import socket
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
@@ -152,18 +153,23 @@ def main(argv=None) -> None:
     with one_line_errors("nar-demo"), only_results():
         check_extra()
         chosen = systems(args)
-        with listening(args.port) as listener:
-            serve([load(name, path, args.data, options) for name, path, options in chosen], listener)
+        with listening(args.port) as listener, ThreadPoolExecutor(1, "models") as thread:
+            models = [thread.submit(load, name, path, args.data, options).result() for name, path, options in chosen]
+            serve(models, thread, listener)
 
 
-def serve(models: List, listener: socket.socket) -> None:
-    """Answer until the process is interrupted."""
+def serve(models: List, thread: ThreadPoolExecutor, listener: socket.socket) -> None:
+    """Answer until the process is interrupted.
+
+    Args:
+        thread: the one that loaded the models.
+    """
     import uvicorn
 
     from nar_plugins.demo.server import Server
 
     print(f"http://127.0.0.1:{listener.getsockname()[1]}  (Ctrl-C ends it)", flush=True)
-    config = uvicorn.Config(Server(models).app(), log_level="warning", lifespan="off", server_header=False)
+    config = uvicorn.Config(Server(models, thread).app(), log_level="warning", lifespan="off", server_header=False)
     with suppress(KeyboardInterrupt):  # uvicorn ends, and raises it again
         uvicorn.Server(config).run(sockets=[listener])
 

@@ -4,14 +4,15 @@ It answers this machine's browser only. Requests that name another host, or come
 refused: so no page of the web can use it (DNS rebinding, cross-site requests).
 """
 
+import asyncio
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Dict, NamedTuple, Sequence
 from urllib.parse import urlsplit
 
 import anyio
 from starlette.applications import Starlette
-from starlette.concurrency import run_in_threadpool
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import ClientDisconnect, Request
@@ -68,10 +69,12 @@ class Server:
 
     Args:
         models: at least one.
+        thread: the one that loaded them, which decodes, too. Another that had computed before would make every small
+            operation of the decoding slower while it lives (``findings/idle_thread_slows_every_product.sh``).
     """
 
-    def __init__(self, models: Sequence[Model]):
-        self.models = models
+    def __init__(self, models: Sequence[Model], thread: ThreadPoolExecutor):
+        self.models, self.thread = models, thread
         self.turn, self.waiting = anyio.Lock(), 0
 
     def app(self) -> Starlette:
@@ -103,7 +106,7 @@ class Server:
             async with self.turn:
                 if await request.is_disconnected():  # nobody waits for it any more
                     return Response(status_code=499)
-                found = await run_in_threadpool(trace, model.translator, text)
+                found = await asyncio.wrap_future(self.thread.submit(trace, model.translator, text))
         except ValueError as error:
             raise Refused(422, str(error)) from error
         finally:

@@ -62,9 +62,8 @@ def quantise(path: Path) -> Quantised:
     model = onnx.load(str(path))
     graph = model.graph
     before = weight_bytes(graph)
-    products = [product for product in products_of(graph) if product is not None]
-    kept = [product for product in products if product.layer.rsplit(".", 1)[-1] in HEADS]
-    chosen = {product.node.name: product for product in products if product not in kept}
+    layers, kept = products_by_heads(graph)
+    chosen = {product.node.name: product for product in layers}
     add_numbers(graph)
     nodes, rows = [], {}
     for node in graph.node:
@@ -82,8 +81,15 @@ def quantise(path: Path) -> Quantised:
     if not any(each.domain == DOMAIN for each in model.opset_import):
         model.opset_import.append(onnx.helper.make_opsetid(DOMAIN, 1))
     save(model, path)
-    shapes = [{each.layer: each.matrix.shape[::-1] for each in part} for part in (chosen.values(), kept)]
+    shapes = [{each.layer: each.matrix.shape[::-1] for each in part} for part in (layers, kept)]
     return Quantised(*shapes, before, weight_bytes(graph))
+
+
+def products_by_heads(graph) -> Tuple[List[Product], List[Product]]:
+    """The products with a constant matrix that are quantised, and the heads, which stay in float32."""
+    products = [product for product in products_of(graph) if product is not None]
+    heads = [product.layer.rsplit(".", 1)[-1] in HEADS for product in products]
+    return tuple([product for product, head in zip(products, heads) if head is kept] for kept in (False, True))
 
 
 def products_of(graph) -> List[Optional[Product]]:

@@ -21,9 +21,10 @@ from torch.export import Dim
 
 from nar_plugins.data.whole_file import check_new_folder, folder_written_whole
 from nar_plugins.export import runtime
-from nar_plugins.export.check import Agreement, compare
+from nar_plugins.export.check import Agreement, batches, compare
 from nar_plugins.export.graphs import Encoder, OnePass, Pass, Vertices, Words, traceable
 from nar_plugins.export.int8 import SCOPES, Quantised, quantise, write_probe
+from nar_plugins.export.layers import Recorder, check_layers
 from nar_plugins.export.options import check_exportable, held_options
 from nar_plugins.generators import registry
 from nar_plugins.generators.base import banned_on_canvas
@@ -33,6 +34,7 @@ from nar_plugins.measure.systems import System, in_one_line
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 PYTORCH = "2.8"  # tried with 2.13; the exporter of older ones is another
 CHECKED = 64  # sentences
+COMPARED = 8  # of them, on which every layer in 8 bits is compared
 GENERATOR_OF = {"iterative": "mask_predict", "dag": "dag"}  # of the kinds whose --length-beam is chosen when they run
 
 
@@ -100,14 +102,15 @@ def export(checkpoint: str, data: str, out: Path, flags: Sequence[str] = (), int
     model = system.model
     held = held_options(system.arguments, model)
     with folder_written_whole(out) as folder:
-        quantised = write_model(model, system.task, folder, held, int8)
+        write_model(model, system.task, folder, held)
+        quantised = in_8_bits(folder, system) if int8 else {}
         agreement = compare(system, runtime.OnnxTranslator(folder, torch.get_num_threads()), CHECKED, exact=not int8)
         files = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
     return Exported(files, agreement, quantised)
 
 
-def write_model(model: nn.Module, task, folder: Path, held: Dict, int8: bool = False) -> Dict[str, Quantised]:
-    """Write all files of a model into a folder that is there; unchecked.
+def write_model(model: nn.Module, task, folder: Path, held: Dict) -> None:
+    """Write all files of a model into a folder that is there, in float32; unchecked.
 
     Args:
         model: one that ``check_model`` accepts.
@@ -115,19 +118,38 @@ def write_model(model: nn.Module, task, folder: Path, held: Dict, int8: bool = F
         folder: for the files.
         held: the options that the graphs hold (``options.held_options``).
 
-    Returns:
-        what was quantised, by graph.
-
     Raises:
         ValueError: PyTorch or ONNX lack something.
     """
     graphs, config = described(model, task, held)
-    quantised = {}
     for name, graph in graphs.items():
         write_graph(graph, folder / f"{name}.onnx")
-        if int8:
-            quantised[name] = quantise(folder / f"{name}.onnx")
-    write_rest(folder, {**config, "int8": write_probe(folder) if int8 else None}, task)
+    write_rest(folder, {**config, "int8": None}, task)
+
+
+def in_8_bits(folder: Path, system: System) -> Dict[str, Quantised]:
+    """Quantise the graphs of a folder in place, and compare every layer with what it was.
+
+    Args:
+        system: whose data have the sentences that the layers are compared on.
+
+    Returns:
+        what was quantised, by graph.
+
+    Raises:
+        ValueError: see ``layers.check_layers`` and ``check.batches``.
+    """
+    import onnx
+
+    plain = Recorder(folder, torch.get_num_threads())
+    plain.generate(next(batches(system, plain.config["max_source_positions"], COMPARED, COMPARED)))
+    quantised = {}
+    for name, calls in plain.inputs.items():
+        path = folder / f"{name}.onnx"
+        before = onnx.load(str(path))
+        quantised[name] = quantise(path)
+        check_layers(before, onnx.load(str(path)), calls)
+    write_config(folder, {**plain.config, "int8": write_probe(folder)})
     return quantised
 
 
@@ -345,6 +367,10 @@ def write_rest(folder: Path, config: Dict, task) -> None:
         if runtime.read_symbols(folder, config, side) != dictionary.symbols:
             raise ValueError(f"{files[side]}: its symbols cannot be read without fairseq: binarise the data anew")
     config["versions"] = {name: version_of(name) for name in ("nar-plugins", "torch", *PACKAGES)}
+    write_config(folder, config)
+    shutil.copyfile(runtime.__file__, folder / "runtime.py")
+
+
+def write_config(folder: Path, config: Dict) -> None:
     text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
     (folder / runtime.CONFIG).write_text(text, encoding="utf-8")
-    shutil.copyfile(runtime.__file__, folder / "runtime.py")

@@ -3,7 +3,7 @@
 import queue
 import threading
 from concurrent.futures import Future
-from typing import Iterable, List, NamedTuple, Sequence
+from typing import Callable, Iterable, List, NamedTuple, Sequence, Union
 
 from torch import Tensor
 
@@ -24,19 +24,30 @@ class Batcher:
     between two tokens, and where the padded length bounds it (``max_len_a``).
 
     Args:
-        translator: nothing else should call it meanwhile: it would wait for the model.
+        translator: a function that loads it, such as ``partial(from_pretrained, path)``: the thread that decodes calls
+            it. Or one that is loaded: where its thread has decoded, too, and lives on, that makes every small operation
+            of this one slower (``findings/idle_thread_slows_every_product.sh``).
+            Nothing else should call it meanwhile: it would wait for the model.
         batch_size: the most texts of a batch.
         waiting: the most texts that wait; ``translate`` blocks until there is room.
+
+    Raises:
+        ValueError: a number is below 1. What the function raises is raised, too.
     """
 
-    def __init__(self, translator: Translator, batch_size: int = 32, waiting: int = 1024):
+    def __init__(
+        self, translator: Union[Translator, Callable[[], Translator]], batch_size: int = 32, waiting: int = 1024
+    ):
         if batch_size < 1 or waiting < 1:
             raise ValueError(f"batch_size {batch_size}, waiting {waiting}: give whole numbers from 1 up")
-        self.translator, self.batch_size = translator, batch_size
+        self.batch_size = batch_size
         self.jobs: queue.Queue = queue.Queue(waiting)
         self.closed, self.lock = False, threading.Lock()
-        self.thread = threading.Thread(target=self.work, name="Batcher", daemon=True)
+        loaded: Future = Future()
+        load = translator if not isinstance(translator, Translator) else lambda: translator
+        self.thread = threading.Thread(target=self.work, args=(load, loaded), name="Batcher", daemon=True)
         self.thread.start()
+        self.translator: Translator = loaded.result()
 
     def translate(self, texts: Iterable[str]) -> List[Translation]:
         """The translations of texts, in their order; blocks until they are there.
@@ -68,8 +79,13 @@ class Batcher:
     def __exit__(self, *error) -> None:
         self.close()
 
-    def work(self) -> None:
-        """Answer batch after batch, until the end."""
+    def work(self, load: Callable[[], Translator], loaded: "Future[Translator]") -> None:
+        """Load the Translator, and answer batch after batch, until the end."""
+        try:
+            loaded.set_result(load())
+        except BaseException as error:  # noqa: BLE001  (raised in the thread that waits for the Translator)
+            loaded.set_exception(error)
+            return
         while True:
             batch = [self.jobs.get()]
             while batch[-1] is not None and len(batch) < self.batch_size:

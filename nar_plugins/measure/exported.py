@@ -36,17 +36,15 @@ class OnnxSystem(System):
         return arguments
 
     def load_models(self, path: str) -> list:
-        """None of fairseq's; the data are read for a parallel model."""
-        self.task.parallel = self.parallel
-        return []
-
-    def start(self) -> None:
-        """Load the graphs.
+        """None of fairseq's; the graphs, before the data, which they have the task read for a parallel model.
 
         Raises:
             ValueError: see ``ExportedDecoder``.
         """
-        self.decoder = ExportedDecoder(Path(self.arguments.path), self.arguments, self.task, self.threads)
+        self.decoder = ExportedDecoder(Path(path), self.arguments, self.task, self.threads)
+        return []
+
+    def start(self) -> None:
         self.cuda, self.autoregressive, self.generator = False, False, None
 
     def weight_bytes(self) -> int:

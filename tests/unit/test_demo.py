@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 from argparse import Namespace
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -37,9 +38,10 @@ def made(tmp_path_factory) -> Namespace:
 
 
 @pytest.fixture
-def client(made) -> TestClient:
+def client(made):
     models = [Model(name, one, {"iterations": 4}) for name, one in zip(("<b>CMLM</b>", "heads"), made.translators)]
-    return TestClient(Server(models).app(), base_url=LOCAL)
+    with ThreadPoolExecutor(1) as thread:
+        yield TestClient(Server(models, thread).app(), base_url=LOCAL)
 
 
 def ask(client, text, model=0, **more):
@@ -240,7 +242,11 @@ def test_bad_input_is_one_line_each(made, tmp_path, monkeypatch):
 
 def test_the_command_serves_its_models_on_this_machine_alone(made, monkeypatch):
     served = []
-    monkeypatch.setattr(nar_demo, "serve", lambda models, listener: served.append((models, listener.getsockname())))
+
+    def serve(models, thread, listener):
+        served.append((models, listener.getsockname()))
+
+    monkeypatch.setattr(nar_demo, "serve", serve)
     cmlm, heads = made.paths
     system = ("--system", "four passes", cmlm, "--iterations 4 --length-beam 2")
     nar_demo.main([*map(str, (heads, *system, "--flags", "--cpu", "--data", made.data, "--port", 0))])
@@ -254,6 +260,25 @@ def test_the_command_serves_its_models_on_this_machine_alone(made, monkeypatch):
     assert models[1].translator.translate(["w1 w2"])[0].passes == 4
 
 
+def test_one_thread_loads_the_models_and_decodes_with_all_of_them(made, monkeypatch):
+    threads, load, trace = [], nar_demo.from_pretrained, demo_server.trace
+
+    def noted(function):
+        return lambda *given, **more: threads.append(threading.current_thread()) or function(*given, **more)
+
+    def serve(models, thread, listener):
+        client = TestClient(Server(models, thread).app(), base_url=LOCAL)
+        for model in (0, 1, 0):
+            assert ask(client, "w1 w2", model).status_code == 200
+
+    monkeypatch.setattr(nar_demo, "from_pretrained", noted(load))
+    monkeypatch.setattr(demo_server, "trace", noted(trace))
+    monkeypatch.setattr(nar_demo, "serve", serve)
+    nar_demo.main([*map(str, (*made.paths, "--flags", "--cpu --beam 1", "--data", made.data, "--port", 0))])
+    logging.disable(logging.NOTSET)
+    assert len(threads) == 5 and len({*threads}) == 1 and threads[0] is not threading.main_thread()
+
+
 def test_an_interrupted_server_ends_without_a_traceback(monkeypatch, capsys):
     import uvicorn
 
@@ -262,7 +287,7 @@ def test_an_interrupted_server_ends_without_a_traceback(monkeypatch, capsys):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(uvicorn.Server, "run", interrupted)
-    with nar_demo.listening(0) as listener:
-        nar_demo.serve([], listener)
+    with nar_demo.listening(0) as listener, ThreadPoolExecutor(1) as thread:
+        nar_demo.serve([], thread, listener)
         port = listener.getsockname()[1]
     assert capsys.readouterr().out == f"http://127.0.0.1:{port}  (Ctrl-C ends it)\n"

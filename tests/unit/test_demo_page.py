@@ -3,6 +3,7 @@
 import shutil
 import threading
 from argparse import Namespace
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from saved import corpus, save
@@ -44,14 +45,15 @@ def served(tmp_path_factory) -> Namespace:
         path = save(root / f"{number}.pt", arch, *["--ctc"] * (name == "CTC"))
         translator = from_pretrained(path, data, cpu=True, retain_iter_history=True, **options)
         models.append(Model(name, translator, options))
-    listener = listening(0)
-    config = uvicorn.Config(Server(models).app(), log_level="warning", lifespan="off")
+    listener, decoding = listening(0), ThreadPoolExecutor(1)
+    config = uvicorn.Config(Server(models, decoding).app(), log_level="warning", lifespan="off")
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
     yield Namespace(address=f"http://127.0.0.1:{listener.getsockname()[1]}/", models=models)
     server.should_exit = True
     thread.join(20)
+    decoding.shutdown()
     listener.close()
 
 

@@ -7,6 +7,7 @@ import threading
 import time
 from argparse import Namespace
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import pytest
 import torch
@@ -314,6 +315,30 @@ def test_the_batcher_gives_each_thread_its_own_answers(made, monkeypatch):
         found = list(pool.map(lambda i: batcher.translate(texts[i : i + 5]), range(0, 160, 5)))
     assert [t.text for part in found for t in part] == wanted
     assert sum(sizes) == 160 and 1 < max(sizes) <= 16
+
+
+def test_the_batchers_thread_loads_the_model_that_it_decodes_with(made, monkeypatch):
+    """A thread that has loaded a model and lives on would make the decoding slower."""
+    threads = {}
+
+    def loaded():
+        threads["load"] = threading.current_thread()
+        translator = from_pretrained(made.models["cmlm"], made.data, cpu=True, **SYSTEMS["mask_predict"][1])
+        decode = translator.decode
+
+        def noted(*given):
+            threads["decode"] = threading.current_thread()
+            return decode(*given)
+
+        monkeypatch.setattr(translator, "decode", noted)
+        return translator
+
+    with Batcher(loaded) as batcher:
+        found = batcher.translate(["w1 w2 w3", "w4"])
+    assert threads == {"load": batcher.thread, "decode": batcher.thread}
+    assert [t.text for t in found] == [t.text for t in load(made, "mask_predict").translate(["w1 w2 w3", "w4"])]
+    missing = partial(from_pretrained, made.root / "no.pt", made.data)
+    assert "no.pt" in refusal(lambda: Batcher(missing))
 
 
 def test_an_error_of_one_thread_is_not_that_of_another(made, monkeypatch):
