@@ -21,6 +21,13 @@ def full(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
+def cpu_has_bfloat16() -> bool:
+    """Whether this CPU has what oneDNN multiplies bfloat16 with. PyTorch's own loop is ten to thirty times slower than
+    float32, which a measurement would show, too, but not where other processes hold up the threads of float32.
+    """
+    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
 def faster_dtype(device: torch.device, model: Optional[nn.Module] = None, rows: int = 256) -> torch.dtype:
     """bfloat16 where ``device`` trains faster with it than with float32, else float32.
 
@@ -34,7 +41,7 @@ def faster_dtype(device: torch.device, model: Optional[nn.Module] = None, rows: 
     """
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
-    if device.type != "cpu":
+    if device.type != "cpu" or not cpu_has_bfloat16():
         return torch.float32
     seconds = {dtype: min(product_times(dtype)) for dtype in (torch.float32, torch.bfloat16)}
     products = layer_products(model, rows) if model is not None else {}

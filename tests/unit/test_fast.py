@@ -634,6 +634,7 @@ def test_a_model_of_fairseqs_scalar_quantisation_is_refused():
 )
 def test_auto_takes_the_faster_one_and_says_so(seconds, chosen, monkeypatch, caplog):
     shapes = []
+    monkeypatch.setattr(choice, "cpu_has_bfloat16", lambda: True)
     monkeypatch.setattr(choice, "product_seconds", lambda shape: shapes.append(shape) or seconds)
     _, gen = of_cmlm("auto")
     with caplog.at_level(logging.INFO):

@@ -6,6 +6,7 @@ import torch
 import torch.nn as nn
 
 from nar_plugins.modules import precision
+from nar_plugins.modules.fast import choice
 
 CPU = torch.device("cpu")
 
@@ -38,6 +39,7 @@ def timed(monkeypatch, seconds: dict, model) -> tuple:
         return [seconds[dtype, inputs, outputs]] * tries
 
     monkeypatch.setattr(precision, "product_times", product_times)
+    monkeypatch.setattr(precision, "cpu_has_bfloat16", lambda: True)
     return precision.faster_dtype(CPU, model, 100), asked
 
 
@@ -55,7 +57,15 @@ def test_the_sum_over_the_layers_decides(monkeypatch, layers, chosen):
     assert timed(monkeypatch, seconds, model)[0] == chosen
 
 
-def test_without_hardware_no_large_product_is_waited_for(monkeypatch):
+def test_without_onednns_bfloat16_nothing_is_timed(monkeypatch):
+    """Where other processes hold up float32's threads, PyTorch's own loop for bfloat16 can seem to be faster."""
+    monkeypatch.setattr(precision, "product_times", lambda *shape, **more: pytest.fail("timed"))
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    assert precision.faster_dtype(CPU, nn.Linear(8, 8), 4) == FLOAT
+    assert choice.faster_decode_dtype(CPU, nn.Linear(8, 8), 4) == FLOAT
+
+
+def test_where_bfloat16_is_far_slower_no_large_product_is_waited_for(monkeypatch):
     chosen, asked = timed(monkeypatch, {(FLOAT, 256, 256): 1.0, (HALF, 256, 256): 12.0}, nn.Linear(1024, 4096))
     assert chosen == FLOAT and asked == [(FLOAT, 256, 256), (HALF, 256, 256)]
 

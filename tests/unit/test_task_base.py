@@ -44,6 +44,7 @@ def test_two_ways_to_half_precision_are_refused(name):
 
 @pytest.mark.parametrize("slower, faster", [(torch.float32, torch.bfloat16), (torch.bfloat16, torch.float32)])
 def test_auto_is_the_faster_type_and_is_said_once(slower, faster, monkeypatch, caplog):
+    monkeypatch.setattr(precision, "cpu_has_bfloat16", lambda: True)
     monkeypatch.setattr(precision, "product_times", lambda dtype: [2.0, 2.0] if dtype == slower else [9.0, 1.0])
     task = tiny.task("--train-dtype", "auto")
     with caplog.at_level("INFO"):

@@ -7,7 +7,7 @@ import torch
 import torch.nn as nn
 
 from nar_plugins.modules.fast.linear import product
-from nar_plugins.modules.precision import HOPELESS, layer_products
+from nar_plugins.modules.precision import HOPELESS, cpu_has_bfloat16, layer_products
 
 CANDIDATES = (torch.float32, torch.bfloat16)
 TRIES = 3
@@ -23,7 +23,7 @@ def faster_decode_dtype(device: torch.device, model: nn.Module, rows: int) -> to
     """
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
-    if device.type != "cpu":
+    if device.type != "cpu" or not cpu_has_bfloat16():
         return torch.float32
     products = layer_products(model, rows)
     if not products:
