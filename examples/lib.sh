@@ -15,7 +15,7 @@ bin=${VENV:-$root/.venv}/bin
 device=${DEVICE---cpu}
 script=$(basename "$(dirname "$0")")/$(basename "$0")
 workers=${WORKERS:-$(getconf _NPROCESSORS_ONLN 2> /dev/null || echo 1)}
-# glibc returns the memory of every large tensor at once, and the kernel clears the next one's pages anew: a fifth to a third of
+# glibc returns the memory of every large tensor at once, and the kernel clears the next one's pages anew: a fifth of
 # a small model's training. Kept, pages are cleared once (docs/troubleshooting.md). Other systems' libraries ignore this.
 if [ -n "$device" ]; then
     export MALLOC_MMAP_MAX_=${MALLOC_MMAP_MAX_-0} MALLOC_TRIM_THRESHOLD_=${MALLOC_TRIM_THRESHOLD_-100000000000}
