@@ -44,7 +44,7 @@ class Batcher:
         self.jobs: queue.Queue = queue.Queue(waiting)
         self.closed, self.lock = False, threading.Lock()
         loaded: Future = Future()
-        load = translator if not isinstance(translator, Translator) else lambda: translator
+        load = (lambda: translator) if isinstance(translator, Translator) else translator
         self.thread = threading.Thread(target=self.work, args=(load, loaded), name="Batcher", daemon=True)
         self.thread.start()
         self.translator: Translator = loaded.result()

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from nar_plugins.modules.fast.int8 import Int8Weight, int8_product, quantise, quantise_weight
 from nar_plugins.modules.linear import onednn_is_faster, product_by_size
+from nar_plugins.modules.precision import cpu_has_bfloat16
 
 
 class PreparedLinear(nn.Linear):
@@ -124,8 +125,7 @@ def half_product(weight: Tensor, bias: Optional[Tensor], dtype: torch.dtype) -> 
 
 def onednn_has_bfloat16(dtype: torch.dtype) -> bool:
     """Whether oneDNN computes products in this type on this processor, which must be bfloat16."""
-    available = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-    return dtype == torch.bfloat16 and available and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return dtype == torch.bfloat16 and hasattr(torch.ops.mkldnn, "_linear_pointwise") and cpu_has_bfloat16()
 
 
 def shared_input(x: Tensor, *layers: nn.Module):
