@@ -98,6 +98,7 @@ class NarDecoderLayer(Sublayers, TransformerDecoderLayerBase):
         memory_allowed: Optional[Tensor] = None,
         canvas_allowed: Optional[Tensor] = None,
         picked: Optional[Tensor] = None,
+        **extra,
     ) -> Tensor:
         """One layer over every canvas.
 
@@ -108,11 +109,12 @@ class NarDecoderLayer(Sublayers, TransformerDecoderLayerBase):
             memory_allowed: (B, 1, 1, S) bool, or None where the source has no padding.
             canvas_allowed: (B*N, 1, 1, T) bool, or None where the canvas has no padding.
             picked: (B*N, n) int64, the positions that are computed (in the last layer), or None for all.
+            extra: further arguments of a subclass's ``attend_canvas``.
 
         Returns:
             (B*N, T or n, D).
         """
-        x = self.attend_canvas(x, canvas_allowed, picked)
+        x = self.attend_canvas(x, canvas_allowed, picked, **extra)
         return self.feed_forward(self.attend_memory(x, memory_keys, memory_values, memory_allowed))
 
     def attend_canvas(self, x: Tensor, allowed: Optional[Tensor], picked: Optional[Tensor] = None) -> Tensor:

@@ -12,6 +12,7 @@ from nar_plugins.models.contract import Plan
 from nar_plugins.models.dag import model as dag_model
 from nar_plugins.models.dag import paths
 from nar_plugins.models.dag.fuzzy import overlap
+from nar_plugins.modules.layers import NarDecoderLayer
 from nar_plugins.modules.losses import TokenObjective
 from nar_plugins.modules.teacher_forcing import Teacher
 
@@ -69,9 +70,9 @@ def test_the_first_self_attention_is_computed_once_for_canvases_of_one_length(mo
     m = dag("--upsample", "4").double().eval()
     memory = m.encode(SOURCE[[0, 1, 0, 2, 1]])
     canvas = m.canvas(memory, Plan(torch.arange(5)))
-    attend, seen = type(m.decoder.layers[0]).attend_canvas, []
+    attend, seen = NarDecoderLayer.attend_canvas, []
     record = lambda layer, x, *more: seen.append(x.size(0)) or attend(layer, x, *more)  # noqa: E731
-    monkeypatch.setattr(type(m.decoder.layers[0]), "attend_canvas", record)
+    monkeypatch.setattr(NarDecoderLayer, "attend_canvas", record)
     found, wanted = m.decode(canvas, memory), super(type(m.decoder), m.decoder).forward(canvas, memory)
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-12)
     assert seen == [3, 5, 5, 5]

@@ -22,22 +22,13 @@ class Alike(NamedTuple):
 class DagDecoderLayer(NarDecoderLayer):
     """The first layer's self-attention sees only the canvas: it is computed once for canvases that are alike."""
 
-    def forward(
-        self,
-        x: Tensor,
-        memory_keys: Tensor,
-        memory_values: Tensor,
-        memory_allowed: Optional[Tensor] = None,
-        canvas_allowed: Optional[Tensor] = None,
-        picked: Optional[Tensor] = None,
-        alike: Optional[Alike] = None,
+    def attend_canvas(
+        self, x: Tensor, allowed: Optional[Tensor], picked: Optional[Tensor] = None, alike: Optional[Alike] = None
     ) -> Tensor:
-        """``NarDecoderLayer.forward``; with ``alike``, of which the first layer has U canvases, and no ``picked``."""
+        """``NarDecoderLayer.attend_canvas``; with ``alike``, of which the first layer has U canvases, no ``picked``."""
         if alike is None or x.size(0) == alike.index.size(0):
-            return super().forward(x, memory_keys, memory_values, memory_allowed, canvas_allowed, picked)
-        allowed = None if canvas_allowed is None else canvas_allowed[alike.canvases]
-        x = self.attend_canvas(x, allowed)[alike.index]
-        return self.feed_forward(self.attend_memory(x, memory_keys, memory_values, memory_allowed))
+            return super().attend_canvas(x, allowed, picked)
+        return super().attend_canvas(x, None if allowed is None else allowed[alike.canvases])[alike.index]
 
 
 class DagDecoder(NarDecoder):

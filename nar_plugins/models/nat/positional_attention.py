@@ -19,22 +19,12 @@ class PositionalDecoderLayer(NarDecoderLayer):
         self.positional_attn.fuses = ("q_proj", "k_proj")  # which read the positions
         self.positional_attn_layer_norm = LayerNorm(self.embed_dim, export=cfg.export)
 
-    def forward(
-        self,
-        x: Tensor,
-        memory_keys: Tensor,
-        memory_values: Tensor,
-        memory_allowed: Optional[Tensor] = None,
-        canvas_allowed: Optional[Tensor] = None,
-        picked: Optional[Tensor] = None,
-        *,
-        positions: Tensor,
+    def attend_canvas(
+        self, x: Tensor, allowed: Optional[Tensor], picked: Optional[Tensor] = None, *, positions: Tensor
     ) -> Tensor:
-        """``NarDecoderLayer.forward`` with position vectors (B*N, T, D); ``picked`` is not supported."""
+        """Self-attention, then positional attention with position vectors (B*N, T, D); ``picked`` is not supported."""
         assert picked is None, "a NAT predicts every position"
-        x = self.attend_canvas(x, canvas_allowed)
-        x = self.attend_positions(x, positions, canvas_allowed)
-        return self.feed_forward(self.attend_memory(x, memory_keys, memory_values, memory_allowed))
+        return self.attend_positions(super().attend_canvas(x, allowed), positions, allowed)
 
     def attend_positions(self, x: Tensor, positions: Tensor, allowed: Optional[Tensor]) -> Tensor:
         """Positional attention with the values x (B*N, T, D)."""
