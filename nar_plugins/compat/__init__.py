@@ -29,7 +29,7 @@ def no_tensorboard(record: logging.LogRecord) -> bool:
 
 leave_out_advice_on_speech()  # before the first import of fairseq
 
-from nar_plugins.compat import checkpoints, commands, data, parallel  # noqa: E402
+from nar_plugins.compat import checkpoints, commands, data, help_pages, parallel  # noqa: E402
 from nar_plugins.compat.checkpoints import CheckpointError, checked  # noqa: E402,F401
 
 
@@ -44,7 +44,7 @@ def apply() -> None:
     commands.generate_the_shard_that_is_asked_for()
     data.bucket_lengths()
     data.read_older_data()
-    commands.show_all_flags_in_help()
+    help_pages.show_all_flags_in_help()
     commands.refuse_workers_without_gpu()
     data.keep_no_frames_of_missing_options()
     data.stop_loader_threads_at_exit()

@@ -18,7 +18,7 @@ from torch import Tensor
 from nar_plugins.checkpoint_io.mask_row import accept_missing_mask_row
 from nar_plugins.checkpoint_io.start import check_finetuned, kept_sizes_of, starting_point
 from nar_plugins.checkpoint_io.symbols import check_stored_symbols, stored_symbols
-from nar_plugins.compat.commands import continue_patience, patience_used
+from nar_plugins.compat.patience import continue_patience, patience_used
 from nar_plugins.data.dictionary import load_dictionary
 from nar_plugins.data.noise import VALIDATION_UPDATE
 from nar_plugins.generators import registry

@@ -55,4 +55,4 @@ def test_stock_commands_are_left_alone():
         ["--task", "nar_translation", "--iterations", "3"],
         ["--seed", "3"],
     ):
-        compat.commands.check_task_of_flags(options.get_generation_parser(), words)
+        compat.help_pages.check_task_of_flags(options.get_generation_parser(), words)
