@@ -17,9 +17,13 @@ if is_there stock; then stock 1 0; stock 4 3; stock 10 9; fi
 
 ar=$work/ar/checkpoint_last.pt
 systems=()
+compare_int8() {  # as compare, and once more in int8 where that runs
+    compare "$1" "$2" "$3"
+    if int8_runs; then compare "$1, int8" "$2" "${3:+$3 }--decode-dtype int8"; fi
+}
 compare "AR greedy" ar "--beam 1"
 compare "AR beam 5" ar "--beam 5"
-compare "AR greedy, blockwise by frozen heads" kd-frozen "--beam 1"
+compare_int8 "AR greedy, blockwise by frozen heads" kd-frozen "--beam 1"
 compare "CMLM, R = 1" cmlm "--iterations 1"
 compare "CMLM, R = 4" cmlm "--iterations 4"
 compare "CMLM, R = 10" cmlm "--iterations 10"
@@ -27,7 +31,7 @@ compare "CMLM, confidence" cmlm "--schedule confidence"
 compare "KD: AR greedy" kd-ar "--beam 1"
 compare "KD: AR beam 5" kd-ar "--beam 5"
 compare "KD: blockwise" kd-block "--beam 1"
-compare "KD: NAT, fertility argmax" kd-nat ""
+compare_int8 "KD: NAT, fertility argmax" kd-nat ""
 compare_onnx "KD: NAT, fertility argmax" kd-nat ""
 compare "KD: NAT, fertility average" kd-nat "--fertility average"
 for candidates in 2 10; do
@@ -37,8 +41,7 @@ compare "KD: NAT, fine-tuned" kd-nat-ft ""
 compare "KD: NAT, fine-tuned, NPD 10" kd-nat-ft "--generator noisy_parallel --fertility-samples 10 --rescorer $ar"
 compare "KD: vanilla + glancing" kd-glat ""
 compare "KD: vanilla + glancing, 5 lengths rescored" kd-glat "--length-beam 5 --rescorer $ar"
-compare "KD: CTC + glancing" kd-ctc ""
-if int8_runs; then compare "KD: CTC + glancing, int8" kd-ctc "--decode-dtype int8"; fi
+compare_int8 "KD: CTC + glancing" kd-ctc ""
 compare_onnx "KD: CTC + glancing" kd-ctc ""
 compare "KD: CTC + glancing, CTC beam 10" kd-ctc "--ctc-beam 10"
 compare "KD: CTC + glancing, pruned" kd-ctc-pruned ""
@@ -46,22 +49,23 @@ compare "KD: CTC + glancing, 2 of 3 layers" kd-ctc-small ""
 compare "KD: CTC + glancing, CTC beam 10 rescored" kd-ctc "--ctc-beam 10 --rescorer $ar"
 graphs() {  # NAME MODEL
     compare "$1, greedy" "$2" "--dag-decode greedy --dedup token"
-    compare "$1, lookahead" "$2" "--dedup token"
-    if int8_runs; then compare "$1, lookahead, int8" "$2" "--dedup token --decode-dtype int8"; fi
+    compare_int8 "$1, lookahead" "$2" "--dedup token"
     compare "$1, Viterbi" "$2" "--dag-decode viterbi --dedup token"
     compare "$1, joint Viterbi" "$2" "--dag-decode joint-viterbi --dedup token"
     compare "$1, joint Viterbi, 5 lengths rescored" "$2" "--dag-decode joint-viterbi --length-beam 5 --dedup token --rescorer $ar"
 }
 graphs "DAG" dag
 graphs "KD: DAG" kd-dag
-for passes in 1 4 10; do compare "KD: CMLM, R = $passes" kd-cmlm "--iterations $passes"; done
+for passes in 1 4; do compare "KD: CMLM, R = $passes" kd-cmlm "--iterations $passes"; done
+compare_int8 "KD: CMLM, R = 10" kd-cmlm "--iterations 10"
 compare_onnx "KD: CMLM, R = 10" kd-cmlm "--iterations 10"
 for threshold in 0.8 0.9; do
     compare "KD: CMLM, R = 10, commits at $threshold" kd-cmlm "--iterations 10 --schedule confidence --confidence-threshold $threshold"
 done
+compare "KD: CMLM, R = 10, 5 lengths rescored" kd-cmlm "--iterations 10 --rescorer $ar"
 compare "KD: AR 12-1 beam 5" kd-ar-12-1 "--beam 5"
 compare "KD: BANG, greedy" kd-bang "--bang-policy ar --beam 1 --max-len-a 1.5 --max-len-b 10"
-compare "KD: BANG, adaptive" kd-bang "--bang-policy adaptive --max-len-a 1.5 --max-len-b 10"
+compare_int8 "KD: BANG, adaptive" kd-bang "--bang-policy adaptive --max-len-a 1.5 --max-len-b 10"
 compare "KD: BANG, one pass" kd-bang "--bang-policy nar --max-len-a 1.5 --max-len-b 10"
 amount=(--sentences "${SENTENCES:-50,320}")
 if [ -n "$mini" ]; then amount=(--sentences 4,20 --repeats 1); fi
