@@ -16,9 +16,11 @@ for model in ${models//,/ }; do
     case $model in
         ar) systems+=(--system "AR greedy" "$checkpoint" "--beam 1" --system "AR beam 5" "$checkpoint" "--beam 5") ;;
         blockwise) systems+=(--system "AR, blockwise" "$checkpoint" "--beam 1") ;;
-        cmlm) systems+=(--system "CMLM, R = 1" "$checkpoint" "--iterations 1" --system "CMLM, R = 4" "$checkpoint" "--iterations 4"
-                     --system "CMLM, R = 10" "$checkpoint" "--iterations 10"
-                     --system "CMLM, confidence" "$checkpoint" "--schedule confidence") ;;
+        cmlm) for passes in 1 4 10; do
+                 systems+=(--system "CMLM, R = $passes" "$checkpoint" "--iterations $passes --length-weight 1")
+             done
+             systems+=(--system "CMLM, R = 10, lengths not weighted" "$checkpoint" "--iterations 10"
+                     --system "CMLM, commits at 0.9" "$checkpoint" "--schedule confidence --length-weight 1") ;;
         nat) systems+=(--system "NAT, fertilities" "$checkpoint" ""
                     --system "NAT, NPD 10" "$checkpoint" "--generator noisy_parallel --rescorer $work/ar/checkpoint_last.pt") ;;
         bang) length="--max-len-a 1.5 --max-len-b 10"  # a one-pass policy computes a mask for every position up to the limit

@@ -24,7 +24,7 @@ bang=(--arch bang --max-source-positions 256 --max-target-positions 256 --criter
 data=$work/kd tokens=1536
 case $model in
     ar) what=(--arch transformer --criterion label_smoothed_cross_entropy "${smooth[@]}"); updates=600; data=$work/bin ;;
-    cmlm) what=(--arch cmlm "${taught[@]}" "${smooth[@]}"); updates=2000 tokens=1024 ;;
+    cmlm) what=(--arch cmlm "${taught[@]}"); updates=6000 ;;  # unsmoothed: how sure it is decides what it commits
     nat) what=(--arch nat --positional-attention --mask-diagonal "${taught[@]}" "${smooth[@]}"); updates=500 ;;
     ctc) updates=1700 tokens=1024; what=(--arch nat --ctc --upsample 2 --glancing "0.5:0.3@$updates" "${taught[@]}") ;;
     dag) updates=1500 tokens=1024; what=(--arch dag --upsample 4 --glancing "0.5:0.1@1000" "${taught[@]}") ;;

@@ -25,6 +25,7 @@ INSTEAD = {
     "rescorer": "an autoregressive model is no part of it; leave it out",
     "fertility_samples": "sampled fertilities are drawn outside of a graph; leave it out",
     "gold_length": "it reads no references; leave it out",
+    "length_weight": "a graph of one pass compares its outputs without it; leave it out",
     "min_len": "its shortest output is fixed; leave it out",
     "retain_iter_history": "its output is the last pass's; leave it out",
 }

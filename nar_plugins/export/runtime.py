@@ -27,9 +27,11 @@ DEDUPS = ("none", "token")
 WALKS, VITERBIS = ("lookahead", "greedy"), ("viterbi", "joint-viterbi")  # of dag_decode
 OPTIONS = ("max_len_a", "max_len_b", "lenpen", "unnormalized", "dedup")  # that every model has, besides its kind's
 OF_KIND = {
-    "iterative": ("iterations", "length_beam", "schedule", "confidence_threshold"),
+    "iterative": ("iterations", "length_beam", "length_weight", "schedule", "confidence_threshold"),
     "dag": ("dag_decode", "length_beam"),
 }
+LATER = {"length_weight": 0.0}  # options that folders of the first version do not hold, with their meaning there
+IMPOSSIBLE = np.float32(-1e4)  # the log-probability of a length of probability 0: finite, to be weighted
 KINDS = ("lengths", "fertilities", "ctc", *OF_KIND)
 OFTEN = 0.2  # a vertex on so many paths is probably seen by lookahead
 LONGEST = 2  # tokens of a path of Viterbi's, for every source token
@@ -42,9 +44,9 @@ class OnnxTranslator:
     Args:
         folder: what ``nar-export onnx`` made.
         threads: of ONNX Runtime; None: as many as there are cores.
-        options: instead of the options of the export (``config["decoding"]``): iterations, length_beam, schedule and
-            confidence_threshold of iterative models, dag_decode and length_beam of graphs, max_len_a, max_len_b,
-            lenpen, unnormalized, dedup.
+        options: instead of the options of the export (``config["decoding"]``): iterations, length_beam, length_weight,
+            schedule and confidence_threshold of iterative models, dag_decode and length_beam of graphs, max_len_a,
+            max_len_b, lenpen, unnormalized, dedup.
 
     Attributes:
         config: the content of the folder's config.json.
@@ -121,7 +123,7 @@ class OnnxTranslator:
         source, kind = np.ascontiguousarray(source, dtype=np.int64), self.config["kind"]
         totals = None
         if kind == "iterative":
-            tokens, lprobs, lengths, keep, steps = self.mask_predict(source)
+            tokens, lprobs, lengths, keep, steps, totals = self.mask_predict(source)
         elif kind == "dag":
             tokens, lprobs, lengths, keep, totals = self.paths(source)
             steps = np.ones_like(lengths)
@@ -195,7 +197,7 @@ class OnnxTranslator:
         """Mask-Predict (Ghazvininejad et al. 2019, sections 3.2 and 3.3) of sources (B, S).
 
         Returns:
-            tokens, lprobs (B, N, T), 0 beyond the lengths; lengths, keep, steps (B, N).
+            tokens, lprobs (B, N, T), 0 beyond the lengths; lengths, keep, steps, and what scores are made of (B, N).
         """
         length_lprobs, *memory = self.run("encoder", {"src_tokens": source})
         lengths, keep = candidate_lengths(length_lprobs, self.options["length_beam"], self.longest(source))
@@ -223,7 +225,11 @@ class OnnxTranslator:
             masked = np.zeros_like(real)
             np.put_along_axis(masked, picked, chosen, -1)
             self.fill(state, picked, chosen, source, memory)
-        return tokens, np.where(real, lprobs, 0), lengths, keep, steps
+        lprobs, length_lprobs = np.where(real, lprobs, 0), np.take_along_axis(length_lprobs, lengths, 1)
+        totals = lprobs.sum(2, dtype=np.float32)
+        if self.options["length_weight"]:
+            totals = totals + np.float32(self.options["length_weight"]) * np.maximum(length_lprobs, IMPOSSIBLE)
+        return tokens, lprobs, lengths, keep, steps, totals
 
     def fill(self, state: Tuple[np.ndarray, ...], picked, chosen, source, memory: List[np.ndarray]) -> None:
         """Mask the chosen ones of the picked positions, predict them, and write them into the state.
@@ -515,10 +521,12 @@ def checked_options(config: Dict, given: Dict) -> Dict:
             fixed = name in config["decoding"]
             reason = f"was fixed at {config['decoding'][name]} by the export" if fixed else "is no option of this model"
             raise ValueError(f"{name} {reason}: the options are {', '.join(known)}")
-    options = {"dedup": "none", **config["decoding"], **given}
+    options = {"dedup": "none", **LATER, **config["decoding"], **given}
     for name in ("iterations", "length_beam"):
         if name in known and options[name] < 1:
             raise ValueError(f"{name} {options[name]}: at least 1")
+    if not 0 <= options["length_weight"] < math.inf:
+        raise ValueError(f"length_weight {options['length_weight']}: a number from 0 up")
     for name, values in (("dedup", DEDUPS), ("schedule", SCHEDULES), ("dag_decode", (*WALKS, *VITERBIS))):
         if name in known and options[name] not in values:
             raise ValueError(f"{name} {options[name]}: one of {', '.join(values)}")
@@ -629,12 +637,13 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     parser.add_argument(
         "--length-beam", type=int, help="lengths that an iterative model decodes, or Viterbi's of a dag"
     )
+    parser.add_argument("--length-weight", type=float, help="how much an iterative model's score counts the length's")
     parser.add_argument("--dag-decode", choices=(*WALKS, *VITERBIS), help="how the path through a dag is found")
     parser.add_argument("--lenpen", type=float, help="an output's score is its sum by its length to this power")
     parser.add_argument("--dedup", choices=DEDUPS, help="token: drop one that equals the one before it")
     parser.add_argument("--truncate-source", action="store_true", help="cut lines of more tokens than positions")
     args = parser.parse_args(argv)
-    chosen = ("iterations", "length_beam", "dag_decode", "lenpen", "dedup")
+    chosen = ("iterations", "length_beam", "length_weight", "dag_decode", "lenpen", "dedup")
     options = {name: getattr(args, name) for name in chosen if getattr(args, name) is not None}
     for stream in (sys.stdin, sys.stdout):
         stream.reconfigure(encoding="utf-8", newline="\n")  # only \n ends a line

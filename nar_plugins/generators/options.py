@@ -1,5 +1,6 @@
 """The table of the options that each generator serves, and the messages that refuse the others."""
 
+import math
 from argparse import Namespace
 from dataclasses import fields
 from typing import Callable, Iterable, NamedTuple, Optional, Set, Tuple
@@ -167,6 +168,16 @@ MODELS = (
         ("mask_predict",),
         lambda o: o.iterations < 1,
         "--iterations {iterations}: at least one pass of the decoder is needed",
+    ),
+    Refusal(
+        ("canvas",),
+        lambda o: not 0 <= o.length_weight < math.inf,
+        "--length-weight {length_weight}: choose a number from 0 up",
+    ),
+    Refusal(
+        ("canvas",),
+        lambda o: o.predicts != "lengths" and o.length_weight != 0,
+        "--length-weight: these models predict no length; leave it out",
     ),
     Refusal(
         NAT,

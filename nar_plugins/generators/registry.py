@@ -55,6 +55,14 @@ class SharedGeneratorConfig(DecodingConfig):
             "help": "decode this many of the most probable lengths; the best output wins (mask_predict 5, one_pass 1)"
         },
     )
+    length_weight: float = field(
+        default=0.0,
+        metadata={
+            "help": "add this many times the log-probability of its length to an output's before outputs of different "
+            "lengths are compared: 0 as in Mask-Predict, 1 the joint probability of length and tokens; it matters "
+            "with --length-beam above 1"
+        },
+    )
     compile: bool = field(
         default=False,
         metadata={

@@ -1,5 +1,6 @@
 """Fast Mask-Predict against a slow twin written from the paper, batch 1 against batch n, and the options' meaning."""
 
+import functools
 import math
 
 import pytest
@@ -60,6 +61,22 @@ def test_same_tokens_and_scores_as_the_naive_loop(model, passes, beam):
             assert h["positional_scores"].tolist() == pytest.approx([math.log(x) for x in p], abs=1e-9)
         scores = [h["score"] for h in hypotheses]
         assert scores == sorted(scores, reverse=True)
+
+
+def test_lengths_are_compared_with_their_own_probability(model):
+    model, task = model
+    source = source_batch(SOURCES, 60, device=next(model.parameters()).device)
+    made = functools.partial(mask_predict, [model], task.target_dictionary, task.mask_index, iterations=4, max_len_b=40)
+    sample, changed = {"net_input": {"src_tokens": source}}, 0
+    together = made(length_weight=1.0).generate([model], sample)
+    for b, (found, plain) in enumerate(zip(together, made().generate([model], sample))):
+        lengths = model.length_lprobs(model.encode(source[b : b + 1, : SOURCES[b]]))[0].tolist()
+        joint = {tuple(h["tokens"].tolist()): h["score"] + lengths[len(h["tokens"])] / len(h["tokens"]) for h in plain}
+        wanted = sorted(joint, key=joint.get, reverse=True)
+        assert [tuple(h["tokens"].tolist()) for h in found] == wanted
+        assert [h["score"] for h in found] == pytest.approx([joint[tokens] for tokens in wanted], abs=1e-9)
+        changed += wanted[0] != tuple(plain[0]["tokens"].tolist())
+    assert changed
 
 
 def outputs(loop, model, source):

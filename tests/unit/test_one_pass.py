@@ -128,6 +128,24 @@ def test_lengths_are_tried_and_ordered(kind):
 
 
 @torch.no_grad()
+def test_a_length_has_its_share_of_the_score():
+    m, task = nat("--source-copy", "uniform")
+    plain = decode(generator("one_pass", [m], task, length_beam=4), SOURCE)
+    weighted = decode(generator("one_pass", [m], task, length_beam=4, length_weight=2.0, lenpen=0.5), SOURCE)
+    orders = set()
+    for hypos, others, source in zip(weighted[:-1], plain, sentences()):
+        lprobs = m.length_lprobs(m.encode(source.unsqueeze(0)))[0]
+        scores = {tuple(h["tokens"].tolist()): float(h["positional_scores"].sum()) for h in others}
+        for h in hypos:
+            n = len(h["tokens"])
+            wanted = (scores[tuple(h["tokens"].tolist())] + 2 * float(lprobs[n])) / n**0.5
+            assert h["score"] == pytest.approx(wanted, abs=1e-4)
+        assert [h["score"] for h in hypos] == sorted((h["score"] for h in hypos), reverse=True)
+        orders.add([len(h["tokens"]) for h in hypos] == [len(h["tokens"]) for h in others])
+    assert False in orders  # somewhere another length wins
+
+
+@torch.no_grad()
 def test_gold_lengths():
     m, task = nat("--source-copy", "uniform")
     target = source_batch([4, 8, 3, 6, 1], WORDS, seed=9)
@@ -203,6 +221,10 @@ def test_history_is_the_one_pass():
         ((), {"length_beam": 3}, "--length-beam: these models predict no length"),
         ((), {"ctc_beam": 3}, "--ctc-beam: these models were not trained"),
         ((), {"gold_length": True}, "--gold-length"),
+        ((), {"length_weight": 1.0}, "--length-weight: these models predict no length"),
+        (("--ctc",), {"length_weight": 0.5}, "--length-weight: these models predict no length"),
+        (("--source-copy", "uniform"), {"length_weight": -1.0}, "--length-weight -1.0: choose a number from 0 up"),
+        (("--source-copy", "uniform"), {"length_weight": math.nan}, "--length-weight nan: choose a number from 0 up"),
         ((), {"min_len": 4}, "--min-len"),
         (("--ctc",), {"length_beam": 3}, "--length-beam"),
         (("--ctc",), {"ctc_beam": 0}, "--ctc-beam 0"),

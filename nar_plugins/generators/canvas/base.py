@@ -20,6 +20,8 @@ from nar_plugins.modules.precision import full
 
 logger = logging.getLogger(__name__)
 
+IMPOSSIBLE = -1e4  # the log-probability of a length of probability 0, as --gold-length may have: finite, to be weighted
+
 
 class DecodedCanvases(NamedTuple):
     """R decoded canvases, and the N candidates of each of the B sentences among them."""
@@ -32,6 +34,7 @@ class DecodedCanvases(NamedTuple):
     keep: Tensor  # (B, N) bool, False for a duplicate, or where a sentence has fewer candidates
     scores: Optional[Tensor] = None  # (R,) log-probability of the output; None: the sum of lprobs
     score_lengths: Optional[Tensor] = None  # (R,) the positions that scores is the sum over; None: lengths
+    length_lprobs: Optional[Tensor] = None  # (R,) log-probability of each length, where a head predicts it
     history: Optional[List[Tensor]] = None  # tokens (R, T) after each pass
 
 
@@ -112,15 +115,17 @@ class CanvasGenerator(Generator):
         return (self.options.max_len_a * real + self.options.max_len_b).long() + 1
 
     def lengths(self, memories: List[Memory], source: Tensor, target: Optional[Tensor]) -> tuple:
-        """Candidate lengths (B, N) and which of them to keep (B, N)."""
+        """Candidate lengths (B, N), which of them to keep (B, N), and their log-probabilities (B*N,)."""
         lprobs = ensemble_mean([model.length_lprobs(memory) for model, memory in zip(self.models, memories)])
         refuse_nan(bool(lprobs.isnan().any()))
         longest = self.max_lengths(source)
         shortest = max(2, self.options.min_len + 1)  # fairseq's --min-len does not count </s>
         self.check_min_length(source, longest)
         if self.config.gold_length:
-            return gold_lengths(self.reference_lengths(target), self.beam, lprobs.size(1), shortest)
-        return candidate_lengths(lprobs, self.beam, longest, shortest)
+            lengths, keep = gold_lengths(self.reference_lengths(target), self.beam, lprobs.size(1), shortest)
+        else:
+            lengths, keep = candidate_lengths(lprobs, self.beam, longest, shortest)
+        return lengths, keep, full(lprobs).gather(1, lengths).clamp(min=IMPOSSIBLE).flatten()
 
     def check_min_length(self, source: Tensor, longest: Tensor) -> None:
         """Raise where ``--min-len`` is above the model's positions, or above ``longest`` (B,) of a nonempty sentence.
@@ -169,8 +174,14 @@ class CanvasGenerator(Generator):
     # -- hypotheses ----------------------------------------------------------------------------------------------------
 
     def scores(self, decoded: DecodedCanvases, source: Tensor) -> Tuple[Tensor, Tensor]:
-        """What orders the canvases, and the models' own scores, (R,) each."""
+        """What orders the canvases, and the models' own scores, (R,) each.
+
+        With ``--length-weight 1`` a canvas's own is the log of P(T | x) P(y | x, T) for its length T (Ghazvininejad et
+        al. 2019, section 2, predict both), by its length. The mean over the tokens alone, theirs, favours short ones.
+        """
         model_scores = decoded.lprobs.sum(1) if decoded.scores is None else decoded.scores
+        if self.config.length_weight and decoded.length_lprobs is not None:
+            model_scores = model_scores + self.config.length_weight * decoded.length_lprobs
         if not self.options.unnormalized:
             lengths = decoded.lengths if decoded.score_lengths is None else decoded.score_lengths
             model_scores = model_scores / lengths**self.options.lenpen
