@@ -37,6 +37,7 @@ for (const slider of document.querySelectorAll('.panel input[type=range]')) {
     slider.value = Math.round(slider.max * arguments[0]);
     slider.dispatchEvent(new Event('input'));
 }
+document.activeElement.blur();  // no caret, no ring around the field
 return [document.documentElement.scrollWidth, document.documentElement.scrollHeight];
 """
 
