@@ -72,12 +72,16 @@ def ban_of(symbols: int, banned: Sequence[int]) -> Tensor:
     return ban
 
 
-def best_tokens(logits: Tensor, ban: Tensor) -> Tuple[Tensor, Tensor]:
-    """The most probable allowed tokens (...) int64 of logits (..., V) and their log-probabilities (...), of the softmax
-    over all V, as ``CanvasGenerator.best_tokens``.
+def best_tokens(logits: Tensor, ban: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
+    """The most probable allowed tokens (...) int64 of logits (..., V), as ``CanvasGenerator.best_tokens``; their
+    log-probabilities (...), of the softmax over all V; and those of all V (..., V).
+
+    All are computed, although only one is wanted: ONNX Runtime's ReduceLogSumExp adds one number after the other, which
+    takes several times as long as LogSoftmax, and is less exact (``benchmarks/bench_onnx_lprobs.py``).
     """
-    best, tokens = (logits + ban).max(-1)
-    return tokens, best - logits.logsumexp(-1)
+    tokens = (logits + ban).argmax(-1)
+    lprobs = logits.log_softmax(-1)
+    return tokens, lprobs.gather(-1, tokens.unsqueeze(-1)).squeeze(-1), lprobs
 
 
 class OnePass(nn.Module):
@@ -110,7 +114,7 @@ class OnePass(nn.Module):
         sources = src_tokens.ne(self.pad).sum(1)
         plan, keep = self.plan(memory, sources, src_tokens.size(1), longest)
         canvas = self.model.canvas(memory, plan)
-        tokens, lprobs = best_tokens(self.model.project(self.model.decode(canvas, memory)), self.ban)
+        tokens, lprobs, _ = best_tokens(self.model.project(self.model.decode(canvas, memory)), self.ban)
         beyond = canvas.padding
         shape = (*keep.shape, -1)
         return (
@@ -181,7 +185,7 @@ class Pass(nn.Module):
         encoded = Memory(list(memory[::2]), list(memory[1::2]), allowed_keys(src_tokens.eq(self.pad)), {})
         canvas = Canvas(canvases, canvases.eq(self.pad))
         features = self.model.decode(canvas, encoded, picked.flatten(0, 1))
-        best, lprobs = best_tokens(self.model.project(features), self.ban)
+        best, lprobs, _ = best_tokens(self.model.project(features), self.ban)
         return best.view_as(picked), lprobs.view_as(picked)
 
 
@@ -223,6 +227,5 @@ class Words(nn.Module):
         """features (P, D) -> the most probable tokens (P,) int64, their log-probabilities (P,), and those of ``</s>``
         (P,).
         """
-        logits = self.model.project(features)
-        tokens, lprobs = best_tokens(logits, self.ban)
-        return tokens, lprobs, logits[:, self.eos] - logits.logsumexp(-1)
+        tokens, lprobs, of_all = best_tokens(self.model.project(features), self.ban)
+        return tokens, lprobs, of_all[:, self.eos]
