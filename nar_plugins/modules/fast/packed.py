@@ -19,7 +19,7 @@ from nar_plugins.modules.fast.int8 import IN_CACHE, Int8Weight
 WIDTH = 64  # inputs and outputs of a block of oneDNN's
 SMALL = 1 << 17  # numbers; a smaller weight is faster in rows, because a call of this kernel takes 25 us more
 TILE = 16  # rows that AMX multiplies at once: so many more or fewer cost nothing
-OUT_IN_CACHE = 1 << 18  # float32 outputs that are computed and scaled at a time
+AT_ONCE = 1 << 22  # float32 outputs that are computed and scaled at a time: fewer take longer, more only take memory
 
 
 class PackedWeight(NamedTuple):
@@ -46,16 +46,17 @@ class PackedWeight(NamedTuple):
 
         oneDNN makes a kernel for every number of rows, which takes ten times as long as to call it: hence whole tiles.
         """
-        count = len(numbers)
-        tiles = numbers.new_empty(-(-count // TILE) * TILE, self.inputs)
-        tiles[:count] = numbers
-        product = torch.ops.onednn.qlinear_pointwise
+        count, tiles = len(numbers), numbers
+        if count % TILE:
+            tiles = numbers.new_empty(-(-count // TILE) * TILE, self.inputs)
+            tiles[:count].copy_(numbers)
         scaling = (self.scales, self.zero, None, 1.0, 0, torch.float32, "none", [], "")
-        return product(tiles, 1.0, 0, self.packed, *scaling)[:count]
+        product = torch.ops.onednn.qlinear_pointwise(tiles, 1.0, 0, self.packed, *scaling)
+        return product[:count] if tiles is not numbers else product
 
     def rows_at_once(self) -> int:
-        """The rows of ``numbers`` whose products stay in a core's cache."""
-        return max(4 * TILE, OUT_IN_CACHE // len(self.scales) // TILE * TILE)
+        """The rows of ``numbers`` that are multiplied and scaled at a time."""
+        return max(4 * TILE, AT_ONCE // len(self.scales) // TILE * TILE)
 
 
 def pack(weight: Int8Weight) -> Union[Int8Weight, PackedWeight]:
