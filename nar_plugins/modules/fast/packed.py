@@ -1,7 +1,7 @@
 """Weights in int8 in the order of oneDNN's kernels, for processors with AMX.
 
-There a product with a weight in rows, which oneDNN reorders in every call, takes 1.5 to 3 times as long
-(``benchmarks/bench_int8.py``). Without AMX rows are about as fast, and remain.
+There a product with a weight in rows, which oneDNN reorders in every call, takes 1.2 to 2.6 times as
+long at 280 rows (``docs/notes/speed.md``). Without AMX rows are about as fast, and remain.
 
 An embedding table that is tied to the projection reads its vectors in the packed memory, so that the weight is there
 once.
