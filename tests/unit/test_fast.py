@@ -31,12 +31,15 @@ from nar_plugins.generators.beam import BeamGenerator
 from nar_plugins.generators.options import generation_options
 from nar_plugins.measure.machine import counts_memory, memory, restart_peak
 from nar_plugins.modules.fast import choice, prepare
+from nar_plugins.modules.fast import packed as packed_form
 from nar_plugins.modules.fast.int8 import int8_lacks, int8_product, kernels_work, quantise, quantise_weight
 from nar_plugins.modules.fast.linear import PreparedLinear, given_back, product
+from nar_plugins.modules.fast.packed import PackedWeight, int8_bytes, pack, packs
 from nar_plugins.modules.fast.prepare import prepare_for_decoding
 from nar_plugins.modules.fast.table import position_rows
 
 needs_int8 = pytest.mark.skipif(int8_lacks(torch.device("cpu")) is not None, reason="no int8 on this processor")
+needs_amx = pytest.mark.skipif(not packs(512, 512), reason="no AMX, or PyTorch without its kernels")
 LENGTHS = [6, 3, 12, 2, 9, 1, 17, 30]
 SHAPES = [(1, 64, 48), (7, 64, 64), (33, 512, 200), (130, 96, 512)]
 
@@ -71,10 +74,43 @@ def test_the_product_is_that_of_whole_numbers(rows, inputs, outputs):
     torch.testing.assert_close(int8_product(quantise_weight(weight), None)(x) + bias, found, rtol=1e-5, atol=1e-4)
 
 
-@needs_int8
-def test_a_row_does_not_depend_on_the_others():
+@needs_amx
+@pytest.mark.parametrize("rows, inputs, outputs", [(1, 512, 512), (16, 300, 1000), (33, 1024, 130), (90, 128, 70000)])
+def test_a_packed_weight_is_that_of_rows_bit_for_bit(rows, inputs, outputs):
     torch.manual_seed(1)
-    compute = int8_product(quantise_weight(torch.randn(3000, 128)), torch.randn(3000))  # 43 rows at a time
+    weight, bias, x = quantise_weight(torch.randn(outputs, inputs)), torch.randn(outputs), torch.randn(rows, inputs)
+    packed = pack(weight)
+    assert type(packed) is PackedWeight and packed.rows_at_once() % packed_form.TILE == 0
+    assert torch.equal(int8_product(packed, bias)(x), int8_product(weight, bias)(x))
+    assert int8_product(packed, None)(x[:0]).shape == (0, outputs)
+    indices = torch.randint(outputs, (3, 7))
+    assert torch.equal(packed.rows(indices), weight.rows(indices))
+    assert torch.equal(weight.rows(indices), (weight.numbers * weight.scales)[indices])
+    taken = torch.ops.mkldnn._nbytes(packed.packed) + 4 * (packed.scales.numel() + packed.sums.numel())
+    assert int8_bytes(torch.empty(outputs, inputs)) == taken
+
+
+@needs_amx
+def test_another_order_of_oneDNNs_leaves_a_weight_in_rows(monkeypatch):
+    weight = quantise_weight(torch.randn(512, 512))
+    monkeypatch.setattr(packed_form, "WIDTH", 32)
+    assert pack(weight) is weight
+
+
+def test_weights_are_packed_with_amx_and_where_they_are_not_small(monkeypatch):
+    weight = quantise_weight(torch.randn(512, 512))
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    assert pack(weight) is weight and int8_bytes(torch.empty(512, 512)) == 512 * 520
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
+    small = quantise_weight(torch.randn(256, 256))
+    assert pack(small) is small
+
+
+@needs_int8
+@pytest.mark.parametrize("outputs", [900, 3000])  # with AMX the second is packed
+def test_a_row_does_not_depend_on_the_others(outputs):
+    torch.manual_seed(1)
+    compute = int8_product(pack(quantise_weight(torch.randn(outputs, 128))), torch.randn(outputs))
     x = torch.randn(3, 40, 128) * torch.rand(3, 40, 1) * 100
     together = compute(x)
     for rows in (1, 5, 40):
@@ -176,6 +212,13 @@ MAKERS = {
 }
 
 
+@pytest.fixture
+def unshared():
+    """What the test leaves of a model that tests share is of no use to others."""
+    yield
+    shared_model.cache_clear()
+
+
 def words(gen, source) -> list:
     return [hypotheses[0]["tokens"].tolist() for hypotheses in gen.generate(gen.models, sample_of(source))]
 
@@ -195,6 +238,21 @@ def test_int8_gives_a_sentence_the_same_words_in_every_batch(name):
     assert all(torch.equal(value, before[key]) for key, value in one.state_dict().items())
     assert not any(isinstance(module, PreparedLinear) for module in one.modules())
     assert forwards == [vars(module).get("forward") for module in one.modules()]
+
+
+@needs_amx
+@pytest.mark.parametrize("name", ["mask_predict", "lengths", "bang", "beam"])
+def test_packed_weights_give_the_same_words(name, monkeypatch, unshared):
+    _, gen = MAKERS[name]("int8")
+    source = source_batch(LENGTHS, 20)
+    wanted = words(gen, source)
+    monkeypatch.setattr(packed_form, "SMALL", 0)
+    prepare.weights_changed()
+    assert words(gen, source) == wanted
+    layers = [m for m in gen.models[0].modules() if type(m) is PreparedLinear and m.int8 is not None]
+    assert layers and all(type(layer.int8) is PackedWeight for layer in layers)
+    gen.give_weights_back()
+    assert words(gen, source) == wanted
 
 
 @needs_int8
@@ -357,13 +415,6 @@ def test_learned_positions_are_fairseqs_own_in_float32_and_of_8_bits_in_int8():
 
 def bytes_in_use(one) -> int:
     return sum({p.untyped_storage().data_ptr(): p.untyped_storage().nbytes() for p in one.parameters()}.values())
-
-
-@pytest.fixture
-def unshared():
-    """What the test leaves of a model that tests share is of no use to others."""
-    yield
-    shared_model.cache_clear()
 
 
 @needs_int8

@@ -5,13 +5,14 @@ depend on the others of its batch. Products are accumulated in int32 and scaled 
 
 The kernels are PyTorch's: FBGEMM's row-wise quantisation, made for embedding tables, takes a tenth of the time of the
 same in PyTorch's operators, and oneDNN's product reads the weight as it lies in memory, so that an embedding table and
-a projection that are tied share one (``benchmarks/bench_int8.py``).
+a projection that are tied share one (``benchmarks/bench_int8.py``). ``packed.py`` has the form for AMX.
 """
 
 import math
 from typing import Callable, NamedTuple, Optional, Tuple, Union
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 LARGEST = 127  # of a quantised weight; -128 is not used, so that the range is symmetric
@@ -35,6 +36,20 @@ class Int8Weight(NamedTuple):
 
     numbers: Tensor  # (out, in) int8
     scales: Tensor  # (out, 1) float32
+    sums: Tensor  # (out,) float32, of the numbers times the scale: what an offset of 1 adds to every output
+
+    def rows(self, indices: Tensor) -> Tensor:
+        """Rows of the weight in float32: (...) int64 -> (..., in)."""
+        return F.embedding(indices, self.numbers) * F.embedding(indices, self.scales)
+
+    def products(self, numbers: Tensor) -> Tensor:
+        """The whole numbers' products times the scales: (P, in) uint8 -> (P, out) float32."""
+        whole = torch._int_mm(numbers, self.numbers.t())
+        return whole.view(torch.float32).copy_(whole).mul_(self.scales.squeeze(1))  # in the memory of the whole numbers
+
+    def rows_at_once(self) -> int:
+        """The rows of ``numbers`` that are multiplied and scaled at a time."""
+        return ROWS
 
 
 def quantise(x: Tensor) -> QuantisedRows:
@@ -53,13 +68,14 @@ def quantise_weight(weight: Tensor) -> Int8Weight:
     Some rows at a time: what is computed in between would take three times the memory of the float32 weight.
     """
     numbers = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
-    scales = torch.empty(len(weight), 1, device=weight.device)
+    scales, sums = (torch.empty(len(weight), 1, device=weight.device) for _ in range(2))
     parts = parts_in_cache(weight)
-    for part, whole, scale in zip(parts, numbers.split(len(parts[0])), scales.split(len(parts[0]))):
+    for part, whole, scale, total in zip(parts, *(each.split(len(parts[0])) for each in (numbers, scales, sums))):
         part = part.float()
         scale.copy_(part.abs().amax(1, keepdim=True)).clamp_(min=TINY).div_(LARGEST)
         whole.copy_((part / scale).round_())
-    return Int8Weight(numbers, scales)
+        total.copy_(whole.sum(1, keepdim=True))
+    return Int8Weight(numbers, scales, sums.mul_(scales).squeeze(1))
 
 
 def parts_in_cache(weight: Tensor) -> Tuple[Tensor, ...]:
@@ -67,41 +83,34 @@ def parts_in_cache(weight: Tensor) -> Tuple[Tensor, ...]:
     return weight.split(max(1, IN_CACHE // max(1, weight.size(1))))
 
 
-def int8_product(weight: Int8Weight, bias: Optional[Tensor]) -> Callable[[Union[Tensor, QuantisedRows]], Tensor]:
-    """The product with a weight (out, in): (..., in) -> (..., out)."""
-    transposed, scales = weight.numbers.t(), weight.scales.squeeze(1)
-    sums, parts = torch.empty_like(scales), parts_in_cache(weight.numbers)  # what an offset of 1 adds to every output
-    for numbers, out in zip(parts, sums.split(len(parts[0]))):
-        out.copy_(numbers.sum(1))
-    sums *= scales
+def int8_product(weight, bias: Optional[Tensor]) -> Callable[[Union[Tensor, QuantisedRows]], Tensor]:
+    """The product with a weight (out, in): (..., in) -> (..., out).
+
+    Args:
+        weight: an ``Int8Weight``, or a ``PackedWeight``.
+    """
     bias = None if bias is None else bias.float()
-    outputs = len(scales)
+    outputs, at_once = len(weight.scales), weight.rows_at_once()
 
     def part(numbers: Tensor, row_scales: Tensor, offsets: Tensor, out: Optional[Tensor] = None) -> Tensor:
-        whole = torch._int_mm(numbers, transposed)
-        y = whole.view(torch.float32).copy_(whole).mul_(scales)  # in the memory of the whole numbers
+        y = weight.products(numbers)
         out = y if out is None else out
         out = torch.mul(y, row_scales, out=out) if bias is None else torch.addcmul(bias, y, row_scales, out=out)
-        return out.addcmul_(offsets, sums)
+        return out.addcmul_(offsets, weight.sums)
 
     def product(x: Union[Tensor, QuantisedRows]) -> Tensor:
         rows = x if isinstance(x, QuantisedRows) else quantise(x)
-        if len(rows.scales) <= ROWS:
+        if len(rows.scales) <= at_once:
             y = part(*rows[:3])
         else:
             y = rows.scales.new_empty(len(rows.scales), outputs)
-            for parts in zip(*(tensor.split(ROWS) for tensor in (*rows[:3], y))):
+            for parts in zip(*(tensor.split(at_once) for tensor in (*rows[:3], y))):
                 part(*parts)
         if len(rows.shape) != 1:
             y = y.view(*rows.shape, outputs)
         return y if rows.dtype == torch.float32 else y.to(rows.dtype)
 
     return product
-
-
-def int8_bytes(weight: Tensor) -> int:
-    """The memory of a layer's weight (out, in) in int8, with its scales and sums."""
-    return weight.numel() + 8 * weight.size(0)
 
 
 def int8_lacks(device: torch.device) -> Optional[str]:

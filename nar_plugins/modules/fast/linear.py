@@ -1,7 +1,7 @@
 """A linear layer of a prepared model: the parameters of the model's own layer, and the fastest form of its product."""
 
 from functools import partial
-from typing import Callable, Dict, Optional
+from typing import Callable, Dict, Optional, Union
 
 import torch
 import torch.nn as nn
@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nar_plugins.modules.fast.int8 import Int8Weight, int8_product, quantise, quantise_weight
+from nar_plugins.modules.fast.packed import PackedWeight, pack
 from nar_plugins.modules.linear import onednn_is_faster, product_by_size
 from nar_plugins.modules.precision import cpu_has_bfloat16
 
@@ -36,7 +37,7 @@ class PreparedLinear(nn.Linear):
         self.source, self.names = source, (weight, bias)
         if owns:
             vars(self)["_parameters"] = source
-        self.int8: Optional[Int8Weight] = None
+        self.int8: Union[Int8Weight, PackedWeight, None] = None
         self.prepare(None)
 
     @property
@@ -63,7 +64,7 @@ class PreparedLinear(nn.Linear):
         weight, bias = self.weight.detach(), None if self.bias is None else self.bias.detach()
         if dtype != torch.int8:
             return (plain_product if self.plain else product)(weight, bias, dtype)
-        self.int8 = quantise_weight(weight)
+        self.int8 = pack(quantise_weight(weight))
         return int8_product(self.int8, bias)
 
     def first_product(self, dtype: Optional[torch.dtype], x) -> Tensor:
@@ -97,7 +98,7 @@ def refuse_given_back(weight: Tensor, what: str) -> None:
 def product(weight: Tensor, bias: Optional[Tensor], dtype: Optional[torch.dtype]) -> Callable[[Tensor], Tensor]:
     """The function (..., in) -> (..., out) of a layer in a type; PyTorch's own for None and where nothing is faster."""
     if dtype == torch.int8:
-        return int8_product(quantise_weight(weight), bias)
+        return int8_product(pack(quantise_weight(weight)), bias)
     if dtype in (torch.bfloat16, torch.float16):
         return half_product(weight, bias, dtype)
     if dtype == weight.dtype == torch.float32 and weight.is_cpu and onednn_is_faster():
@@ -126,6 +127,20 @@ def half_product(weight: Tensor, bias: Optional[Tensor], dtype: torch.dtype) -> 
 def onednn_has_bfloat16(dtype: torch.dtype) -> bool:
     """Whether oneDNN computes products in this type on this processor, which must be bfloat16."""
     return dtype == torch.bfloat16 and hasattr(torch.ops.mkldnn, "_linear_pointwise") and cpu_has_bfloat16()
+
+
+def owns_output(layer: nn.Module) -> bool:
+    """Whether nothing but its caller reads a layer's output: it is prepared, and no gradient and no hook keeps it."""
+    plain = type(layer) is not PreparedLinear or layer.plain
+    return not (plain or layer._forward_hooks or torch.is_grad_enabled())
+
+
+def add_into(y: Tensor, x: Tensor) -> Tensor:
+    """``x + y`` in the memory of y where it has the sum's type: new memory takes three times as long.
+
+    PyTorch's sum of two types is slower than a cast and a sum.
+    """
+    return (y if y.dtype == x.dtype else y.to(torch.promote_types(x.dtype, y.dtype))).add_(x)
 
 
 def shared_input(x: Tensor, *layers: nn.Module):

@@ -31,8 +31,9 @@ from nar_plugins.modules.fast.choice import faster_decode_dtype
 from nar_plugins.modules.fast.compiled import compile_layers
 from nar_plugins.modules.fast.fused import FusedLinear, fuse
 from nar_plugins.modules.fast.heap import trim_heap
-from nar_plugins.modules.fast.int8 import int8_bytes, int8_lacks, megabytes
+from nar_plugins.modules.fast.int8 import int8_lacks, megabytes
 from nar_plugins.modules.fast.linear import PreparedLinear, refuse_given_back
+from nar_plugins.modules.fast.packed import int8_bytes
 from nar_plugins.modules.fast.table import HalfTable, PreparedEmbedding, PreparedPositions, PreparedTable
 
 logger = logging.getLogger(__name__)

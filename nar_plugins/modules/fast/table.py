@@ -1,6 +1,6 @@
 """Tables of vectors in a prepared model, in fewer bits where decoding is in int8."""
 
-from typing import Dict, Optional
+from typing import Dict, Optional, Union
 
 import torch
 import torch.nn as nn
@@ -9,7 +9,8 @@ from fairseq.modules import LearnedPositionalEmbedding
 from fairseq.utils import make_positions
 from torch import Tensor
 
-from nar_plugins.modules.fast.int8 import Int8Weight, int8_bytes, quantise_weight
+from nar_plugins.modules.fast.int8 import Int8Weight, quantise_weight
+from nar_plugins.modules.fast.packed import PackedWeight, int8_bytes
 
 COPIED = ("num_embeddings", "embedding_dim", "padding_idx", "max_norm", "norm_type", "scale_grad_by_freq", "sparse")
 
@@ -31,7 +32,7 @@ class PreparedTable:
         """(rows, D), the model's own."""
         return self.source[self.names[0]]
 
-    def prepare(self, dtype: Optional[torch.dtype], int8: Optional[Int8Weight] = None) -> None:
+    def prepare(self, dtype: Optional[torch.dtype], int8: Union[Int8Weight, PackedWeight, None] = None) -> None:
         """Quantise the rows of now for int8; for other types they are read as they are.
 
         Args:
@@ -41,9 +42,7 @@ class PreparedTable:
 
     def rows(self, indices: Tensor) -> Tensor:
         """(...) int64 -> (..., D)."""
-        if self.int8 is None:
-            return F.embedding(indices, self.weight)
-        return F.embedding(indices, self.int8.numbers) * F.embedding(indices, self.int8.scales)
+        return F.embedding(indices, self.weight) if self.int8 is None else self.int8.rows(indices)
 
     def bytes(self) -> int:
         """The memory of the table in int8."""
@@ -57,7 +56,7 @@ class HalfTable(PreparedTable):
     every word there.
     """
 
-    def prepare(self, dtype: Optional[torch.dtype], int8: Optional[Int8Weight] = None) -> None:
+    def prepare(self, dtype: Optional[torch.dtype], int8: Union[Int8Weight, PackedWeight, None] = None) -> None:
         self.half = self.weight.detach().half() if dtype == torch.int8 else None
 
     def all(self) -> Tensor:
