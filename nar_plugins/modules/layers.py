@@ -8,7 +8,6 @@ from torch import Tensor
 
 from nar_plugins.modules.activation import activation, in_place
 from nar_plugins.modules.attention import Attention, allowed_keys, pick
-from nar_plugins.modules.fast.linear import add_into, owns_output
 from nar_plugins.modules.memory import Memory
 
 
@@ -18,7 +17,7 @@ class Sublayers:
     def feed_forward(self, x: Tensor) -> Tensor:
         inputs = self.final_layer_norm(x) if self.normalize_before else x
         y = self.fc2(self.activation_dropout_module(self.activated(self.fc1(inputs))))
-        return self.add(x, y, self.final_layer_norm, self.fc2)
+        return self.add(x, y, self.final_layer_norm)
 
     def activated(self, hidden: Tensor) -> Tensor:
         """The activation function of the outputs of ``fc1``."""
@@ -26,14 +25,9 @@ class Sublayers:
             return self.activation_fn(hidden)
         return in_place(self.activation_fn)(hidden)
 
-    def add(self, x: Tensor, y: Tensor, norm, last) -> Tensor:
-        """Dropout on the sublayer's output, residual connection, and the norm with post-norm.
-
-        Args:
-            last: the linear layer that computed y.
-        """
-        y = self.dropout_module(y)
-        x = add_into(y, x) if owns_output(last) else self.residual_connection(y, x)
+    def add(self, x: Tensor, y: Tensor, norm) -> Tensor:
+        """Dropout on the sublayer's output, residual connection, and the norm with post-norm."""
+        x = self.residual_connection(self.dropout_module(y), x)
         return x if self.normalize_before else norm(x)
 
 
@@ -68,7 +62,7 @@ class NarEncoderLayer(Sublayers, TransformerEncoderLayerBase):
         x = x.transpose(0, 1)
         inputs = self.self_attn_layer_norm(x) if self.normalize_before else x
         y = self.self_attn.attend(*self.self_attn.self_projections(inputs), allowed_keys(encoder_padding_mask))
-        return self.feed_forward(self.add(x, y, self.self_attn_layer_norm, self.self_attn.out_proj)).transpose(0, 1)
+        return self.feed_forward(self.add(x, y, self.self_attn_layer_norm)).transpose(0, 1)
 
 
 class NarDecoderLayer(Sublayers, TransformerDecoderLayerBase):
@@ -127,15 +121,14 @@ class NarDecoderLayer(Sublayers, TransformerDecoderLayerBase):
         """Self-attention, of all positions or the picked ones."""
         inputs = self.self_attn_layer_norm(x) if self.normalize_before else x
         y = self.self_attn.attend(*self.self_attn.self_projections(inputs, picked), allowed)
-        x = x if picked is None else pick(x, picked)
-        return self.add(x, y, self.self_attn_layer_norm, self.self_attn.out_proj)
+        return self.add(x if picked is None else pick(x, picked), y, self.self_attn_layer_norm)
 
     def attend_memory(self, x: Tensor, keys: Tensor, values: Tensor, allowed: Optional[Tensor]) -> Tensor:
         """Cross-attention; the queries of a sentence's canvases are concatenated."""
         inputs = self.encoder_attn_layer_norm(x) if self.normalize_before else x
         queries = inputs.reshape(keys.size(0), -1, inputs.size(-1))
         y = self.encoder_attn.attend(self.encoder_attn.queries(queries), keys, values, allowed)
-        return self.add(x, y.view_as(x), self.encoder_attn_layer_norm, self.encoder_attn.out_proj)
+        return self.add(x, y.view_as(x), self.encoder_attn_layer_norm)
 
 
 def through_encoder(layers: Sequence[Optional[NarEncoderLayer]], x: Tensor, padding: Optional[Tensor]) -> List[Tensor]:

@@ -45,16 +45,16 @@ class BangDecoderLayer(NarDecoderLayer):
         """
         y = self.ngram_self_attn(x, layout, masks_only)
         left_out = len(x) - len(y)
-        x = self.add(x[left_out:], y, self.self_attn_layer_norm, self.ngram_self_attn.out_proj)
+        x = self.add(x[left_out:], y, self.self_attn_layer_norm)
         slots = layout.memory_slots[left_out:]
         y = attend_packed(self.encoder_attn, x, memory_keys, memory_values, memory_allowed, slots, layout.memory_width)
-        return self.feed_forward(self.add(x, y, self.encoder_attn_layer_norm, self.encoder_attn.out_proj))
+        return self.feed_forward(self.add(x, y, self.encoder_attn_layer_norm))
 
     def decode_step(
         self, x: Tensor, step: DecodingStep, cache: BlockCache, number: int, masks_only: bool = False
     ) -> Tensor:
         """One layer of a decoding step: x (b, m + r*n, D) -> (b, m + r*n or r*n, D)."""
         y = self.ngram_self_attn.decode_step(x, step, cache, number, masks_only)
-        x = self.add(x[:, x.size(1) - y.size(1) :], y, self.self_attn_layer_norm, self.ngram_self_attn.out_proj)
+        x = self.add(x[:, x.size(1) - y.size(1) :], y, self.self_attn_layer_norm)
         memory = cache.memory
         return self.feed_forward(self.attend_memory(x, memory.keys[number], memory.values[number], memory.allowed))

@@ -32,7 +32,7 @@ class PositionalDecoderLayer(NarDecoderLayer):
         inputs = norm(x) if self.normalize_before else x
         queries, keys = project(attention, positions, "q_proj", "k_proj")
         values = split_heads(attention, attention.v_proj(inputs))
-        return self.add(x, attention.attend(queries, keys, values, allowed), norm, attention.out_proj)
+        return self.add(x, attention.attend(queries, keys, values, allowed), norm)
 
 
 def not_itself(padding: Optional[Tensor], canvas: Tensor) -> Tensor:

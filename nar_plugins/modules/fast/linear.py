@@ -129,20 +129,6 @@ def onednn_has_bfloat16(dtype: torch.dtype) -> bool:
     return dtype == torch.bfloat16 and hasattr(torch.ops.mkldnn, "_linear_pointwise") and cpu_has_bfloat16()
 
 
-def owns_output(layer: nn.Module) -> bool:
-    """Whether nothing but its caller reads a layer's output: it is prepared, and no gradient and no hook keeps it."""
-    plain = type(layer) is not PreparedLinear or layer.plain
-    return not (plain or layer._forward_hooks or torch.is_grad_enabled())
-
-
-def add_into(y: Tensor, x: Tensor) -> Tensor:
-    """``x + y`` in the memory of y where it has the sum's type: new memory takes three times as long.
-
-    PyTorch's sum of two types is slower than a cast and a sum.
-    """
-    return (y if y.dtype == x.dtype else y.to(torch.promote_types(x.dtype, y.dtype))).add_(x)
-
-
 def shared_input(x: Tensor, *layers: nn.Module):
     """The input (..., in) of several layers: quantised once, where all of them are in int8; it may be already."""
     return quantise(x) if isinstance(x, Tensor) and all(map(takes_quantised, layers)) else x
