@@ -56,11 +56,12 @@ graphs() {  # NAME MODEL
 }
 graphs "DAG" dag
 graphs "KD: DAG" kd-dag
-for passes in 1 4; do compare "KD: CMLM, R = $passes" kd-cmlm "--iterations $passes"; done
-compare_int8 "KD: CMLM, R = 10" kd-cmlm "--iterations 10"
-compare_onnx "KD: CMLM, R = 10" kd-cmlm "--iterations 10"
+for passes in 1 4 10; do compare "KD: CMLM, R = $passes" kd-cmlm "--iterations $passes"; done
+weighted="--iterations 10 --length-weight 1"
+compare_int8 "KD: CMLM, R = 10, lengths weighted" kd-cmlm "$weighted"
+compare_onnx "KD: CMLM, R = 10, lengths weighted" kd-cmlm "$weighted"
 for threshold in 0.8 0.9; do
-    compare "KD: CMLM, R = 10, commits at $threshold" kd-cmlm "--iterations 10 --schedule confidence --confidence-threshold $threshold"
+    compare "KD: CMLM, lengths weighted, commits at $threshold" kd-cmlm "$weighted --schedule confidence --confidence-threshold $threshold"
 done
 compare "KD: CMLM, R = 10, 5 lengths rescored" kd-cmlm "--iterations 10 --rescorer $ar"
 compare "KD: AR 12-1 beam 5" kd-ar-12-1 "--beam 5"

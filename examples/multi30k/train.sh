@@ -35,6 +35,7 @@ case $model in
     kd-block)      plan 3600 2048 1e-3 linear "${small_adam[@]}" ;;
     kd-nat-ft)     plan 400 1600 2e-5 - "${small_adam[@]}" --finetune-weight 0.25 ;;
     kd-ctc-*)      plan 800 2048 1e-3 linear "${small_adam[@]}" ;;
+    kd-cmlm)       plan 6000 2048 2e-3 linear "${small_adam[@]}" --dropout 0.2 ;;  # half of the tokens are predicted in an update
     *)             plan 2400 2048 2e-3 linear "${small_adam[@]}" ;;
 esac
 saved=(--save-interval 3 --no-epoch-checkpoints)
