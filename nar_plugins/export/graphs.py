@@ -76,8 +76,8 @@ def best_tokens(logits: Tensor, ban: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
     """The most probable allowed tokens (...) int64 of logits (..., V), as ``CanvasGenerator.best_tokens``; their
     log-probabilities (...), of the softmax over all V; and those of all V (..., V).
 
-    All are computed, although only one is wanted: ONNX Runtime's ReduceLogSumExp adds one number after the other, which
-    takes several times as long as LogSoftmax, and is less exact (``benchmarks/bench_onnx_lprobs.py``).
+    All are computed, although only one is wanted: ONNX Runtime's ReduceLogSumExp takes several times as long as
+    LogSoftmax, and is less exact (``benchmarks/bench_onnx_lprobs.py``).
     """
     tokens = (logits + ban).argmax(-1)
     lprobs = logits.log_softmax(-1)

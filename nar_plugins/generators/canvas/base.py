@@ -34,8 +34,8 @@ class DecodedCanvases(NamedTuple):
     keep: Tensor  # (B, N) bool, False for a duplicate, or where a sentence has fewer candidates
     scores: Optional[Tensor] = None  # (R,) log-probability of the output; None: the sum of lprobs
     score_lengths: Optional[Tensor] = None  # (R,) the positions that scores is the sum over; None: lengths
-    length_lprobs: Optional[Tensor] = None  # (R,) log-probability of each length, where a head predicts it
     history: Optional[List[Tensor]] = None  # tokens (R, T) after each pass
+    length_lprobs: Optional[Tensor] = None  # (R,) log-probability of each length, for --length-weight
 
 
 class Pass(NamedTuple):
@@ -98,6 +98,8 @@ class CanvasGenerator(Generator):
         with self.decoding(source, lean=True):
             memories = [model.encode(source, sample["net_input"].get("src_lengths")) for model in self.models]
             decoded = self.search(memories, source, sample.get("target"))
+            if self.config.length_weight:
+                decoded = decoded._replace(length_lprobs=self.length_lprobs(memories, decoded))
             scores = self.scores(decoded, source)
         return self.hypotheses(decoded, source, *scores)  # outside, because fairseq changes them in place
 
@@ -115,17 +117,20 @@ class CanvasGenerator(Generator):
         return (self.options.max_len_a * real + self.options.max_len_b).long() + 1
 
     def lengths(self, memories: List[Memory], source: Tensor, target: Optional[Tensor]) -> tuple:
-        """Candidate lengths (B, N), which of them to keep (B, N), and their log-probabilities (B*N,)."""
+        """Candidate lengths (B, N) and which of them to keep (B, N)."""
         lprobs = ensemble_mean([model.length_lprobs(memory) for model, memory in zip(self.models, memories)])
         refuse_nan(bool(lprobs.isnan().any()))
         longest = self.max_lengths(source)
         shortest = max(2, self.options.min_len + 1)  # fairseq's --min-len does not count </s>
         self.check_min_length(source, longest)
         if self.config.gold_length:
-            lengths, keep = gold_lengths(self.reference_lengths(target), self.beam, lprobs.size(1), shortest)
-        else:
-            lengths, keep = candidate_lengths(lprobs, self.beam, longest, shortest)
-        return lengths, keep, full(lprobs).gather(1, lengths).clamp(min=IMPOSSIBLE).flatten()
+            return gold_lengths(self.reference_lengths(target), self.beam, lprobs.size(1), shortest)
+        return candidate_lengths(lprobs, self.beam, longest, shortest)
+
+    def length_lprobs(self, memories: List[Memory], decoded: DecodedCanvases) -> Tensor:
+        """The log-probability (R,) of the length of every canvas."""
+        lprobs = ensemble_mean([model.length_lprobs(memory) for model, memory in zip(self.models, memories)])
+        return full(lprobs)[sentences_of(decoded), decoded.lengths].clamp(min=IMPOSSIBLE)
 
     def check_min_length(self, source: Tensor, longest: Tensor) -> None:
         """Raise where ``--min-len`` is above the model's positions, or above ``longest`` (B,) of a nonempty sentence.
@@ -180,17 +185,14 @@ class CanvasGenerator(Generator):
         al. 2019, section 2, predict both), by its length. The mean over the tokens alone, theirs, favours short ones.
         """
         model_scores = decoded.lprobs.sum(1) if decoded.scores is None else decoded.scores
-        if self.config.length_weight and decoded.length_lprobs is not None:
+        if decoded.length_lprobs is not None:
             model_scores = model_scores + self.config.length_weight * decoded.length_lprobs
         if not self.options.unnormalized:
             lengths = decoded.lengths if decoded.score_lengths is None else decoded.score_lengths
             model_scores = model_scores / lengths**self.options.lenpen
         if self.rescorer is None:
             return model_scores, model_scores
-        candidates = decoded.candidates
-        numbers = torch.arange(candidates.size(0), device=source.device).unsqueeze(1).expand_as(candidates)
-        sentences = torch.zeros_like(decoded.lengths).scatter(0, candidates.flatten(), numbers.flatten())
-        return self.rescorer(source, decoded.tokens, decoded.lengths, sentences), model_scores
+        return self.rescorer(source, decoded.tokens, decoded.lengths, sentences_of(decoded)), model_scores
 
     def hypotheses(
         self, decoded: DecodedCanvases, source: Tensor, scores: Tensor, model_scores: Tensor
@@ -259,6 +261,13 @@ class CanvasGenerator(Generator):
 def canvas_indices(sentences: int, candidates: int, device) -> Tensor:
     """The canvases of every sentence's candidates (B, N) int64, where those of a sentence are next to each other."""
     return torch.arange(sentences * candidates, device=device).view(sentences, candidates)
+
+
+def sentences_of(decoded: DecodedCanvases) -> Tensor:
+    """The sentence (R,) int64 of every canvas."""
+    candidates = decoded.candidates
+    numbers = torch.arange(candidates.size(0), device=candidates.device).unsqueeze(1).expand_as(candidates)
+    return torch.zeros_like(decoded.lengths).scatter(0, candidates.flatten(), numbers.flatten())
 
 
 def plan_lengths(lengths: Tensor) -> Plan:

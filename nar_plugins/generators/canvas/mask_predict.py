@@ -82,12 +82,11 @@ class MaskPredictGenerator(CanvasGenerator):
 
     def search(self, memories: List[Memory], source: Tensor, target: Optional[Tensor]) -> DecodedCanvases:
         """All passes over all candidate lengths."""
-        lengths, keep, length_lprobs = self.lengths(memories, source, target)
+        lengths, keep = self.lengths(memories, source, target)
         now, history = self.decode(self.start(memories, lengths), memories, lengths.size(1))
         lprobs = now.lprobs.masked_fill(now.lprobs.eq(float("inf")), 0)
         candidates = canvas_indices(*lengths.shape, lengths.device)
-        canvases = DecodedCanvases(now.tokens, lprobs, now.lengths, now.steps, candidates, keep)
-        return canvases._replace(length_lprobs=length_lprobs, history=history)
+        return DecodedCanvases(now.tokens, lprobs, now.lengths, now.steps, candidates, keep, history=history)
 
     def start(self, memories: List[Memory], lengths: Tensor) -> Candidates:
         """Blank canvases for lengths (B, N)."""

@@ -96,7 +96,7 @@ class OnePassGenerator(NatGenerator):
 
     def search(self, memories: List[Memory], source: Tensor, target: Optional[Tensor]) -> DecodedCanvases:
         """Decode a batch in one pass."""
-        sentences, length_lprobs = torch.arange(source.size(0), device=source.device), None
+        sentences = torch.arange(source.size(0), device=source.device)
         if self.blank is not None:
             return self.search_ctc(memories, sentences)
         if self.fertile:
@@ -106,12 +106,11 @@ class OnePassGenerator(NatGenerator):
             plan, candidates = Plan(sentences, fertilities=self.bounded(fertilities, source)), sentences.unsqueeze(1)
             keep = torch.ones_like(candidates, dtype=torch.bool)
         else:
-            lengths, keep, length_lprobs = self.lengths(memories, source, target)
+            lengths, keep = self.lengths(memories, source, target)
             plan, candidates = plan_lengths(lengths), canvas_indices(*lengths.shape, lengths.device)
         tokens, lprobs, lengths = self.decode(memories, plan)
         steps, history = torch.ones_like(lengths), self.history(tokens)
-        canvases = DecodedCanvases(tokens, lprobs, lengths, steps, candidates, keep)
-        return canvases._replace(length_lprobs=length_lprobs, history=history)
+        return DecodedCanvases(tokens, lprobs, lengths, steps, candidates, keep, history=history)
 
     # -- CTC -----------------------------------------------------------------------------------------------------------
 
