@@ -23,7 +23,7 @@ for model in ${models//,/ }; do
     fi
     case $model in
         ar) systems+=(--system "Autoregressive" "$packed" "--beam 1") ;;
-        cmlm) systems+=(--system "Mask-Predict" "$packed" "--iterations 6") ;;
+        cmlm) systems+=(--system "Mask-Predict" "$packed" "--iterations 6 --length-weight 1") ;;
         blockwise) systems+=(--system "Blockwise" "$packed" "--beam 1") ;;
         ctc) systems+=(--system "CTC" "$packed" "") ;;
         dag) systems+=(--system "DAG" "$packed" "--dedup token") ;;
