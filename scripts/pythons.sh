@@ -32,6 +32,10 @@ found = {d.metadata["Name"]: d.version for d in distributions()}
 names = [name for name in ("fairseq", "fairseq-fixed", "ve-fairseq") if name in found]
 print("%d.%d.%d" % sys.version_info[:3], *(f"{name} {found[name]}" for name in names), "torch " + found["torch"], sep=" | ")'
 
+summary() {  # LOG: pytest's line of result, behind which the workers of -n may write; where there is none, the last line
+    grep -E " in [0-9.]+s" "$1" | tail -n 1 | grep . || tail -n 1 "$1"
+}
+
 # The tests of a Python that has no cores to share with another one's: one after the other.
 failed=0
 mkdir -p "$work"
@@ -49,8 +53,7 @@ for named; do
         continue
     fi
     made=$((SECONDS - start))
-    # the tests' own summary is pytest's last line
     OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} "$VENV/bin/python" -m pytest -q $tests >>"$log" 2>&1 || failed=1
-    echo "$("$VENV/bin/python" -c "$versions") | set-up $made s | $(tail -n 1 "$log") | $(date +%F) | $log"
+    echo "$("$VENV/bin/python" -c "$versions") | set-up $made s | $(summary "$log") | $(date +%F) | $log"
 done
 exit $failed
