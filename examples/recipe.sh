@@ -394,3 +394,8 @@ compare_onnx() {  # NAME MODEL FLAGS: the same by ONNX Runtime, in float32 and i
 compare() {  # NAME MODEL FLAGS: the last checkpoint of a model, where it has been trained, for nar-bench's table, in $systems
     if is_there "$2"; then systems+=(--system "$1" "$work/$2/checkpoint_last.pt" "$3"); fi
 }
+
+compare_int8() {  # as compare, and once more in int8 where that runs
+    compare "$1" "$2" "$3"
+    if int8_runs; then compare "$1, int8" "$2" "${3:+$3 }--decode-dtype int8"; fi
+}

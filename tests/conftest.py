@@ -1,6 +1,7 @@
 """What the tests share: toy corpora, fairseq's commands as a user types them, and real text where it is."""
 
 import gc
+import importlib.util
 import os
 import random
 import subprocess
@@ -24,6 +25,14 @@ ROOT = Path(__file__).resolve().parent.parent
 FIXTURES = ROOT / "tests" / "fixtures"  # computed by the official releases
 SHARED = ROOT.parent / "shared" / "data"  # a folder of real text beside the checkout, where there is one
 ALPHABET = [f"w{i}" for i in range(40)]
+
+
+def script(path: str):
+    """The module of a script that is in no package: ``benchmarks/bench_int8.py``, for example."""
+    spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def pytest_addoption(parser):

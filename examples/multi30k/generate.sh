@@ -17,10 +17,6 @@ if is_there stock; then stock 1 0; stock 4 3; stock 10 9; fi
 
 ar=$work/ar/checkpoint_last.pt
 systems=()
-compare_int8() {  # as compare, and once more in int8 where that runs
-    compare "$1" "$2" "$3"
-    if int8_runs; then compare "$1, int8" "$2" "${3:+$3 }--decode-dtype int8"; fi
-}
 compare "AR greedy" ar "--beam 1"
 compare "AR beam 5" ar "--beam 5"
 compare_int8 "AR greedy, blockwise by frozen heads" kd-frozen "--beam 1"

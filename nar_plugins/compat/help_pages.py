@@ -92,6 +92,5 @@ def prepare_help(parser: argparse.ArgumentParser) -> None:
     if parser.epilog is None:
         parser.epilog = (
             "Shown are the flags of the --task (nar_translation, if none is given), the --arch and the --criterion of "
-            "this "
-            "command line. nar-flags lists all that nar_plugins adds, by task, generator, model and criterion."
+            "this command line. nar-flags lists all that nar_plugins adds, by task, generator, model and criterion."
         )

@@ -1,10 +1,9 @@
 """benchmarks/check_shipping.py compares sub-words and text of all forms of a model, not how text is joined."""
 
-import importlib.util
 from argparse import Namespace
 
 import pytest
-from conftest import ROOT
+from conftest import script
 
 pytest.importorskip("sentencepiece")
 PRINTED = """S-1\t▁two
@@ -20,10 +19,7 @@ Generate test with beam=5: BLEU4 = 0.00
 
 @pytest.fixture(scope="module")
 def check():
-    spec = importlib.util.spec_from_file_location("check_shipping", ROOT / "benchmarks" / "check_shipping.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return script("benchmarks/check_shipping.py")
 
 
 def test_a_blank_at_the_end_is_a_sub_word_and_no_text(check, monkeypatch, tmp_path):

@@ -1,13 +1,9 @@
 """The table of two commits' benchmarks: medians, ratios, and a stop where the tables do not match."""
 
-import importlib.util
-
 import pytest
-from conftest import ROOT
+from conftest import script
 
-spec = importlib.util.spec_from_file_location("compare_commits", ROOT / "benchmarks" / "compare_commits.py")
-compare_commits = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(compare_commits)
+compare_commits = script("benchmarks/compare_commits.py")
 
 
 def test_medians_and_ratios():

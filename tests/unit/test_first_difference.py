@@ -1,10 +1,8 @@
 """benchmarks/first_difference.py finds the first choice in which two decodings differ, and how close it was."""
 
-import importlib.util
-
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import script
 
 pytest.importorskip("sentencepiece")
 LENGTHS = [-9.0, -9.0, -1.0, -1.25]  # log-probabilities of 0 to 3 tokens
@@ -12,10 +10,7 @@ LENGTHS = [-9.0, -9.0, -1.0, -1.25]  # log-probabilities of 0 to 3 tokens
 
 @pytest.fixture(scope="module")
 def tool():
-    spec = importlib.util.spec_from_file_location("first_difference", ROOT / "benchmarks" / "first_difference.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return script("benchmarks/first_difference.py")
 
 
 def decoded(tool, second=((5, 7), (-0.5, -0.25), (True, False)), size=2, score=-0.375):

@@ -1,12 +1,12 @@
 """The quickstart corpus: repeatable, disjoint, several right targets a source, and German as worked out by hand."""
 
 import hashlib
-import importlib.util
 import json
 import random
 from pathlib import Path
 
 import pytest
+from conftest import script
 
 SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "quickstart" / "corpus.py"
 SIZES = {"train": 400, "valid": 100, "test": 100}
@@ -14,14 +14,7 @@ SIZES = {"train": 400, "valid": 100, "test": 100}
 PINNED = "e56af75714490e65b4858fbe1300c9dea2a5bebab9d54cb7aa37eeb5da65e276"
 
 
-def load():
-    spec = importlib.util.spec_from_file_location("quickstart_corpus", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-corpus = load()
+corpus = script("examples/quickstart/corpus.py")
 
 
 @pytest.fixture(scope="module")

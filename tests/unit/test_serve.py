@@ -1,12 +1,11 @@
 """examples/serve under load: no answer is lost or another text's, and what cannot be translated is one line."""
 
 import http.client
-import importlib.util
 import json
 import logging
 
 import pytest
-from conftest import ROOT
+from conftest import script
 from saved import corpus, save
 
 from nar_plugins.cli import pack
@@ -18,10 +17,7 @@ pytest.importorskip("uvicorn")
 
 def benchmark():
     """The module benchmarks/bench_serve.py."""
-    spec = importlib.util.spec_from_file_location("bench_serve", ROOT / "benchmarks" / "bench_serve.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return script("benchmarks/bench_serve.py")
 
 
 def post(port: int, body) -> tuple:

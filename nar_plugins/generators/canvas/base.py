@@ -99,7 +99,8 @@ class CanvasGenerator(Generator):
             memories = [model.encode(source, sample["net_input"].get("src_lengths")) for model in self.models]
             decoded = self.search(memories, source, sample.get("target"))
             if self.config.length_weight:
-                decoded = decoded._replace(length_lprobs=self.length_lprobs(memories, decoded))
+                lprobs = full(self.length_lprobs(memories))[sentences_of(decoded), decoded.lengths]
+                decoded = decoded._replace(length_lprobs=lprobs.clamp(min=IMPOSSIBLE))
             scores = self.scores(decoded, source)
         return self.hypotheses(decoded, source, *scores)  # outside, because fairseq changes them in place
 
@@ -118,7 +119,7 @@ class CanvasGenerator(Generator):
 
     def lengths(self, memories: List[Memory], source: Tensor, target: Optional[Tensor]) -> tuple:
         """Candidate lengths (B, N) and which of them to keep (B, N)."""
-        lprobs = ensemble_mean([model.length_lprobs(memory) for model, memory in zip(self.models, memories)])
+        lprobs = self.length_lprobs(memories)
         refuse_nan(bool(lprobs.isnan().any()))
         longest = self.max_lengths(source)
         shortest = max(2, self.options.min_len + 1)  # fairseq's --min-len does not count </s>
@@ -127,10 +128,9 @@ class CanvasGenerator(Generator):
             return gold_lengths(self.reference_lengths(target), self.beam, lprobs.size(1), shortest)
         return candidate_lengths(lprobs, self.beam, longest, shortest)
 
-    def length_lprobs(self, memories: List[Memory], decoded: DecodedCanvases) -> Tensor:
-        """The log-probability (R,) of the length of every canvas."""
-        lprobs = ensemble_mean([model.length_lprobs(memory) for model, memory in zip(self.models, memories)])
-        return full(lprobs)[sentences_of(decoded), decoded.lengths].clamp(min=IMPOSSIBLE)
+    def length_lprobs(self, memories: List[Memory]) -> Tensor:
+        """The models' log-probabilities of all lengths: (B, classes)."""
+        return ensemble_mean([model.length_lprobs(memory) for model, memory in zip(self.models, memories)])
 
     def check_min_length(self, source: Tensor, longest: Tensor) -> None:
         """Raise where ``--min-len`` is above the model's positions, or above ``longest`` (B,) of a nonempty sentence.
