@@ -15,13 +15,12 @@ from types import SimpleNamespace
 import pytest
 import tiny
 import torch
-from conftest import ROOT
+from conftest import ROOT, script
 from fairseq.data import Dictionary
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from fairseq.tasks.translation import TranslationTask
 from sacrebleu.metrics import BLEU
 from sacrebleu.significance import PairedTest
-from test_bang_examples import script
 
 from nar_plugins.checkpoint_io.convert_mask_predict import read_symbols
 from nar_plugins.cli import score as nar_score
@@ -80,20 +79,20 @@ def test_a_dictionary_of_a_release_may_hold_what_python_takes_for_a_line_end(tmp
 def test_the_scripts_of_the_examples_read_the_same_lines(tmp_path, capsys, monkeypatch):
     (tmp_path / "labels").write_text("\ufeffa\u2028x\r\nb\r\n", encoding="utf-8", newline="")
     (tmp_path / "out").write_text("D-0\t-0.1\ta\u2028x\nD-1\t-0.1\tb\n", encoding="utf-8")
-    script("classification/accuracy.py").main([str(tmp_path / "out"), str(tmp_path / "labels")])
+    script("examples/classification/accuracy.py").main([str(tmp_path / "out"), str(tmp_path / "labels")])
     assert "accuracy 100.0% (2 of 2)" in capsys.readouterr().out
     (tmp_path / "text").write_bytes("a\rb\nc".encode())
-    assert script("squad_qg/score.py").read(tmp_path / "text") == ["a\rb", "c"]
+    assert script("examples/squad_qg/score.py").read(tmp_path / "text") == ["a\rb", "c"]
     (tmp_path / "toy").write_text("S-0\ta0\x85a1\nH-0\t-0.1\ta0 a1\n", encoding="utf-8")
-    assert script("bang_toy/toy.py").read(tmp_path / "toy") == {0: ("a0\x85a1", "a0 a1", 3)}
+    assert script("examples/bang_toy/toy.py").read(tmp_path / "toy") == {0: ("a0\x85a1", "a0 a1", 3)}
     (tmp_path / "pairs").write_bytes("\ufeffa\tx\x0cy\r\nb\tz\n".encode())
-    script("classification/labelled.py").main(["split", str(tmp_path / "pairs"), str(tmp_path / "set")])
+    script("examples/classification/labelled.py").main(["split", str(tmp_path / "pairs"), str(tmp_path / "set")])
     assert (tmp_path / "set.text").read_bytes() == b"x\x0cy\nz\n" and (tmp_path / "set.label").read_bytes() == b"a\nb\n"
 
 
 def test_pieces_are_made_of_lines_as_wc_counts_them(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "scripts")  # as when it is run
-    spm = script("../scripts/spm.py")
+    spm = script("scripts/spm.py")
     processor = SimpleNamespace(encode=lambda line, out_type: [repr(line)])
     monkeypatch.setattr(spm.sentencepiece, "SentencePieceProcessor", lambda model_file: processor)
     out = io.BytesIO()
