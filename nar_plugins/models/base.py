@@ -28,6 +28,7 @@ from nar_plugins.models.flags import UNREAD_IN_PARALLEL, UNSUPPORTED_IN_PARALLEL
 from nar_plugins.models.initialise import bert_init
 from nar_plugins.models.pairing import check_task
 from nar_plugins.modules.attention import allowed_keys, allowed_sources
+from nar_plugins.modules.dropout import use_fast_dropout
 from nar_plugins.modules.exporting import is_padded
 from nar_plugins.modules.factorised import plain_projection
 from nar_plugins.modules.fused_loss import SoftTargets, fused_token_loss
@@ -238,6 +239,7 @@ class NarModel(TransformerModel):
             if isinstance(module, nn.LayerNorm) and getattr(args, "layer_norm_eps", None) is not None:
                 module.eps = args.layer_norm_eps
         shrink(model, args)
+        use_fast_dropout(model)
         return model
 
     @classmethod

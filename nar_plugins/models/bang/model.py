@@ -26,6 +26,7 @@ from nar_plugins.models.bang.losses import (
 from nar_plugins.models.bang.stream_layout import mask_counts, span_starts
 from nar_plugins.models.flags import UNREAD_BY_BANG, UNSUPPORTED_BY_BANG, refuse_unsupported
 from nar_plugins.models.pairing import check_task
+from nar_plugins.modules.dropout import use_fast_dropout
 from nar_plugins.modules.fused_loss import fused_token_loss
 from nar_plugins.modules.pruned import shrink
 
@@ -89,6 +90,7 @@ class BangModel(TransformerModel):
         model = super().build_model(args, task)
         initialise(model)
         shrink(model, args)
+        use_fast_dropout(model)
         return model
 
     @classmethod

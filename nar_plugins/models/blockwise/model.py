@@ -19,6 +19,7 @@ from nar_plugins.models.flags import UNREAD, UNSUPPORTED, refuse_unsupported
 from nar_plugins.models.pairing import check_task
 from nar_plugins.modules.attention import allowed_sources, attend_packed
 from nar_plugins.modules.block_decoder import BlockDecoder
+from nar_plugins.modules.dropout import use_fast_dropout
 from nar_plugins.modules.fused_loss import fused_token_loss
 from nar_plugins.modules.losses import LossPart
 from nar_plugins.modules.packing import queries_of_sentences
@@ -90,6 +91,7 @@ class BlockwiseModel(TransformerModel):
             raise ValueError("--freeze-base with --block-size 1 leaves nothing to train: give a larger --block-size")
         model = super().build_model(args, task)
         shrink(model, args)
+        use_fast_dropout(model)
         for layer in (*model.encoder.layers.children(), *model.decoder.layers.children()):
             wrap(unwrap_checkpoint(layer), model.cfg)
         if args.freeze_base:
