@@ -135,13 +135,16 @@ class NarDecoder(TransformerDecoderBase):
         """The encoder's states (S, B, D) that each layer attends to: the top ones."""
         return encoder_out["encoder_out"] * len(self.layers)
 
-    def embed(self, tokens: Tensor) -> Tensor:
-        """Canvas (R, T) int64 -> (R, T, D)."""
+    def embed_words(self, tokens: Tensor) -> Tensor:
+        """Tokens (R, T) int64 -> (R, T, D), without positions."""
         x = self.embed_scale * self.embed_tokens(tokens)
         if self.quant_noise is not None:
             x = self.quant_noise(x)
-        if self.project_in_dim is not None:
-            x = self.project_in_dim(x)
+        return x if self.project_in_dim is None else self.project_in_dim(x)
+
+    def embed(self, tokens: Tensor, words: Optional[Tensor] = None) -> Tensor:
+        """Canvas (R, T) int64 -> (R, T, D); ``words`` (R, T, D) take the place of ``embed_words``."""
+        x = self.embed_words(tokens) if words is None else words
         if self.embed_positions is not None:
             x = x + self.embed_positions(tokens)
         if self.layernorm_embedding is not None:

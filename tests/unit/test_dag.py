@@ -84,6 +84,48 @@ def test_the_first_self_attention_is_computed_once_for_canvases_of_one_length(mo
     assert seen[-2:] == [5, 5]
 
 
+def test_a_mask_is_embedded_as_the_sources_token_at_its_place():
+    m = dag("--upsample", "2.5", "--source-copy", "uniform").eval()
+    memory = m.encode(SOURCE)
+    canvas = m.canvas(memory, Plan(torch.arange(3)))  # 12, 5 and 10 vertices for 5, 2 and 4 tokens
+    canvas.inputs[0, 4] = 17  # revealed
+    words, (read,) = m.decoder.embed_words, capture(m.decoder, "through_layers", lambda: m.decode(canvas, memory))
+    expected = torch.where(canvas.inputs.eq(MASK), PAD, canvas.inputs)
+    for row, places in enumerate(
+        ([0, 0, 0, 1, 1, 2, 2, 2, 3, 3, 4, 4], [0, 0, 0, 1, 1], [0, 0, 0, 1, 1, 2, 2, 2, 3, 3])
+    ):
+        copied = canvas.inputs[row, : len(places)].eq(MASK)
+        expected[row, : len(places)][copied] = SOURCE[row, places][copied]
+    padded = canvas.padding.unsqueeze(2)
+    wanted = words(expected) + m.decoder.embed_positions(canvas.inputs)
+    torch.testing.assert_close(read.masked_fill(padded, 0), wanted.masked_fill(padded, 0))
+    for row, n in enumerate((5, 2, 4)):  # the batch and its padding change nothing
+        alone = m.encode(SOURCE[row : row + 1, :n])
+        one = m.canvas(alone, Plan(torch.arange(1)))
+        torch.testing.assert_close(
+            m.decode(one, alone)[0],
+            m.decode(m.canvas(memory, Plan(torch.arange(3))), memory)[row, : one.inputs.size(1)],
+        )
+
+
+def capture(owner, name, call):
+    """The first positional argument of every call of ``owner.name`` during ``call()``."""
+    seen, method = [], getattr(owner, name)
+    setattr(owner, name, lambda x, *more, **named: seen.append(x) or method(x, *more, **named))
+    call()
+    delattr(owner, name)
+    return seen
+
+
+def test_copies_are_learned_from_and_absent_by_default():
+    m = dag("--upsample", "4", "--source-copy", "uniform", "--glancing", "0.5")
+    m(**batch(reveal_draws=torch.rand(TARGET.shape)))["words"].loss.backward()
+    assert m.encoder.embed_tokens.weight.grad[5].abs().sum() > 0
+    assert arguments(arch="dag").source_copy == "none"
+    with pytest.raises(ValueError, match="^--source-copy uniform puts the encoder's embeddings into the decoder: "):
+        model("--source-copy", "uniform", "--encoder-embed-dim", "32", arch="dag_tiny")
+
+
 def test_the_positions_limit_the_source():
     assert dag("--upsample", "2.5", "--max-target-positions", "24").max_positions() == (9, 24)
     assert dag("--max-source-positions", "5").max_positions() == (5, 1024)

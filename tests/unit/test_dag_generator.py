@@ -292,6 +292,9 @@ def test_a_walk_ends_on_the_last_vertex_of_each():
 SOURCE = source_batch([5, 9, 2, 7, 1], 20)  # the last one is empty
 
 
+COPIES = ("--source-copy", "uniform")
+
+
 def dag(*flags, seed=1, scale=8.0):
     """A model that is sure of what it says, in evaluation mode, and its task."""
     m, task = model("--share-all-embeddings", *flags, arch="dag_tiny", seed=seed)
@@ -302,9 +305,9 @@ def dag(*flags, seed=1, scale=8.0):
     return m.eval(), task
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
-def test_a_model_is_decoded_alike_in_every_batch(strategy):
-    m, task = dag("--upsample", "3")
+@pytest.mark.parametrize("strategy, flags", [*((each, ()) for each in STRATEGIES), ("lookahead", COPIES)])
+def test_a_model_is_decoded_alike_in_every_batch(strategy, flags):
+    m, task = dag("--upsample", "3", *flags)
     loop = generator("dag", [m], task, dag_decode=strategy)
     together = decode(loop, SOURCE)
     assert [len(hypos) for hypos in together] == [1] * 5 and together[4][0]["tokens"].tolist() == [EOS]

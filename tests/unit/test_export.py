@@ -48,13 +48,14 @@ SIZE = [f"--{side}-{what}" for side in ("encoder", "decoder") for what in ("embe
 SIZE += ["--decoder-layers=1", "--encoder-attention-heads=2", "--decoder-attention-heads=2"]
 WIDE = ("--encoder-embed-dim=64", "--decoder-embed-dim=64", "--encoder-ffn-embed-dim=128")
 PLAIN = ("--no-positional-attention", "--no-mask-diagonal", "--no-layerwise-attention")
+WINDOW = ("--upsample", "2", "--source-copy", "uniform", "--max-transition-length", "4", "--max-target-positions", "60")
 KINDS = {  # architecture, flags, options that the graph holds
     "ctc": ("nat_tiny", (*PLAIN, "--ctc", "--upsample", "3"), {}),
     "fertilities": ("nat_tiny", ("--decoder-layers", "1", "--decoder-normalize-before"), {}),
     "lengths": ("nat_tiny", (*PLAIN, "--decoder-layers", "1", "--source-copy", "soft"), {"length_beam": 3}),
     "cmlm": ("cmlm_tiny", ("--decoder-layers", "2"), {}),
     "dag": ("dag_tiny", ("--upsample", "2.5", "--decoder-layers", "1", "--max-target-positions", "80"), {}),
-    "window": ("dag", ("--upsample", "2", *SIZE, "--max-transition-length", "4", "--max-target-positions", "60"), {}),
+    "window": ("dag", (*WINDOW, *SIZE), {}),
 }
 # without padding and with it; sources of one token, an empty one, and the longest
 BATCHES = [[7], [2], [1], [6, 6, 6], [5, 9, 2, 7, 1], [30, 2, 14], [2, 2, 1, 2]]

@@ -8,6 +8,7 @@ from torch import Tensor
 from nar_plugins.models.base import NarDecoder, wrap
 from nar_plugins.models.contract import Canvas
 from nar_plugins.models.dag.links import Links
+from nar_plugins.modules.attention import pick
 from nar_plugins.modules.layers import NarDecoderLayer
 from nar_plugins.modules.memory import Memory
 
@@ -44,13 +45,26 @@ class DagDecoder(NarDecoder):
         return wrap(DagDecoderLayer(cfg, no_encoder_attn), cfg)
 
     def read_by_heads(self, encoder_out: Dict) -> Dict[str, Tensor]:
-        """``Memory.encoded``: ``source_lengths`` (B,), which decide the canvas."""
-        return {"source_lengths": encoder_out["src_lengths"][0].squeeze(1)}
+        """``Memory.encoded``: ``source_lengths`` (B,), which decide the canvas, and ``copies`` (B, S, D), the source's
+        embeddings.
+        """
+        return {
+            "source_lengths": encoder_out["src_lengths"][0].squeeze(1),
+            "copies": encoder_out["encoder_embedding"][0],
+        }
 
-    def forward(self, canvas: Canvas, memory: Memory, picked: Optional[Tensor] = None) -> Tensor:
+    def forward(
+        self, canvas: Canvas, memory: Memory, picked: Optional[Tensor] = None, copied: Optional[Tensor] = None
+    ) -> Tensor:
         """``NarDecoder.forward``. Without dropout, canvases of the same tokens have the same states until they attend
         to the source. (A graph, exported or of ``--compile``, has as many canvases in all layers.)
+
+        Args:
+            copied: (R, L) bool, the vertices that are embedded as the source's token at their place; None: none.
         """
+        if copied is not None:
+            words = torch.where(copied.unsqueeze(2), stretched(canvas, memory), self.embed_words(canvas.inputs))
+            return self.through_layers(self.embed(canvas.inputs, words), memory, canvas.padding, picked)
         alike, in_graph = None, self.compiled is not None or torch.compiler.is_exporting()
         if not self.training and picked is None and not in_graph:
             alike = alike_canvases(canvas.inputs)
@@ -58,6 +72,13 @@ class DagDecoder(NarDecoder):
             return super().forward(canvas, memory, picked)
         x = self.embed(canvas.inputs[alike.canvases])
         return self.through_layers(x, memory, canvas.padding, alike=alike)
+
+
+def stretched(canvas: Canvas, memory: Memory) -> Tensor:
+    """The embeddings of the source's tokens, each as often as any other, over the canvas: (R, L, D)."""
+    copies, sources = memory.encoded["copies"], memory.encoded["source_lengths"].unsqueeze(1)
+    places = torch.arange(canvas.inputs.size(1), device=sources.device)
+    return pick(copies, torch.minimum(places * sources // canvas.lengths().unsqueeze(1), sources - 1))
 
 
 def alike_canvases(tokens: Tensor) -> Optional[Alike]:

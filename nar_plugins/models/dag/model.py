@@ -25,6 +25,7 @@ from nar_plugins.modules.factorised import plain_projection
 from nar_plugins.modules.layers import pick
 from nar_plugins.modules.losses import LIKELIHOOD, LossPart, TokenObjective
 
+SOURCE_COPIES = ("none", "uniform")
 EVEN = math.log(0.5)  # a token that is more probable is the most probable one
 
 
@@ -64,6 +65,12 @@ class DagModel(NarModel):
             "--upsample", type=float, metavar="N", help="vertices of the graph for every source token (8)"
         )
         parser.add_argument(
+            "--source-copy",
+            choices=SOURCE_COPIES,
+            help="what a vertex is embedded as: none, a mask (the paper); uniform, the source's token at its place, "
+            "which is learned in fewer updates",
+        )
+        parser.add_argument(
             "--max-transition-length",
             type=int,
             metavar="N",
@@ -92,6 +99,12 @@ class DagModel(NarModel):
     def build_model(cls, args, task):
         """Build; raise when flags do not go together."""
         check_task(cls, args, task)  # first: without flags, the attributes read below are missing
+        args.source_copy = getattr(args, "source_copy", "none")  # checkpoints from before it have no flag
+        if args.source_copy == "uniform" and args.encoder_embed_dim != args.decoder_embed_dim:
+            raise ValueError(
+                f"--source-copy uniform puts the encoder's embeddings into the decoder: --encoder-embed-dim "
+                f"{args.encoder_embed_dim} and --decoder-embed-dim {args.decoder_embed_dim} must be equal"
+            )
         if args.upsample < 2:
             raise ValueError(
                 f"--upsample {args.upsample:g}: a graph has more vertices than the target tokens: give 2 or more (the "
@@ -156,6 +169,12 @@ class DagModel(NarModel):
         tokens = tokens.masked_fill(places == lengths - 1, self.eos).masked_fill(places >= lengths, self.pad)
         padding = places >= lengths
         return Canvas(tokens, padding if is_padded(padding) else None)
+
+    def decode(self, canvas: Canvas, memory: Memory, picked: Optional[Tensor] = None) -> Tensor:
+        """See ``CanvasModel``. With ``--source-copy uniform`` a mask is embedded as the source's token at its place, as
+        glancing models of one pass have it (Qian et al. 2021)."""
+        copies = self.args.source_copy == "uniform"
+        return self.decoder(canvas, memory, picked, canvas.inputs.eq(self.mask) if copies else None)
 
     def links(self, features: Tensor, canvas: Canvas) -> Tensor:
         """The log-probabilities of the links, of the decoder's features (R, L, D): (R, L, L) float32, see ``Links``."""
@@ -271,7 +290,7 @@ def fuzzy_loss(emissions: Tensor, links: Tensor, real: Tensor, target: Tensor, u
 def dag(args):
     """A stock Transformer's parts and sizes, with the paper's graph of 8 vertices a source token."""
     default(args, upsample=8.0, max_transition_length=0, glancing="", fuzzy_ngram=0, length_head="none")
-    default(args, force_emit=bool(args.glancing) and not args.fuzzy_ngram)
+    default(args, source_copy="none", force_emit=bool(args.glancing) and not args.fuzzy_ngram)
     transformer_base(args)
 
 

@@ -65,11 +65,6 @@ class NatDecoder(NarDecoder):
             "source_lengths": encoder_out["src_lengths"][0].squeeze(1),
         }
 
-    def embed_revealed(self, gold: Tensor) -> Tensor:
-        """The canvas at revealed positions: tokens (R, T) int64 -> (R, T, D), before the positions are added."""
-        x = self.embed_scale * self.embed_tokens(gold)
-        return x if self.project_in_dim is None else self.project_in_dim(x)
-
     def forward(self, canvas: Canvas, memory: Memory, picked: Optional[Tensor] = None) -> Tensor:
         """One pass over a canvas of embeddings: features (R, T or n, D). The target's positions are added here."""
         x, padding = canvas

@@ -219,7 +219,7 @@ class NatModel(NarModel):
         Args:
             revealed: (R, T) bool. gold: (R, T) int64.
         """
-        embedded = self.decoder.embed_revealed(gold).to(canvas.inputs)
+        embedded = self.decoder.embed_words(gold).to(canvas.inputs)
         return canvas._replace(inputs=torch.where(revealed.unsqueeze(-1), embedded, canvas.inputs))
 
     def forward(
