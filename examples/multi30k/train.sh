@@ -9,7 +9,7 @@
 #   kd-nat   NAT with fertilities, positional attention and diagonal mask
 #   kd-glat  vanilla NAT (source stretched to a predicted length) with glancing
 #   kd-ctc   the same with latent alignments, on a canvas of twice the source
-#   kd-dag   the same
+#   kd-dag   the same with three vertices a token
 #   kd-cmlm  Mask-Predict, in fairseq's form
 #   kd-frozen  the frozen teacher with 8 sequential proposal heads; only the heads are trained, the greedy output is the teacher's
 #   kd-block   kd-frozen, fine-tuned as a whole
@@ -30,7 +30,8 @@ small_adam=(--optimizer adam --adam-betas "(0.9, 0.98)" --clip-norm 5 --dropout 
 case $model in
     stock | cmlm)  plan 3000 4096 1e-3 400 "${small_adam[@]}" ;;
     ar | kd-ar*)   plan 3200 2048 2e-3 linear "${small_adam[@]}" --dropout 0.2 ;;
-    dag | kd-dag)  plan 1600 1024 2e-3 linear "${small_adam[@]}" ;;
+    dag)           plan 4000 1024 2e-3 linear "${small_adam[@]}" ;;
+    kd-dag)        plan 3000 1024 2e-3 linear "${small_adam[@]}" ;;
     kd-frozen)     plan 1200 2048 1e-3 linear "${small_adam[@]}" ;;
     kd-block)      plan 3600 2048 1e-3 linear "${small_adam[@]}" ;;
     kd-nat-ft)     plan 400 1600 2e-5 - "${small_adam[@]}" --finetune-weight 0.25 ;;
@@ -42,8 +43,11 @@ saved=(--save-interval 3 --no-epoch-checkpoints)
 taught=(--criterion nar_loss --init-encoder-from "$teacher" --init-decoder-from "$teacher")
 blockwise=(--arch blockwise --block-size 8 --block-head sequential --criterion blockwise_loss --block-loss weighted
            --block-positions 0.25)
-# Huang et al. 2022 (DA-Transformer) with half of their vertices: a CPU feels each; glancing falls for two thirds, as theirs
-graph=(--upsample 4 --glancing "0.5:0.1@$((updates * 2 / 3 + 1))")
+# Huang et al. 2022 (DA-Transformer) with half of their vertices, and on distilled data, which has fewer alternatives, with three
+# a token: a CPU feels each; glancing falls for two thirds of the updates, as theirs
+vertices=4
+if [ "$model" = kd-dag ]; then vertices=3; fi
+graph=(--upsample "$vertices" --source-copy uniform --glancing "0.5:0.1@$((updates * 2 / 3 + 1))")
 heads=$work/kd-frozen/checkpoint_last.pt
 parent=$work/kd-ctc/checkpoint_last.pt
 rank=64 layers=0,2
