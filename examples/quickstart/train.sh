@@ -27,7 +27,7 @@ case $model in
     cmlm) what=(--arch cmlm "${taught[@]}"); updates=6000 ;;  # unsmoothed: how sure it is decides what it commits
     nat) what=(--arch nat --positional-attention --mask-diagonal "${taught[@]}" "${smooth[@]}"); updates=500 ;;
     ctc) updates=1700 tokens=1024; what=(--arch nat --ctc --upsample 2 --glancing "0.5:0.3@$updates" "${taught[@]}") ;;
-    dag) updates=1500 tokens=1024; what=(--arch dag --upsample 4 --glancing "0.5:0.1@1000" "${taught[@]}") ;;
+    dag) updates=1500 tokens=1024; what=(--arch dag --upsample 4 --source-copy uniform --glancing "0.5:0.1@1000" "${taught[@]}") ;;
     blockwise) what=(--arch blockwise --block-size 4 --block-head sequential --freeze-base --finetune-from-model "$teacher"
                      --criterion blockwise_loss --block-loss weighted --block-positions 0.5); updates=300 ;;
     bang-ar) what=("${bang[@]}" --ngram 1); updates=700 ;;
