@@ -229,6 +229,27 @@ def failure(*arguments) -> str:
     return said[len("nar-pack: ") :]
 
 
+def test_files_of_one_name_stand_side_by_side(made, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("hf_byte_bpe").write_text("no option's file, although it has the name of one's value")
+    options = {"bpe": "hf_byte_bpe"}
+    for option, name in (("bpe_vocab", "words"), ("bpe_merges", "words"), ("bpe_codes", "dict.src.txt")):
+        Path(option).mkdir()
+        Path(option, name).write_text(option)
+        options[option] = f"{option}/{name}"
+    Path("bpe_vocab_file").write_text("bpe_vocab_file")
+    Path("bpe_vocab_file").rename("README.md")
+    options["bpe_vocab_file"] = "README.md"
+    dictionaries = {language: Path(made.data, f"dict.{language}.txt") for language in ("src", "tgt")}
+    Path("model").mkdir()
+    folder.write(Path("model"), folder.Contents({}, {"x": torch.zeros(1)}, dictionaries, options))
+    config = folder.read(Path("model"))
+    assert config["options"] == {"bpe": "hf_byte_bpe"} and folder.CARD not in config["files"]
+    files = {option: Path("model", file).read_text() for option, file in config["option_files"].items()}
+    assert files == {option: option for option in options if option != "bpe"}
+    assert Path("model", "dict.src.txt").read_bytes() == dictionaries["src"].read_bytes()
+
+
 def test_what_cannot_be_packed_is_one_line_and_leaves_nothing(made, tmp_path):
     cmlm, data, out = made.models["cmlm"], ("--data", made.data), ("--out", tmp_path / "model")
     (tmp_path / "there").mkdir()
