@@ -36,12 +36,19 @@ def shield_flags(argv: List[str], parser: argparse.ArgumentParser) -> List[str]:
 
     argparse takes a value that starts with a dash and has no blank for an option, even if it was quoted.
     """
+    options = {string for each in (parser, *parsers_of(parser)) for string in each._option_string_actions}
     shielded = list(argv)
     for i, argument in enumerate(argv):
         value = i + {"--flags": 1, "--system": 3}.get(argument, len(argv))
-        if value < len(argv) and argv[value].startswith("-") and argv[value] not in parser._option_string_actions:
+        if value < len(argv) and argv[value].startswith("-") and argv[value] not in options:
             shielded[value] = f" {argv[value]}"
     return shielded
+
+
+def parsers_of(parser: argparse.ArgumentParser) -> List[argparse.ArgumentParser]:
+    """The parsers of a parser's subcommands."""
+    kinds = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    return [each for action in kinds for each in action.choices.values()]
 
 
 @contextmanager

@@ -60,7 +60,7 @@ def keywords(flags: str) -> Dict[str, Any]:
     """Flags as keywords of ``from_pretrained``: "--iterations 4 --cpu" is ``{"iterations": 4, "cpu": True}``.
 
     Raises:
-        ValueError: a word is neither a flag nor the value of one.
+        ValueError: a word is neither a flag nor the value of one, or a flag is an argument of this command.
     """
     found: Dict[str, Any] = {}
     name = None
@@ -77,6 +77,9 @@ def keywords(flags: str) -> Dict[str, Any]:
             found[name] = plain(word)
         else:
             raise ValueError(f"{word}: give flags such as --iterations 4")
+    for name, instead in (("path", "the model stands before its flags"), ("data", "give it outside of the flags")):
+        if name in found:
+            raise ValueError(f"--{name} is no flag of a model: {instead}")
     return found
 
 

@@ -13,11 +13,12 @@ they differ, nothing is left.
 
 import argparse
 import shlex
+import sys
 from pathlib import Path
 from typing import List
 
 import nar_plugins  # noqa: F401  (registers the task before the flags are parsed)
-from nar_plugins.cli.command import new_parser, one_line_errors, only_results
+from nar_plugins.cli.command import new_parser, one_line_errors, only_results, shield_flags
 from nar_plugins.export.onnx import Exported, export
 
 MEGABYTE = 1 << 20
@@ -47,7 +48,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv=None) -> None:
-    args = build_parser().parse_args(argv)
+    parser = build_parser()
+    args = parser.parse_args(shield_flags(sys.argv[1:] if argv is None else argv, parser))
     with one_line_errors("nar-export"), only_results():
         print(report(args.out, export(args.checkpoint, args.data, args.out, shlex.split(args.flags), args.int8)))
 

@@ -130,7 +130,7 @@ class Server:
             raise Refused(400, "the request ended early") from error
         try:
             return json.loads(content)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise Refused(400, "the request is no JSON") from error
 
     def asked(self, body: Any) -> tuple:

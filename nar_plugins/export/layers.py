@@ -105,6 +105,11 @@ def integer_outputs(quantised, products: Sequence[Product], states: Dict[str, np
     model = onnx.ModelProto()
     model.CopyFrom(quantised)
     graph, names = model.graph, [product.node.output[0] for product in products]
+    read = {*names} & {*states}  # the output of one layer is the input of another, which gets that of float32
+    for node in graph.node:
+        renamed = [compared(output) if output in read else output for output in node.output]
+        replace(node.output, renamed)
+    names = [compared(name) if name in read else name for name in names]
     makers = {output: node for node in graph.node for output in node.output}
     needed, left = set(), list(names)
     while left:
@@ -120,6 +125,11 @@ def integer_outputs(quantised, products: Sequence[Product], states: Dict[str, np
     replace(graph.output, map(floats, names))
     drop_unread(graph)
     return ReferenceEvaluator(model, new_ops=[exact_product()]).run(None, states)
+
+
+def compared(name: str) -> str:
+    """The name of a layer's output where its own is an input of the graph."""
+    return f"{name}.compared"
 
 
 def floats(name: str):

@@ -25,7 +25,7 @@ from nar_plugins.export.check import Agreement, batches, compare
 from nar_plugins.export.graphs import Encoder, OnePass, Pass, Vertices, Words, traceable
 from nar_plugins.export.int8 import SCOPES, Quantised, quantise, write_probe
 from nar_plugins.export.layers import Recorder, check_layers
-from nar_plugins.export.options import check_exportable, held_options
+from nar_plugins.export.options import GENERATOR_OF, check_exportable, held_options
 from nar_plugins.generators import registry
 from nar_plugins.generators.base import banned_on_canvas
 from nar_plugins.measure.machine import version_of
@@ -35,7 +35,6 @@ PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 PYTORCH = "2.8"  # tried with 2.13; the exporter of older ones is another
 CHECKED = 64  # sentences
 COMPARED = 8  # of them, on which every layer in 8 bits is compared
-GENERATOR_OF = {"iterative": "mask_predict", "dag": "dag"}  # of the kinds whose --length-beam is chosen when they run
 
 
 class Exported(NamedTuple):
@@ -372,5 +371,8 @@ def write_rest(folder: Path, config: Dict, task) -> None:
 
 
 def write_config(folder: Path, config: Dict) -> None:
+    """Write config.json, with the fingerprints of the graphs and dictionaries that are in the folder."""
+    paths = sorted(path for path in folder.iterdir() if path.suffix in (".onnx", ".txt"))
+    config = {**config, "files": {path.name: runtime.fingerprint(path) for path in paths}}
     text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
     (folder / runtime.CONFIG).write_text(text, encoding="utf-8")

@@ -18,6 +18,7 @@ RUN = {*runtime.OPTIONS, *(name for names in runtime.OF_KIND.values() for name i
 NAMES = {"schedule", "dag_decode", "dedup"}  # of fairseq's enumerations
 # change no text
 SILENT = {"beam", "nbest", "print_step", "sacrebleu", "no_seed_provided", "no_early_stop", "no_beamable_mm"}
+GENERATOR_OF = {"iterative": "mask_predict", "dag": "dag"}  # by kind; the others' is one_pass
 INSTEAD = {
     "compile": "an exported graph is compiled where it runs; leave it out",
     "decode_dtype": "give --int8 to nar-export onnx, or leave it out",
@@ -59,7 +60,7 @@ def check_run(arguments: Namespace, config: Dict) -> Dict:
     Raises:
         ValueError: the folder does not serve a flag.
     """
-    served = {*runtime.options_of(config["kind"])}
+    served, generator = {*runtime.options_of(config["kind"])}, GENERATOR_OF.get(config["kind"], "one_pass")
     for name in HELD - served:
         if changed(arguments, name) and str(getattr(arguments, name)) != str(config["decoding"].get(name)):
             raise ValueError(
@@ -67,6 +68,14 @@ def check_run(arguments: Namespace, config: Dict) -> Dict:
                 "nar-export onnx --flags"
             )
     refuse_unserved(arguments, served | HELD)
+    if arguments.generator not in ("auto", generator):
+        raise ValueError(
+            f"--generator {arguments.generator} cannot decode this exported model: use auto or {generator}"
+        )
+    if arguments.model_overrides != "{}":
+        raise ValueError(
+            "--model-overrides cannot be honoured by an exported model: give it to nar-export onnx --flags"
+        )
     own = {name: str(value) if name in NAMES else value for name, value in options_of(arguments, served).items()}
     runtime.checked_options(config, own)
     return own

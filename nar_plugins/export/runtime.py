@@ -11,6 +11,7 @@ against that.
 """
 
 import argparse
+import hashlib
 import json
 import math
 import sys
@@ -32,6 +33,10 @@ OF_KIND = {
 }
 LATER = {"length_weight": 0.0}  # options that folders of the first version do not hold, with their meaning there
 IMPOSSIBLE = np.float32(-1e4)  # the log-probability of a length of probability 0: finite, to be weighted
+ENTRIES = {  # of config.json, that must be there
+    **{"kind": str, "graphs": list, "decoding": dict, "symbols": dict, "languages": list, "dictionaries": dict},
+    **{"before": dict, "after": dict, "max_source_positions": int},
+}
 KINDS = ("lengths", "fertilities", "ctc", *OF_KIND)
 OFTEN = 0.2  # a vertex on so many paths is probably seen by lookahead
 LONGEST = 2  # tokens of a path of Viterbi's, for every source token
@@ -62,6 +67,7 @@ class OnnxTranslator:
         self.folder = Path(folder)
         self.config = read_config(self.folder)
         self.options = checked_options(self.config, options)
+        check_files(self.folder, self.config)
         self.symbols = self.config["symbols"]
         self.pad, self.eos = self.symbols["pad"], self.symbols["eos"]
         self.source, self.target = (read_symbols(self.folder, self.config, side) for side in ("source", "target"))
@@ -498,15 +504,39 @@ def read_config(folder: Path) -> Dict:
         raise ValueError(
             f"{path} has format {config.get('format')}, this program reads {FORMAT}: export the model again"
         )
+    for name, kind in ENTRIES.items():
+        if not isinstance(config.get(name), kind):
+            raise ValueError(f"{path} has no '{name}': copy the folder again, or export the model again")
     if config["kind"] not in KINDS:
         raise ValueError(
             f"{path} has the kind {config['kind']}, which this program does not know: use the folder's own"
         )
-    probe = [config["int8"]["file"]] if config["int8"] else []
+    probe = [config["int8"]["file"]] if config.get("int8") else []
     for name in (*(f"{graph}.onnx" for graph in config["graphs"]), *config["dictionaries"].values(), *probe):
         if not (folder / name).is_file():
             raise ValueError(f"{folder} has no {name}: export the model again")
     return config
+
+
+def check_files(folder: Path, config: Dict) -> None:
+    """Raise for the first file that is not the one that was exported; folders of the first version do not know."""
+    for name, content in config.get("files", {}).items():
+        if not (folder / name).is_file():
+            raise ValueError(f"{folder} has no {name}: copy the folder again, or export the model again")
+        if fingerprint(folder / name) != content:
+            raise ValueError(
+                f"{folder / name} is not the file that nar-export onnx wrote: copy the folder again, or export the "
+                "model again"
+            )
+
+
+def fingerprint(path: Path) -> str:
+    """The first 16 hex digits of a file's SHA-256."""
+    content = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            content.update(block)
+    return content.hexdigest()[:16]
 
 
 def checked_options(config: Dict, given: Dict) -> Dict:
@@ -532,6 +562,10 @@ def checked_options(config: Dict, given: Dict) -> Dict:
             raise ValueError(f"{name} {options[name]}: one of {', '.join(values)}")
     if "confidence_threshold" in known and not 0 <= options["confidence_threshold"] <= 1:
         raise ValueError(f"confidence_threshold {options['confidence_threshold']}: a probability, from 0 to 1")
+    if "confidence_threshold" in given and options["schedule"] != "confidence":
+        raise ValueError(
+            f"confidence_threshold is not read by the schedule {options['schedule']}: give the schedule confidence"
+        )
     if options.get("dag_decode") in WALKS:
         for name in ("length_beam", "max_len_a", "max_len_b"):
             if name in given:
@@ -590,7 +624,7 @@ def session(path: Path, threads: Optional[int]):
 
 def check_products(folder: Path, config: Dict, threads: Optional[int]) -> None:
     """Raise where this processor adds the products of an int8 model wrongly: x86 without VNNI does so in 16 bits."""
-    probe = config["int8"]
+    probe = config.get("int8")
     if probe:
         rows = np.full(probe["rows"], probe["value"], dtype=np.uint8)
         (products,) = session(folder / probe["file"], threads).run(None, {"rows": rows})

@@ -2,8 +2,9 @@
 
 import queue
 import threading
+from collections.abc import Iterable
 from concurrent.futures import Future
-from typing import Callable, Iterable, List, NamedTuple, Sequence, Union
+from typing import Callable, List, NamedTuple, Sequence, Union
 
 from torch import Tensor
 
@@ -55,8 +56,8 @@ class Batcher:
         Raises:
             ValueError: a text cannot be translated; no other caller is affected.
         """
-        if isinstance(texts, str):
-            raise ValueError("texts is str: give a list of texts, such as ['...']")
+        if isinstance(texts, (str, bytes)) or not isinstance(texts, Iterable):
+            raise ValueError(f"texts is {type(texts).__name__}: give a list of texts, such as ['...']")
         jobs = [Job(self.translator.encode(text, f"text {i}"), Future()) for i, text in enumerate(texts, 1)]
         for job in jobs:
             with self.lock:  # nothing is put behind the end

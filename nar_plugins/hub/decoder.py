@@ -1,7 +1,7 @@
 """Checkpoints as ``fairseq-generate`` loads them, and the step from a batch to its hypotheses."""
 
 import ast
-from typing import Dict, List, Optional
+from typing import Any, Dict, List, Optional
 
 import torch.nn as nn
 from fairseq import checkpoint_utils, utils
@@ -10,15 +10,37 @@ from torch import Tensor
 from nar_plugins.checkpoint_io.read import prepare_models
 
 
+def overrides_of(cfg) -> Dict[str, Any]:
+    """The arguments of ``--model-overrides``.
+
+    Args:
+        cfg: of ``fairseq-generate``.
+
+    Raises:
+        ValueError: they are no dictionary.
+    """
+    text = cfg.common_eval.model_overrides
+    try:
+        overrides = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        overrides = None
+    if not isinstance(overrides, dict) or not all(isinstance(name, str) for name in overrides):
+        raise ValueError(f"--model-overrides {text!r} is no dictionary such as \"{{'encoder_layers_to_keep': '0,1'}}\"")
+    return overrides
+
+
 def load_models(cfg, task) -> List[nn.Module]:
     """The models of ``--path``, one or several joined by colons, on the CPU.
 
     Args:
         cfg: of ``fairseq-generate``.
+
+    Raises:
+        ValueError: ``--model-overrides`` is no dictionary.
     """
     models, _ = checkpoint_utils.load_model_ensemble(
         utils.split_paths(cfg.common_eval.path),
-        arg_overrides=ast.literal_eval(cfg.common_eval.model_overrides),
+        arg_overrides=overrides_of(cfg),
         task=task,
         suffix=cfg.checkpoint.checkpoint_suffix,
         strict=cfg.checkpoint.checkpoint_shard_count == 1,

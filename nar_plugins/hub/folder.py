@@ -7,7 +7,6 @@ README.md               a card for people; nothing reads it
 sentencepiece.bpe.model, bpecodes ...   files of the options, under the names by which fairseq's own hub finds them
 """
 
-import ast
 import json
 import math
 import shutil
@@ -22,8 +21,9 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from nar_plugins.data.whole_file import fingerprint
+from nar_plugins.hub.decoder import overrides_of
 from nar_plugins.hub.errors import in_one_line
-from nar_plugins.hub.options import LANGUAGES, text_options
+from nar_plugins.hub.options import ENCODERS, LANGUAGES, text_options
 
 FORMAT = 1
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
@@ -58,8 +58,8 @@ def write(folder: Path, contents: Contents) -> None:
         shutil.copyfile(dictionary, folder / f"dict.{language}.txt")
     options, option_files = {}, {}
     for name, value in contents.options.items():
-        if isinstance(value, str) and Path(value).is_file():
-            option_files[name] = FILE_NAMES.get(name, Path(value).name)
+        if name not in ENCODERS and isinstance(value, str) and Path(value).is_file():
+            option_files[name] = free_name(folder, FILE_NAMES.get(name, Path(value).name), name)
             shutil.copyfile(value, folder / option_files[name])
         else:
             options[name] = value
@@ -73,6 +73,11 @@ def write(folder: Path, contents: Contents) -> None:
     }
     text = json.dumps(config, indent=1, ensure_ascii=False, allow_nan=False)
     (folder / CONFIG).write_text(f"{text}\n", encoding="utf-8")
+
+
+def free_name(folder: Path, file: str, option: str) -> str:
+    """The name of an option's file in a folder: its own, or one with the option's where another file has that."""
+    return f"{option}.{file}" if file in (CONFIG, CARD) or (folder / file).exists() else file
 
 
 def write_weights(weights: Dict[str, Tensor], path: Path) -> None:
@@ -202,7 +207,7 @@ def load_model(config: Dict, folder: Path, task, cfg) -> nn.Module:
     Raises:
         ValueError: the model is not known here, or the weights do not fit it.
     """
-    args = Namespace(**{**config["model"], **ast.literal_eval(cfg.common_eval.model_overrides)})
+    args = Namespace(**{**config["model"], **overrides_of(cfg)})
     arch = getattr(args, "_name", None) or getattr(args, "arch", None)
     if arch not in ARCH_MODEL_REGISTRY:
         raise ValueError(f"{folder} holds a model '{arch}', which is not registered here: import its package first")

@@ -64,6 +64,8 @@ def from_keywords(path: str, data: str, given: Dict) -> Namespace:
             hint = f"did you mean {close[0]}?" if close else "the options are flags of fairseq-generate"
             raise ValueError(f"there is no option {name}: {hint}")
     check_values(given, "")
+    if given.get("nbest", 1) < 1:
+        raise ValueError(f"nbest is {given['nbest']}: give a whole number from 1 up")
     return parse([data, "--path", path, *as_flags(given)])[0]
 
 

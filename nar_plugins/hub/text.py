@@ -1,12 +1,14 @@
 """From text to the symbols of a dictionary and back: tokeniser and sub-words as in ``fairseq-interactive``."""
 
 from contextlib import contextmanager
+from pathlib import Path
 from typing import List
 
 from fairseq.data import Dictionary
 from omegaconf.errors import MissingMandatoryValue
 from torch import Tensor
 
+from nar_plugins.hub.errors import in_one_line
 from nar_plugins.models.flags import flag
 
 
@@ -58,7 +60,8 @@ class Text:
 
 @contextmanager
 def described(option: str, cfg):
-    """Turn fairseq's errors for a missing package or file of ``--bpe`` and ``--tokenizer`` into one line."""
+    """Turn fairseq's errors for a missing package, or a missing or foreign file, of ``--bpe`` and ``--tokenizer`` into
+    one line."""
     name = getattr(cfg, "_name", cfg)
     try:
         yield
@@ -66,3 +69,11 @@ def described(option: str, cfg):
         raise ValueError(f"{flag(option)} {name} needs {flag(error.key or 'a file')}") from error
     except (ImportError, OSError) as error:
         raise ValueError(f"{flag(option)} {name}: {' '.join(str(error).split())}") from error
+    except (Exception, SystemExit) as error:  # of each package its own; subword-nmt ends the program
+        if type(error) is ValueError:  # written for users
+            raise
+        values = [] if isinstance(cfg, str) or cfg is None else map(str, cfg.values())
+        files = ", ".join(value for value in values if Path(value).exists()) or "its file"
+        raise ValueError(
+            f"{flag(option)} {name} cannot read {files}: give the file that it was trained into ({in_one_line(error)})"
+        ) from error

@@ -129,6 +129,7 @@ class Translator:
         if not isinstance(text, str):
             raise ValueError(f"{name} is {type(text).__name__}: give a string")
         try:
+            text.encode("utf-8")  # not every option of sub-words asks for it
             tokens = self.text.encode(text)
         except UnicodeEncodeError as error:
             raise ValueError(f"{name} is no Unicode text (character {error.start}: {error.reason})") from error
@@ -227,8 +228,10 @@ def trained_on(path: str, data: Union[str, Path, None]) -> Tuple[str, Dict[str, 
     Raises:
         ValueError: no folder is given, and none is found; ``CheckpointError`` where there is no checkpoint.
     """
-    first = utils.split_paths(path)[0]
+    first, *others = utils.split_paths(path)
     state = read_mapped(first)
+    for other in others:
+        read_mapped(other)  # fairseq reports a missing one in other words
     trained = (state.get("cfg") or {}).get("task") or state.get("args") or {}
     trained = vars(trained) if isinstance(trained, Namespace) else dict(trained)
     languages = {name: trained[name] for name in LANGUAGES if isinstance(trained.get(name), str)}

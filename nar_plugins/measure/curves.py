@@ -3,7 +3,7 @@
 import json
 import re
 from pathlib import Path
-from typing import Dict, Iterator, List, NamedTuple, Sequence, Tuple
+from typing import Any, Dict, Iterator, List, NamedTuple, Sequence, Tuple
 
 from nar_plugins.measure.plots import shown
 
@@ -28,7 +28,7 @@ class Run(NamedTuple):
 TITLES = {"training_loss": "training loss", "valid_loss": "validation loss", "valid_bleu": "validation BLEU"}
 
 
-def records(lines: Sequence[str]) -> Iterator[Tuple[str, Dict[str, str]]]:
+def records(lines: Sequence[str]) -> Iterator[Tuple[str, Dict[str, Any]]]:
     """A log's records: "" for updates, "train" for an epoch or a validation subset's name, and the figures."""
     for line in lines:
         if match := OBJECT.search(line):
@@ -49,20 +49,35 @@ def read_run(name: str, lines: Sequence[str]) -> Run:
     """The curves of a log. Where a run was continued, the later figures of an update count.
 
     Raises:
-        ValueError: the log holds no figure.
+        ValueError: the log holds no figure, or one that is no number.
     """
     curves: Dict[Tuple[str, str], Curve] = {}
     for tag, figures in records(lines):
         for field in ("loss", "bleu"):
             if field in figures and "num_updates" in figures:
-                updates = int(float(figures["num_updates"]))  # fairseq writes 1e+06
-                curves.setdefault((tag, field), {})[updates] = float(figures[field])
+                updates = number(name, figures, "num_updates")  # fairseq writes 1e+06
+                if not updates.is_integer():
+                    raise no_number(name, figures, "num_updates")
+                curves.setdefault((tag, field), {})[int(updates)] = number(name, figures, field)
     subset = next((tag for tag, _ in curves if tag not in ("", "train")), None)
     training = curves.get(("", "loss")) or curves.get(("train", "loss"), {})
     run = Run(name, training, curves.get((subset, "loss"), {}), curves.get((subset, "bleu"), {}))
     if not any(run[1:]):
         raise ValueError(f"{name} holds no loss and no BLEU: give the log of a fairseq-train run")
     return run
+
+
+def number(name: str, figures: Dict[str, Any], field: str) -> float:
+    """A figure of a log's record; raises where it is no number."""
+    try:
+        return float(figures[field])
+    except (TypeError, ValueError) as error:
+        raise no_number(name, figures, field) from error
+
+
+def no_number(name: str, figures: Dict[str, Any], field: str) -> ValueError:
+    """The error for a figure of a log that is none."""
+    return ValueError(f"{name}: a line has {field} {figures[field]!r}, which is no number: take it out of the log")
 
 
 def plot_runs(runs: Sequence[Run], path: Path):

@@ -72,11 +72,14 @@ def read_record(path: Union[str, Path]) -> Dict[str, Any]:
     wrong = f"{path} is no JSON of nar-bench --json"
     try:
         content = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{wrong}: {error}") from error
     systems = content.get("systems") if isinstance(content, dict) else None
     if not isinstance(systems, list) or not systems:
         raise ValueError(f"{wrong}: it has no 'systems'")
+    for name, kind in (("command", list), ("machine", dict)):
+        if not isinstance(content.get(name) or kind(), kind):
+            raise ValueError(f"{wrong}: its '{name}' is {type(content[name]).__name__}")
     for system in systems:
         if not isinstance(system, dict) or not isinstance(system.get("name"), str):
             raise ValueError(f"{wrong}: a system has no name")
@@ -93,7 +96,7 @@ def is_timing(size: str, value: Any) -> bool:
     """Whether a value is of ``timing_record``, with its batch size as JSON has it."""
     speeds = value.get("sentences_per_second") if isinstance(value, dict) else None
     median = speeds.get("median") if isinstance(speeds, dict) else None
-    return size.isdigit() and is_number(median) and median > 0
+    return size.isdecimal() and is_number(median) and median > 0
 
 
 def is_number(value: Any) -> bool:

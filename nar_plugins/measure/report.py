@@ -78,13 +78,13 @@ def curves(folder: Path, material: Material):
 
 
 def measured(bench: Dict[str, Any]) -> List[Dict[str, Any]]:
-    """The systems whose figures are complete."""
+    """The systems whose figures are complete: those with the batch sizes of all."""
     systems = bench["systems"]
-    sizes = max((len(system["batch_sizes"]) for system in systems), default=0)
+    sizes = {size for system in systems for size in system["batch_sizes"]}
     return [
         system
         for system in systems
-        if system["bleu"] is not None and system["passes"] is not None and len(system["batch_sizes"]) == sizes
+        if system["bleu"] is not None and system["passes"] is not None and system["batch_sizes"].keys() == sizes
     ]
 
 

@@ -91,9 +91,14 @@ class Validation:
     def batches(self) -> Iterator[Dict]:
         """The batches with the noise of a validation."""
         limits = utils.resolve_max_positions(self.task.max_positions(), self.model.max_positions())
-        epoch = self.task.get_batch_iterator(
-            self.task.dataset(self.split), self.max_tokens, max_positions=limits, ignore_invalid_inputs=True
-        ).next_epoch_itr(shuffle=False)
+        try:
+            epoch = self.task.get_batch_iterator(
+                self.task.dataset(self.split), self.max_tokens, max_positions=limits, ignore_invalid_inputs=True
+            ).next_epoch_itr(shuffle=False)
+        except AssertionError as error:  # of fairseq's batches
+            raise ValueError(
+                f"--max-tokens {self.max_tokens}: a sentence of the split '{self.split}' is longer: raise it"
+            ) from error
         for sample in epoch:
             sample = utils.move_to_cuda(sample) if self.device.type == "cuda" else sample
             yield self.task.corrupt(sample, VALIDATION_UPDATE)
@@ -145,6 +150,8 @@ def prune(
         ValueError: something that is given cannot be used.
     """
     check_plan(plan)
+    if max_tokens < 1:
+        raise ValueError(f"--max-tokens {max_tokens}: give a number from 1 up")
     if out is not None:
         check_output(out, "--out", makes_folder=True)
         if out.exists() and Path(path).exists() and out.samefile(path):
@@ -241,16 +248,21 @@ def check_rank(rank: int, model: nn.Module) -> None:
 def check_layers(kept: str, number: int, side: str) -> None:
     """Raise unless a list of layers names some of them, each once."""
     flag = f"--{side}-layers-to-keep {kept!r}"
-    names = [name.strip() for name in kept.split(",") if name.strip()]
+    names = names_of(kept)
     if not names:
         raise ValueError(f"{flag}: nothing would be left; name one layer at least, as in 0,2")
-    if not all(name.isdigit() and int(name) < number for name in names) or len(set(map(int, names))) < len(names):
+    if not all(name.isdecimal() and int(name) < number for name in names) or len(set(map(int, names))) < len(names):
         raise ValueError(f"{flag}: name some of the {side}'s layers 0 to {number - 1}, each once, as in 0,2")
+
+
+def names_of(kept: str) -> List[str]:
+    """The layers that a list names, as they are written."""
+    return [name.strip() for name in kept.split(",") if name.strip()]
 
 
 def numbers_of(kept: Optional[str], number: int) -> List[int]:
     """The numbers of the layers that are kept."""
-    return list(range(number)) if kept is None else sorted(int(name) for name in kept.split(","))
+    return list(range(number)) if kept is None else sorted(map(int, names_of(kept)))
 
 
 def weights_by_part(model: nn.Module) -> Dict[str, int]:

@@ -137,3 +137,19 @@ def test_what_cannot_be_drawn_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     said = refusal(tmp_path / "log", "--out", "x.png")
     assert said == "nar-curves: --out needs matplotlib: pip install 'nar-plugins[plots]'"
+
+
+@pytest.mark.parametrize(
+    "line, said",
+    [
+        ('{"epoch": 1, "loss": null, "num_updates": "3"}', "loss None"),
+        ('{"epoch": 1, "loss": "7.77.6", "num_updates": "3"}', "loss '7.77.6'"),
+        ('{"epoch": 1, "loss": "7.7", "num_updates": "nan"}', "num_updates 'nan'"),
+        ("epoch 001:     20 / 90 loss=7.x, num_updates=20, wps=3", "loss '7.x'"),
+        ("epoch 001 | loss 7.7 | num_updates 1e999", "num_updates '1e999'"),
+    ],
+)
+def test_a_figure_that_is_no_number_is_named(line, said):
+    with pytest.raises(ValueError) as error:
+        read_run("a.log", [line])
+    assert str(error.value) == f"a.log: a line has {said}, which is no number: take it out of the log"

@@ -123,7 +123,9 @@ def test_an_unknown_model_is_refused(client, model):
     assert (answer.status_code, answer.json()) == (400, {"error": "'model' must be a number from 0 to 1"})
 
 
-@pytest.mark.parametrize("content, status", [(b"x", 400), (b"[]", 400), (b"\xff", 400), (b" " * 20_000, 413)])
+@pytest.mark.parametrize(
+    "content, status", [(b"x", 400), (b"[]", 400), (b"\xff", 400), (b"[" * 9000, 400), (b" " * 20_000, 413)]
+)
 def test_a_body_that_is_no_request_is_refused(client, content, status):
     answer = client.post("/translate", content=content, headers={"content-type": "application/json"})
     assert answer.status_code == status and set(answer.json()) == {"error"}
@@ -222,6 +224,10 @@ def test_bad_input_is_one_line_each(made, tmp_path, monkeypatch):
     assert refusal(f"a={model}", f"a={model}", *given) == "two models are named a: give NAME=MODEL"
     assert refusal(model, "--flags", "4", *given) == "4: give flags such as --iterations 4"
     assert refusal(model, "--flags", "--cpu --x 'y", *given) == "--cpu --x 'y: No closing quotation"
+    said = refusal(model, "--flags", "--data bin --cpu", *given)
+    assert said == "--data is no flag of a model: give it outside of the flags"
+    said = refusal("--system", "a", model, "--path=x", *given)
+    assert said == "--path is no flag of a model: the model stands before its flags"
     said = refusal("--system", "a", model, "--iteration 4", *given)
     assert said == "there is no option iteration: did you mean iterations?"
     (tmp_path / "exported").mkdir()

@@ -37,6 +37,7 @@ from nar_plugins.generators.registry import CONFIGS, GENERATORS
 from nar_plugins.hub import from_pretrained
 from nar_plugins.models.dag.fuzzy import expected_visits
 from nar_plugins.modules.exporting import count_up_to, is_padded
+from nar_plugins.modules.factorised import factorise
 
 MISSING = [name for name in onnx.PACKAGES if importlib.util.find_spec(name) is None]
 installed = pytest.mark.skipif(bool(MISSING), reason=f"{', '.join(MISSING)} is not installed")
@@ -54,6 +55,7 @@ KINDS = {  # architecture, flags, options that the graph holds
     "fertilities": ("nat_tiny", ("--decoder-layers", "1", "--decoder-normalize-before"), {}),
     "lengths": ("nat_tiny", (*PLAIN, "--decoder-layers", "1", "--source-copy", "soft"), {"length_beam": 3}),
     "cmlm": ("cmlm_tiny", ("--decoder-layers", "2"), {}),
+    "ranked": ("cmlm_tiny", ("--decoder-layers", "1"), {}),  # nar-prune --embedding-rank: one layer reads another's
     "dag": ("dag_tiny", ("--upsample", "2.5", "--decoder-layers", "1", "--max-target-positions", "80"), {}),
     "window": ("dag", (*WINDOW, *SIZE), {}),
 }
@@ -79,13 +81,15 @@ def random_weights(kind: str) -> tuple:
     one, task = model(*SMALL, *flags, arch=arch)
     with torch.no_grad():
         for name, weight in one.named_parameters():
-            if weight.dim() > 1 and kind in ("cmlm", "window"):  # BERT's initialisation is small
+            if weight.dim() > 1 and kind in ("cmlm", "ranked", "window"):  # BERT's initialisation is small
                 weight.mul_(6)
             elif name == "decoder.output_projection.weight":
                 weight.mul_(8)
         if getattr(one.encoder, "fertility_head", None) is not None:
             one.encoder.fertility_head.weight.mul_(6)
             one.encoder.fertility_head.bias.copy_(torch.arange(50).eq(1) * 4.0 - torch.arange(50) * 0.7)
+    if kind == "ranked":
+        factorise(one, 8)
     return one.eval(), task
 
 
@@ -158,6 +162,7 @@ def check_same(ours, theirs, atol=1e-4):
         ("fertilities", {"max_len_a": 0.5, "max_len_b": 2}),
         ("lengths", {"lenpen": 2.0}),
         ("lengths", {"max_len_b": 4}),
+        ("ranked", {}),
         ("cmlm", {}),
         ("cmlm", {"iterations": 1, "length_beam": 1}),
         ("cmlm", {"iterations": 4, "schedule": "cosine", "max_len_b": 6}),
@@ -203,7 +208,7 @@ def in_8_bits(kind: str) -> tuple:
         before = load_graph(folder / f"{name}.onnx")
         quantised[name] = quantise(folder / f"{name}.onnx")
         errors[name] = check_layers(before, load_graph(folder / f"{name}.onnx"), calls)
-    (folder / runtime.CONFIG).write_text(json.dumps({**plain.config, "int8": write_probe(folder)}))
+    onnx.write_config(folder, {**plain.config, "int8": write_probe(folder)})
     return quantised, errors, folder
 
 
@@ -212,7 +217,7 @@ def load_graph(path: Path):
 
 
 @installed
-@pytest.mark.parametrize("kind", ["ctc", "cmlm", "dag"])
+@pytest.mark.parametrize("kind", ["ctc", "cmlm", "ranked", "dag"])
 def test_int8_is_every_linear_layer_as_near_as_rounding_explains(kind):
     quantised, errors, _ = in_8_bits(kind)
     layers, kept = {}, {}
@@ -222,11 +227,11 @@ def test_int8_is_every_linear_layer_as_near_as_rounding_explains(kind):
         assert graph.after < graph.before
     wanted = {
         name: (module.out_features, module.in_features)
-        for name, module in exported(kind).model.named_modules()
+        for name, module in exported(kind).model.named_modules(remove_duplicate=False)
         if type(module) is torch.nn.Linear
     }
     assert {name.split("model.", 1)[1]: shape for name, shape in layers.items()} == wanted
-    assert {name.rsplit(".", 1)[1] for name in kept} == ({"length_head"} if kind == "cmlm" else set())
+    assert {name.rsplit(".", 1)[1] for name in kept} == ({"length_head"} if kind in ("cmlm", "ranked") else set())
     assert all(0.5 < error < LIMIT / 2 for error in errors.values())
 
 
@@ -389,6 +394,8 @@ def test_the_hub_translates_an_exported_folder_as_it_does_the_checkpoint(kind, o
         ({"generator": "blockwise"}, "--generator blockwise is a loop over a cache"),
         ({"iterations": 4}, "--iterations"),
         ({"data": "elsewhere"}, "has dictionaries of its own"),
+        ({"generator": "dag"}, "--generator dag cannot decode this exported model: use auto or one_pass"),
+        ({"model_overrides": "{'dropout': 0.1}"}, "--model-overrides cannot be honoured by an exported model: give it"),
         ({"max_len_b": 4}, "--max-len-b cannot be honoured by an exported model: leave it out"),
         ({"dedup": "word"}, "dedup word: one of none, token"),
     ],
@@ -417,7 +424,11 @@ def test_the_command_says_what_it_made_and_checked(kind, graph):
         (lambda f: edit(f, kind="tree"), "has the kind tree, which this program does not know: use the folder's own"),
         (lambda f: (f / "model.onnx").unlink(), "has no model.onnx: export the model again"),
         (lambda f: (f / "dict.tgt.txt").unlink(), "has no dict.tgt.txt: export the model again"),
-        (lambda f: (f / "model.onnx").write_bytes(b"foreign"), "model.onnx cannot be read: "),
+        (lambda f: edit(f, decoding=None), "config.json has no 'decoding': copy the folder again, or export the model"),
+        (lambda f: edit(f, graphs="model"), "config.json has no 'graphs': copy the folder again, or export the model"),
+        (lambda f: (f / "model.onnx").write_bytes(b"foreign"), "model.onnx is not the file that nar-export onnx wrote"),
+        (lambda f: (f / "dict.src.txt").write_text("w 1\n"), "dict.src.txt is not the file that nar-export onnx wrote"),
+        (lambda f: foreign(f, b"foreign"), "model.onnx cannot be read: "),
     ],
 )
 def test_a_folder_that_is_not_whole_is_named(tmp_path, change, said):
@@ -426,6 +437,12 @@ def test_a_folder_that_is_not_whole_is_named(tmp_path, change, said):
     with pytest.raises(ValueError) as error:
         runtime.OnnxTranslator(folder)
     assert said in str(error.value) and "\n" not in str(error.value)
+
+
+def foreign(folder: Path, content: bytes) -> None:
+    """Another model in a folder of the first version, which has no fingerprints."""
+    (folder / "model.onnx").write_bytes(content)
+    edit(folder, files={})
 
 
 def edit(folder: Path, **entries) -> None:
@@ -449,6 +466,11 @@ DAG = {"kind": "dag", "decoding": {"dag_decode": "lookahead", "length_beam": 1, 
         (ITERATIVE, {"length_weight": -1}, "length_weight -1: a number from 0 up"),
         (ITERATIVE, {"schedule": "square"}, "schedule square: one of linear, cosine, confidence"),
         (ITERATIVE, {"confidence_threshold": 2}, "confidence_threshold 2: a probability, from 0 to 1"),
+        (
+            ITERATIVE,
+            {"confidence_threshold": 0.5},
+            "confidence_threshold is not read by the schedule linear: give the ",
+        ),
         (ITERATIVE, {"dedup": "word"}, "dedup word: one of none, token"),
         ({"kind": "ctc", "decoding": {}}, {"max_len_b": 9}, "max_len_b is no option of this model: the options are "),
         (DAG, {"dag_decode": "beam"}, "dag_decode beam: one of lookahead, greedy, viterbi, joint-viterbi"),
@@ -543,7 +565,7 @@ def test_a_model_with_another_loop_is_refused(data, tmp_path, arch, said):
     ],
 )
 def test_a_flag_that_cannot_be_exported_is_named_before_the_checkpoint_is_read(tmp_path, flags, said):
-    found = refused("no.pt", "--data", "no data", "--out", tmp_path / "out", "--flags", f" {flags}")
+    found = refused("no.pt", "--data", "no data", "--out", tmp_path / "out", "--flags", flags)
     assert found.startswith(said)
 
 

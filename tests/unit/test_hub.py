@@ -236,6 +236,11 @@ def refusal(call) -> str:
         ({"bpe": "sentencepiece"}, "--bpe sentencepiece needs --sentencepiece-model"),
         ({"bpe": "sentencepiece", "sentencepiece_model": "no.model"}, "--bpe sentencepiece: "),
         ({"bpe": "morse"}, "argument --bpe: invalid choice: 'morse'"),
+        ({"nbest": 0}, "nbest is 0: give a whole number from 1 up"),
+        ({"nbest": -1}, "nbest is -1: give a whole number from 1 up"),
+        ({"model_overrides": "{"}, "--model-overrides '{' is no dictionary such as"),
+        ({"model_overrides": "dropout"}, "--model-overrides 'dropout' is no dictionary such as"),
+        ({"model_overrides": "[1]"}, "--model-overrides '[1]' is no dictionary such as"),
         ({"fp16": "yes"}, "argument --fp16: ignored explicit argument 'yes'"),
         ({"rescorer": "no.pt"}, "no checkpoint at no.pt: check the path that you gave"),
     ],
@@ -248,6 +253,8 @@ def test_a_checkpoint_or_data_that_is_not_there_is_one_line(made):
     assert (
         refusal(lambda: from_pretrained("no.pt", made.data)) == "no checkpoint at no.pt: check the path that you gave"
     )
+    said = "no checkpoint at no.pt: check the path that you gave"
+    assert refusal(lambda: from_pretrained(f"{made.models['cmlm']}:no.pt", made.data)) == said
     said = "no data folder 'nowhere': binarise the text with fairseq-preprocess first"
     assert refusal(lambda: from_pretrained(made.models["cmlm"], "nowhere")) == said
 
@@ -261,6 +268,7 @@ def test_a_text_that_cannot_be_translated_is_named(made):
         (b"w1", "texts is bytes: give a list of texts, such as ['...'], or an iterator"),
         (None, "texts is NoneType: give a list of texts, such as ['...'], or an iterator"),
         (["w1", 2], "text 2 is int: give a string"),
+        (["w1", "\ud800"], "text 2 is no Unicode text (character 0: surrogates not allowed)"),
         (["w1", None], "text 2 is NoneType: give a string"),
         (["w1", "w2", long], f"text 3 has 13 tokens, the models have 12 source positions: {places}"),
         (["w" * 10_000 + " w1" * 3000], f"text 1 has 3002 tokens, the models have 12 source positions: {places}"),
@@ -339,6 +347,14 @@ def test_the_batchers_thread_loads_the_model_that_it_decodes_with(made, monkeypa
     assert [t.text for t in found] == [t.text for t in load(made, "mask_predict").translate(["w1 w2 w3", "w4"])]
     missing = partial(from_pretrained, made.root / "no.pt", made.data)
     assert "no.pt" in refusal(lambda: Batcher(missing))
+
+
+def test_the_batcher_is_given_several_texts(made):
+    with Batcher(load(made, "mask_predict")) as batcher:
+        for texts, name in (("w1", "str"), (b"w1", "bytes"), (None, "NoneType")):
+            said = f"texts is {name}: give a list of texts, such as ['...']"
+            assert refusal(lambda texts=texts: batcher.translate(texts)) == said
+        assert batcher.translate([]) == []
 
 
 def test_an_error_of_one_thread_is_not_that_of_another(made, monkeypatch):

@@ -229,9 +229,32 @@ def failure(*arguments) -> str:
     return said[len("nar-pack: ") :]
 
 
+def test_files_of_one_name_stand_side_by_side(made, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("hf_byte_bpe").write_text("no option's file, although it has the name of one's value")
+    options = {"bpe": "hf_byte_bpe"}
+    for option, name in (("bpe_vocab", "words"), ("bpe_merges", "words"), ("bpe_codes", "dict.src.txt")):
+        Path(option).mkdir()
+        Path(option, name).write_text(option)
+        options[option] = f"{option}/{name}"
+    Path("bpe_vocab_file").write_text("bpe_vocab_file")
+    Path("bpe_vocab_file").rename("README.md")
+    options["bpe_vocab_file"] = "README.md"
+    dictionaries = {language: Path(made.data, f"dict.{language}.txt") for language in ("src", "tgt")}
+    Path("model").mkdir()
+    folder.write(Path("model"), folder.Contents({}, {"x": torch.zeros(1)}, dictionaries, options))
+    config = folder.read(Path("model"))
+    assert config["options"] == {"bpe": "hf_byte_bpe"} and folder.CARD not in config["files"]
+    files = {option: Path("model", file).read_text() for option, file in config["option_files"].items()}
+    assert files == {option: option for option in options if option != "bpe"}
+    assert Path("model", "dict.src.txt").read_bytes() == dictionaries["src"].read_bytes()
+
+
 def test_what_cannot_be_packed_is_one_line_and_leaves_nothing(made, tmp_path):
     cmlm, data, out = made.models["cmlm"], ("--data", made.data), ("--out", tmp_path / "model")
     (tmp_path / "there").mkdir()
+    (tmp_path / "codes").write_text("#version: 0.2\na b c d\n")
+    codes = ("--bpe", "subword_nmt", "--bpe-codes")
     (tmp_path / "cut.pt").write_bytes(cmlm.read_bytes()[:5000])
     for arguments, said in (
         (("no.pt", *data, *out), "no checkpoint at no.pt: check the path that you gave"),
@@ -244,11 +267,15 @@ def test_what_cannot_be_packed_is_one_line_and_leaves_nothing(made, tmp_path):
         ),
         ((tmp_path / "cut.pt", *data, *out), f"{tmp_path / 'cut.pt'} is truncated or not a PyTorch checkpoint"),
         ((cmlm, *data, *out, "--spm", "no.model"), "--bpe sentencepiece: "),
+        ((cmlm, *data, *out, "--spm", made.data), f"--bpe sentencepiece cannot read {made.data}: give the file that"),
+        ((cmlm, *data, *out, "--spm", cmlm), f"--bpe sentencepiece cannot read {cmlm}: give the file that it was"),
+        ((cmlm, *data, *out, *codes, tmp_path / "codes"), f"--bpe subword_nmt cannot read {tmp_path / 'codes'}: give"),
+        ((cmlm, *data, *out, *codes, cmlm), f"--bpe subword_nmt cannot read {cmlm}: give the file that it was"),
         ((cmlm, *data, *out, "--iterations", "4"), "--iterations is no option of nar-pack: give it to from_pretrained"),
         ((cmlm, *data, *out, "--frobnicate"), "unrecognized arguments: --frobnicate"),
     ):
         assert failure(*arguments).startswith(said)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["cut.pt", "there"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["codes", "cut.pt", "there"]
 
 
 def test_a_packing_that_fails_in_the_middle_leaves_nothing(made, tmp_path, monkeypatch):

@@ -305,6 +305,11 @@ def test_layers_go_as_by_fairseq_s_flag_at_loading(made, name, tmp_path):
     assert "encoder 0: removed" in text and "decoder 1: removed" in text and "encoder 1: self_attn 4 of 4" in text
 
 
+def test_a_list_of_layers_may_end_in_a_comma(made, tmp_path):
+    said = nar_prune(made, made.models["ctc"], None, "--dry-run", "--encoder-layers-to-keep", "1,")
+    assert "encoder 0: removed\nencoder 1: self_attn" in said
+
+
 def test_layers_of_a_pruned_model_can_be_left_out_at_loading(made, tmp_path):
     out = tmp_path / "out.pt"
     nar_prune(made, made.models["ctc"], out, "--prune-ffn", "0.5", "--scope", "global", "--multiple", "1")
@@ -596,6 +601,13 @@ def test_half_precision_stays_half(made, tmp_path):
         ("ctc", ["--prune-ffn", "nan"], "--prune-ffn nan: give the share that is removed"),
         ("ctc", ["--prune-heads", "0.9", "--scope", "global"], "--prune-heads 0.9 leaves 3 of 24 for 6 parts"),
         ("ctc", ["--prune-ffn", "0.5", "--multiple", "0"], "--multiple 0: give a number from 1 up"),
+        ("ctc", ["--prune-ffn", "0.5", "--max-tokens", "0"], "--max-tokens 0: give a number from 1 up"),
+        (
+            "ctc",
+            ["--prune-ffn", "0.5", "--max-tokens", "1"],
+            "--max-tokens 1: a sentence of the split 'valid' is longer: raise it",
+        ),
+        ("ctc", ["--encoder-layers-to-keep", "\u00b2"], "name some of the encoder's layers 0 to 1, each once"),
         ("ctc", ["--encoder-layers-to-keep", ","], "--encoder-layers-to-keep ',': nothing would be left"),
         (
             "ctc",

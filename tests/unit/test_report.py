@@ -8,6 +8,7 @@ import sys
 from collections import Counter
 from html import unescape
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 
@@ -15,6 +16,7 @@ from nar_plugins.cli import report as nar_report
 from nar_plugins.measure.generations import read_generation
 from nar_plugins.measure.plots import Point, frontier, histogram, quality_against_speed, repetition_plot
 from nar_plugins.measure.record import read_record
+from nar_plugins.measure.report import Material, speed
 
 # of --retain-iter-history: the best hypothesis comes first; T- and H- are words, E- sub-words
 GROWING = [
@@ -237,3 +239,22 @@ def test_a_record_with_another_content_is_refused(tmp_path, change, said):
     (tmp_path / "x").write_text(json.dumps({"systems": [{**system, **change}]}), encoding="utf-8")
     with pytest.raises(ValueError, match=re.escape(f"is no JSON of nar-bench --json: {said}")):
         read_record(tmp_path / "x")
+
+
+def test_what_is_around_the_systems_of_a_record_is_checked(tmp_path):
+    system = {"name": "s", "bleu": 1.0, "chrf": 1, "passes": None, "batch_sizes": {}}
+    for content, said in (
+        (json.dumps({"systems": [system], "command": 5}), "its 'command' is int"),
+        (json.dumps({"systems": [system], "machine": ["x"]}), "its 'machine' is list"),
+        ("[" * 100_000, "maximum recursion depth exceeded"),
+    ):
+        (tmp_path / "x").write_text(content, encoding="utf-8")
+        with pytest.raises(ValueError, match=f"is no JSON of nar-bench --json: {said}"):
+            read_record(tmp_path / "x")
+
+
+def test_systems_of_other_batch_sizes_are_not_compared():
+    times = {"sentences_per_second": {"median": 3}}
+    systems = [{"name": size, "bleu": 1.0, "passes": 1, "batch_sizes": {size: times}} for size in ("1", "32")]
+    material = Material([], {"systems": systems}, [])
+    assert speed(Path(), material) == "BLEU against speed: no system of --bench has both"
