@@ -4,8 +4,8 @@
 
 The layers take turns; printed are medians with quartiles, and with ``--least`` the shortest times, on a machine that
 does other work too. ``int8`` is the form that is chosen here, named at the end of the line; ``int8 in rows`` is the
-one of processors without AMX. Both give the same numbers (``fast/packed.py``). CPUs only. Whole
-models: ``bench_rivals.py``.
+one of small weights. Both give the same numbers (``fast/packed.py``). CPUs only. Whole models:
+``bench_rivals.py``.
 """
 
 import argparse

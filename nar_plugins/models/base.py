@@ -31,6 +31,7 @@ from nar_plugins.modules.attention import allowed_keys, allowed_sources
 from nar_plugins.modules.dropout import use_fast_dropout
 from nar_plugins.modules.exporting import is_padded
 from nar_plugins.modules.factorised import plain_projection
+from nar_plugins.modules.fast.int8_layers import fast_form
 from nar_plugins.modules.fused_loss import SoftTargets, fused_token_loss
 from nar_plugins.modules.layers import NarDecoderLayer, NarEncoderLayer, through_decoder, through_encoder
 from nar_plugins.modules.length_head import LENGTH_HEADS, LengthHead
@@ -43,9 +44,10 @@ class NarEncoder(TransformerEncoderBase):
 
     Attributes:
         compiled: the layers compiled, in a model prepared with ``--compile``; else None.
+        fast: the layers' fast form, in a model prepared for int8; else None.
     """
 
-    compiled = None
+    compiled = fast = None
 
     def __init__(self, cfg, dictionary, embed_tokens):
         super().__init__(cfg, dictionary, embed_tokens)
@@ -99,6 +101,9 @@ class NarEncoder(TransformerEncoderBase):
         """The states (S, B, D) before the first layer and after every one; padding is (B, S) bool, or None."""
         if self.compiled is not None:
             return self.compiled.states(x, padding)
+        fast = fast_form(self)
+        if fast is not None:
+            return [state.transpose(0, 1) for state in fast.states(x.transpose(0, 1), padding)]
         # LayerDrop yields other layers in every iteration; torch.export wraps a layer anew, with another id, in each
         drawn = {id(layer) for layer in self.layers} if self.training else None
         layers = [layer if drawn is None or id(layer) in drawn else None for layer in self.layers.children()]
@@ -110,9 +115,10 @@ class NarDecoder(TransformerDecoderBase):
 
     Attributes:
         compiled: the layers compiled, in a model prepared with ``--compile``; else None.
+        fast: the layers' fast form, in a model prepared for int8; else None.
     """
 
-    compiled = None
+    compiled = fast = None
 
     def build_decoder_layer(self, cfg, no_encoder_attn=False):
         return wrap(NarDecoderLayer(cfg, no_encoder_attn), cfg)
@@ -162,10 +168,20 @@ class NarDecoder(TransformerDecoderBase):
         if self.compiled is not None:
             x = self.compiled.features(x, memory, padding, picked, extra)
         else:
-            x = through_decoder(self.layers, x, memory, self.allowed_positions(padding, x), picked, **extra)
+            x = self.through_uncompiled(x, memory, padding, picked, **extra)
         if self.layer_norm is not None:
             x = self.layer_norm(x)
         return x if self.project_out_dim is None else self.project_out_dim(x)
+
+    def through_uncompiled(
+        self, x: Tensor, memory: Memory, padding: Optional[Tensor], picked: Optional[Tensor], **extra
+    ) -> Tensor:
+        """The layers one by one: (R, T, D) -> (R, T or n, D)."""
+        allowed = self.allowed_positions(padding, x)
+        fast = None if extra or picked is not None else fast_form(self)
+        if fast is not None and (allowed is None if padding is None else torch.equal(allowed, allowed_keys(padding))):
+            return fast.features(x, padding, memory)
+        return through_decoder(self.layers, x, memory, allowed, picked, **extra)
 
     def allowed_positions(self, padding: Optional[Tensor], x: Tensor) -> Optional[Tensor]:
         """The visible keys of the canvas (R, T, D): all but padding."""

@@ -39,7 +39,7 @@ from nar_plugins.modules.fast.prepare import prepare_for_decoding
 from nar_plugins.modules.fast.table import position_rows
 
 needs_int8 = pytest.mark.skipif(int8_lacks(torch.device("cpu")) is not None, reason="no int8 on this processor")
-needs_amx = pytest.mark.skipif(not packs(512, 512), reason="no AMX, or PyTorch without its kernels")
+needs_packing = pytest.mark.skipif(not packs(512, 512), reason="no VNNI, or PyTorch without its kernels")
 LENGTHS = [6, 3, 12, 2, 9, 1, 17, 30]
 SHAPES = [(1, 64, 48), (7, 64, 64), (33, 512, 200), (130, 96, 512)]
 
@@ -74,7 +74,7 @@ def test_the_product_is_that_of_whole_numbers(rows, inputs, outputs):
     torch.testing.assert_close(int8_product(quantise_weight(weight), None)(x) + bias, found, rtol=1e-5, atol=1e-4)
 
 
-@needs_amx
+@needs_packing
 @pytest.mark.parametrize("rows, inputs, outputs", [(1, 512, 512), (16, 300, 1000), (33, 1024, 130), (90, 128, 70000)])
 def test_a_packed_weight_is_that_of_rows_bit_for_bit(rows, inputs, outputs):
     torch.manual_seed(1)
@@ -90,24 +90,44 @@ def test_a_packed_weight_is_that_of_rows_bit_for_bit(rows, inputs, outputs):
     assert int8_bytes(torch.empty(outputs, inputs)) == taken
 
 
-@needs_amx
+@needs_packing
 def test_another_order_of_oneDNNs_leaves_a_weight_in_rows(monkeypatch):
     weight = quantise_weight(torch.randn(512, 512))
     monkeypatch.setattr(packed_form, "WIDTH", 32)
     assert pack(weight) is weight
 
 
-def test_weights_are_packed_with_amx_and_where_they_are_not_small(monkeypatch):
+@needs_packing
+@pytest.mark.parametrize("amx", [False, True])
+def test_rows_are_filled_up_to_tiles_where_these_cost_nothing_or_are_many(monkeypatch, amx):
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    compute = int8_product(pack(quantise_weight(torch.randn(512, 512))), None)
+    seen = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func is torch.ops.onednn.qlinear_pointwise.default:
+                seen.append(args[0].size(0))
+            return func(*args, **(kwargs or {}))
+
+    with Watch():
+        for rows in (1, 30, 64, 65, 80):
+            compute(torch.randn(rows, 512))
+    assert seen == ([16, 32, 64, 80, 80] if amx else [1, 30, 64, 80, 80])
+
+
+def test_weights_are_packed_with_vnni_and_where_they_are_not_small(monkeypatch):
     weight = quantise_weight(torch.randn(512, 512))
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: False)
     assert pack(weight) is weight and int8_bytes(torch.empty(512, 512)) == 512 * 520
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
+    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: True)
     small = quantise_weight(torch.randn(256, 256))
     assert pack(small) is small
 
 
 @needs_int8
-@pytest.mark.parametrize("outputs", [900, 3000])  # with AMX the second is packed
+@pytest.mark.parametrize("outputs", [900, 3000])  # the second is packed
 def test_a_row_does_not_depend_on_the_others(outputs):
     torch.manual_seed(1)
     compute = int8_product(pack(quantise_weight(torch.randn(outputs, 128))), torch.randn(outputs))
@@ -240,7 +260,7 @@ def test_int8_gives_a_sentence_the_same_words_in_every_batch(name):
     assert forwards == [vars(module).get("forward") for module in one.modules()]
 
 
-@needs_amx
+@needs_packing
 @pytest.mark.parametrize("name", ["mask_predict", "lengths", "bang", "beam"])
 def test_packed_weights_give_the_same_words(name, monkeypatch, unshared):
     _, gen = MAKERS[name]("int8")

@@ -5,7 +5,7 @@ depend on the others of its batch. Products are accumulated in int32 and scaled 
 
 The kernels are PyTorch's: FBGEMM's row-wise quantisation, made for embedding tables, takes a tenth of the time of the
 same in PyTorch's operators, and oneDNN's product reads the weight as it lies in memory, so that an embedding table and
-a projection that are tied share one (``benchmarks/bench_int8.py``). ``packed.py`` has the form for AMX.
+a projection that are tied share one (``benchmarks/bench_int8.py``). ``packed.py`` has the form of large weights.
 """
 
 import math
@@ -42,10 +42,15 @@ class Int8Weight(NamedTuple):
         """Rows of the weight in float32: (...) int64 -> (..., in)."""
         return F.embedding(indices, self.numbers) * F.embedding(indices, self.scales)
 
-    def products(self, numbers: Tensor) -> Tensor:
-        """The whole numbers' products times the scales: (P, in) uint8 -> (P, out) float32."""
-        whole = torch._int_mm(numbers, self.numbers.t())
-        return whole.view(torch.float32).copy_(whole).mul_(self.scales.squeeze(1))  # in the memory of the whole numbers
+    def multiplier(self) -> Callable[[Tensor], Tensor]:
+        """The function of whole numbers (P, in) uint8 -> their products times the scales, (P, out) float32."""
+        columns, scales = self.numbers.t(), self.scales.squeeze(1)
+
+        def products(numbers: Tensor) -> Tensor:
+            whole = torch._int_mm(numbers, columns)
+            return whole.view(torch.float32).copy_(whole).mul_(scales)  # in the memory of the whole numbers
+
+        return products
 
     def rows_at_once(self) -> int:
         """The rows of ``numbers`` that are multiplied and scaled at a time."""
@@ -90,13 +95,13 @@ def int8_product(weight, bias: Optional[Tensor]) -> Callable[[Union[Tensor, Quan
         weight: an ``Int8Weight``, or a ``PackedWeight``.
     """
     bias = None if bias is None else bias.float()
-    outputs, at_once = len(weight.scales), weight.rows_at_once()
+    outputs, at_once, products, sums = len(weight.scales), weight.rows_at_once(), weight.multiplier(), weight.sums
 
     def part(numbers: Tensor, row_scales: Tensor, offsets: Tensor, out: Optional[Tensor] = None) -> Tensor:
-        y = weight.products(numbers)
+        y = products(numbers)
         out = y if out is None else out
         out = torch.mul(y, row_scales, out=out) if bias is None else torch.addcmul(bias, y, row_scales, out=out)
-        return out.addcmul_(offsets, weight.sums)
+        return out.addcmul_(offsets, sums)
 
     def product(x: Union[Tensor, QuantisedRows]) -> Tensor:
         rows = x if isinstance(x, QuantisedRows) else quantise(x)

@@ -1,14 +1,14 @@
-"""Weights in int8 in the order of oneDNN's kernels, for processors with AMX.
+"""Weights in int8 in the order of oneDNN's kernels, which otherwise reorder a weight in every call.
 
-There a product with a weight in rows, which oneDNN reorders in every call, takes 1.2 to 2.6 times as
-long at 280 rows (``docs/notes/speed.md``). Without AMX rows are about as fast, and remain.
+With AMX a product with a weight in rows takes 1.2 to 2.6 times as long at 280 rows (``docs/notes/speed.md``). Without,
+rows are as fast while the weight is in the cache; a whole pass, which reads more than a cache holds, gains 2 to 6 %.
 
 An embedding table that is tied to the projection reads its vectors in the packed memory, so that the weight is there
 once.
 """
 
 import ctypes
-from typing import NamedTuple, Union
+from typing import Callable, NamedTuple, Union
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,7 @@ from nar_plugins.modules.fast.int8 import IN_CACHE, Int8Weight
 WIDTH = 64  # inputs and outputs of a block of oneDNN's
 SMALL = 1 << 17  # numbers; a smaller weight is faster in rows, because a call of this kernel takes 25 us more
 TILE = 16  # rows that AMX multiplies at once: so many more or fewer cost nothing
+FEW = 64  # rows that are multiplied as they are without AMX, where a tile costs as much as its rows
 AT_ONCE = 1 << 22  # float32 outputs that are computed and scaled at a time: fewer take longer, more only take memory
 
 
@@ -31,6 +32,7 @@ class PackedWeight(NamedTuple):
     sums: Tensor  # (out,) float32, of the numbers times the scale
     zero: Tensor  # (1,) int64: the kernel asks for the zero point of the numbers
     inputs: int
+    exact: int  # so few rows are multiplied as they are, more are filled up to tiles
 
     def rows(self, indices: Tensor) -> Tensor:
         """Rows of the weight in float32: (...) int64 -> (..., in)."""
@@ -41,18 +43,23 @@ class PackedWeight(NamedTuple):
         words = self.words[indices // WIDTH, :, indices % WIDTH].contiguous()
         return words.view(torch.int8)[..., : self.inputs]
 
-    def products(self, numbers: Tensor) -> Tensor:
-        """The whole numbers' products times the scales: (P, in) uint8 -> (P, out) float32.
+    def multiplier(self) -> Callable[[Tensor], Tensor]:
+        """The function of whole numbers (P, in) uint8 -> their products times the scales, (P, out) float32.
 
         oneDNN makes a kernel for every number of rows, which takes ten times as long as to call it: hence whole tiles.
         """
-        count, tiles = len(numbers), numbers
-        if count % TILE:
-            tiles = numbers.new_empty(-(-count // TILE) * TILE, self.inputs)
+        onednn, (packed, _, scales, _, zero, inputs, exact) = torch.ops.onednn.qlinear_pointwise, self
+        scaling = (scales, zero, None, 1.0, 0, torch.float32, "none", [], "")
+
+        def products(numbers: Tensor) -> Tensor:
+            count = numbers.size(0)
+            if count <= exact or count % TILE == 0:
+                return onednn(numbers, 1.0, 0, packed, *scaling)
+            tiles = numbers.new_empty(-(-count // TILE) * TILE, inputs)
             tiles[:count].copy_(numbers)
-        scaling = (self.scales, self.zero, None, 1.0, 0, torch.float32, "none", [], "")
-        product = torch.ops.onednn.qlinear_pointwise(tiles, 1.0, 0, self.packed, *scaling)
-        return product[:count] if tiles is not numbers else product
+            return onednn(tiles, 1.0, 0, packed, *scaling)[:count]
+
+        return products
 
     def rows_at_once(self) -> int:
         """The rows of ``numbers`` that are multiplied and scaled at a time."""
@@ -71,7 +78,9 @@ def pack(weight: Int8Weight) -> Union[Int8Weight, PackedWeight]:
     block = (ctypes.c_int8 * memory).from_address(torch.ops.mkldnn.data_ptr(packed))
     numbers = torch.frombuffer(block, dtype=torch.int8)[: padded(outputs) * padded(inputs)]
     words = numbers.view(torch.int32).view(-1, padded(inputs) // 4, WIDTH)
-    made = PackedWeight(packed, words, weight.scales, weight.sums, torch.zeros(1, dtype=torch.int64), inputs)
+    made = PackedWeight(
+        packed, words, weight.scales, weight.sums, torch.zeros(1, dtype=torch.int64), inputs, 0 if has_amx() else FEW
+    )
     # the order is oneDNN's own, and another version may have another
     parts = torch.arange(outputs).split(max(1, IN_CACHE // inputs))
     same = all(torch.equal(made.whole(part), weight.numbers[part]) for part in parts)
@@ -79,14 +88,19 @@ def pack(weight: Int8Weight) -> Union[Int8Weight, PackedWeight]:
 
 
 def packs(outputs: int, inputs: int) -> bool:
-    """Whether a weight is packed: it is not small, and this processor has AMX, this PyTorch the kernel and its memory's
-    address.
+    """Whether a weight is packed: it is not small, and this processor has AMX or VNNI, this PyTorch the kernel and its
+    memory's address.
     """
     if outputs * inputs < SMALL:
         return False
-    amx = getattr(torch.cpu, "_is_amx_tile_supported", None)
     onednn = hasattr(torch.ops.onednn, "qlinear_pointwise") and hasattr(torch.ops.mkldnn, "data_ptr")
-    return amx is not None and amx() and onednn
+    return onednn and (has_amx() or torch.cpu._is_vnni_supported())
+
+
+def has_amx() -> bool:
+    """Whether this processor has AMX, and this PyTorch knows."""
+    amx = getattr(torch.cpu, "_is_amx_tile_supported", None)
+    return amx is not None and amx()
 
 
 def padded(number: int) -> int:

@@ -1,0 +1,164 @@
+"""The layers in int8 over packed sentences: those of the plain form, no padding is multiplied, refusals."""
+
+import pytest
+import torch
+from conftest import source_batch
+from test_one_pass import generator, nat
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from nar_plugins.models.contract import Canvas
+from nar_plugins.modules.fast import prepare
+from nar_plugins.modules.fast.int8 import int8_lacks
+from nar_plugins.modules.fast.int8_layers import RealStates, fast_form
+from nar_plugins.modules.fast.prepare import prepare_for_decoding
+
+pytestmark = pytest.mark.skipif(int8_lacks(torch.device("cpu")) is not None, reason="no int8 on this processor")
+LENGTHS = [6, 3, 12, 2, 9, 1, 17, 30]
+FLAGS = ("--source-copy", "uniform", "--no-positional-attention", "--no-mask-diagonal", "--no-layerwise-attention")
+
+
+@pytest.fixture
+def no_gradients():
+    with torch.no_grad():
+        yield
+
+
+def prepared(*flags):
+    """A model, and the one prepared of it for int8."""
+    one, _ = nat(*FLAGS, *flags)
+    made = prepare_for_decoding(one, "int8")
+    made.update(torch.int8)
+    return one, made.model
+
+
+def both_forms(model, source, canvas, monkeypatch):
+    """Encoder states and decoder features of the fast and of the plain form."""
+    found = []
+    for module in ("fast", "plain"):
+        if module == "plain":
+            monkeypatch.setattr("nar_plugins.models.base.fast_form", lambda side: None)
+        memory = model.encode(source)
+        found.append((model.encoder(source)["encoder_states"], model.decode(canvas, memory)))
+    return found
+
+
+def sources(lengths):
+    return source_batch(lengths, 20, seed=3)
+
+
+def canvas_of(lengths, canvases: int = 1):
+    """Canvases of embeddings, with other lengths than their sources'."""
+    torch.manual_seed(4)
+    sizes = torch.tensor([length + 2 + number for length in lengths[::-1] for number in range(canvases)])
+    padding = torch.arange(int(sizes.max())) >= sizes.unsqueeze(1)
+    return Canvas(torch.randn(*padding.shape, 64), padding if padding.any() else None)
+
+
+@pytest.mark.parametrize("lengths", [LENGTHS, [5, 5, 5], [4]], ids=["padded", "equal", "one"])
+@pytest.mark.parametrize("canvases", [1, 3])
+@pytest.mark.parametrize("norm", ["", "--encoder-normalize-before --decoder-normalize-before"], ids=["post", "pre"])
+def test_the_states_are_those_of_the_plain_form(monkeypatch, no_gradients, lengths, canvases, norm):
+    _, model = prepared(*norm.split())
+    source, canvas = sources(lengths), canvas_of(lengths, canvases)
+    (states, features), (plain_states, plain_features) = both_forms(model, source, canvas, monkeypatch)
+    assert model.encoder.fast is not None and model.decoder.fast is not None and len(states) == len(plain_states)
+    real, seen = source.ne(1).T, canvas.real()
+    for found, wanted in zip(
+        (*(s[real] for s in states), features[seen]), (*(s[real] for s in plain_states), plain_features[seen])
+    ):
+        apart = (found - wanted).abs() / wanted.std()  # a number almost halfway is rounded up in one form only
+        assert apart.max() < 0.2 and apart.mean() < 0.005
+
+
+def test_a_sentence_has_the_same_states_bit_for_bit_in_every_batch(no_gradients):
+    _, model = prepared()
+    source, canvas = sources(LENGTHS), canvas_of(LENGTHS)
+    together, sizes = model.decode(canvas, model.encode(source)), canvas.lengths().tolist()
+    for b, length in enumerate(LENGTHS):
+        alone = Canvas(canvas.inputs[b : b + 1, : sizes[b]], None)
+        features = model.decode(alone, model.encode(source[b : b + 1, :length]))
+        assert torch.equal(features[0], together[b, : sizes[b]])
+
+
+def test_no_padding_is_multiplied(no_gradients):
+    _, model = prepared()
+    source, canvas = sources(LENGTHS), canvas_of(LENGTHS)
+    memory, seen = model.encode(source), []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func is torch.ops.aten._int_mm.default:
+                seen.append(args[0].size(0))
+            return func(*args, **(kwargs or {}))
+
+    with Watch():
+        model.decode(canvas, memory)
+    assert set(seen) == {sum(canvas.lengths().tolist())} and sum(canvas.lengths().tolist()) < canvas.padding.numel()
+
+
+def test_packed_states_are_unpacked_to_their_places():
+    x, padding = torch.arange(24.0).view(2, 4, 3), torch.tensor([[False, False, True, True], [False] * 4])
+    real = RealStates.of(x, padding)
+    assert real.lengths == [2, 4] and torch.equal(real.pack(x), torch.cat([x[0, :2], x[1]]))
+    assert torch.equal(real.unpack(real.pack(x)), x.masked_fill(padding.unsqueeze(-1), 0))
+
+
+def test_new_weights_are_read(no_gradients):
+    one, model = prepared()
+    source, canvas = sources(LENGTHS), canvas_of(LENGTHS)
+    before = model.decode(canvas, model.encode(source))
+    fast = model.decoder.fast
+    assert fast_form(model.decoder) is fast
+    one.decoder.layers[0].fc2.weight.mul_(2)
+    prepare_for_decoding(one, "int8").update(torch.int8)
+    after = model.decode(canvas, model.encode(source))
+    assert model.decoder.fast is not fast and not torch.equal(before, after)
+
+
+def test_a_hook_of_a_users_sees_padded_states_of_the_plain_form(no_gradients):
+    one, model = prepared()
+    source, canvas = sources(LENGTHS), canvas_of(LENGTHS)
+    memory, shapes = model.encode(source), []
+    hook = one.decoder.layers[1].register_forward_hook(lambda module, inputs, output: shapes.append(output.shape))
+    model.decode(canvas, memory)
+    hook.remove()
+    assert fast_form(model.decoder) is not None
+    model.decode(canvas, memory)
+    assert shapes == [canvas.inputs.shape]
+
+
+@pytest.mark.parametrize("flags", [("--mask-diagonal",), ("--positional-attention",)])
+def test_other_masks_and_layers_have_the_plain_form(monkeypatch, no_gradients, flags):
+    _, model = prepared(*flags)
+    source, canvas = sources(LENGTHS), canvas_of(LENGTHS)
+    monkeypatch.setattr("nar_plugins.modules.fast.int8_layers.Int8Layers.features", None)
+    assert model.decode(canvas, model.encode(source)).shape == canvas.inputs.shape
+
+
+@pytest.mark.parametrize("name", ["float32", "bfloat16"])
+def test_other_types_have_the_plain_form(name, no_gradients):
+    one, _ = nat(*FLAGS)
+    made = prepare_for_decoding(one, name)
+    made.update(getattr(torch, name))
+    assert fast_form(made.model.encoder) is None is fast_form(made.model.decoder)
+    prepare.weights_changed()
+    assert fast_form(one.encoder) is None
+
+
+def test_dropout_while_decoding_has_the_plain_form(no_gradients):
+    _, model = prepared("--dropout", "0.5")
+    assert fast_form(model.decoder) is not None
+    for module in model.decoder.layers[0].modules():
+        module.apply_during_inference = True
+    assert fast_form(model.decoder) is None
+
+
+def test_scores_are_the_same_in_every_batch():
+    one, task = nat("--ctc", *FLAGS)
+    gen, source = generator("one_pass", [one], task, decode_dtype="int8"), sources(LENGTHS)
+
+    def scores(source):
+        sample = {"id": torch.arange(len(source)), "net_input": {"src_tokens": source}}
+        return [float(hypotheses[0]["score"]) for hypotheses in gen.generate([one], sample)]
+
+    assert scores(source) == [scores(source[b : b + 1, :n])[0] for b, n in enumerate(LENGTHS)]
