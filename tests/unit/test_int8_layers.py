@@ -96,6 +96,16 @@ def test_no_padding_is_multiplied(no_gradients):
     assert set(seen) == {sum(canvas.lengths().tolist())} and sum(canvas.lengths().tolist()) < canvas.padding.numel()
 
 
+def test_a_canvas_without_a_position_is_left_out(no_gradients):
+    _, model = prepared()
+    source, canvas = sources(LENGTHS), canvas_of(LENGTHS)
+    wanted = model.decode(canvas, model.encode(source))
+    canvas.padding[2] = True
+    found = model.decode(canvas, model.encode(source))
+    others = torch.arange(len(LENGTHS)) != 2
+    assert torch.equal(found[others], wanted[others]) and not found[2].any()
+
+
 def test_packed_states_are_unpacked_to_their_places():
     x, padding = torch.arange(24.0).view(2, 4, 3), torch.tensor([[False, False, True, True], [False] * 4])
     real = RealStates.of(x, padding)

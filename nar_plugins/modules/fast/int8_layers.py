@@ -71,7 +71,7 @@ class Attention(NamedTuple):
         """Self-attention of every sentence: (P, D) -> (P, D)."""
         sentences, length = (len(real.lengths), real.width) if real.slots is None else (1, x.size(0))
         states = self.inputs(x).view(sentences, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-        parts = [states] if real.slots is None else states.split(real.lengths, 3)
+        parts = [states] if real.slots is None else states.split([n for n in real.lengths if n], 3)
         return self.output(joined([attended(*part.unbind(), None, self.scale) for part in parts]))
 
     def of_sources(self, x: Tensor, lengths: List[int], keys: Sequence[Tensor], values: Sequence[Tensor]) -> Tensor:
@@ -84,6 +84,7 @@ class Attention(NamedTuple):
         heads = [
             attended(q.view(k.size(0), -1, self.heads, k.size(-1)).transpose(1, 2), k, v, None, self.scale)
             for q, k, v in parts
+            if len(q)
         ]
         return self.output(joined(heads))
 
