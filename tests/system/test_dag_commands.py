@@ -12,8 +12,9 @@ from nar_plugins.modules.fast.int8 import int8_lacks
 
 TRAIN = (
     *TASK,
-    *("--arch", "dag_tiny", "--upsample", 3, "--glancing", "0.5:0.1@6", "--criterion", "nar_loss"),
-    *("--share-all-embeddings", "--dropout", 0.2, "--optimizer", "adam", "--lr", "1e-3", "--max-tokens", 300),
+    *("--arch", "dag_tiny", "--upsample", 3, "--source-copy", "uniform", "--criterion", "nar_loss"),
+    *("--glancing", "0.5:0.1@6", "--share-all-embeddings", "--dropout", 0.2, "--max-tokens", 300),
+    *("--optimizer", "adam", "--lr", "1e-3"),
     *("--train-dtype", "bfloat16", "--seed", 3, "--no-progress-bar", "--no-epoch-checkpoints", "--disable-validation"),
 )
 
