@@ -9,7 +9,7 @@ import threading
 from argparse import Namespace
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 import numpy as np
 from fairseq import tasks, utils
@@ -27,6 +27,7 @@ from nar_plugins.hub.exported import ExportedDecoder, is_exported, languages_of
 from nar_plugins.hub.options import LANGUAGES, from_keywords
 from nar_plugins.hub.text import Text
 
+LOADING = threading.Lock()  # hydra, by which fairseq makes its configuration, has one state a process
 MAX_TOKENS = 16_000  # of a batch's sources, padding counted, where a sentence is not longer itself
 
 
@@ -181,7 +182,7 @@ class Translator:
 
 def from_pretrained(path: Union[str, Path], data: Union[str, Path, None] = None, **options) -> Translator:
     """A Translator of a checkpoint or of a folder of ``nar-pack``, on the GPU where there is one, or of a folder of
-    ``nar-export onnx``, on the CPU.
+    ``nar-export onnx``, on the CPU. Threads that call it load one after another.
 
     Args:
         path: a checkpoint, several joined by colons (an ensemble), or a folder.
@@ -193,6 +194,12 @@ def from_pretrained(path: Union[str, Path], data: Union[str, Path, None] = None,
     Raises:
         ValueError: a file is missing, unsafe or does not fit, or an option is unknown or cannot be honoured.
     """
+    with LOADING:
+        return load(path, data, options)
+
+
+def load(path: Union[str, Path], data: Union[str, Path, None], options: Dict[str, Any]) -> Translator:
+    """``from_pretrained``, for one thread."""
     folder = Path(path) if Path(path).is_dir() else None
     exported = folder is not None and is_exported(folder)
     if folder is not None and data is not None:

@@ -16,6 +16,7 @@ from saved import corpus, run, save
 
 from nar_plugins.data.whole_file import folder_written_whole
 from nar_plugins.hub import Batcher, from_pretrained
+from nar_plugins.hub import translator as translator_module
 from nar_plugins.hub.options import REFUSED, option_names, parse, text_options
 from nar_plugins.measure.systems import System
 from nar_plugins.modules.fast.int8 import int8_lacks
@@ -170,6 +171,25 @@ def test_threads_get_the_answers_of_one(made, system, monkeypatch):
     else:
         assert found == expected
     assert len(most) == 32 * 2 and max(most) == 1  # generators keep state while they decode
+
+
+def test_threads_load_one_after_another(made, monkeypatch):
+    """Hydra's state is the process's: of two that load at once, one failed."""
+    inside, most, convert = [], [], translator_module.convert_namespace_to_omegaconf
+
+    def watched(arguments):
+        inside.append(arguments)
+        most.append(len(inside))
+        time.sleep(0.05)
+        found = convert(arguments)
+        inside.pop()
+        return found
+
+    monkeypatch.setattr(translator_module, "convert_namespace_to_omegaconf", watched)
+    with ThreadPoolExecutor(3) as pool:
+        loaded = list(pool.map(lambda _: from_pretrained(made.models["cmlm"], made.data, cpu=True, **SHORT), range(3)))
+    assert most == [1, 1, 1]
+    assert len({one.translate(LINES[:1])[0].text for one in loaded}) == 1
 
 
 @pytest.mark.parametrize("name", ["bfloat16", "int8"])
