@@ -102,7 +102,7 @@ class DagModel(NarModel):
         args.source_copy = getattr(args, "source_copy", "none")  # checkpoints from before it have no flag
         if args.source_copy == "uniform" and args.encoder_embed_dim != args.decoder_embed_dim:
             raise ValueError(
-                f"--source-copy uniform puts the encoder's embeddings into the decoder: --encoder-embed-dim "
+                "--source-copy uniform puts the encoder's embeddings into the decoder: --encoder-embed-dim "
                 f"{args.encoder_embed_dim} and --decoder-embed-dim {args.decoder_embed_dim} must be equal"
             )
         if args.upsample < 2:

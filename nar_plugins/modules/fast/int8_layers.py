@@ -10,21 +10,24 @@ from typing import Callable, List, NamedTuple, Optional, Sequence
 
 import torch
 import torch.nn as nn
-from fairseq.modules.fairseq_dropout import FairseqDropout
+from fairseq.modules import FairseqDropout
 from torch import Tensor
 
 from nar_plugins.modules.activation import in_place
-from nar_plugins.modules.fast.block_layers import attended, drops, norm_function, plain_norm, unhooked
+from nar_plugins.modules.fast.block_layers import (
+    ATTENTIONS,
+    NORMS,
+    attended,
+    drops,
+    norm_function,
+    plain_norm,
+    unhooked,
+)
 from nar_plugins.modules.fast.fused import FusedLinear
 from nar_plugins.modules.fast.linear import takes_quantised
 from nar_plugins.modules.layers import NarDecoderLayer, NarEncoderLayer
 from nar_plugins.modules.memory import Memory
 from nar_plugins.modules.packing import collect, spread
-
-ATTENTIONS, NORMS = (
-    ("self_attn", "encoder_attn"),
-    ("self_attn_layer_norm", "encoder_attn_layer_norm", "final_layer_norm"),
-)
 
 
 class RealStates(NamedTuple):
