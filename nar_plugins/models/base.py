@@ -178,9 +178,9 @@ class NarDecoder(TransformerDecoderBase):
     ) -> Tensor:
         """The layers one by one: (R, T, D) -> (R, T or n, D)."""
         allowed = self.allowed_positions(padding, x)
-        fast = None if extra or picked is not None else fast_form(self)
+        fast = None if extra else fast_form(self)
         if fast is not None and (allowed is None if padding is None else torch.equal(allowed, allowed_keys(padding))):
-            return fast.features(x, padding, memory)
+            return fast.features(x, padding, memory, picked)
         return through_decoder(self.layers, x, memory, allowed, picked, **extra)
 
     def allowed_positions(self, padding: Optional[Tensor], x: Tensor) -> Optional[Tensor]:

@@ -175,6 +175,34 @@ def test_confidence_saves_passes_and_never_masks_a_committed_token(model):
     assert "tokens a pass" in loop.statistics.line()
 
 
+def test_a_finished_canvas_leaves_the_batch_before_the_others_of_its_sentence(model):
+    """Each pass has exactly the canvases that have an open position, and projects exactly these positions."""
+    model, task = model
+    source = source_batch(SOURCES, 60, device=next(model.parameters()).device)
+    target = source_batch(LENGTHS, 60, device=source.device)
+    settings = dict(schedule="confidence", confidence_threshold=0.3, gold_length=True, length_beam=5, iterations=8)
+    loop = mask_predict([model], task.target_dictionary, task.mask_index, **settings)
+    fill, project, search = loop.fill, loop.best_tokens, loop.search
+    passes, projected, decoded = [], [], []
+
+    def spy(now, memories, picked, chosen):
+        passes.append((len(now.tokens), chosen))
+        return fill(now, memories, picked, chosen)
+
+    def count(features):
+        projected.append(len(features[0]))
+        return project(features)
+
+    loop.fill, loop.best_tokens = spy, count
+    loop.search = lambda *batch: decoded.append(search(*batch)) or decoded[0]
+    loop.generate([model], {"net_input": {"src_tokens": source}, "target": target})
+    steps = decoded[0].steps.tolist()
+    assert [canvases for canvases, _ in passes] == [sum(n >= step for n in steps) for step in range(1, len(passes) + 1)]
+    assert all(chosen.any(1).all() for _, chosen in passes) and any(n % 5 for n, _ in passes)
+    if source.device.type == "cpu":
+        assert projected == [int(chosen.sum()) for _, chosen in passes]
+
+
 def test_special_symbols_are_never_generated(model):
     model, task = model
     source = source_batch(SOURCES, 60, device=next(model.parameters()).device)

@@ -31,14 +31,19 @@ def prepared(*flags):
     return one, made.model
 
 
-def both_forms(model, source, canvas, monkeypatch):
+def features_of(model, canvas, memory, picked=None):
+    """The decoder's layers alone: ``nat`` picks after them, ``cmlm`` in the last one."""
+    return model.decoder.through_layers(canvas.inputs, memory, canvas.padding, picked)
+
+
+def both_forms(model, source, canvas, monkeypatch, picked=None):
     """Encoder states and decoder features of the fast and of the plain form."""
     found = []
     for module in ("fast", "plain"):
         if module == "plain":
             monkeypatch.setattr("nar_plugins.models.base.fast_form", lambda side: None)
         memory = model.encode(source)
-        found.append((model.encoder(source)["encoder_states"], model.decode(canvas, memory)))
+        found.append((model.encoder(source)["encoder_states"], features_of(model, canvas, memory, picked)))
     return found
 
 
@@ -70,6 +75,26 @@ def test_the_states_are_those_of_the_plain_form(monkeypatch, no_gradients, lengt
         assert apart.max() < 0.2 and apart.mean() < 0.005
 
 
+def some_positions(canvas, count: int):
+    """(R, count) int64, in no order; of a canvas that is shorter some are padding."""
+    torch.manual_seed(5)
+    return torch.stack([torch.randperm(canvas.inputs.size(1))[:count] for _ in canvas.inputs])
+
+
+@pytest.mark.parametrize("lengths", [LENGTHS, [5, 5, 5], [4]], ids=["padded", "equal", "one"])
+@pytest.mark.parametrize("canvases", [1, 3])
+@pytest.mark.parametrize("norm", ["", "--encoder-normalize-before --decoder-normalize-before"], ids=["post", "pre"])
+def test_picked_states_are_those_of_the_plain_form(monkeypatch, no_gradients, lengths, canvases, norm):
+    _, model = prepared(*norm.split())
+    source, canvas = sources(lengths), canvas_of(lengths, canvases)
+    picked = some_positions(canvas, 3)
+    (_, features), (_, wanted) = both_forms(model, source, canvas, monkeypatch, picked)
+    seen = canvas.real().gather(1, picked)
+    assert features.shape == (*picked.shape, 64) and not features[~seen].any()
+    apart = (features - wanted)[seen].abs() / wanted[seen].std()
+    assert apart.max() < 0.2 and apart.mean() < 0.005
+
+
 def test_a_sentence_has_the_same_states_bit_for_bit_in_every_batch(no_gradients):
     _, model = prepared()
     source, canvas = sources(LENGTHS), canvas_of(LENGTHS)
@@ -84,6 +109,7 @@ def test_no_padding_is_multiplied(no_gradients):
     _, model = prepared()
     source, canvas = sources(LENGTHS), canvas_of(LENGTHS)
     memory, seen = model.encode(source), []
+    picked = some_positions(canvas, 5)
 
     class Watch(TorchDispatchMode):
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):
@@ -94,6 +120,9 @@ def test_no_padding_is_multiplied(no_gradients):
     with Watch():
         model.decode(canvas, memory)
     assert set(seen) == {sum(canvas.lengths().tolist())} and sum(canvas.lengths().tolist()) < canvas.padding.numel()
+    with Watch():
+        features_of(model, canvas, memory, picked)
+    assert seen[-1] == int(canvas.real().gather(1, picked).sum()) < picked.numel()
 
 
 def test_a_canvas_without_a_position_is_left_out(no_gradients):

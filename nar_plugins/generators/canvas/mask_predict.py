@@ -18,6 +18,7 @@ from nar_plugins.generators.canvas.base import CanvasGenerator, DecodedCanvases,
 from nar_plugins.generators.canvas.schedule import SCHEDULES, remask_count
 from nar_plugins.generators.registry import SharedGeneratorConfig, register_generator
 from nar_plugins.models.contract import Canvas, Memory
+from nar_plugins.modules.packing import spread
 
 
 @dataclass
@@ -67,7 +68,7 @@ class MaskPredictGenerator(CanvasGenerator):
 
     Every pass computes the last layer and the vocabulary projection at the masked positions only. The encoder's keys
     and values are stored once a sentence, for any number of lengths. The host reads nothing back within a pass;
-    ``confidence`` reads once after each pass, so that finished sentences leave the batch and no pass predicts more
+    ``confidence`` reads once after each pass, so that finished canvases leave the batch and no pass predicts more
     positions than are masked.
     """
 
@@ -110,13 +111,13 @@ class MaskPredictGenerator(CanvasGenerator):
                 history.append(now.tokens)
             if schedule == "confidence":
                 ranks, counts = self.uncommitted(now, masked, done)
-                most = counts.view(-1, beam).amax(1).tolist()  # of every sentence; the host reads once
+                most = counts.tolist()  # of every canvas; the host reads once
                 if not any(most):
                     break
                 picked, chosen = first(ranks, counts, max(most))
                 masked = torch.zeros_like(masked).scatter(1, picked, chosen)
-                sentences = torch.tensor([i for i, count in enumerate(most) if count], device=counts.device)
-                now = self.fill_some(now, memories, picked, chosen, sentences, beam)
+                canvases = torch.tensor([i for i, count in enumerate(most) if count], device=counts.device)
+                now = self.fill_some(now, memories, picked, chosen, canvases, beam)
             else:
                 count = remask_count(now.lengths, done, passes, schedule)
                 width = int(remask_count(widest, done, passes, schedule))  # computed on the host, not read
@@ -146,7 +147,7 @@ class MaskPredictGenerator(CanvasGenerator):
         if picked is not None:
             old = tokens.gather(1, picked)
             tokens = tokens.scatter(1, picked, torch.where(chosen, self.mask, old))
-        best, lprobs = self.predict(tokens, memories, now.padding, picked)
+        best, lprobs = self.predict(tokens, memories, now.padding, picked, chosen)
         if picked is None:
             tokens, lprobs = torch.where(chosen, best, tokens), torch.where(chosen, lprobs, now.lprobs)
         else:
@@ -155,14 +156,25 @@ class MaskPredictGenerator(CanvasGenerator):
         return now._replace(tokens=tokens, lprobs=lprobs, steps=now.steps + chosen.any(1))
 
     def predict(
-        self, tokens: Tensor, memories: List[Memory], padding: Optional[Tensor], picked: Optional[Tensor]
+        self,
+        tokens: Tensor,
+        memories: List[Memory],
+        padding: Optional[Tensor],
+        picked: Optional[Tensor],
+        chosen: Tensor,
     ) -> tuple:
-        """The most probable allowed token at every picked position, and its log-probability: (R, n) each."""
+        """The most probable allowed token at every chosen position, and its log-probability: (R, n) each.
+
+        On a CPU the others are not projected, and have 0; on a GPU the host would have to read how many there are.
+        """
         canvas = Canvas(tokens, padding)
-        features = [model.decode(canvas, memory, picked) for model, memory in zip(self.models, memories)]
-        shape = features[0].shape[:2]
-        tokens, lprobs = self.best_tokens([states.flatten(0, 1) for states in features])
-        return tokens.view(shape), lprobs.view(shape)
+        features = [model.decode(canvas, memory, picked).flatten(0, 1) for model, memory in zip(self.models, memories)]
+        if chosen.device.type != "cpu" or bool(chosen.all()):
+            best, lprobs = self.best_tokens(features)
+            return best.view(chosen.shape), lprobs.view(chosen.shape)
+        slots = chosen.flatten().nonzero().squeeze(1)
+        found = self.best_tokens([states.index_select(0, slots) for states in features])
+        return tuple(spread(each, slots, chosen.numel()).view(chosen.shape) for each in found)
 
     # -- the confidence schedule -----------------------------------------------------------------------------------
 
@@ -191,15 +203,15 @@ class MaskPredictGenerator(CanvasGenerator):
         return math.log(value) if value > 0 else -math.inf
 
     def fill_some(
-        self, now: Candidates, memories: List[Memory], picked, chosen, sentences: Tensor, beam: int
+        self, now: Candidates, memories: List[Memory], picked, chosen, canvases: Tensor, beam: int
     ) -> Candidates:
-        """``fill`` for all candidates of some sentences (n,); those of the others do not change."""
-        if sentences.numel() * beam == now.tokens.size(0):
+        """``fill`` for some canvases (n,) int64; the others do not change."""
+        if len(canvases) == len(now.tokens):
             return self.fill(now, memories, picked, chosen)
-        active = (sentences.unsqueeze(1) * beam + torch.arange(beam, device=sentences.device)).flatten()
-        part = Candidates(*(None if field is None else field[active] for field in now))
-        part = self.fill(part, [memory.select(sentences) for memory in memories], picked[active], chosen[active])
-        return Candidates(*(None if new is None else old.index_copy(0, active, new) for old, new in zip(now, part)))
+        part = Candidates(*(None if field is None else field[canvases] for field in now))
+        memories = [memory.select(canvases // beam) for memory in memories]
+        part = self.fill(part, memories, picked[canvases], chosen[canvases])
+        return Candidates(*(None if new is None else old.index_copy(0, canvases, new) for old, new in zip(now, part)))
 
     # -- statistics ------------------------------------------------------------------------------------------------
 

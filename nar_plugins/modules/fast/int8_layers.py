@@ -33,7 +33,7 @@ from nar_plugins.modules.packing import collect, spread
 class RealStates(NamedTuple):
     """The real ones of states (B, T, D), packed: (P, D)."""
 
-    lengths: List[int]  # of every sentence
+    lengths: List[int]  # of every sentence, or canvas
     width: int  # T
     slots: Optional[Tensor] = None  # (P,) int64, their places among the B * T; None: all are real
 
@@ -44,10 +44,19 @@ class RealStates(NamedTuple):
         Args:
             padding: (B, T) bool; None: there is none.
         """
-        if padding is None:
-            return cls([x.size(1)] * x.size(0), x.size(1))
-        real = ~padding
-        return cls(real.sum(1).tolist(), x.size(1), real.flatten().nonzero().squeeze(1))
+        return cls([x.size(1)] * x.size(0), x.size(1)) if padding is None else cls.where(~padding)
+
+    @classmethod
+    def where(cls, real: Tensor) -> "RealStates":
+        """Those where real (B, T) bool is True."""
+        return cls(real.sum(1).tolist(), real.size(1), real.flatten().nonzero().squeeze(1))
+
+    def counts(self, sentences: int, together: bool) -> List[int]:
+        """The states of every sentence's canvases; ``together``: of all sentences'."""
+        if together:
+            return [sum(self.lengths)]
+        canvases = len(self.lengths) // sentences
+        return [sum(self.lengths[b * canvases : (b + 1) * canvases]) for b in range(sentences)]
 
     def pack(self, x: Tensor) -> Tensor:
         """(B, T, D) -> (P, D)."""
@@ -61,6 +70,28 @@ class RealStates(NamedTuple):
         return x.view(count, self.width, -1)
 
 
+class Picked(NamedTuple):
+    """Some of the packed states of canvases: what the last layer computes."""
+
+    rows: Tensor  # (Q,) int64, their places among the packed ones
+    real: RealStates  # they themselves, among the picked positions
+
+    @classmethod
+    def of(cls, positions: Tensor, padding: Optional[Tensor], width: int) -> "Picked":
+        """Those at positions (R, n) int64, without padding.
+
+        Args:
+            padding: (R, T) bool; None: there is none. width: T.
+        """
+        canvases, count = positions.shape
+        slots = positions + width * torch.arange(canvases, device=positions.device).unsqueeze(1)
+        if padding is None:
+            return cls(slots.flatten(), RealStates([count] * canvases, count))
+        real = RealStates.where(~padding.gather(1, positions))
+        places = (~padding).flatten().cumsum(0) - 1
+        return cls(places[slots.flatten()[real.slots]], real)
+
+
 class Attention(NamedTuple):
     """The functions of an attention, of states (P, D)."""
 
@@ -70,12 +101,25 @@ class Attention(NamedTuple):
     heads: int
     scale: float
 
-    def of_itself(self, x: Tensor, real: RealStates) -> Tensor:
-        """Self-attention of every sentence: (P, D) -> (P, D)."""
+    def of_itself(self, x: Tensor, real: RealStates, picked: Optional[Picked] = None) -> Tensor:
+        """Self-attention of every sentence: (P, D) -> (P, D), or (Q, D) of the picked states."""
+        if picked is not None:
+            return self.output(joined(self.of_picked(self.inputs(x), real, picked)))
         sentences, length = (len(real.lengths), real.width) if real.slots is None else (1, x.size(0))
         states = self.inputs(x).view(sentences, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
         parts = [states] if real.slots is None else states.split([n for n in real.lengths if n], 3)
         return self.output(joined([attended(*part.unbind(), None, self.scale) for part in parts]))
+
+    def of_picked(self, states: Tensor, real: RealStates, picked: Picked) -> List[Tensor]:
+        """Self-attention of the picked states, (n, D) each, from the queries, keys and values of all, (P, 3 D)."""
+        states = states.view(len(states), 3, self.heads, -1)
+        queries, keys_values = states[:, 0].index_select(0, picked.rows), states[:, 1:]
+        if real.slots is None:
+            parts = [(queries.unflatten(0, (-1, picked.real.width)), keys_values.unflatten(0, (-1, real.width)))]
+        else:
+            each = zip(queries.split(picked.real.lengths), keys_values.split(real.lengths))
+            parts = [(q.unsqueeze(0), kv.unsqueeze(0)) for q, kv in each if len(q)]
+        return [attended(q.transpose(1, 2), *kv.permute(2, 0, 3, 1, 4), None, self.scale) for q, kv in parts]
 
     def of_sources(self, x: Tensor, lengths: List[int], keys: Sequence[Tensor], values: Sequence[Tensor]) -> Tensor:
         """Cross-attention: (P, D) -> (P, D).
@@ -111,9 +155,17 @@ class Layer(NamedTuple):
         x = function(norm(x) if self.pre_norm else x, *more).add_(x)
         return x if self.pre_norm else norm(x)
 
-    def __call__(self, x: Tensor, real: RealStates, *source) -> Tensor:
-        """(P, D) -> (P, D); ``source``: what ``Attention.of_sources`` takes, in a decoder."""
-        x = self.add(x, self.self_attention.of_itself, self.self_attention.norm, real)
+    def __call__(self, x: Tensor, real: RealStates, *source, picked: Optional[Picked] = None) -> Tensor:
+        """(P, D) -> (P, D), or (Q, D) of the picked states; ``source``: what ``Attention.of_sources`` takes, in a
+        decoder, of those that are computed.
+        """
+        attention = self.self_attention
+        if picked is None:
+            x = self.add(x, attention.of_itself, attention.norm, real)
+        else:
+            y = attention.of_itself(attention.norm(x) if self.pre_norm else x, real, picked)
+            y.add_(x.index_select(0, picked.rows))
+            x = y if self.pre_norm else attention.norm(y)
         if self.cross_attention is not None:
             x = self.add(x, self.cross_attention.of_sources, self.cross_attention.norm, *source)
         return self.add(x, self.feed_forward, self.last_norm)
@@ -143,25 +195,28 @@ class Int8Layers:
             states.append(real.unpack(packed))
         return states
 
-    def features(self, x: Tensor, padding: Optional[Tensor], memory: Memory) -> Tensor:
-        """``through_decoder`` of all positions: (R, T, D) -> (R, T, D).
+    def features(self, x: Tensor, padding: Optional[Tensor], memory: Memory, picked: Optional[Tensor] = None) -> Tensor:
+        """``through_decoder``: (R, T, D) -> (R, T or n, D).
 
         Args:
             padding: (R, T) bool; None: there is none.
+            picked: (R, n) int64, the positions that the last layer computes; None: all.
         """
-        real, sentences = RealStates.of(x, padding), memory.keys[0].size(0)
-        canvases = len(real.lengths) // sentences
-        queries, sources = [sum(real.lengths)], None
-        if real.slots is not None or memory.allowed is not None:
-            queries = [sum(real.lengths[b * canvases : (b + 1) * canvases]) for b in range(sentences)]
-            if memory.allowed is not None:
-                sources = memory.allowed.sum(-1).flatten().tolist()
-            else:
-                sources = [memory.keys[0].size(2)] * sentences
+        real, last = RealStates.of(x, padding), len(self.layers) - 1
+        some = None if picked is None else Picked.of(picked, padding, x.size(1))
+        sentences, alike = memory.keys[0].size(0), real.slots is None and memory.allowed is None
+        queries, sources = real.counts(sentences, alike), None
+        if not alike:
+            full = memory.allowed is None
+            sources = [memory.keys[0].size(2)] * sentences if full else memory.allowed.sum(-1).flatten().tolist()
         packed = real.pack(x)
-        for layer, keys, values in zip(self.layers, memory.keys, memory.values):
-            packed = layer(packed, real, queries, of_sentences(keys, sources), of_sentences(values, sources))
-        return real.unpack(packed)
+        for number, (layer, keys, values) in enumerate(zip(self.layers, memory.keys, memory.values)):
+            now = some if number == last else None
+            if now is not None:
+                queries = now.real.counts(sentences, alike)
+            source = queries, of_sentences(keys, sources), of_sentences(values, sources)
+            packed = layer(packed, real, *source, picked=now)
+        return (real if some is None else some.real).unpack(packed)
 
 
 def of_sentences(heads: Tensor, lengths: Optional[List[int]]) -> Sequence[Tensor]:
