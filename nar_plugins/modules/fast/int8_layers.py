@@ -14,15 +14,7 @@ from fairseq.modules import FairseqDropout
 from torch import Tensor
 
 from nar_plugins.modules.activation import in_place
-from nar_plugins.modules.fast.block_layers import (
-    ATTENTIONS,
-    NORMS,
-    attended,
-    drops,
-    norm_function,
-    plain_norm,
-    unhooked,
-)
+from nar_plugins.modules.fast.block_layers import ATTENTIONS, NORMS, attended, drops, norm_function, plain_norm
 from nar_plugins.modules.fast.fused import FusedLinear
 from nar_plugins.modules.fast.linear import takes_quantised
 from nar_plugins.modules.layers import NarDecoderLayer, NarEncoderLayer
@@ -229,7 +221,7 @@ def of_sentences(heads: Tensor, lengths: Optional[List[int]]) -> Sequence[Tensor
 class Parts(NamedTuple):
     """What the functions of layers are made of."""
 
-    modules: List[nn.Module]  # all
+    hooks: List[dict]  # of all modules
     linears: List[nn.Module]
     fused: List[Optional[FusedLinear]]
     norms: List[nn.Module]
@@ -243,13 +235,14 @@ class Parts(NamedTuple):
         norms = [getattr(layer, name) for layer in layers for name in NORMS if hasattr(layer, name)]
         modules = [module for layer in layers for module in layer.modules()]
         dropouts = [module for module in modules if isinstance(module, FairseqDropout)]
-        return cls(modules, linears, [layer.self_attn.fused for layer in layers], norms, dropouts)
+        hooks = [each for module in modules for each in (module._forward_pre_hooks, module._forward_hooks)]
+        return cls(hooks, linears, [layer.self_attn.fused for layer in layers], norms, dropouts)
 
     def plain(self) -> bool:
         """Whether they are in int8, drop nothing, and no hook of a user's would see their inputs."""
         return (
-            all(map(unhooked, self.modules))
-            and all(map(takes_quantised, self.linears))
+            not any(self.hooks)  # dictionaries: this is asked in every pass, of some hundred modules
+            and all(getattr(linear, "in_int8", False) for linear in self.linears)
             and all(fused is not None and fused.product is not None for fused in self.fused)
             and all(map(plain_norm, self.norms))
             and not any(map(drops, self.dropouts))

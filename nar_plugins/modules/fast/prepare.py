@@ -16,6 +16,7 @@ PyTorch counts changes of a parameter, but not those of ``parameter.data``, by w
 import copy
 import logging
 import math
+import operator
 import threading
 from typing import Dict, Iterable, List, Optional, Sequence, Set
 from weakref import WeakKeyDictionary
@@ -38,6 +39,8 @@ from nar_plugins.modules.fast.table import HalfTable, PreparedEmbedding, Prepare
 
 logger = logging.getLogger(__name__)
 
+NOTHING = torch.empty(0)  # in the place of a bias that is not there
+VERSION = operator.attrgetter("_version")
 DECODE_DTYPES = ("float32", "bfloat16", "float16", "int8", "auto")
 LOCK = threading.RLock()  # two threads may ask for the same model
 MADE: "WeakKeyDictionary[nn.Module, Dict[tuple, Prepared]]" = WeakKeyDictionary()  # fairseq's hub asks in every call
@@ -74,7 +77,8 @@ class Prepared:
         self.attentions = [
             m for m in self.model.modules() if type(m) is MultiheadAttention and not m.skip_embed_dim_check
         ]
-        self.stamp: Optional[list] = None  # the type, and the identity of the parameters of every layer and table
+        self.places = [(part, name) for part in (*self.layers, *self.tables) for name in part.names]
+        self.stamp: Optional[list] = None  # the type, and what tells the parameters of all ``places`` from others
         self.released = False
 
     def dtype(self, device: torch.device, rows: int) -> torch.dtype:
@@ -109,8 +113,8 @@ class Prepared:
                     "its own half()): leave one out"
                 )
             before = self.stamp if self.stamp is not None and self.stamp[0] == dtype else [None] * len(stamp)
-            parts = [*self.layers, *self.tables]
-            changed = [part for part, new, old in zip(parts, stamp[1:], before[1:]) if new != old]
+            others = [part for (part, _), new, old in zip(self.places, stamp[1:], before[1:]) if new != old]
+            changed = list(dict.fromkeys(others))  # a layer has two parameters
             for part in changed:
                 refuse_given_back(part.weight, f"--decode-dtype {self.name}")
             if dtype == torch.int8:
@@ -130,8 +134,10 @@ class Prepared:
 
     def stamp_of(self, dtype: torch.dtype) -> list:
         """``stamp`` of the parameters of now."""
-        parts = [*self.layers, *self.tables]
-        return [dtype, *(tuple(identity(part.source[name]) for name in part.names) for part in parts)]
+        given = [part.source[name] for part, name in self.places]
+        given = [NOTHING if parameter is None else parameter for parameter in given]
+        # asked before every batch, so without a call of a function of Python's for each of some hundred parameters
+        return [dtype, *zip(map(id, given), map(Tensor.data_ptr, given), versions(given))]
 
     def prepare_layers(self, layers: List[PreparedLinear], dtype: torch.dtype) -> None:
         """Prepare layers, and the fused products that they are part of."""
@@ -333,12 +339,12 @@ def own_products(module: nn.Module) -> Set[str]:
     return products | set(getattr(module, "tables", {}).values())
 
 
-def identity(parameter: Optional[Tensor]):
-    """What changes when a parameter is replaced, moved, or changed in place."""
-    if parameter is None:
-        return None
-    version = 0 if parameter.is_inference() else parameter._version
-    return id(parameter), parameter.data_ptr(), version
+def versions(parameters: Sequence[Tensor]) -> List[int]:
+    """The number of changes in place of each; 0 for PyTorch's inference tensors, which do not count them."""
+    try:
+        return list(map(VERSION, parameters))
+    except RuntimeError:
+        return [0 if parameter.is_inference() else parameter._version for parameter in parameters]
 
 
 def refuse_int8(model: nn.Module) -> None:
