@@ -5,18 +5,13 @@ attention, which takes a tenth of the time, is computed for each sentence by its
 its time between the products, so the parts of a layer are looked up once. ``modules/layers.py`` has the plain form.
 """
 
-import operator
-from typing import Callable, List, NamedTuple, Optional, Sequence
+from typing import Callable, List, NamedTuple, Optional, Sequence, Tuple
 
 import torch
 import torch.nn as nn
-from fairseq.modules import FairseqDropout
 from torch import Tensor
 
-from nar_plugins.modules.activation import in_place
-from nar_plugins.modules.fast.block_layers import ATTENTIONS, NORMS, attended, drops, norm_function, plain_norm
-from nar_plugins.modules.fast.fused import FusedLinear
-from nar_plugins.modules.fast.linear import takes_quantised
+from nar_plugins.modules.fast.layer import Attention, Function, Layer, Parts, attended, make_layer, same
 from nar_plugins.modules.layers import NarDecoderLayer, NarEncoderLayer
 from nar_plugins.modules.memory import Memory
 from nar_plugins.modules.packing import collect, spread
@@ -84,48 +79,44 @@ class Picked(NamedTuple):
         return cls(places[slots.flatten()[real.slots]], real)
 
 
-class Attention(NamedTuple):
-    """The functions of an attention, of states (P, D)."""
-
-    inputs: Callable[[Tensor], Tensor]  # queries, keys and values side by side; cross-attention: queries
-    output: Callable[[Tensor], Tensor]
-    norm: Callable[[Tensor], Tensor]
-    heads: int
-    scale: float
-
-    def of_itself(self, x: Tensor, real: RealStates, picked: Optional[Picked] = None) -> Tensor:
-        """Self-attention of every sentence: (P, D) -> (P, D), or (Q, D) of the picked states."""
-        if picked is not None:
-            return self.output(joined(self.of_picked(self.inputs(x), real, picked)))
+def of_itself(attention: Attention, x: Tensor, real: RealStates, picked: Optional[Picked] = None) -> Tensor:
+    """Self-attention of every sentence: (P, D) -> (P, D), or (Q, D) of the picked states."""
+    states, heads = attention.inputs(x), attention.heads
+    if picked is not None:
+        parts = of_picked(states.view(len(x), 3, heads, -1), real, picked)
+    else:
         sentences, length = (len(real.lengths), real.width) if real.slots is None else (1, x.size(0))
-        states = self.inputs(x).view(sentences, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        states = states.view(sentences, length, 3, heads, -1).permute(2, 0, 3, 1, 4)
         parts = [states] if real.slots is None else states.split([n for n in real.lengths if n], 3)
-        return self.output(joined([attended(*part.unbind(), None, self.scale) for part in parts]))
+    return attention.output(joined([attended(*part, None, attention.scale) for part in parts]))
 
-    def of_picked(self, states: Tensor, real: RealStates, picked: Picked) -> List[Tensor]:
-        """Self-attention of the picked states, (n, D) each, from the queries, keys and values of all, (P, 3 D)."""
-        states = states.view(len(states), 3, self.heads, -1)
-        queries, keys_values = states[:, 0].index_select(0, picked.rows), states[:, 1:]
-        if real.slots is None:
-            parts = [(queries.unflatten(0, (-1, picked.real.width)), keys_values.unflatten(0, (-1, real.width)))]
-        else:
-            each = zip(queries.split(picked.real.lengths), keys_values.split(real.lengths))
-            parts = [(q.unsqueeze(0), kv.unsqueeze(0)) for q, kv in each if len(q)]
-        return [attended(q.transpose(1, 2), *kv.permute(2, 0, 3, 1, 4), None, self.scale) for q, kv in parts]
 
-    def of_sources(self, x: Tensor, lengths: List[int], keys: Sequence[Tensor], values: Sequence[Tensor]) -> Tensor:
-        """Cross-attention: (P, D) -> (P, D).
+def of_picked(states: Tensor, real: RealStates, picked: Picked) -> List[Tuple[Tensor, ...]]:
+    """Queries of the picked states, keys and values of all, (sentences, H, n, D/H) each, from (P, 3, H, D/H)."""
+    queries, others = states[:, 0].index_select(0, picked.rows), states[:, 1:]
+    if real.slots is None:
+        parts = [(queries.unflatten(0, (-1, picked.real.width)), others.unflatten(0, (-1, real.width)))]
+    else:
+        each = zip(queries.split(picked.real.lengths), others.split(real.lengths))
+        parts = [(q.unsqueeze(0), kv.unsqueeze(0)) for q, kv in each if len(q)]
+    return [(q.transpose(1, 2), *kv.permute(2, 0, 3, 1, 4)) for q, kv in parts]
 
-        Args:
-            lengths: queries of every part. keys, values: (sentences, H, S, D/H) of every part.
-        """
-        parts = zip(self.inputs(x).split(lengths), keys, values)
-        heads = [
-            attended(q.view(k.size(0), -1, self.heads, k.size(-1)).transpose(1, 2), k, v, None, self.scale)
-            for q, k, v in parts
-            if len(q)
-        ]
-        return self.output(joined(heads))
+
+def of_sources(
+    attention: Attention, x: Tensor, lengths: List[int], keys: Sequence[Tensor], values: Sequence[Tensor]
+) -> Tensor:
+    """Cross-attention: (P, D) -> (P, D).
+
+    Args:
+        lengths: queries of every part. keys, values: (sentences, H, S, D/H) of every part.
+    """
+    parts = zip(attention.inputs(x).split(lengths), keys, values)
+    heads = [
+        attended(q.view(k.size(0), -1, attention.heads, k.size(-1)).transpose(1, 2), k, v, None, attention.scale)
+        for q, k, v in parts
+        if len(q)
+    ]
+    return attention.output(joined(heads))
 
 
 def joined(parts: Sequence[Tensor]) -> Tensor:
@@ -133,34 +124,16 @@ def joined(parts: Sequence[Tensor]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-class Layer(NamedTuple):
-    """A layer's functions of states (P, D)."""
-
-    self_attention: Attention
-    cross_attention: Optional[Attention]
-    feed_forward: Callable[[Tensor], Tensor]
-    last_norm: Callable[[Tensor], Tensor]
-    pre_norm: bool
-
-    def add(self, x: Tensor, function: Callable[..., Tensor], norm: Callable[[Tensor], Tensor], *more) -> Tensor:
-        """A sublayer with its norm and residual connection: (P, D) -> (P, D)."""
-        x = function(norm(x) if self.pre_norm else x, *more).add_(x)
-        return x if self.pre_norm else norm(x)
-
-    def __call__(self, x: Tensor, real: RealStates, *source, picked: Optional[Picked] = None) -> Tensor:
-        """(P, D) -> (P, D), or (Q, D) of the picked states; ``source``: what ``Attention.of_sources`` takes, in a
-        decoder, of those that are computed.
-        """
-        attention = self.self_attention
-        if picked is None:
-            x = self.add(x, attention.of_itself, attention.norm, real)
-        else:
-            y = attention.of_itself(attention.norm(x) if self.pre_norm else x, real, picked)
-            y.add_(x.index_select(0, picked.rows))
-            x = y if self.pre_norm else attention.norm(y)
-        if self.cross_attention is not None:
-            x = self.add(x, self.cross_attention.of_sources, self.cross_attention.norm, *source)
-        return self.add(x, self.feed_forward, self.last_norm)
+def through_layer(layer: Layer, x: Tensor, real: RealStates, *source, picked: Optional[Picked] = None) -> Tensor:
+    """(P, D) -> (P, D), or (Q, D) of the picked states; ``source``: what ``of_sources`` takes, in a decoder, of those
+    that are computed.
+    """
+    own, cross = layer.self_attention, layer.cross_attention
+    y = of_itself(own, layer.before(x, own.norm), real, picked)
+    x = layer.after(x if picked is None else x.index_select(0, picked.rows), y, own.norm)
+    if cross is not None:
+        x = layer.after(x, of_sources(cross, layer.before(x, cross.norm), *source), cross.norm)
+    return layer.fed_forward(x)
 
 
 class Int8Layers:
@@ -170,9 +143,9 @@ class Int8Layers:
         parts, weights: tell whether it is still theirs.
     """
 
-    def __init__(self, layers: Sequence[nn.Module], parts: "Parts", weights: list):
+    def __init__(self, layers: Sequence[nn.Module], parts: Parts, weights: list):
         self.parts, self.weights = parts, weights
-        self.layers = [make_layer(layer) for layer in layers]
+        self.layers = [make_layer(layer, products(layer)) for layer in layers]
 
     def states(self, x: Tensor, padding: Optional[Tensor]) -> List[Tensor]:
         """``through_encoder``, batch-first: (B, S, D) -> as many before the first layer and after every one.
@@ -183,7 +156,7 @@ class Int8Layers:
         real = RealStates.of(x, padding)
         states, packed = [x], real.pack(x)
         for layer in self.layers:
-            packed = layer(packed, real)
+            packed = through_layer(layer, packed, real)
             states.append(real.unpack(packed))
         return states
 
@@ -207,7 +180,7 @@ class Int8Layers:
             if now is not None:
                 queries = now.real.counts(sentences, alike)
             source = queries, of_sentences(keys, sources), of_sentences(values, sources)
-            packed = layer(packed, real, *source, picked=now)
+            packed = through_layer(layer, packed, real, *source, picked=now)
         return (real if some is None else some.real).unpack(packed)
 
 
@@ -216,42 +189,6 @@ def of_sentences(heads: Tensor, lengths: Optional[List[int]]) -> Sequence[Tensor
     if lengths is None:
         return [heads]
     return [part[:, :, :length] for part, length in zip(heads.split(1), lengths)]
-
-
-class Parts(NamedTuple):
-    """What the functions of layers are made of."""
-
-    hooks: List[dict]  # of all modules
-    linears: List[nn.Module]
-    fused: List[Optional[FusedLinear]]
-    norms: List[nn.Module]
-    dropouts: List[nn.Module]
-
-    @classmethod
-    def of(cls, layers: Sequence[nn.Module]) -> "Parts":
-        attentions = [getattr(layer, name) for layer in layers for name in ATTENTIONS if hasattr(layer, name)]
-        linears = [each for attention in attentions for each in (attention.q_proj, attention.out_proj)]
-        linears += [each for layer in layers for each in (layer.fc1, layer.fc2)]
-        norms = [getattr(layer, name) for layer in layers for name in NORMS if hasattr(layer, name)]
-        modules = [module for layer in layers for module in layer.modules()]
-        dropouts = [module for module in modules if isinstance(module, FairseqDropout)]
-        hooks = [each for module in modules for each in (module._forward_pre_hooks, module._forward_hooks)]
-        return cls(hooks, linears, [layer.self_attn.fused for layer in layers], norms, dropouts)
-
-    def plain(self) -> bool:
-        """Whether they are in int8, drop nothing, and no hook of a user's would see their inputs."""
-        return (
-            not any(self.hooks)  # dictionaries: this is asked in every pass, of some hundred modules
-            and all(getattr(linear, "in_int8", False) for linear in self.linears)
-            and all(fused is not None and fused.product is not None for fused in self.fused)
-            and all(map(plain_norm, self.norms))
-            and not any(map(drops, self.dropouts))
-        )
-
-    def weights(self) -> list:
-        """What is another object where the weights are others."""
-        products = [each.product for each in (*self.linears, *self.fused)]
-        return products + [norm._parameters[name] for norm in self.norms for name in ("weight", "bias")]
 
 
 def fast_form(side: nn.Module) -> Optional[Int8Layers]:
@@ -264,33 +201,24 @@ def fast_form(side: nn.Module) -> Optional[Int8Layers]:
     if torch.is_grad_enabled() or not all(map(replaceable, layers)):
         return None
     parts = Parts.of(layers) if side.fast is None else side.fast.parts
-    if not parts.plain():
+    if not parts.plain(in_int8) or any(layer.self_attn.fused is None for layer in layers):
         return None
     weights = parts.weights()
-    if side.fast is None or not all(map(operator.is_, weights, side.fast.weights)):
+    if side.fast is None or not same(weights, side.fast.weights):
         side.fast = Int8Layers(layers, parts, weights)
     return side.fast
 
 
 def replaceable(layer: nn.Module) -> bool:
     """Whether a layer is one of this package's plain ones, in int8."""
-    return type(layer) in (NarEncoderLayer, NarDecoderLayer) and takes_quantised(layer.fc1)
+    return type(layer) in (NarEncoderLayer, NarDecoderLayer) and in_int8(layer.fc1)
 
 
-def make_layer(layer: nn.Module) -> Layer:
-    """The functions of a layer of ``Parts``."""
-    first, second, activation = layer.fc1.product, layer.fc2.product, in_place(layer.activation_fn)
-    norms = [norm_function(getattr(layer, name)) for name in NORMS if hasattr(layer, name)]
-    attentions = [getattr(layer, name) for name in ATTENTIONS if hasattr(layer, name)]
-    inputs = [layer.self_attn.fused.product, *(attention.q_proj.product for attention in attentions[1:])]
-    made = [
-        Attention(function, attention.out_proj.product, norm, attention.num_heads, attention.scaling)
-        for function, attention, norm in zip(inputs, attentions, norms)
-    ]
-    return Layer(
-        made[0],
-        made[1] if len(made) > 1 else None,
-        lambda x: second(activation(first(x))),
-        norms[-1],
-        layer.normalize_before,
-    )
+def in_int8(layer: nn.Module) -> bool:
+    """Whether a linear layer is prepared for int8."""
+    return getattr(layer, "in_int8", False)
+
+
+def products(layer: nn.Module) -> Callable[..., Function]:
+    """The products of a layer's linear layers: its queries, keys and values have one."""
+    return lambda *linears: layer.self_attn.fused.product if len(linears) > 1 else linears[0].product
