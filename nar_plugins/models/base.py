@@ -31,7 +31,7 @@ from nar_plugins.modules.attention import allowed_keys, allowed_sources
 from nar_plugins.modules.dropout import use_fast_dropout
 from nar_plugins.modules.exporting import is_padded
 from nar_plugins.modules.factorised import plain_projection
-from nar_plugins.modules.fast.int8_layers import fast_form
+from nar_plugins.modules.fast.real_layers import fast_form
 from nar_plugins.modules.fused_loss import SoftTargets, fused_token_loss
 from nar_plugins.modules.layers import NarDecoderLayer, NarEncoderLayer, through_decoder, through_encoder
 from nar_plugins.modules.length_head import LENGTH_HEADS, LengthHead

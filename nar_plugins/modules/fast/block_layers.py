@@ -1,9 +1,10 @@
 """The layers of a stock Transformer's decoder for a few tokens a call, in float32 on a CPU, with few operations.
 
-The weights are transposed: MKL multiplies few rows by them in down to half the time. ``modules/block_decoder.py`` has
-the plain form, for all else.
+The weights of small products are transposed: MKL multiplies few rows by them in down to half the time.
+``modules/block_decoder.py`` has the plain form, for all else.
 """
 
+import math
 from typing import Callable, Optional, Tuple
 
 import torch
@@ -11,10 +12,8 @@ import torch.nn as nn
 from torch import Tensor
 
 from nar_plugins.modules.fast.layer import Parts, attended, make_layer, same
-from nar_plugins.modules.fast.linear import PreparedLinear, takes_quantised
-from nar_plugins.modules.linear import onednn_is_faster, product_by_size
-
-FEW = 64  # rows; for more, MKL gains nothing by a transposed weight, and oneDNN may be faster
+from nar_plugins.modules.fast.linear import PreparedLinear
+from nar_plugins.modules.linear import onednn_is_faster, onednn_threshold, product_by_size
 
 
 class BlockLayers:
@@ -88,7 +87,7 @@ def plain(layer: nn.Module) -> bool:
         type(layer) is PreparedLinear
         and layer.weight.dtype == torch.float32
         and layer.weight.is_cpu
-        and not takes_quantised(layer)
+        and layer.dtype in (None, torch.float32)
         and not (layer._forward_pre_hooks or layer._forward_hooks)
     )
 
@@ -97,14 +96,17 @@ def function(*layers: nn.Linear) -> Callable[[Tensor], Tensor]:
     """The outputs of layers with the same input, side by side: (P, in) -> (P, sum of out). It has a copy of the
     weights.
     """
-    weight = torch.cat([layer.weight.detach() for layer in layers]).t().contiguous()
+    weight = torch.cat([layer.weight.detach() for layer in layers])
     missing = any(layer.bias is None for layer in layers)  # all have one, or none
     bias = None if missing else torch.cat([layer.bias.detach() for layer in layers])
-    of_many = product_by_size(weight.t(), bias) if onednn_is_faster() else None
+    many, of_many = math.inf, None
+    if onednn_is_faster():
+        many, of_many = -(-onednn_threshold(weight) // weight.size(0)), product_by_size(weight, bias)
+    transposed = weight.t().contiguous()
 
     def product(x: Tensor) -> Tensor:
-        if of_many is not None and x.size(0) > FEW:
+        if x.numel() >= many:
             return of_many(x)
-        return torch.mm(x, weight) if bias is None else torch.addmm(bias, x, weight)
+        return torch.mm(x, transposed) if bias is None else torch.addmm(bias, x, transposed)
 
     return product

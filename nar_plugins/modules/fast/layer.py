@@ -1,7 +1,7 @@
 """A Transformer layer as a few functions, without its modules: what the fast forms of layers are made of.
 
 For one short sentence calling modules takes as long as computing. Here a layer's parts are looked up once, and its
-queries, keys and values are one product. ``block_layers.py``, ``encoder_layers.py`` and ``int8_layers.py`` differ in
+queries, keys and values are one product. ``block_layers.py``, ``encoder_layers.py`` and ``real_layers.py`` differ in
 the products and in how attention reads its keys; the plain form is always another one, beside each of them.
 """
 

@@ -23,7 +23,7 @@ class PreparedLinear(nn.Linear):
         owns: the source is an ``nn.Linear``'s, whose place this layer takes.
 
     Attributes:
-        in_int8: the products are in int8. int8: the quantised weight, once it is made.
+        dtype: what it was prepared for. in_int8: the products are in int8. int8: the quantised weight, once it is made.
         plain: torch.compile reads the product, so that it must be PyTorch's own.
     """
 
@@ -56,7 +56,7 @@ class PreparedLinear(nn.Linear):
         Args:
             later: in the first call of the layer, which may never come: a ``FusedLinear`` replaces it.
         """
-        self.in_int8, self.int8 = dtype == torch.int8, None
+        self.dtype, self.in_int8, self.int8 = dtype, dtype == torch.int8, None
         self.product = partial(self.first_product, dtype) if later else self.prepared_product(dtype)
 
     def prepared_product(self, dtype: Optional[torch.dtype]) -> Callable[[Tensor], Tensor]:

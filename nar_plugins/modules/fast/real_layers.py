@@ -1,8 +1,9 @@
-"""The layers over a padded batch in int8 on a CPU, over its real states only and with few operations.
+"""The layers over a padded batch in int8 and float32 on a CPU, over its real states only and with few operations.
 
 The products treat every state alike, so the real states of all sentences are packed, sentence after sentence, and
-attention, which takes a tenth of the time, is computed for each sentence by itself. One sentence's pass takes half of
-its time between the products, so the parts of a layer are looked up once. ``modules/layers.py`` has the plain form.
+attention, which takes a tenth of the time, is computed for each sentence by itself. In int8 a sentence's scores are so
+the same in every batch. In float32 a batch with little padding is computed as it is: one call of attention costs less
+than one for each sentence. ``modules/layers.py`` has the plain form.
 """
 
 from typing import Callable, List, NamedTuple, Optional, Sequence, Tuple
@@ -11,10 +12,14 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
+from nar_plugins.modules.fast.block_layers import plain
 from nar_plugins.modules.fast.layer import Attention, Function, Layer, Parts, attended, make_layer, same
+from nar_plugins.modules.fast.linear import PreparedLinear, product
 from nar_plugins.modules.layers import NarDecoderLayer, NarEncoderLayer
 from nar_plugins.modules.memory import Memory
 from nar_plugins.modules.packing import collect, spread
+
+PACKING = 1 << 20  # multiplications that take as long as a sentence's own calls of attention in a layer
 
 
 class RealStates(NamedTuple):
@@ -22,16 +27,22 @@ class RealStates(NamedTuple):
 
     lengths: List[int]  # of every sentence, or canvas
     width: int  # T
-    slots: Optional[Tensor] = None  # (P,) int64, their places among the B * T; None: all are real
+    slots: Optional[Tensor] = None  # (P,) int64, their places among the B * T; None: all are computed
+    bias: Optional[Tensor] = None  # (B, 1, 1, T) float32, of attention, where padding is computed, too
 
     @classmethod
-    def of(cls, x: Tensor, padding: Optional[Tensor]) -> "RealStates":
+    def of(cls, x: Tensor, padding: Optional[Tensor], exact: bool = True) -> "RealStates":
         """Those of x (B, T, D).
 
         Args:
-            padding: (B, T) bool; None: there is none.
+            padding: (B, T) bool; None: there is none. exact: also where computing padding costs less.
         """
-        return cls([x.size(1)] * x.size(0), x.size(1)) if padding is None else cls.where(~padding)
+        if padding is None:
+            return cls([x.size(1)] * x.size(0), x.size(1))
+        real = cls.where(~padding)
+        if exact or len(padding) * PACKING < (padding.numel() - sum(real.lengths)) * 12 * x.size(2) ** 2:
+            return real
+        return cls([x.size(1)] * x.size(0), x.size(1), None, bias_of(~padding[:, None, None]))
 
     @classmethod
     def where(cls, real: Tensor) -> "RealStates":
@@ -88,7 +99,7 @@ def of_itself(attention: Attention, x: Tensor, real: RealStates, picked: Optiona
         sentences, length = (len(real.lengths), real.width) if real.slots is None else (1, x.size(0))
         states = states.view(sentences, length, 3, heads, -1).permute(2, 0, 3, 1, 4)
         parts = [states] if real.slots is None else states.split([n for n in real.lengths if n], 3)
-    return attention.output(joined([attended(*part, None, attention.scale) for part in parts]))
+    return attention.output(joined([attended(*part, real.bias, attention.scale) for part in parts]))
 
 
 def of_picked(states: Tensor, real: RealStates, picked: Picked) -> List[Tuple[Tensor, ...]]:
@@ -103,16 +114,22 @@ def of_picked(states: Tensor, real: RealStates, picked: Picked) -> List[Tuple[Te
 
 
 def of_sources(
-    attention: Attention, x: Tensor, lengths: List[int], keys: Sequence[Tensor], values: Sequence[Tensor]
+    attention: Attention,
+    x: Tensor,
+    bias: Optional[Tensor],
+    lengths: List[int],
+    keys: Sequence[Tensor],
+    values: Sequence[Tensor],
 ) -> Tensor:
     """Cross-attention: (P, D) -> (P, D).
 
     Args:
-        lengths: queries of every part. keys, values: (sentences, H, S, D/H) of every part.
+        bias: of attention, where all sentences are one part. lengths: queries of every part.
+        keys, values: (sentences, H, S, D/H) of every part.
     """
     parts = zip(attention.inputs(x).split(lengths), keys, values)
     heads = [
-        attended(q.view(k.size(0), -1, attention.heads, k.size(-1)).transpose(1, 2), k, v, None, attention.scale)
+        attended(q.view(k.size(0), -1, attention.heads, k.size(-1)).transpose(1, 2), k, v, bias, attention.scale)
         for q, k, v in parts
         if len(q)
     ]
@@ -136,16 +153,16 @@ def through_layer(layer: Layer, x: Tensor, real: RealStates, *source, picked: Op
     return layer.fed_forward(x)
 
 
-class Int8Layers:
+class RealLayers:
     """The layers of an encoder or of a decoder.
 
     Args:
-        parts, weights: tell whether it is still theirs.
+        parts, weights: tell whether they are still theirs.
+        exact: a sentence has the same states in every batch.
     """
 
-    def __init__(self, layers: Sequence[nn.Module], parts: Parts, weights: list):
-        self.parts, self.weights = parts, weights
-        self.layers = [make_layer(layer, products(layer)) for layer in layers]
+    def __init__(self, layers: Sequence[Layer], parts: Parts, weights: list, exact: bool):
+        self.layers, self.parts, self.weights, self.exact = layers, parts, weights, exact
 
     def states(self, x: Tensor, padding: Optional[Tensor]) -> List[Tensor]:
         """``through_encoder``, batch-first: (B, S, D) -> as many before the first layer and after every one.
@@ -153,7 +170,7 @@ class Int8Layers:
         Args:
             padding: (B, S) bool; None: there is none.
         """
-        real = RealStates.of(x, padding)
+        real = RealStates.of(x, padding, self.exact)
         states, packed = [x], real.pack(x)
         for layer in self.layers:
             packed = through_layer(layer, packed, real)
@@ -167,21 +184,28 @@ class Int8Layers:
             padding: (R, T) bool; None: there is none.
             picked: (R, n) int64, the positions that the last layer computes; None: all.
         """
-        real, last = RealStates.of(x, padding), len(self.layers) - 1
-        some = None if picked is None else Picked.of(picked, padding, x.size(1))
-        sentences, alike = memory.keys[0].size(0), real.slots is None and memory.allowed is None
-        queries, sources = real.counts(sentences, alike), None
-        if not alike:
+        real, last = RealStates.of(x, padding, self.exact), len(self.layers) - 1
+        some = None if picked is None else Picked.of(picked, None if real.slots is None else padding, x.size(1))
+        sentences, together = memory.keys[0].size(0), real.slots is None and (memory.allowed is None or not self.exact)
+        queries, sources, bias = real.counts(sentences, together), None, None
+        if not together:
             full = memory.allowed is None
             sources = [memory.keys[0].size(2)] * sentences if full else memory.allowed.sum(-1).flatten().tolist()
+        elif memory.allowed is not None:
+            bias = bias_of(memory.allowed)
         packed = real.pack(x)
         for number, (layer, keys, values) in enumerate(zip(self.layers, memory.keys, memory.values)):
             now = some if number == last else None
             if now is not None:
-                queries = now.real.counts(sentences, alike)
-            source = queries, of_sentences(keys, sources), of_sentences(values, sources)
+                queries = now.real.counts(sentences, together)
+            source = bias, queries, of_sentences(keys, sources), of_sentences(values, sources)
             packed = through_layer(layer, packed, real, *source, picked=now)
         return (real if some is None else some.real).unpack(packed)
+
+
+def bias_of(allowed: Tensor) -> Tensor:
+    """0 where a key is visible, -inf elsewhere: (...) bool -> (...) float32."""
+    return torch.zeros(allowed.shape, device=allowed.device).masked_fill_(~allowed, -torch.inf)
 
 
 def of_sentences(heads: Tensor, lengths: Optional[List[int]]) -> Sequence[Tensor]:
@@ -191,27 +215,29 @@ def of_sentences(heads: Tensor, lengths: Optional[List[int]]) -> Sequence[Tensor
     return [part[:, :, :length] for part, length in zip(heads.split(1), lengths)]
 
 
-def fast_form(side: nn.Module) -> Optional[Int8Layers]:
+def fast_form(side: nn.Module) -> Optional[RealLayers]:
     """The layers of an encoder or of a decoder; kept in its attribute ``fast`` while the weights are theirs.
 
-    None where only the plain form is right: in other types than int8, with gradients, dropout or hooks of a user's, and
-    for layers of other models.
+    None where only the plain form is right: in other types than int8 and float32, on other devices, with gradients,
+    dropout or hooks of a user's, and for layers of other models.
     """
     layers = list(side.layers.children())
-    if torch.is_grad_enabled() or not all(map(replaceable, layers)):
+    if torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or not layers or not all(map(ours, layers)):
         return None
+    quantised = in_int8(layers[0].fc1)
     parts = Parts.of(layers) if side.fast is None else side.fast.parts
-    if not parts.plain(in_int8) or any(layer.self_attn.fused is None for layer in layers):
+    if not parts.plain(in_int8 if quantised else plain):
         return None
     weights = parts.weights()
     if side.fast is None or not same(weights, side.fast.weights):
-        side.fast = Int8Layers(layers, parts, weights)
+        made = [make_layer(layer, products(layer)) for layer in layers]
+        side.fast = RealLayers(made, parts, weights, exact=quantised)
     return side.fast
 
 
-def replaceable(layer: nn.Module) -> bool:
-    """Whether a layer is one of this package's plain ones, in int8."""
-    return type(layer) in (NarEncoderLayer, NarDecoderLayer) and in_int8(layer.fc1)
+def ours(layer: nn.Module) -> bool:
+    """Whether a layer is one of this package's plain ones."""
+    return type(layer) in (NarEncoderLayer, NarDecoderLayer)
 
 
 def in_int8(layer: nn.Module) -> bool:
@@ -221,4 +247,15 @@ def in_int8(layer: nn.Module) -> bool:
 
 def products(layer: nn.Module) -> Callable[..., Function]:
     """The products of a layer's linear layers: its queries, keys and values have one."""
-    return lambda *linears: layer.self_attn.fused.product if len(linears) > 1 else linears[0].product
+    fused = layer.self_attn.fused
+
+    def function(*linears: PreparedLinear) -> Function:
+        if len(linears) == 1:
+            return linears[0].product
+        if fused is not None and fused.product is not None:
+            return fused.product
+        biases = [linear.bias.detach() for linear in linears if linear.bias is not None]
+        weight = torch.cat([linear.weight.detach() for linear in linears])
+        return product(weight, torch.cat(biases) if biases else None, torch.float32)
+
+    return function
