@@ -7,16 +7,17 @@ from test_one_pass import generator, nat
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from nar_plugins.models.contract import Canvas
-from nar_plugins.modules.fast import prepare
 from nar_plugins.modules.fast.int8 import int8_lacks
 from nar_plugins.modules.fast.prepare import prepare_for_decoding
-from nar_plugins.modules.fast.real_layers import RealStates, fast_form
+from nar_plugins.modules.fast.real_layers import PACKING, RealStates, fast_form
 
 needs_int8 = pytest.mark.skipif(int8_lacks(torch.device("cpu")) is not None, reason="no int8 on this processor")
 FORMS = {  # type, the multiplications that a sentence's own calls of attention cost, most and mean deviation
     "int8": ("int8", None, 0.2, 0.005),  # a number almost halfway is rounded up in one form only
-    "float32, packed": ("float32", 0, 1e-4, 1e-5),
+    "float32, packed": ("float32", 1, 1e-4, 1e-5),
     "float32, as it is": ("float32", 1 << 60, 1e-4, 1e-5),
+    "bfloat16, packed": ("bfloat16", 1, 0.2, 0.01),
+    "bfloat16, as it is": ("bfloat16", 1 << 60, 0.2, 0.01),
 }
 forms = pytest.mark.parametrize(
     "form", [pytest.param(form, marks=needs_int8 if form == "int8" else ()) for form in FORMS]
@@ -44,7 +45,7 @@ def prepared_for(form, monkeypatch, *flags):
     """The model prepared for one of ``FORMS``."""
     dtype, packing, *_ = FORMS[form]
     if packing is not None:
-        monkeypatch.setattr("nar_plugins.modules.fast.real_layers.PACKING", packing)
+        monkeypatch.setitem(PACKING, getattr(torch, dtype), packing)
     return prepared(*flags, dtype=dtype)[1]
 
 
@@ -61,13 +62,17 @@ def features_of(model, canvas, memory, picked=None):
 
 def both_forms(model, source, canvas, monkeypatch, picked=None):
     """Encoder states and decoder features of the fast and of the plain form."""
-    found = []
+    half = model.decoder.layers[0].fc1.dtype == torch.bfloat16
+    with torch.autocast("cpu", torch.bfloat16, enabled=half):
+        return [*each_form(model, source, canvas, monkeypatch, picked)]
+
+
+def each_form(model, source, canvas, monkeypatch, picked):
     for module in ("fast", "plain"):
         if module == "plain":
             monkeypatch.setattr("nar_plugins.models.base.fast_form", lambda side: None)
         memory = model.encode(source)
-        found.append((model.encoder(source)["encoder_states"], features_of(model, canvas, memory, picked)))
-    return found
+        yield model.encoder(source)["encoder_states"], features_of(model, canvas, memory, picked)
 
 
 def sources(lengths):
@@ -115,7 +120,7 @@ def test_picked_states_are_those_of_the_plain_form(monkeypatch, no_gradients, le
     (_, features), (_, wanted) = both_forms(model, source, canvas, monkeypatch, picked)
     seen = canvas.real().gather(1, picked)
     assert features.shape == (*picked.shape, 64)
-    assert form == "float32, as it is" or not features[~seen].any()
+    assert form.endswith("as it is") or not features[~seen].any()
     assert_alike(features[seen], wanted[seen], form)
 
 
@@ -154,7 +159,7 @@ def test_no_padding_is_multiplied(no_gradients):
 def test_a_batch_with_much_padding_is_packed_in_float32_and_one_with_little_is_not(no_gradients):
     def packed(lengths, dim):
         padding = torch.arange(max(lengths)) >= torch.tensor(lengths).unsqueeze(1)
-        return RealStates.of(torch.empty(*padding.shape, dim), padding, exact=False).slots is not None
+        return RealStates.of(torch.empty(*padding.shape, dim), padding, PACKING[torch.float32]).slots is not None
 
     assert packed([3, 30, 12, 20], 128) and packed([19, 20, 18], 512)
     assert not packed([19, 20, 18], 128) and not packed([3, 20], 64)
@@ -215,11 +220,13 @@ def test_other_masks_and_layers_have_the_plain_form(monkeypatch, no_gradients, f
 
 def test_other_types_have_the_plain_form(no_gradients):
     one, _ = nat(*FLAGS)
-    made = prepare_for_decoding(one, "bfloat16")
-    made.update(torch.bfloat16)
-    assert fast_form(made.model.encoder) is None is fast_form(made.model.decoder)
-    prepare.weights_changed()
-    assert fast_form(one.encoder) is None
+    assert fast_form(one.encoder) is None is fast_form(one.decoder)
+    for name in ("float16", "bfloat16"):
+        made = prepare_for_decoding(one, name)
+        made.update(getattr(torch, name))
+        assert fast_form(made.model.encoder) is None is fast_form(made.model.decoder)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert fast_form(made.model.encoder) is not None is not fast_form(made.model.decoder)
     made = prepare_for_decoding(one, "float32")
     made.update(torch.float32)
     assert fast_form(made.model.encoder) is not None

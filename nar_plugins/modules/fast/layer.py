@@ -47,8 +47,11 @@ class Layer(NamedTuple):
         return norm(x) if self.pre_norm else x
 
     def after(self, x: Tensor, y: Tensor, norm: Function) -> Tensor:
-        """The residual connection around a sublayer with the output y, which is written to, and its norm."""
-        x = y.add_(x)
+        """The residual connection around a sublayer with the output y, which is written to, and its norm.
+
+        Products in half precision have outputs of their type; the states stay in float32, as under autocast.
+        """
+        x = y.add_(x) if y.dtype == x.dtype else x + y
         return x if self.pre_norm else norm(x)
 
     def fed_forward(self, x: Tensor) -> Tensor:

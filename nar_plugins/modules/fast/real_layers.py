@@ -1,9 +1,9 @@
-"""The layers over a padded batch in int8 and float32 on a CPU, over its real states only and with few operations.
+"""The layers over a padded batch on a CPU, in int8, bfloat16 and float32, over its real states, with few operations.
 
 The products treat every state alike, so the real states of all sentences are packed, sentence after sentence, and
 attention, which takes a tenth of the time, is computed for each sentence by itself. In int8 a sentence's scores are so
-the same in every batch. In float32 a batch with little padding is computed as it is: one call of attention costs less
-than one for each sentence. ``modules/layers.py`` has the plain form.
+the same in every batch. In the other types a batch with little padding is computed as it is: one call of attention
+costs less than one for each sentence. ``modules/layers.py`` has the plain form.
 """
 
 from typing import Callable, List, NamedTuple, Optional, Sequence, Tuple
@@ -19,7 +19,8 @@ from nar_plugins.modules.layers import NarDecoderLayer, NarEncoderLayer
 from nar_plugins.modules.memory import Memory
 from nar_plugins.modules.packing import collect, spread
 
-PACKING = 1 << 20  # multiplications that take as long as a sentence's own calls of attention in a layer
+# Multiplications that take as long as a sentence's own calls of attention in a layer; 0: sentences are always packed
+PACKING = {torch.float32: 1 << 20, torch.bfloat16: 3 << 20, torch.int8: 0}
 
 
 class RealStates(NamedTuple):
@@ -31,16 +32,16 @@ class RealStates(NamedTuple):
     bias: Optional[Tensor] = None  # (B, 1, 1, T) float32, of attention, where padding is computed, too
 
     @classmethod
-    def of(cls, x: Tensor, padding: Optional[Tensor], exact: bool = True) -> "RealStates":
+    def of(cls, x: Tensor, padding: Optional[Tensor], packing: int = 0) -> "RealStates":
         """Those of x (B, T, D).
 
         Args:
-            padding: (B, T) bool; None: there is none. exact: also where computing padding costs less.
+            padding: (B, T) bool; None: there is none. packing: of ``PACKING``.
         """
         if padding is None:
             return cls([x.size(1)] * x.size(0), x.size(1))
         real = cls.where(~padding)
-        if exact or len(padding) * PACKING < (padding.numel() - sum(real.lengths)) * 12 * x.size(2) ** 2:
+        if packing == 0 or len(padding) * packing < (padding.numel() - sum(real.lengths)) * 12 * x.size(2) ** 2:
             return real
         return cls([x.size(1)] * x.size(0), x.size(1), None, bias_of(~padding[:, None, None]))
 
@@ -158,11 +159,11 @@ class RealLayers:
 
     Args:
         parts, weights: tell whether they are still theirs.
-        exact: a sentence has the same states in every batch.
+        packing: of ``PACKING``. With 0 a sentence has the same states in every batch.
     """
 
-    def __init__(self, layers: Sequence[Layer], parts: Parts, weights: list, exact: bool):
-        self.layers, self.parts, self.weights, self.exact = layers, parts, weights, exact
+    def __init__(self, layers: Sequence[Layer], parts: Parts, weights: list, packing: int):
+        self.layers, self.parts, self.weights, self.packing = layers, parts, weights, packing
 
     def states(self, x: Tensor, padding: Optional[Tensor]) -> List[Tensor]:
         """``through_encoder``, batch-first: (B, S, D) -> as many before the first layer and after every one.
@@ -170,7 +171,7 @@ class RealLayers:
         Args:
             padding: (B, S) bool; None: there is none.
         """
-        real = RealStates.of(x, padding, self.exact)
+        real = RealStates.of(x, padding, self.packing)
         states, packed = [x], real.pack(x)
         for layer in self.layers:
             packed = through_layer(layer, packed, real)
@@ -184,9 +185,12 @@ class RealLayers:
             padding: (R, T) bool; None: there is none.
             picked: (R, n) int64, the positions that the last layer computes; None: all.
         """
-        real, last = RealStates.of(x, padding, self.exact), len(self.layers) - 1
+        real, last = RealStates.of(x, padding, self.packing), len(self.layers) - 1
         some = None if picked is None else Picked.of(picked, None if real.slots is None else padding, x.size(1))
-        sentences, together = memory.keys[0].size(0), real.slots is None and (memory.allowed is None or not self.exact)
+        sentences, together = (
+            memory.keys[0].size(0),
+            real.slots is None and (memory.allowed is None or self.packing > 0),
+        )
         queries, sources, bias = real.counts(sentences, together), None, None
         if not together:
             full = memory.allowed is None
@@ -204,7 +208,7 @@ class RealLayers:
 
 
 def bias_of(allowed: Tensor) -> Tensor:
-    """0 where a key is visible, -inf elsewhere: (...) bool -> (...) float32."""
+    """0 where a key is visible, -inf elsewhere: (...) bool -> (...) float32, for attention of any type."""
     return torch.zeros(allowed.shape, device=allowed.device).masked_fill_(~allowed, -torch.inf)
 
 
@@ -218,20 +222,20 @@ def of_sentences(heads: Tensor, lengths: Optional[List[int]]) -> Sequence[Tensor
 def fast_form(side: nn.Module) -> Optional[RealLayers]:
     """The layers of an encoder or of a decoder; kept in its attribute ``fast`` while the weights are theirs.
 
-    None where only the plain form is right: in other types than int8 and float32, on other devices, with gradients,
-    dropout or hooks of a user's, and for layers of other models.
+    None where only the plain form is right: in other types than int8, bfloat16 and float32, on other devices, with
+    gradients, dropout or hooks of a user's, and for layers of other models.
     """
     layers = list(side.layers.children())
-    if torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or not layers or not all(map(ours, layers)):
+    if torch.is_grad_enabled() or not layers or not all(map(ours, layers)):
         return None
-    quantised = in_int8(layers[0].fc1)
+    dtype = getattr(layers[0].fc1, "dtype", None) or torch.float32
     parts = Parts.of(layers) if side.fast is None else side.fast.parts
-    if not parts.plain(in_int8 if quantised else plain):
+    if dtype not in PREPARED or not parts.plain(PREPARED[dtype]):
         return None
     weights = parts.weights()
     if side.fast is None or not same(weights, side.fast.weights):
         made = [make_layer(layer, products(layer)) for layer in layers]
-        side.fast = RealLayers(made, parts, weights, exact=quantised)
+        side.fast = RealLayers(made, parts, weights, PACKING[dtype])
     return side.fast
 
 
@@ -242,7 +246,21 @@ def ours(layer: nn.Module) -> bool:
 
 def in_int8(layer: nn.Module) -> bool:
     """Whether a linear layer is prepared for int8."""
-    return getattr(layer, "in_int8", False)
+    return type(layer) is PreparedLinear and layer.in_int8
+
+
+def in_bfloat16(layer: nn.Module) -> bool:
+    """Whether a linear layer is prepared for bfloat16 on a CPU, and the others are cast by autocast."""
+    prepared = type(layer) is PreparedLinear and layer.dtype == torch.bfloat16 and layer.weight.is_cpu
+    return prepared and torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
+
+
+def in_float32(layer: nn.Module) -> bool:
+    """Whether a linear layer is prepared for float32 on a CPU."""
+    return plain(layer) and not torch.is_autocast_enabled("cpu")
+
+
+PREPARED = {torch.int8: in_int8, torch.bfloat16: in_bfloat16, torch.float32: in_float32}
 
 
 def products(layer: nn.Module) -> Callable[..., Function]:
