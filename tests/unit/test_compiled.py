@@ -118,7 +118,9 @@ def test_the_tokens_of_padded_batches_are_those_without_it(served):
     ),
     ids=("nat", "cmlm", "bfloat16"),
 )
-def test_the_tokens_of_traced_graphs_are_those_without_it(build):
+def test_the_tokens_of_traced_graphs_are_those_without_it(build, monkeypatch):
+    """Those of the plain layers, which are compiled: in bfloat16 others round otherwise."""
+    monkeypatch.setattr("nar_plugins.models.base.fast_form", lambda side: None)
     build = build()
     source = source_batch(LENGTHS, words=20)
     same(decode(build(), source), decode(traced(build), source))
