@@ -44,7 +44,7 @@ class NarEncoder(TransformerEncoderBase):
 
     Attributes:
         compiled: the layers compiled, in a model prepared with ``--compile``; else None.
-        fast: the layers' fast form, in a model prepared for int8; else None.
+        fast: the layers' fast form, in a model prepared for decoding on a CPU; else None.
     """
 
     compiled = fast = None
@@ -115,7 +115,7 @@ class NarDecoder(TransformerDecoderBase):
 
     Attributes:
         compiled: the layers compiled, in a model prepared with ``--compile``; else None.
-        fast: the layers' fast form, in a model prepared for int8; else None.
+        fast: the layers' fast form, in a model prepared for decoding on a CPU; else None.
     """
 
     compiled = fast = None

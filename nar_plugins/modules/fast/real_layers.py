@@ -187,10 +187,8 @@ class RealLayers:
         """
         real, last = RealStates.of(x, padding, self.packing), len(self.layers) - 1
         some = None if picked is None else Picked.of(picked, None if real.slots is None else padding, x.size(1))
-        sentences, together = (
-            memory.keys[0].size(0),
-            real.slots is None and (memory.allowed is None or self.packing > 0),
-        )
+        sentences = memory.keys[0].size(0)
+        together = real.slots is None and (memory.allowed is None or self.packing > 0)
         queries, sources, bias = real.counts(sentences, together), None, None
         if not together:
             full = memory.allowed is None
