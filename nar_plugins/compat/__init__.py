@@ -29,7 +29,7 @@ def no_tensorboard(record: logging.LogRecord) -> bool:
 
 leave_out_advice_on_speech()  # before the first import of fairseq
 
-from nar_plugins.compat import checkpoints, commands, data, help_pages, parallel  # noqa: E402
+from nar_plugins.compat import checkpoints, commands, data, help_pages, models, parallel  # noqa: E402
 from nar_plugins.compat.checkpoints import CheckpointError, checked  # noqa: E402,F401
 
 
@@ -40,6 +40,7 @@ def apply() -> None:
     checkpoints.explain_unreadable_checkpoints()
     checkpoints.explain_foreign_optimizer_states()
     checkpoints.name_checkpoints_that_cannot_be_written()
+    checkpoints.keep_the_tasks_state()
     commands.keep_results_of_a_run_before()
     commands.generate_the_shard_that_is_asked_for()
     data.bucket_lengths()
@@ -48,4 +49,5 @@ def apply() -> None:
     commands.refuse_workers_without_gpu()
     data.keep_no_frames_of_missing_options()
     data.stop_loader_threads_at_exit()
+    models.encode_by_plain_layers()
     parallel.name_no_device_on_cpus()

@@ -12,6 +12,7 @@ from typing import Dict, List, Optional, Tuple
 import torch
 from fairseq import checkpoint_utils
 from fairseq.optim import FairseqOptimizer
+from fairseq.trainer import Trainer
 
 from nar_plugins.compat import safe_reader
 from nar_plugins.compat.replace import replaces
@@ -118,6 +119,32 @@ def name_checkpoints_that_cannot_be_written() -> None:
             if reason is None:
                 raise
             raise OSError(reason.errno, reason.strerror, str(filename)) from error
+
+
+def keep_the_tasks_state() -> None:
+    """Let fairseq 0.12.2 save and restore what the task adds to a training's state, as fairseq 0.12.3 does.
+
+    It calls neither ``get_checkpoint_dict`` nor ``set_checkpoint_dict``: a training would continue with the data of
+    another dictionary, and count ``--patience`` anew. (No upstream issue.)
+    """
+    if "get_checkpoint_dict" in checkpoint_utils.save_checkpoint.__code__.co_names:
+        return
+
+    @replaces(Trainer, "save_checkpoint")
+    def save_checkpoint(save, self, filename, extra_state):
+        if hasattr(self.task, "get_checkpoint_dict"):
+            extra_state = {**extra_state, **self.task.get_checkpoint_dict()}
+        return save(self, filename, extra_state)
+
+    @replaces(Trainer, "load_checkpoint")
+    def load_checkpoint(load, self, filename, *args, **kwargs):
+        extra_state = load(self, filename, *args, **kwargs)
+        options = self.cfg.checkpoint
+        resumed = not options.reset_dataloader and filename != options.finetune_from_model
+        state = (extra_state or {}).get(type(self.task).__name__)
+        if resumed and state and hasattr(self.task, "set_checkpoint_dict"):
+            self.task.set_checkpoint_dict(state)
+        return extra_state
 
 
 def system_error(error: Optional[BaseException]) -> Optional[OSError]:

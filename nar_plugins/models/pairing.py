@@ -27,7 +27,8 @@ def check_task(model: type, args, task) -> None:
         raise ValueError(
             f"a model of --arch {arch} needs --task {' or '.join(model.tasks)}, and this is {given}{default}"
         )
-    if not hasattr(args, "arch"):  # fairseq-hydra-train does not read the flags of a model without a dataclass
+    # fairseq-hydra-train does not read the flags of a model without a dataclass; OmegaConf 2.0 has None for any name
+    if getattr(args, "arch", None) is None:
         name = getattr(args, "_name", model.__name__)
         raise ValueError(
             f"fairseq-hydra-train cannot read the options of {name}: train it with fairseq-train --arch {name}"

@@ -179,6 +179,10 @@ class NarTranslationTask(NarTask, TranslationTask):
                     dataset, max_tokens, positions if skip and isinstance(error, AssertionError) else None
                 )
             raise
+        # fairseq 0.12.2 has no IndexError, and later only "The dataset is empty"
+        if max_tokens is not None and positions is not None and not iterator.frozen_batches:
+            if all(limit is not None and limit <= max_tokens for limit in positions):  # in training
+                checks.check_batch_size(dataset, max_tokens)
         output, shards = output_of_generation(), kwargs.get("num_shards", 1)
         if output is not None and shards > 1:
             if shards > len(iterator.frozen_batches):  # fairseq divides by the time of the empty shard's decoding

@@ -37,8 +37,8 @@ def made(tmp_path_factory) -> Namespace:
     last = "checkpoint_last.pt"
     state = torch.load(root / "ar" / last, weights_only=True)
     torch.manual_seed(1)
-    for weight in state["model"].values():
-        if weight.dim() == 2:
+    for name, weight in state["model"].items():
+        if weight.dim() == 2 and name.endswith(".weight"):  # fairseq 0.12.2's encoder has copies by other names
             weight.normal_(std=2 * weight.size(1) ** -0.5)
     torch.save(state, root / "ar.pt")
     return Namespace(root=root, data=data, ar=root / "ar.pt", cmlm=root / "cmlm" / last)
@@ -235,8 +235,8 @@ def second(made) -> Path:
     """Another teacher of the same kind."""
     state = torch.load(made.ar, weights_only=True)
     torch.manual_seed(2)
-    for weight in state["model"].values():
-        if weight.dim() == 2:
+    for name, weight in state["model"].items():
+        if weight.dim() == 2 and name.endswith(".weight"):  # fairseq 0.12.2's encoder has copies by other names
             weight.normal_(std=2 * weight.size(1) ** -0.5)
     torch.save(state, made.root / "second.pt")
     return made.root / "second.pt"

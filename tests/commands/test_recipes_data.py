@@ -655,7 +655,9 @@ def test_codes_that_are_none_are_one_line(tmp_path, codes, line):
 )
 def test_what_sentencepiece_cannot_use_is_one_line(arguments, said):
     pytest.importorskip("sentencepiece")
-    assert run_script("spm.py", *arguments, expect=1)[1].strip() == f"spm.py: {said}"
+    message = run_script("spm.py", *arguments, expect=1)[1].strip()
+    # sentencepiece 0.2.2 ends its own message with the system's number
+    assert message.replace(" Error #2", "") == f"spm.py: {said}"
 
 
 @pytest.mark.parametrize(

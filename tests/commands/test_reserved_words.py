@@ -86,7 +86,9 @@ def corpus(folder: Path, held: bool) -> Path:
     write_pairs(folder, text, "train")
     write_pairs(folder, [(line, line) for line in ODD], "test")
     sides = ("-s", "src", "-t", "tgt", "--joined-dictionary")
-    prefixes = ("--trainpref", folder / "train", "--testpref", folder / "test")
+    # nothing is validated, but fairseq 0.12.2 loads the data in spite of --disable-validation
+    write_pairs(folder, [(line, line) for line in random_sentences(3, 2)], "valid")
+    prefixes = [f"--{split}pref={folder / split}" for split in ("train", "valid", "test")]
     here("fairseq-preprocess", *sides, *prefixes, "--destdir", folder / "bin")
     align.main([str(folder / "bin")])
     return folder / "bin"

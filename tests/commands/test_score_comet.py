@@ -16,7 +16,7 @@ def score(tmp_path):
     (tmp_path / "src").write_text("eins\nzwei\n", encoding="utf-8")
     (tmp_path / "ref").write_text("one\ntwo\u2028x\n", encoding="utf-8")
     (tmp_path / "short").write_text("one\n", encoding="utf-8")
-    (tmp_path / "out").write_text("D-1\t-1\ttwo\rx\nlog\nD-0\t-1\tone\n", encoding="utf-8", newline="")
+    (tmp_path / "out").write_bytes("D-1\t-1\ttwo\rx\nlog\nD-0\t-1\tone\n".encode())
     (tmp_path / "half").write_text("D-1\t-1\ttwo\nD-0\t-1", encoding="utf-8")
     (tmp_path / "comet" / "bin").mkdir(parents=True)
     (tmp_path / "comet" / "bin" / "comet-score").write_text(STUB, encoding="utf-8")

@@ -32,7 +32,7 @@ def test_only_that_line_is_left_out(caplog):
 
 def test_a_symbol_of_the_release_may_be_what_python_calls_the_end_of_a_line(tmp_path):
     path = tmp_path / "dict.txt"
-    path.write_text("a 3\nb\u2028c 2\r\n\u0085 1\n", encoding="utf-8", newline="")
+    path.write_bytes("a 3\nb\u2028c 2\r\n\u0085 1\n".encode())
     assert read_symbols(path) == [("<mask>", "0"), ("a", "3"), ("b\u2028c", "2"), ("\u0085", "1")]
     path.write_text("a 3\nb 2\na 1\n", encoding="utf-8")
     with pytest.raises(ValueError, match="dict.txt, line 3: 'a' is in line 1 already"):

@@ -77,7 +77,7 @@ def test_a_dictionary_of_a_release_may_hold_what_python_takes_for_a_line_end(tmp
 
 
 def test_the_scripts_of_the_examples_read_the_same_lines(tmp_path, capsys, monkeypatch):
-    (tmp_path / "labels").write_text("\ufeffa\u2028x\r\nb\r\n", encoding="utf-8", newline="")
+    (tmp_path / "labels").write_bytes("\ufeffa\u2028x\r\nb\r\n".encode())
     (tmp_path / "out").write_text("D-0\t-0.1\ta\u2028x\nD-1\t-0.1\tb\n", encoding="utf-8")
     script("examples/classification/accuracy.py").main([str(tmp_path / "out"), str(tmp_path / "labels")])
     assert "accuracy 100.0% (2 of 2)" in capsys.readouterr().out

@@ -41,7 +41,7 @@ WORDS = [
 def vocabulary(tmp_path):
     def write(symbols=(*SPECIAL, *WORDS), end="\n", name="vocab.txt"):
         path = tmp_path / name
-        path.write_text("".join(s + end for s in symbols), encoding="utf-8", newline="")
+        path.write_bytes("".join(s + end for s in symbols).encode())
         return path
 
     return write
