@@ -11,7 +11,7 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
-from nar_plugins.modules.fast.layer import Parts, attended, make_layer, same
+from nar_plugins.modules.fast.layer import Parts, attended, make_layer, may_be_plain, same
 from nar_plugins.modules.fast.linear import PreparedLinear
 from nar_plugins.modules.linear import onednn_is_faster, onednn_threshold, product_by_size
 
@@ -71,7 +71,7 @@ def block_layers(decoder, before: Optional[BlockLayers] = None) -> Optional[Bloc
     Args:
         decoder: one that ``BlockDecoder`` serves. before: the last result, returned again while the weights are its.
     """
-    if torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
+    if torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or not may_be_plain(decoder.layers, plain):
         return None
     parts = Parts.of(decoder.layers) if before is None else before.parts
     if not parts.plain(plain):

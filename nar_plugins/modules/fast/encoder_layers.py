@@ -13,7 +13,7 @@ from fairseq.modules.transformer_layer import TransformerEncoderLayerBase
 from torch import Tensor
 
 from nar_plugins.modules.fast.block_layers import function, plain
-from nar_plugins.modules.fast.layer import Parts, attended, drops, make_layer, same
+from nar_plugins.modules.fast.layer import Parts, attended, drops, make_layer, may_be_plain, same
 
 
 class EncoderLayers:
@@ -61,6 +61,8 @@ def encoder_layers(encoder, before: Optional[EncoderLayers] = None) -> Optional[
         before: the last result, returned again while the weights are its.
     """
     if torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or not stock(encoder):
+        return None
+    if not may_be_plain(encoder.layers, plain):
         return None
     parts = Parts.of(encoder.layers) if before is None else before.parts
     if not parts.plain(plain) or drops(encoder.dropout_module):

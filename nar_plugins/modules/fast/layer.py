@@ -6,7 +6,7 @@ the products and in how attention reads its keys; the plain form is always anoth
 """
 
 import operator
-from typing import Callable, List, NamedTuple, Optional, Sequence
+from typing import Callable, Iterable, List, NamedTuple, Optional, Sequence
 
 import torch
 import torch.nn as nn
@@ -97,6 +97,14 @@ class Parts(NamedTuple):
         """What is another object where the weights are others: a prepared layer's product is made anew then."""
         parameters = [norm._parameters[name] for norm in self.norms for name in ("weight", "bias")]
         return [linear.product for linear in self.linears] + parameters
+
+
+def may_be_plain(layers: Iterable[nn.Module], linear: Callable[[nn.Module], bool]) -> bool:
+    """Whether the first of some layers is such as ``linear`` says: asked before all modules are looked at, because on a
+    GPU no layer is.
+    """
+    first = next(iter(layers), None)
+    return first is not None and linear(first.fc1)
 
 
 def same(weights: list, before: list) -> bool:

@@ -13,7 +13,7 @@ import torch.nn as nn
 from torch import Tensor
 
 from nar_plugins.modules.fast.block_layers import plain
-from nar_plugins.modules.fast.layer import Attention, Function, Layer, Parts, attended, make_layer, same
+from nar_plugins.modules.fast.layer import Attention, Function, Layer, Parts, attended, make_layer, may_be_plain, same
 from nar_plugins.modules.fast.linear import PreparedLinear, product
 from nar_plugins.modules.layers import NarDecoderLayer, NarEncoderLayer
 from nar_plugins.modules.memory import Memory
@@ -227,8 +227,11 @@ def fast_form(side: nn.Module) -> Optional[RealLayers]:
     if torch.is_grad_enabled() or not layers or not all(map(ours, layers)):
         return None
     dtype = getattr(layers[0].fc1, "dtype", None) or torch.float32
+    prepared = PREPARED.get(dtype)
+    if prepared is None or not may_be_plain(layers, prepared):
+        return None
     parts = Parts.of(layers) if side.fast is None else side.fast.parts
-    if dtype not in PREPARED or not parts.plain(PREPARED[dtype]):
+    if not parts.plain(prepared):
         return None
     weights = parts.weights()
     if side.fast is None or not same(weights, side.fast.weights):
