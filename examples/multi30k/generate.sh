@@ -59,10 +59,15 @@ compare_onnx "KD: CMLM, R = 10, lengths weighted" kd-cmlm "$weighted"
 for threshold in 0.8 0.9; do
     compare "KD: CMLM, lengths weighted, commits at $threshold" kd-cmlm "$weighted --schedule confidence --confidence-threshold $threshold"
 done
+compare_int8 "KD: CMLM, 2 lengths weighted, commits at 0.8" kd-cmlm \
+    "$weighted --length-beam 2 --schedule confidence --confidence-threshold 0.8"
 compare "KD: CMLM, R = 10, 5 lengths rescored" kd-cmlm "--iterations 10 --rescorer $ar"
 compare "KD: AR 12-1 beam 5" kd-ar-12-1 "--beam 5"
 compare "KD: BANG, greedy" kd-bang "--bang-policy ar --beam 1 --max-len-a 1.5 --max-len-b 10"
-compare_int8 "KD: BANG, adaptive" kd-bang "--bang-policy adaptive --max-len-a 1.5 --max-len-b 10"
+for tau in 0.9 0.7; do
+    compare_int8 "KD: BANG, adaptive at $tau" kd-bang "--bang-policy adaptive --bang-tau $tau --max-len-a 1.5 --max-len-b 10"
+done
+compare "KD: BANG, verify" kd-bang "--bang-policy verify --max-len-a 1.5 --max-len-b 10"
 compare "KD: BANG, one pass" kd-bang "--bang-policy nar --max-len-a 1.5 --max-len-b 10"
 amount=(--sentences "${SENTENCES:-50,320}")
 if [ -n "$mini" ]; then amount=(--sentences 4,20 --repeats 1); fi
