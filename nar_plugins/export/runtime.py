@@ -83,8 +83,10 @@ class OnnxTranslator:
         """The translations of lines of sub-words, separated by blanks, in order.
 
         Raises:
-            ValueError: a line has more tokens than the model has positions.
+            ValueError: a line has more tokens than the model has positions, or ``lines`` is one text.
         """
+        if isinstance(lines, (str, bytes)):
+            raise ValueError(f"lines is {type(lines).__name__}: give a list of lines, such as ['...']")
         encoded = [self.encode(line) for line in lines]
         limit = self.config["max_source_positions"]
         for number, tokens in enumerate(encoded, 1):

@@ -200,6 +200,8 @@ def from_pretrained(path: Union[str, Path], data: Union[str, Path, None] = None,
 
 def load(path: Union[str, Path], data: Union[str, Path, None], options: Dict[str, Any]) -> Translator:
     """``from_pretrained``, for one thread."""
+    if not isinstance(path, (str, Path)):
+        raise ValueError(f"path is {type(path).__name__}: give a checkpoint, or a folder of nar-pack or nar-export")
     folder = Path(path) if Path(path).is_dir() else None
     exported = folder is not None and is_exported(folder)
     if folder is not None and data is not None:

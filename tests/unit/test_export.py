@@ -486,9 +486,12 @@ def test_an_option_that_a_folder_has_not_is_named(config, options, said):
 
 
 @installed
-def test_a_line_that_is_too_long_is_named():
+def test_what_cannot_be_translated_is_named():
+    translator = runtime.OnnxTranslator(exported("ctc").folder, 1)
     with pytest.raises(ValueError, match="^line 2 has 31 tokens, and the model 30 positions: cut it$"):
-        runtime.OnnxTranslator(exported("ctc").folder, 1).translate(["w1", "w1 " * 30])
+        translator.translate(["w1", "w1 " * 30])
+    with pytest.raises(ValueError, match=r"^lines is str: give a list of lines, such as \['...'\]$"):
+        translator.translate("w1 w2")
 
 
 def test_an_output_that_is_no_number_is_refused():

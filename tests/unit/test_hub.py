@@ -213,6 +213,10 @@ def test_an_ensemble_is_two_checkpoints(made):
     assert [t.text for t in both] != [t.text for t in first] and len(both) == len(LINES)
 
 
+def test_a_path_that_is_none_is_named():
+    assert refusal(lambda: from_pretrained(None)).startswith("path is NoneType: give a checkpoint, or a folder of")
+
+
 def test_dictionaries_are_found_beside_the_checkpoint(made, tmp_path):
     path = save(tmp_path / "cmlm.pt", *MODELS["cmlm"])
     said = f"{path}: no dictionaries beside it: give data=FOLDER, the folder with dict.{{LANGUAGE}}.txt"
