@@ -16,6 +16,7 @@ from nar_plugins.generators.left_to_right.drafters.base import (
     token_weights,
 )
 from nar_plugins.modules.attention import allowed_sources
+from nar_plugins.modules.fast.linear import PreparedLinear
 from nar_plugins.modules.linear import linear
 
 
@@ -48,8 +49,8 @@ class HeadsDrafter(Drafter):
         """The vocabulary projection of the W symbols that may be proposed, (..., D) -> (..., W); banned ones at
         -inf."""
         projection = self.decoder.output_projection
-        if self.vocab_size is None and getattr(projection, "in_int8", False):
-            ban = torch.zeros(len(projection.weight))  # int8 is for CPUs
+        if self.vocab_size is None and isinstance(projection, PreparedLinear):  # which keeps its weight packed
+            ban = projection.weight.new_zeros(len(projection.weight))
             ban[self.banned] = -float("inf")
             return lambda features: projection(features).add_(ban)
         weight = projection.weight[: self.vocab_size]
