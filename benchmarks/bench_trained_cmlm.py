@@ -90,7 +90,8 @@ def stock_model(model, task):
     other = [name for name in (*missing, *unexpected) if "_float_tensor" not in name and "version" not in name]
     if other:
         raise ValueError(f"fairseq's model has other weights: {', '.join(other[:3])}")
-    stock.unk = task.mask_index  # fairseq masks with <unk>, and reads it where it looks for masks
+    # fairseq masks with <unk>, and its canvases begin with <s>, on which our models are not trained
+    stock.unk = stock.bos = task.mask_index
     return stock
 
 
