@@ -4,8 +4,8 @@ benchmarks is relative to this search.
     python benchmarks/bench_linear.py [--small 20,22,24] [--repeats 9]
 
 Random weights, sources and outputs of 12 tokens. Compared are fairseq's generator as it is, ours with MKL only,
-and ours with oneDNN for products of at least 2^N multiplications. Printed are medians and quartiles of the time, and
-the ratio of the median to fairseq's.
+and ours with oneDNN for all products with a large weight and, with a small one, of at least 2^N multiplications.
+Printed are medians and quartiles of the time, and the ratio of the median to fairseq's.
 """
 
 import argparse

@@ -13,8 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-SMALL = 1 << 20  # multiplications; a smaller product is faster with MKL (measured on one core)
-LARGE_WEIGHT = 1 << 18  # elements; a smaller weight stays in the cache, and MKL is faster up to 4 * SMALL
+SMALL = 1 << 22  # multiplications; a smaller product is faster with MKL (measured on one core)
+LARGE_WEIGHT = 1 << 18  # elements; a larger weight does not stay in the cache, and oneDNN reads it faster for one row
+REORDERED = 1 << 20  # multiplications from which on oneDNN is faster although it reorders a large weight in the call
 CPU_ROWS = 64  # rows of logits computed and reduced at a time on a CPU, so that they stay in its cache
 CPU_LOGITS = 1 << 19  # as many logits are at a time no slower, where the vocabulary is small
 
@@ -41,8 +42,12 @@ def product_by_size(weight: Tensor, bias: Optional[Tensor]) -> Callable[[Tensor]
 
 
 def onednn_threshold(weight: Tensor) -> int:
-    """Multiplications from which on oneDNN computes a product with ``weight`` (``benchmarks/bench_linear.py``)."""
-    return SMALL if weight.numel() >= LARGE_WEIGHT else 4 * SMALL
+    """Multiplications from which on oneDNN computes a product with a ``weight`` that is reordered once
+    (``benchmarks/bench_linear.py``, ``bench_products.py``).
+
+    A large weight has one form for any number of rows. With another one for a single row, both took turns in the cache.
+    """
+    return 0 if weight.numel() >= LARGE_WEIGHT else SMALL
 
 
 def onednn_is_faster() -> bool:
@@ -53,7 +58,7 @@ def onednn_is_faster() -> bool:
 
 def linear(x: Tensor, weight: Tensor, bias: Optional[Tensor]) -> Tensor:
     """``F.linear`` without gradients, with the faster library: (..., in) -> (..., out)."""
-    small = x.numel() * weight.size(0) < onednn_threshold(weight)
+    small = x.numel() * weight.size(0) < max(REORDERED, onednn_threshold(weight))
     if small or x.device.type != "cpu" or not x.dtype == weight.dtype == torch.float32 or not onednn_is_faster():
         return F.linear(x, weight, bias)
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")

@@ -92,16 +92,20 @@ def plain(layer: nn.Module) -> bool:
     )
 
 
-def function(*layers: nn.Linear) -> Callable[[Tensor], Tensor]:
+def function(*layers: PreparedLinear) -> Callable[[Tensor], Tensor]:
     """The outputs of layers with the same input, side by side: (P, in) -> (P, sum of out). It has a copy of the
-    weights.
+    weights, but for a large layer, which shares the one that its own product has packed.
     """
-    weight = torch.cat([layer.weight.detach() for layer in layers])
+    alone = len(layers) == 1
+    weight = torch.cat([layer.weight.detach() for layer in layers]) if not alone else layers[0].weight.detach()
     missing = any(layer.bias is None for layer in layers)  # all have one, or none
     bias = None if missing else torch.cat([layer.bias.detach() for layer in layers])
     many, of_many = math.inf, None
     if onednn_is_faster():
-        many, of_many = -(-onednn_threshold(weight) // weight.size(0)), product_by_size(weight, bias)
+        many = -(-onednn_threshold(weight) // weight.size(0))
+        of_many = layers[0].product if alone else product_by_size(weight, bias)
+    if many == 0:
+        return of_many
     transposed = weight.t().contiguous()
 
     def product(x: Tensor) -> Tensor:
