@@ -28,6 +28,14 @@ LENGTHS = [6, 3, 12, 2, 9, 1, 17, 30]
 FLAGS = ("--source-copy", "uniform", "--no-positional-attention", "--no-mask-diagonal", "--no-layerwise-attention")
 
 
+def all_batches(test):
+    """A test of every form for every kind of batch, number of canvases and place of the norms."""
+    test = pytest.mark.parametrize("lengths", [LENGTHS, [5, 5, 5], [4]], ids=["padded", "equal", "one"])(forms(test))
+    test = pytest.mark.parametrize("canvases", [1, 3])(test)
+    norms = ["", "--encoder-normalize-before --decoder-normalize-before"]
+    return pytest.mark.parametrize("norm", norms, ids=["post", "pre"])(test)
+
+
 @pytest.fixture
 def no_gradients():
     with torch.no_grad():
@@ -88,10 +96,7 @@ def canvas_of(lengths, canvases: int = 1):
     return Canvas(torch.randn(*padding.shape, 64), padding if padding.any() else None)
 
 
-@pytest.mark.parametrize("lengths", [LENGTHS, [5, 5, 5], [4]], ids=["padded", "equal", "one"])
-@pytest.mark.parametrize("canvases", [1, 3])
-@pytest.mark.parametrize("norm", ["", "--encoder-normalize-before --decoder-normalize-before"], ids=["post", "pre"])
-@forms
+@all_batches
 def test_the_states_are_those_of_the_plain_form(monkeypatch, no_gradients, lengths, canvases, norm, form):
     model = prepared_for(form, monkeypatch, *norm.split())
     source, canvas = sources(lengths), canvas_of(lengths, canvases)
@@ -110,10 +115,7 @@ def some_positions(canvas, count: int):
     return torch.stack([torch.randperm(canvas.inputs.size(1))[:count] for _ in canvas.inputs])
 
 
-@pytest.mark.parametrize("lengths", [LENGTHS, [5, 5, 5], [4]], ids=["padded", "equal", "one"])
-@pytest.mark.parametrize("canvases", [1, 3])
-@pytest.mark.parametrize("norm", ["", "--encoder-normalize-before --decoder-normalize-before"], ids=["post", "pre"])
-@forms
+@all_batches
 def test_picked_states_are_those_of_the_plain_form(monkeypatch, no_gradients, lengths, canvases, norm, form):
     model = prepared_for(form, monkeypatch, *norm.split())
     source, canvas = sources(lengths), canvas_of(lengths, canvases)

@@ -12,7 +12,7 @@ import torch.nn as nn
 from torch import Tensor
 
 from nar_plugins.modules.fast.layer import Parts, attended, make_layer, may_be_plain, same
-from nar_plugins.modules.fast.linear import PreparedLinear
+from nar_plugins.modules.fast.linear import PreparedLinear, stacked
 from nar_plugins.modules.linear import onednn_is_faster, onednn_threshold, product_by_size
 
 
@@ -96,14 +96,11 @@ def function(*layers: PreparedLinear) -> Callable[[Tensor], Tensor]:
     """The outputs of layers with the same input, side by side: (P, in) -> (P, sum of out). It has a copy of the
     weights, but for a large layer, which shares the one that its own product has packed.
     """
-    alone = len(layers) == 1
-    weight = torch.cat([layer.weight.detach() for layer in layers]) if not alone else layers[0].weight.detach()
-    missing = any(layer.bias is None for layer in layers)  # all have one, or none
-    bias = None if missing else torch.cat([layer.bias.detach() for layer in layers])
+    weight, bias = stacked(layers)
     many, of_many = math.inf, None
     if onednn_is_faster():
         many = -(-onednn_threshold(weight) // weight.size(0))
-        of_many = layers[0].product if alone else product_by_size(weight, bias)
+        of_many = layers[0].product if len(layers) == 1 else product_by_size(weight, bias)
     if many == 0:
         return of_many
     transposed = weight.t().contiguous()

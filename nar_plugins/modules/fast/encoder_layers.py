@@ -13,7 +13,7 @@ from fairseq.modules.transformer_layer import TransformerEncoderLayerBase
 from torch import Tensor
 
 from nar_plugins.modules.fast.block_layers import function, plain
-from nar_plugins.modules.fast.layer import Parts, attended, drops, make_layer, may_be_plain, same
+from nar_plugins.modules.fast.layer import Parts, attended, bias_of, drops, make_layer, may_be_plain, same
 
 
 class EncoderLayers:
@@ -34,7 +34,7 @@ class EncoderLayers:
         bias = None
         if padding.any():
             x = x.masked_fill(padding.unsqueeze(-1), 0)
-            bias = torch.zeros(padding.shape, dtype=x.dtype).masked_fill_(padding, -torch.inf)[:, None, None]
+            bias = bias_of(~padding[:, None, None])
         sentences, length, dim = x.shape
         x = x.reshape(-1, dim)
         for layer in self.layers:

@@ -6,7 +6,7 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
-from nar_plugins.modules.fast.linear import PreparedLinear, plain_product, product
+from nar_plugins.modules.fast.linear import PreparedLinear, plain_product, product, stacked
 
 
 class FusedLinear:
@@ -26,10 +26,8 @@ class FusedLinear:
         """Stack the weights of now, and pack, cast or quantise them."""
         self.product = None
         if dtype in (torch.int8, torch.bfloat16, torch.float16):
-            biases = [layer.bias for layer in self.layers if layer.bias is not None]
-            weight = torch.cat([layer.weight.detach() for layer in self.layers])
             made = plain_product if self.layers[0].plain else product
-            self.product = made(weight, torch.cat(biases).detach() if biases else None, dtype)
+            self.product = made(*stacked(self.layers), dtype)
 
     def usable(self) -> bool:
         """Whether to call this and not the layers: it is faster, and no hook of a user's would see their input."""

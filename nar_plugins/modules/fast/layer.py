@@ -150,3 +150,8 @@ def attended(queries: Tensor, keys: Tensor, values: Tensor, bias: Optional[Tenso
     """Softmax attention of queries (B, H, m, D/H) without output projection: (B * m, D)."""
     heads = F.scaled_dot_product_attention(queries, keys, values, attn_mask=bias, scale=scale)
     return heads.transpose(1, 2).reshape(queries.size(0) * queries.size(2), -1)
+
+
+def bias_of(allowed: Tensor) -> Tensor:
+    """0 where a key is visible, -inf elsewhere: (...) bool -> (...) float32, for attention of any type."""
+    return torch.zeros(allowed.shape, device=allowed.device).masked_fill_(~allowed, -torch.inf)

@@ -1,7 +1,7 @@
 """A linear layer of a prepared model: the parameters of the model's own layer, and the fastest form of its product."""
 
 from functools import partial
-from typing import Callable, Dict, Optional, Union
+from typing import Callable, Dict, Optional, Sequence, Tuple, Union
 
 import torch
 import torch.nn as nn
@@ -104,6 +104,20 @@ def product(weight: Tensor, bias: Optional[Tensor], dtype: Optional[torch.dtype]
     if dtype == weight.dtype == torch.float32 and weight.is_cpu and onednn_is_faster():
         return product_by_size(weight, bias)
     return lambda x: F.linear(x, weight, bias)
+
+
+def stacked(layers: Sequence[PreparedLinear]) -> Tuple[Tensor, Optional[Tensor]]:
+    """The weights (sum of out, in) and biases (sum of out,), or None, of layers with the same input, one below another;
+    a single layer's are not copied.
+
+    Args:
+        layers: all with biases, or all without.
+    """
+    weights = [layer.weight.detach() for layer in layers]
+    biases = [layer.bias.detach() for layer in layers if layer.bias is not None]
+    if len(layers) == 1:
+        return weights[0], biases[0] if biases else None
+    return torch.cat(weights), torch.cat(biases) if biases else None
 
 
 def plain_product(weight: Tensor, bias: Optional[Tensor], dtype: Optional[torch.dtype]) -> Callable[[Tensor], Tensor]:

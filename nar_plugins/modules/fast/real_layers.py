@@ -13,8 +13,18 @@ import torch.nn as nn
 from torch import Tensor
 
 from nar_plugins.modules.fast.block_layers import plain
-from nar_plugins.modules.fast.layer import Attention, Function, Layer, Parts, attended, make_layer, may_be_plain, same
-from nar_plugins.modules.fast.linear import PreparedLinear, product
+from nar_plugins.modules.fast.layer import (
+    Attention,
+    Function,
+    Layer,
+    Parts,
+    attended,
+    bias_of,
+    make_layer,
+    may_be_plain,
+    same,
+)
+from nar_plugins.modules.fast.linear import PreparedLinear, product, stacked
 from nar_plugins.modules.layers import NarDecoderLayer, NarEncoderLayer
 from nar_plugins.modules.memory import Memory
 from nar_plugins.modules.packing import collect, spread
@@ -205,11 +215,6 @@ class RealLayers:
         return (real if some is None else some.real).unpack(packed)
 
 
-def bias_of(allowed: Tensor) -> Tensor:
-    """0 where a key is visible, -inf elsewhere: (...) bool -> (...) float32, for attention of any type."""
-    return torch.zeros(allowed.shape, device=allowed.device).masked_fill_(~allowed, -torch.inf)
-
-
 def of_sentences(heads: Tensor, lengths: Optional[List[int]]) -> Sequence[Tensor]:
     """Keys or values (B, H, S, D/H), padded on the right: (1, H, n, D/H) of each sentence, or those of all at once."""
     if lengths is None:
@@ -273,8 +278,6 @@ def products(layer: nn.Module) -> Callable[..., Function]:
             return linears[0].product
         if fused is not None and fused.product is not None:
             return fused.product
-        biases = [linear.bias.detach() for linear in linears if linear.bias is not None]
-        weight = torch.cat([linear.weight.detach() for linear in linears])
-        return product(weight, torch.cat(biases) if biases else None, torch.float32)
+        return product(*stacked(linears), torch.float32)
 
     return function
