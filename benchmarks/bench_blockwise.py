@@ -72,7 +72,7 @@ def print_costs(task, args) -> None:
         prepared = prepare_for_decoding(made("sequential", dim, layers, task).to(args.device), "float32")
         prepared.update(torch.float32)
         model = prepared.model
-        drafter = self_drafter([model.block_decoder()], (task.mask_index, task.target_dictionary.pad()))
+        drafter = self_drafter([model.block_decoder()], (task.mask_index, task.target_dictionary.pad()), rough=True)
         calls, proposal = measure(model, drafter, args)
         policy = DraftLengthPolicy(drafter, None, args.device)
         token = (calls[-1] - calls[2]) / (TOKENS[-1] - TOKENS[1])

@@ -1,10 +1,11 @@
-"""Three ways of a float32 product with few rows on a CPU: which one should a decoder's layers take?
+"""Ways of a product with few rows on a CPU: which one should a decoder's layers take, and which one its drafts?
 
     python benchmarks/bench_products.py [--rows 1,4,8,16,28,64] [--threads 1] [--seconds 0.2]
 
 For every size of a layer microseconds a product, the least: PyTorch's own (MKL), MKL with the weight transposed,
-and oneDNN with the weight reordered once. As many layers take turns as exceed a core's cache, as in a decoder. What
-``modules/fast/block_layers.py`` chooses is marked with a star.
+oneDNN with the weight reordered once, and int8 with its quantisation, where the CPU has it: what drafts take from half
+a million numbers on (``modules/fast/rough.py``). As many layers take turns as exceed a core's cache, as in a decoder.
+What ``modules/fast/block_layers.py`` chooses is marked with a star.
 """
 
 import argparse
@@ -16,11 +17,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nar_plugins.measure.machine import cpu_name
+from nar_plugins.modules.fast.int8 import int8_lacks
+from nar_plugins.modules.fast.rough import in_int8
 from nar_plugins.modules.linear import onednn_is_faster, onednn_threshold
 
 SIZES = ((128, 128), (128, 512), (512, 512), (512, 1536), (512, 2048), (2048, 512), (512, 10000))
 CACHE = 40_000_000  # numbers of all layers of a size; at most 24 layers
-NAMES = ("PyTorch", "transposed", "oneDNN")
+NAMES = ["PyTorch", "transposed", "oneDNN"]
+if int8_lacks(torch.device("cpu")) is None:
+    NAMES.append("int8")
 
 
 def main() -> None:
@@ -47,13 +52,15 @@ def main() -> None:
 
 
 def functions(weight: Tensor, bias: Tensor) -> List[Callable[[Tensor], Tensor]]:
-    """The product in the three ways."""
+    """The product in the ways of ``NAMES``."""
     transposed, packed = weight.t().contiguous(), torch.ops.mkldnn._reorder_linear_weight(weight)
     onednn = torch.ops.mkldnn._linear_pointwise
+    int8 = [in_int8(weight)] if "int8" in NAMES else []
     return [
         lambda x: F.linear(x, weight, bias),
         lambda x: torch.addmm(bias, x, transposed),
         lambda x: onednn(x, packed, bias, "none", [], ""),
+        *int8,
     ]
 
 

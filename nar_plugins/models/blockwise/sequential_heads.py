@@ -6,7 +6,7 @@ proposal of head i - 1, so that later proposals agree with earlier ones (Hydra, 
 ahead depend on other parts of the source.
 """
 
-from typing import Callable, Optional, Tuple
+from typing import Callable, List, NamedTuple, Optional, Tuple
 
 import torch
 import torch.nn as nn
@@ -15,6 +15,17 @@ from fairseq.modules import FairseqDropout
 from torch import Tensor
 
 from nar_plugins.modules.attention import Attention
+from nar_plugins.modules.fast.rough import Product
+
+
+class Products(NamedTuple):
+    """Those of the heads' layer, in its order."""
+
+    join: Product
+    query: Product
+    output: Product
+    hidden: Product
+    last: Product
 
 
 class SequentialHeads(nn.Module):
@@ -86,8 +97,19 @@ class SequentialHeads(nn.Module):
         hidden = self.activation_dropout_module(self.hidden_layer(x).relu_())
         return base + self.dropout_module(F.linear(hidden, self.weight, self.bias[index]))
 
+    def decoding_products(self, scale: float, product: Callable[[Tensor], Product]) -> Products:
+        """The products of ``forward``.
+
+        Args:
+            scale: of the tokens' embeddings, which ``decoding`` is given without.
+            product: that with a weight (out, in).
+        """
+        join, *others = self.weights()
+        join = torch.cat([join[:, : len(join)], join[:, len(join) :] * scale], 1)
+        return Products(*map(product, (join, *others)))
+
     def decoding(
-        self, keys: Tensor, values: Tensor, allowed: Optional[Tensor], scale: float = 1.0
+        self, keys: Tensor, values: Tensor, allowed: Optional[Tensor], products: Products
     ) -> Callable[[Tensor], Callable[[int, Tensor, Tensor], Tensor]]:
         """``forward`` in evaluation mode for one position per sentence: a function of ``base`` (P, D), which returns
         one of ``index``, ``state`` (P, D) and ``token`` (P, E).
@@ -96,20 +118,16 @@ class SequentialHeads(nn.Module):
 
         Args:
             keys, values: (P, H, S, D/H), from ``memory``. allowed: (P, 1, 1, S) bool, or None.
-            scale: of the tokens' embeddings, which ``token`` is without.
+            products: of the weights of now.
         """
-        join, hidden_layer, attention = self.join, self.hidden_layer, self.encoder_attn
-        parts = (join, attention.q_proj, attention.out_proj, hidden_layer)
-        (w_join, b_join), (w_q, b_q), (w_out, b_out), (w_hidden, b_hidden) = (
-            (part.weight, part.bias) for part in parts
-        )
-        dim = w_join.size(0)
-        w_join = torch.cat([w_join[:, :dim], w_join[:, dim:] * scale], 1)
+        attention, (join, query, output, hidden_layer, last) = self.encoder_attn, products
+        parts = (attention.q_proj, attention.out_proj, self.hidden_layer)
+        b_query, b_output, b_hidden = (part.bias for part in parts)
         norms = [
             (norm.normalized_shape, norm.weight, norm.bias, norm.eps)
             for norm in (self.join_norm, self.encoder_attn_norm)
         ]
-        join_biases, biases, weight = (b_join + self.number).unbind(), self.bias.unsqueeze(1), self.weight.t()
+        join_biases, biases = (self.join.bias + self.number).unbind(), self.bias.unsqueeze(1)
         heads, scaling = (len(keys), attention.num_heads, 1, attention.head_dim), attention.scaling
         if allowed is not None:  # attention would make a bias of it in every call
             allowed = torch.zeros(allowed.shape, dtype=keys.dtype, device=keys.device).masked_fill_(
@@ -120,18 +138,19 @@ class SequentialHeads(nn.Module):
             outputs = base + biases  # of every head, without its hidden layer
 
             def head(index: int, state: Tensor, token: Tensor) -> Tensor:
-                x = F.layer_norm(F.linear(torch.cat([state, token], -1), w_join, join_biases[index]), *norms[0])
-                query = F.linear(x, w_q, b_q).view(heads)
-                context = F.scaled_dot_product_attention(query, keys, values, attn_mask=allowed, scale=scaling)
-                x = F.layer_norm(F.linear(context.flatten(1), w_out, b_out).add_(x), *norms[1])
-                return torch.addmm(outputs[index], F.linear(x, w_hidden, b_hidden).relu_(), weight)
+                x = F.layer_norm(join(torch.cat([state, token], -1), join_biases[index]), *norms[0])
+                context = F.scaled_dot_product_attention(
+                    query(x, b_query).view(heads), keys, values, attn_mask=allowed, scale=scaling
+                )
+                x = F.layer_norm(output(context.flatten(1), b_output).add_(x), *norms[1])
+                return last(hidden_layer(x, b_hidden).relu_(), outputs[index])
 
             return head
 
         return heads_after
 
-    def multiplications(self) -> int:
-        """Multiplications of one head at one position, without those of the attention to the source."""
+    def weights(self) -> List[Tensor]:
+        """Those that a head multiplies by at one position, (out, in) each, without the attention to the source."""
         attention = self.encoder_attn
-        weights = (self.join, attention.q_proj, attention.out_proj, self.hidden_layer)
-        return sum(layer.weight.numel() for layer in weights) + self.weight.numel()
+        layers = (self.join, attention.q_proj, attention.out_proj, self.hidden_layer)
+        return [*(layer.weight for layer in layers), self.weight]

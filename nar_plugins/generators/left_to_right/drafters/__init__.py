@@ -12,20 +12,20 @@ HEADS = {"heads": HeadsDrafter, "sequential heads": SequentialDrafter}  # by the
 
 
 def self_drafter(
-    decoders: Sequence, banned: Sequence[int], draft_vocab_size: Optional[int] = None
+    decoders: Sequence, banned: Sequence[int], draft_vocab_size: Optional[int] = None, rough: bool = False
 ) -> Optional[Drafter]:
     """The drafter that is part of the models: the masks of the first, or the heads of the first that has some; None
     where there is neither.
 
     Args:
         decoders: every model's ``block_decoder``. banned: indices that are never proposed.
-        draft_vocab_size: ``--draft-vocab-size``.
+        draft_vocab_size: ``--draft-vocab-size``. rough: the output does not depend on the drafts (``HeadsDrafter``).
     """
     if decoders[0].proposes == "masks":
         return MaskDrafter(decoders, banned)
     for number, decoder in enumerate(decoders):
         if decoder.proposes in HEADS:
-            return HEADS[decoder.proposes](decoder.decoder, number, banned, draft_vocab_size)
+            return HEADS[decoder.proposes](decoder.decoder, number, banned, draft_vocab_size, rough)
     return None
 
 
@@ -40,7 +40,8 @@ def choose_drafter(config, models: Sequence, decoders: List, dictionary, mask: i
         ValueError: the models or the options do not fit the drafter.
     """
     name = str(config.drafter)
-    built_in = self_drafter(decoders, (mask, dictionary.pad()), config.draft_vocab_size)
+    exact = str(config.accept) == "exact" and config.min_block == 1
+    built_in = self_drafter(decoders, (mask, dictionary.pad()), config.draft_vocab_size, rough=exact)
     if (name == "model" and model is None) or (name not in ("auto", "model") and model is not None):
         raise ValueError(f"--drafter {name}: --drafter model and --drafter-path CKPT go together")
     if model is not None:

@@ -1,0 +1,49 @@
+"""Products that need not be exact, as those of drafts, which the model itself verifies: large weights in int8.
+
+For one row a float32 product takes the time of reading its weight, and one in int8 reads a quarter
+(``benchmarks/bench_products.py``).
+"""
+
+from typing import Callable
+
+import torch
+from torch import Tensor
+
+from nar_plugins.modules.fast.int8 import int8_product, quantise_weight
+from nar_plugins.modules.fast.packed import pack
+
+LARGE = 1 << 19  # numbers; a smaller weight is in the cache, and quantising the input takes as long as is saved
+PACKED = 1 << 21  # numbers; a smaller weight is faster in rows, because there are few rows to multiply
+SHARE = 0.25  # of the time in float32
+Product = Callable[[Tensor, Tensor], Tensor]  # of (P, in) and a bias (out,) or (P, out): (P, out)
+
+
+def rough_product(weight: Tensor) -> Product:
+    """The product with a weight (out, in) on a CPU with int8 (``int8_lacks``): in int8 where that is faster."""
+    if not faster_in_int8(weight):
+        return exact_product(weight)
+    product = in_int8(weight)
+    return lambda x, bias: product(x).add_(bias)
+
+
+def in_int8(weight: Tensor) -> Callable[[Tensor], Tensor]:
+    """The product with a weight (out, in) of few rows, in int8: (P, in) -> (P, out)."""
+    quantised = quantise_weight(weight.detach())
+    return int8_product(quantised if weight.numel() < PACKED else pack(quantised), None)
+
+
+def exact_product(weight: Tensor) -> Product:
+    """PyTorch's product with a weight (out, in)."""
+    transposed = as_autocast(weight).t()
+    return lambda x, bias: torch.addmm(bias, x, transposed)
+
+
+def as_autocast(weight: Tensor) -> Tensor:
+    """A weight in the type of autocast, which would cast a part of one in every product."""
+    device = weight.device.type
+    return weight.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else weight
+
+
+def faster_in_int8(weight: Tensor) -> bool:
+    """Whether a weight is large, and in float32: autocast has not chosen another type."""
+    return weight.numel() >= LARGE and weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
