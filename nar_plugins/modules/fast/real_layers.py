@@ -12,6 +12,7 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
+from nar_plugins.modules.fast.block_layers import function as of_few_rows
 from nar_plugins.modules.fast.block_layers import plain
 from nar_plugins.modules.fast.layer import (
     Attention,
@@ -26,6 +27,7 @@ from nar_plugins.modules.fast.layer import (
 )
 from nar_plugins.modules.fast.linear import PreparedLinear, product, stacked
 from nar_plugins.modules.layers import NarDecoderLayer, NarEncoderLayer
+from nar_plugins.modules.linear import LARGE_WEIGHT
 from nar_plugins.modules.memory import Memory
 from nar_plugins.modules.packing import collect, spread
 
@@ -240,7 +242,7 @@ def fast_form(side: nn.Module) -> Optional[RealLayers]:
         return None
     weights = parts.weights()
     if side.fast is None or not same(weights, side.fast.weights):
-        made = [make_layer(layer, products(layer)) for layer in layers]
+        made = [make_layer(layer, products(layer, dtype)) for layer in layers]
         side.fast = RealLayers(made, parts, weights, PACKING[dtype])
     return side.fast
 
@@ -269,11 +271,16 @@ def in_float32(layer: nn.Module) -> bool:
 PREPARED = {torch.int8: in_int8, torch.bfloat16: in_bfloat16, torch.float32: in_float32}
 
 
-def products(layer: nn.Module) -> Callable[..., Function]:
-    """The products of a layer's linear layers: its queries, keys and values have one."""
+def products(layer: nn.Module, dtype: torch.dtype) -> Callable[..., Function]:
+    """The products of a layer's linear layers: its queries, keys and values have one.
+
+    Small models compute few rows, too: a sentence or two.
+    """
     fused = layer.self_attn.fused
 
     def function(*linears: PreparedLinear) -> Function:
+        if dtype == torch.float32 and sum(linear.weight.numel() for linear in linears) < LARGE_WEIGHT:
+            return of_few_rows(*linears)
         if len(linears) == 1:
             return linears[0].product
         if fused is not None and fused.product is not None:
