@@ -4,8 +4,8 @@
 
 For every size of a layer microseconds a product, the least: PyTorch's own (MKL), MKL with the weight transposed,
 oneDNN with the weight reordered once, and int8 with its quantisation, where the CPU has it: what drafts take from half
-a million numbers on (``modules/fast/rough.py``). As many layers take turns as exceed a core's cache, as in a decoder.
-What ``modules/fast/block_layers.py`` chooses is marked with a star.
+a million numbers on (``modules/fast/rough.py``). As many layers take turns as exceed a core's cache, and small ones
+come between the rounds, as in a decoder. What ``modules/fast/block_layers.py`` chooses is marked with a star.
 """
 
 import argparse
@@ -67,7 +67,10 @@ def functions(weight: Tensor, bias: Tensor) -> List[Callable[[Tensor], Tensor]]:
 def microseconds(layers: List[Callable], x: Tensor, seconds: float) -> float:
     """Of a layer, the least of five runs that take so long together."""
     times, end = [], time.perf_counter() + seconds
+    between, states = [torch.randn(128, 512) for _ in range(20)], torch.randn(4, 128)
     while len(times) < 5 or time.perf_counter() < end:
+        for weight in between:
+            torch.mm(states, weight)
         start = time.perf_counter()
         for layer in layers:
             layer(x)

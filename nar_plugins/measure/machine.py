@@ -7,6 +7,7 @@ from typing import Dict, Optional
 
 import torch
 
+from nar_plugins.modules.cpu import cpuinfo
 from nar_plugins.modules.fast.heap import trim_heap
 
 PROC = Path("/proc/self")
@@ -33,10 +34,7 @@ def machine(cuda: bool) -> Dict[str, object]:
 
 def cpu_name() -> str:
     """The processor's name: Linux's, elsewhere Python's."""
-    file = Path("/proc/cpuinfo")
-    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+    return cpuinfo("model name")
 
 
 def version_of(package: str) -> Optional[str]:

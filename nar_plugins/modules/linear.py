@@ -1,10 +1,11 @@
 """The float32 product of a linear layer without gradients, by the faster of PyTorch's two libraries on this CPU.
 
-PyTorch computes float32 products on CPUs with MKL. oneDNN, which PyTorch also includes, was measured 2.3 times faster
-on an AMD processor with AVX-512 (``benchmarks/bench_against_stock.py``) and as fast on an Intel one. On an AMD
-processor with AVX2 only, MKL is as fast, and faster with few rows, because oneDNN reorders the weights in every call. A
-call of oneDNN costs some 15 us more, several times the product itself where a small model decodes one sentence. Other
-processors were not measured and keep PyTorch's choice. ``modules/fast`` has the layers that keep a reordered weight.
+PyTorch computes float32 products on CPUs with MKL. With AVX-512 something else is faster, and it depends on the maker
+(``benchmarks/bench_linear.py``, ``bench_products.py``): on an AMD processor oneDNN, up to 2.3 times with many rows; on
+an Intel one MKL with the weight transposed. On an AMD processor with AVX2 only, MKL is
+as fast as oneDNN, and faster with few rows, because oneDNN reorders the weights in every call. A call of oneDNN costs
+some 15 to 40 us more, several times the product itself where a small model decodes one sentence. Other processors were
+not measured and keep PyTorch's choice. ``modules/fast`` has the layers that keep a reordered weight.
 """
 
 from typing import Callable, Optional
@@ -12,6 +13,8 @@ from typing import Callable, Optional
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from nar_plugins.modules.cpu import made_by_intel
 
 SMALL = 1 << 22  # multiplications; a smaller product is faster with MKL (measured on one core)
 LARGE_WEIGHT = 1 << 18  # elements; a larger weight does not stay in the cache, and oneDNN reads it faster for one row
@@ -41,6 +44,19 @@ def product_by_size(weight: Tensor, bias: Optional[Tensor]) -> Callable[[Tensor]
     return product
 
 
+def transposed_product(weight: Tensor, bias: Optional[Tensor]) -> Callable[[Tensor], Tensor]:
+    """A function (..., in) -> (..., out) by MKL. The first product makes a copy of the weight, transposed."""
+    transposed = None
+
+    def product(x: Tensor) -> Tensor:
+        nonlocal transposed
+        if transposed is None:
+            transposed = weight.t().contiguous().t()  # PyTorch gives MKL the transpose of what it is given
+        return F.linear(x, transposed, bias)
+
+    return product
+
+
 def onednn_threshold(weight: Tensor) -> int:
     """Multiplications from which on oneDNN computes a product with a ``weight`` that is reordered once
     (``benchmarks/bench_linear.py``, ``bench_products.py``).
@@ -51,9 +67,19 @@ def onednn_threshold(weight: Tensor) -> int:
 
 
 def onednn_is_faster() -> bool:
-    """Whether oneDNN is available and the processor has AVX-512."""
+    """Whether oneDNN is available and the processor has AVX-512, and is not Intel's."""
     available = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-    return available and "AVX512" in torch.backends.cpu.get_cpu_capability()
+    return available and has_avx512() and not made_by_intel()
+
+
+def transposed_is_faster() -> bool:
+    """Whether MKL is available, and faster with a transposed weight: on Intel processors with AVX-512."""
+    return torch.backends.mkl.is_available() and has_avx512() and made_by_intel()
+
+
+def has_avx512() -> bool:
+    """Whether PyTorch uses AVX-512."""
+    return "AVX512" in torch.backends.cpu.get_cpu_capability()
 
 
 def linear(x: Tensor, weight: Tensor, bias: Optional[Tensor]) -> Tensor:

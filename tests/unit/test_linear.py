@@ -4,16 +4,25 @@ import pytest
 import torch
 import torch.nn as nn
 
+from nar_plugins.modules import cpu
+from nar_plugins.modules import linear as products
 from nar_plugins.modules.fast.block_layers import function
 from nar_plugins.modules.fast.linear import PreparedLinear
 from nar_plugins.modules.linear import LARGE_WEIGHT, SMALL, onednn_threshold, product_by_size
 
 
+def processor(monkeypatch, capability: str, intel: bool) -> None:
+    """Let the products take this processor for theirs."""
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    monkeypatch.setattr(products, "made_by_intel", lambda: intel)
+
+
+@pytest.mark.parametrize("intel", [False, True], ids=["other", "intel"])
 @pytest.mark.parametrize("capability", ["AVX2", "AVX512"])
 @pytest.mark.parametrize("rows", [1, SMALL // (32 * 48) - 1, SMALL // (32 * 48) + 1])
-def test_small_and_large_products_are_those_of_the_layer(rows, capability, monkeypatch):
+def test_small_and_large_products_are_those_of_the_layer(rows, capability, intel, monkeypatch):
     torch.manual_seed(1)
-    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    processor(monkeypatch, capability, intel)
     layer = nn.Linear(32, 48)
     prepared = PreparedLinear(layer._parameters)
     x = torch.randn(1, rows, 32)
@@ -25,13 +34,14 @@ def test_small_and_large_products_are_those_of_the_layer(rows, capability, monke
         prepared.prepare(torch.float32)
         found = [prepared(x) for _ in range(2)]
     assert all(torch.allclose(each, wanted, atol=1e-5) for each in found)
-    usable = torch.backends.mkldnn.is_available() and capability == "AVX512"  # MKL is as fast without
+    # MKL is as fast without, and faster on Intel's
+    usable = torch.backends.mkldnn.is_available() and capability == "AVX512" and not intel
     assert len(seen) == 2 * int(usable and x.numel() * 48 >= SMALL)  # a small one is not worth oneDNN's overhead
 
 
 @pytest.fixture
 def avx512(monkeypatch):
-    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+    processor(monkeypatch, "AVX512", intel=False)
     if not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")):
         pytest.skip("PyTorch without oneDNN")
 
@@ -75,6 +85,38 @@ def test_drafts_and_verification_read_one_copy_of_a_large_weight(avx512, monkeyp
             x = torch.randn(rows, 128)
             assert torch.equal(verifying(x), layer(x))
     assert len(reordered) == 1
+
+
+@pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="PyTorch without MKL")
+def test_on_intel_a_weight_is_transposed_once(monkeypatch):
+    processor(monkeypatch, "AVX512", intel=True)
+    copied, real = [], torch.Tensor.contiguous
+    monkeypatch.setattr(torch.Tensor, "contiguous", lambda x: copied.append(tuple(x.shape)) or real(x))
+    layer, x = PreparedLinear(nn.Linear(512, 600)._parameters), torch.randn(3, 2, 512)
+    layer.prepare(torch.float32)
+    with torch.no_grad():
+        verifying = function(layer)
+        assert not copied  # a layer that is never called has no copy
+        for rows in (1, 3):
+            assert torch.allclose(layer(x[:rows]), nn.functional.linear(x[:rows], layer.weight, layer.bias), atol=1e-5)
+            assert torch.equal(verifying(x[:rows].flatten(0, 1)), layer(x[:rows].flatten(0, 1)))
+    assert copied == [(512, 600)]
+
+
+def test_the_maker_is_that_of_the_first_processor(tmp_path, monkeypatch):
+    file = tmp_path / "cpuinfo"
+    file.write_text("processor\t: 0\nvendor_id\t: GenuineIntel\nmodel name\t: A\n\nvendor_id\t: Another\n")
+    monkeypatch.setattr(cpu, "CPUINFO", file)
+    cpu.cpuinfo.cache_clear()
+    try:
+        assert cpu.made_by_intel() and cpu.cpuinfo("model name") == "A" and cpu.cpuinfo("flags")
+        monkeypatch.setattr(cpu, "CPUINFO", tmp_path / "none")
+        cpu.cpuinfo.cache_clear()
+        monkeypatch.setattr(cpu.platform, "processor", lambda: "")
+        monkeypatch.setattr(cpu.platform, "machine", lambda: "arm64")
+        assert not cpu.made_by_intel() and cpu.cpuinfo("model name") == "arm64"
+    finally:
+        cpu.cpuinfo.cache_clear()
 
 
 def test_a_small_weight_is_left_to_mkl_longer_than_a_large_one():

@@ -13,7 +13,13 @@ from torch import Tensor
 
 from nar_plugins.modules.fast.layer import Parts, attended, make_layer, may_be_plain, same
 from nar_plugins.modules.fast.linear import PreparedLinear, stacked
-from nar_plugins.modules.linear import onednn_is_faster, onednn_threshold, product_by_size
+from nar_plugins.modules.linear import (
+    LARGE_WEIGHT,
+    onednn_is_faster,
+    onednn_threshold,
+    product_by_size,
+    transposed_is_faster,
+)
 
 
 class BlockLayers:
@@ -101,6 +107,8 @@ def function(*layers: PreparedLinear) -> Callable[[Tensor], Tensor]:
     if onednn_is_faster():
         many = -(-onednn_threshold(weight) // weight.size(0))
         of_many = layers[0].product if len(layers) == 1 else product_by_size(weight, bias)
+    elif transposed_is_faster() and len(layers) == 1 and weight.numel() >= LARGE_WEIGHT:
+        many, of_many = 0, layers[0].product
     if many == 0:
         return of_many
     transposed = weight.t().contiguous()

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from nar_plugins.modules.fast.int8 import Int8Weight, int8_product, quantise, quantise_weight
 from nar_plugins.modules.fast.packed import PackedWeight, pack
-from nar_plugins.modules.linear import onednn_is_faster, product_by_size
+from nar_plugins.modules.linear import onednn_is_faster, product_by_size, transposed_is_faster, transposed_product
 from nar_plugins.modules.precision import cpu_has_bfloat16
 
 
@@ -101,8 +101,11 @@ def product(weight: Tensor, bias: Optional[Tensor], dtype: Optional[torch.dtype]
         return int8_product(pack(quantise_weight(weight)), bias)
     if dtype in (torch.bfloat16, torch.float16):
         return half_product(weight, bias, dtype)
-    if dtype == weight.dtype == torch.float32 and weight.is_cpu and onednn_is_faster():
-        return product_by_size(weight, bias)
+    if dtype == weight.dtype == torch.float32 and weight.is_cpu:
+        if onednn_is_faster():
+            return product_by_size(weight, bias)
+        if transposed_is_faster():
+            return transposed_product(weight, bias)
     return lambda x: F.linear(x, weight, bias)
 
 
