@@ -116,12 +116,12 @@ class BlockwiseGenerator(LeftToRightGenerator):
         self.top = config.accept_top or TOP
         self.gap = math.inf if config.accept_gap is None else config.accept_gap
         self.decoders = [block_decoder(model) for model in self.models]
-        self.drafter = choose_drafter(config, self.models, self.decoders, dictionary, mask, drafter)
+        self.exact = str(config.accept) == "exact" and config.min_block == 1
+        self.drafter = choose_drafter(config, self.models, self.decoders, dictionary, mask, drafter, rough=self.exact)
         full_context = any(getattr(model, "full_context_alignment", False) for model in self.models)
         facts = dict(full_context=full_context, heads=isinstance(self.drafter, HeadsDrafter), top=self.top)
         facts.update(max_block=self.drafter.max_draft_tokens + 1, symbols=len(dictionary))
         refuse(MODELS, "blockwise", options, config, **facts)
-        self.exact = str(config.accept) == "exact" and config.min_block == 1
         if not self.exact:
             logger.warning(
                 "blockwise accepts what greedy search would not say: the output is not that of greedy search"

@@ -29,19 +29,20 @@ def self_drafter(
     return None
 
 
-def choose_drafter(config, models: Sequence, decoders: List, dictionary, mask: int, model=None) -> Drafter:
+def choose_drafter(
+    config, models: Sequence, decoders: List, dictionary, mask: int, model=None, rough: bool = False
+) -> Drafter:
     """The drafter that ``--drafter`` names.
 
     Args:
         config: the options of ``blockwise``. decoders: every model's ``block_decoder``. dictionary: the target's.
-        model: that of ``--drafter-path``, or None.
+        model: that of ``--drafter-path``, or None. rough: as in ``self_drafter``.
 
     Raises:
         ValueError: the models or the options do not fit the drafter.
     """
     name = str(config.drafter)
-    exact = str(config.accept) == "exact" and config.min_block == 1
-    built_in = self_drafter(decoders, (mask, dictionary.pad()), config.draft_vocab_size, rough=exact)
+    built_in = self_drafter(decoders, (mask, dictionary.pad()), config.draft_vocab_size, rough)
     if (name == "model" and model is None) or (name not in ("auto", "model") and model is not None):
         raise ValueError(f"--drafter {name}: --drafter model and --drafter-path CKPT go together")
     if model is not None:
