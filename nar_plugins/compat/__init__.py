@@ -29,7 +29,7 @@ def no_tensorboard(record: logging.LogRecord) -> bool:
 
 leave_out_advice_on_speech()  # before the first import of fairseq
 
-from nar_plugins.compat import checkpoints, commands, data, help_pages, models, parallel  # noqa: E402
+from nar_plugins.compat import checkpoints, commands, data, help_pages, models, parallel, registration  # noqa: E402
 from nar_plugins.compat.checkpoints import CheckpointError, checked  # noqa: E402,F401
 
 
@@ -51,3 +51,4 @@ def apply() -> None:
     data.stop_loader_threads_at_exit()
     models.encode_by_plain_layers()
     parallel.name_no_device_on_cpus()
+    registration.offer_sub_words_without_options()

@@ -1,9 +1,10 @@
 """A command line without its --task, and models of fairseq's own that a task of this package does not serve, are
-named.
+named; what fairseq offers can be chosen.
 """
 
 import pytest
 from fairseq import options
+from fairseq.data import encoders
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from fairseq.tasks import TASK_REGISTRY
 from tiny import arguments, dictionary, model
@@ -56,3 +57,11 @@ def test_stock_commands_are_left_alone():
         ["--seed", "3"],
     ):
         compat.help_pages.check_task_of_flags(options.get_generation_parser(), words)
+
+
+@pytest.mark.parametrize("name", ["characters", "bytes"])
+def test_sub_words_without_options_can_be_used(name):
+    """fairseq offers them, but hydra did not know them."""
+    args = options.parse_args_and_arch(options.get_generation_parser(), ["data", "--path", "model.pt", "--bpe", name])
+    bpe = encoders.build_bpe(convert_namespace_to_omegaconf(args).bpe)
+    assert bpe.decode(bpe.encode("ab c")) == "ab c"
