@@ -268,7 +268,8 @@ def card(name: str, contents: Contents, generator: str, bleu: Optional[str], com
     ]
     rows += [("BLEU", bleu)] if bleu else []
     rows += [("measured by", f"`{command}`")] if command else []
-    table = "\n".join("| {} | {} |".format(key, value.replace("|", "\\|")) for key, value in rows)
+    cells = [(key, " ".join(value.split()).replace("|", "\\|")) for key, value in rows]  # a row is one line
+    table = "\n".join(f"| {key} | {value} |" for key, value in cells)
     return (
         f"# {name}\n\nA translation model of [fairseq](https://github.com/facebookresearch/fairseq) and nar_plugins, "
         f"packed by `nar-pack`.\n\n| | |\n|---|---|\n{table}\n\n"

@@ -158,7 +158,7 @@ def test_the_card_has_what_the_user_knows(made, tmp_path, packed):
     card = (packed / folder.CARD).read_text()
     assert "| languages | src to tgt |" in card and "cmlm_tiny" in card and "`mask_predict`" in card
     assert "BLEU" not in card and "measured by" not in card and 'from_pretrained("packed")' in card
-    given = ("--bleu", "27.3 (13a)", "--command", "fairseq-generate bin | nar-score - test.de")
+    given = ("--bleu", "27.3 (13a)", "--command", "fairseq-generate bin |\n  nar-score - test.de")
     nar_pack(made.models["cmlm"], "--data", made.data, "--out", tmp_path / "other", *given)
     card = (tmp_path / "other" / folder.CARD).read_text()
     assert "| BLEU | 27.3 (13a) |" in card and "`fairseq-generate bin \\| nar-score - test.de`" in card
