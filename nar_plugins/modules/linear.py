@@ -2,10 +2,10 @@
 
 PyTorch computes float32 products on CPUs with MKL. With AVX-512 something else is faster, and it depends on the maker
 (``benchmarks/bench_linear.py``, ``bench_products.py``): on an AMD processor oneDNN, up to 2.3 times with many rows; on
-an Intel one MKL with the weight transposed. On an AMD processor with AVX2 only, MKL is as fast as oneDNN, and faster
-with few rows, because oneDNN reorders the weights in every call. A call of oneDNN costs some 15 to 40 us more, several
-times the product itself where a small model decodes one sentence. Other processors were not measured and keep PyTorch's
-choice. ``modules/fast`` has the layers that keep a reordered weight.
+an Intel one (Ice Lake) MKL with the weight transposed. On an AMD processor with AVX2 only, MKL is as fast as oneDNN,
+and faster with few rows, because oneDNN reorders the weights in every call. A call of oneDNN costs some 15 to 40 us
+more, several times the product itself where a small model decodes one sentence. Other processors were not measured and
+keep PyTorch's choice. ``modules/fast`` has the layers that keep a reordered weight.
 """
 
 from typing import Callable, Optional
