@@ -210,8 +210,8 @@ plan() {  # UPDATES TOKENS RATE WARM-UP [FLAG ...]: the training's length, batch
 
 # Seventy-two checkpoints a run, a distance of ten minutes in the twelve hours of Vaswani et al. 2017, section 6.1, who
 # average the last five. Of the parallel models the five best by validation BLEU, as Mask-Predict did.
-standard_saving() {
-    saved=(--save-interval-updates $((updates / 72 + 1)) --keep-interval-updates 5 --no-epoch-checkpoints)
+standard_saving() {  # [CHECKPOINTS]
+    saved=(--save-interval-updates $((updates / ${1:-72} + 1)) --keep-interval-updates 5 --no-epoch-checkpoints)
     case $kind in ar | ar-12-1 | frozen | block) return ;; esac
     saved+=(--eval-bleu --eval-bleu-remove-bpe "$remove_bpe" --best-checkpoint-metric bleu --maximize-best-checkpoint-metric
             --keep-best-checkpoints 5)

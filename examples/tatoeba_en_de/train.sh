@@ -21,11 +21,10 @@ case $kind in
     frozen | block)
         plan 2400 2048 1e-3 linear "${small_adam[@]}" ;;
 esac
-standard_saving
 # Fewer checkpoints than the papers', as each is validated: the five best by BLEU are among ten
 case $kind in
-    ar | ar-12-1 | frozen | block) saved+=(--save-interval-updates $((updates / 40 + 1))) ;;
-    *) saved+=(--save-interval-updates $((updates / 10 + 1))) ;;
+    ar | ar-12-1 | frozen | block) standard_saving 40 ;;
+    *) standard_saving 10 ;;
 esac
 system
 case $kind in
