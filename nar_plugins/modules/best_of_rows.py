@@ -1,13 +1,17 @@
 """The most probable symbol of every row of logits, and its log-probability."""
 
 import math
-from typing import Sequence, Tuple
+from typing import Callable, Sequence, Tuple
 
 import torch
 from torch import Tensor
 
+from nar_plugins.modules.linear import CPU_ROWS
+from nar_plugins.modules.precision import full
+
 LARGE = 1500  # symbols; with fewer the plain form is as fast
 BLOCK = 128  # symbols
+NUMBERS = 1 << 16  # with fewer ``topk`` is as fast
 
 
 def best_of_rows(logits: Tensor, banned: Sequence[int]) -> Tuple[Tensor, Tensor]:
@@ -24,23 +28,60 @@ def best_of_rows(logits: Tensor, banned: Sequence[int]) -> Tuple[Tensor, Tensor]
 
 
 def in_blocks(logits: Tensor, banned: Sequence[int]) -> Tuple[Tensor, Tensor]:
-    """The same for many symbols on a CPU, where PyTorch's maximum with its index is not vectorised and slower than the
-    product that made the logits: the largest of every block, then the best block's best symbol.
-    """
+    """The same for many symbols on a CPU."""
     forbidden = logits[:, list(banned)]
-    ban(logits, banned)
-    size = logits.size(1)
-    whole = size // BLOCK * BLOCK
-    blocks = logits[:, :whole].unflatten(1, (-1, BLOCK)).amax(-1)
-    if whole < size:
-        blocks = torch.cat([blocks, logits[:, whole:].amax(-1, keepdim=True)], 1)
-    best, block = blocks.max(-1, keepdim=True)
-    start = (block * BLOCK).clamp_(max=size - BLOCK)
-    inside = logits.gather(1, start + torch.arange(BLOCK)).eq(best)
-    symbols = start.squeeze(1) + inside.to(torch.uint8).argmax(-1)  # of equals the first
+    best, symbols, _ = largest_of_rows(ban(logits, banned))
     largest = torch.cat([forbidden, best], 1).amax(-1, keepdim=True)
     total = logits.sub_(largest).exp_().sum(-1) + (forbidden - largest).exp_().sum(-1)
     return symbols, (best - largest).squeeze(1) - total.log_()
+
+
+def largest_of_rows(scores: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
+    """The largest of every row of scores (M, V), M > 0 and V >= ``BLOCK``: (M, 1); where the first of these is, (M,)
+    int64; and the number of places and blocks that hold one, 2 M in all where there is no tie.
+
+    The largest of every block, then the best block's: on a CPU PyTorch's maximum with its index is not vectorised, and
+    slower than the product that made the scores. A row with NaN has another result.
+    """
+    size = scores.size(1)
+    whole = size // BLOCK * BLOCK
+    blocks = scores[:, :whole].unflatten(1, (-1, BLOCK)).amax(-1)
+    if whole < size:
+        blocks = torch.cat([blocks, scores[:, whole:].amax(-1, keepdim=True)], 1)
+    best, block = blocks.max(-1, keepdim=True)
+    start = (block * BLOCK).clamp_(max=size - BLOCK)
+    inside = scores.gather(1, start + torch.arange(BLOCK)).eq(best)
+    symbols = start.squeeze(1) + inside.to(torch.uint8).argmax(-1)
+    return best, symbols, torch.count_nonzero(inside) + torch.count_nonzero(blocks.eq(best))
+
+
+def first_of_two(scores: Tensor) -> Tuple[Tensor, Tensor]:
+    """The largest of scores (..., V) and where it is, (...) each, as ``topk(2)`` has them: of equals the one that it
+    puts first, as in fairseq's search.
+    """
+    if scores.device.type == "cpu" and scores.size(-1) >= LARGE and scores.numel() >= NUMBERS:
+        best, symbols, places = largest_of_rows(scores.flatten(0, -2))
+        if int(places) == 2 * len(symbols):
+            return best.view(scores.shape[:-1]), symbols.view(scores.shape[:-1])
+    best, symbols = scores.topk(2)
+    return best[..., 0], symbols[..., 0]
+
+
+def most_probable(project: Callable[[Tensor], Tensor], features: Tensor, real: Tensor) -> Tensor:
+    """The symbols of the largest logits ``project(features)``, (B, T) int64, for features (B, T, D).
+
+    On a CPU the logits are computed in chunks, which stay in its cache.
+
+    Args:
+        real: (B, T) bool; elsewhere the result has no meaning.
+    """
+    if features.device.type != "cpu":
+        return project(features).argmax(-1)
+    symbols = []
+    for states in features[real].split(CPU_ROWS):
+        logits = full(project(states))
+        symbols.append(logits.argmax(-1) if logits.size(-1) < LARGE else largest_of_rows(logits)[1])
+    return torch.zeros_like(real, dtype=torch.long).masked_scatter(real, torch.cat(symbols))
 
 
 def ban(scores: Tensor, symbols: Sequence[int]) -> Tensor:

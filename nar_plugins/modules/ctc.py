@@ -57,8 +57,8 @@ def projected_ctc_loss(
     """
     lengths = positions.sum(1)
     fits = needed(target, real) <= lengths
-    symbols, own, own_target = own_symbols(target, real, blank)
-    logits = full(features @ F.embedding(symbols, projection.weight).transpose(1, 2))
+    own, own_target = own_symbols(target, real)
+    logits = own_logits(projection, features, target, real, blank)
     lprobs = logits.masked_fill(~own.unsqueeze(1), UNUSED).log_softmax(-1)  # (B, C, T + 1)
     part = ctc_loss(lprobs, lengths, own_target, real, 0)
 
@@ -70,21 +70,30 @@ def projected_ctc_loss(
     return part._replace(loss=part.loss + outside, nll=part.nll + outside.detach())
 
 
-def own_symbols(target: Tensor, real: Tensor, blank: int) -> tuple:
-    """The symbols of each target's paths.
+def own_logits(projection: nn.Linear, features: Tensor, target: Tensor, real: Tensor, blank: int) -> Tensor:
+    """The logits of blank and of each target's tokens at every position of its canvas: (B, C, T + 1), in float32; at
+    padding blank's.
 
     Args:
-        target, real, blank: as in ``ctc_loss``.
+        projection, features, target, real, blank: as in ``projected_ctc_loss``.
+    """
+    symbols = F.pad(target.masked_fill(~real, blank), (1, 0), value=blank)
+    return full(features @ F.embedding(symbols, projection.weight).transpose(1, 2))
+
+
+def own_symbols(target: Tensor, real: Tensor) -> tuple:
+    """Which of ``own_logits`` are the symbols of each target's paths, once each.
+
+    Args:
+        target, real: as in ``ctc_loss``.
 
     Returns:
-        symbols: (B, T + 1) int64, ``blank`` and the target.
         own: (B, T + 1) bool, False at padding and where a token stands again.
-        targets: (B, T) int64, the place in ``symbols`` where a token stands first.
+        targets: (B, T) int64, the place among them where a token stands first.
     """
     first = target.unsqueeze(2).eq(target.unsqueeze(1)).int().argmax(2)
     places = torch.arange(target.size(1), device=target.device)
-    symbols = F.pad(target.masked_fill(~real, blank), (1, 0), value=blank)
-    return symbols, F.pad(first.eq(places) & real, (1, 0), value=True), first + 1
+    return F.pad(first.eq(places) & real, (1, 0), value=True), first + 1
 
 
 def best_alignment(logits: Tensor, lengths: Tensor, target: Tensor, real: Tensor, blank: int) -> Tensor:
@@ -94,14 +103,17 @@ def best_alignment(logits: Tensor, lengths: Tensor, target: Tensor, real: Tensor
     blank between equal tokens. Where no path exists, and beyond the length, the result is blank.
 
     Args:
-        logits: (B, C, V); a path takes one symbol of every position, so their normalisers change nothing.
+        logits: (B, C, T + 1), of ``own_logits``; a path takes one symbol of every position, so their normalisers change
+            nothing.
         lengths, target, real, blank: as in ``ctc_loss``.
     """
     batch, canvas = logits.shape[:2]
     targets = real.sum(1)
-    symbols = logits.new_full((batch, 2 * target.size(1) + 1), blank, dtype=torch.long)
+    symbols = target.new_full((batch, 2 * target.size(1) + 1), blank)
     symbols[:, 1::2] = target.masked_fill(~real, blank)
-    emissions = full(logits.gather(2, symbols.unsqueeze(1).expand(-1, canvas, -1)))
+    places = torch.zeros_like(symbols[0])
+    places[1::2] = torch.arange(1, target.size(1) + 1, device=places.device)
+    emissions = logits.index_select(2, places)
     may_skip = F.pad(symbols[:, 2:].ne(symbols[:, :-2]) & symbols[:, 2:].ne(blank), (2, 0))
 
     score = torch.full_like(emissions[:, 0], IMPOSSIBLE)

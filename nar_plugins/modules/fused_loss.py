@@ -85,40 +85,50 @@ class FusedTokenLoss(torch.autograd.Function):
         grad_weight = (
             torch.zeros_like(weight, dtype=full(weight[:0]).dtype) if train and ctx.needs_input_grad[1] else None
         )
-        losses, nlls, correct, chunk_grads = [], [], [], []
-        for begin in range(0, max(1, targets.numel()), chunk):
+        count, losses, nlls, correct = max(1, targets.numel()), [], [], []
+        room, first = None, 0  # the gradients of the logits from ``first`` on, of some chunks
+        if grad_weight is not None:
+            room = table.new_empty(min(count, chunk * GRADIENT_CHUNKS), len(table))
+        for begin in range(0, count, chunk):
             part = slice(begin, begin + chunk)
             states, gold = features[part].to(dtype), targets[part].unsqueeze(1)
-            logits = full(states @ table.t())
-            normaliser = logits.logsumexp(-1, keepdim=True)
-            nll = normaliser - logits.gather(1, gold)
-            loss = nll if label_smoothing == 0 else nll.lerp(normaliser - logits.mean(1, keepdim=True), label_smoothing)
+            place = None if room is None else room[begin - first : begin - first + len(states)]
+            logits = full(torch.mm(states, table.t(), out=place))
+            largest, of_gold = logits.amax(-1, keepdim=True), logits.gather(1, gold)
+            mean = logits.mean(1, keepdim=True) if label_smoothing > 0 else None
             if soft is not None:
                 teacher = soft.probabilities(part).to(logits)
                 softened = (logits / soft.temperature).log_softmax(-1)
+            grad = logits.sub_(largest).exp_()
+            total = grad.sum(-1, keepdim=True)
+            normaliser = largest + total.log()
+            nll = normaliser - of_gold
+            loss = nll if mean is None else nll.lerp(normaliser - mean, label_smoothing)
+            if soft is not None:
                 distilled = -(teacher * softened).sum(1, keepdim=True) * soft.temperature**2
                 loss = loss.lerp(distilled, soft.share)
             part_weights = None if weights is None else weights[part].unsqueeze(1).to(loss)
             losses.append((loss if part_weights is None else loss * part_weights).squeeze(1))
             nlls.append(nll.squeeze(1))
-            correct.append(logits.argmax(1).eq(targets[part]))
+            correct.append(of_gold.eq(largest).squeeze(1))
             if grad_features is None and grad_weight is None:
                 continue
-            grad = logits.sub_(normaliser).exp_()
+            grad.div_(total)
             if label_smoothing > 0:
                 grad.sub_(label_smoothing / grad.size(1))
             grad.scatter_add_(1, gold, grad.new_full(gold.shape, label_smoothing - 1))
             if soft is not None:
                 grad.lerp_(softened.exp_().sub_(teacher).mul_(soft.temperature), soft.share)
-            grad = (grad if part_weights is None else grad.mul_(part_weights)).to(dtype)
+            if part_weights is not None:
+                grad.mul_(part_weights)
+            if grad.dtype != dtype:
+                grad = grad.to(dtype) if place is None else place.copy_(grad)
             if grad_features is not None:
                 grad_features[part] = grad @ table
-            if grad_weight is not None:
-                chunk_grads.append(grad)
-                if len(chunk_grads) == GRADIENT_CHUNKS or part.stop >= targets.numel():
-                    states = features[part.stop - len(chunk_grads) * chunk : part.stop].to(dtype)
-                    grad_weight.add_(torch.cat(chunk_grads).t() @ states)
-                    chunk_grads.clear()
+            if room is not None and (part.stop - first >= len(room) or part.stop >= count):
+                states = features[first : part.stop].to(dtype)
+                grad_weight.add_(room[: len(states)].t() @ states)
+                first = part.stop
         ctx.save_for_backward(grad_features, None if grad_weight is None else grad_weight.to(weight.dtype))
         nlls, correct = torch.cat(nlls), torch.cat(correct)
         ctx.mark_non_differentiable(nlls, correct)

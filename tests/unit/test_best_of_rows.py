@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from nar_plugins.modules import best_of_rows as module
-from nar_plugins.modules.best_of_rows import best_of_rows, in_blocks
+from nar_plugins.modules.best_of_rows import best_of_rows, first_of_two, in_blocks, most_probable
+
+largest = module.largest_of_rows
 
 
 def plain(logits, banned):
@@ -44,3 +46,43 @@ def test_the_form_depends_on_the_vocabulary_and_not_on_the_rows(monkeypatch):
     best_of_rows(torch.zeros(1, module.LARGE), [0])
     best_of_rows(torch.zeros(500, module.LARGE - 1), [0])
     assert calls == [(1, module.LARGE)]
+
+
+@pytest.mark.parametrize("size", [1500, 1536, 1601])
+def test_the_first_of_two_is_that_of_topk(size, monkeypatch):
+    torch.manual_seed(1)
+    scores = torch.randn(4, 12, size).log_softmax(-1)
+    assert scores.numel() >= module.NUMBERS
+    scores[0, 1, size - 1] = 1.0
+    forms = []
+    monkeypatch.setattr(module, "largest_of_rows", lambda rows: forms.append(len(rows)) or largest(rows))
+    for ties in ([], [3, 40], [3, 700], [700, size - 1], [size - 2, size - 1], list(range(size))):
+        tied = scores.clone()
+        tied[1, 2, ties] = 2.0
+        best, symbols = first_of_two(tied)
+        wanted = tied.topk(2)
+        assert torch.equal(best, wanted.values[..., 0]) and torch.equal(symbols, wanted.indices[..., 0])
+    assert forms == [48] * 6
+    impossible = torch.full_like(scores, -math.inf)  # as where the model's output is NaN
+    assert torch.equal(first_of_two(impossible)[1], impossible.topk(2).indices[..., 0])
+
+
+def test_the_first_of_two_looks_at_ties(monkeypatch):
+    """Were a tie not seen, the first would be taken, which is not always ``topk``'s."""
+    torch.manual_seed(1)
+    scores = torch.randn(48, 1600)
+    scores[:, [10, 800, 1599]] = 9.0
+    assert not torch.equal(largest(scores)[1], scores.topk(2).indices[:, 0])
+    assert torch.equal(first_of_two(scores)[1], scores.topk(2).indices[:, 0])
+
+
+@pytest.mark.parametrize("size", [40, 1600])
+def test_the_most_probable_of_the_real_positions(size):
+    torch.manual_seed(1)
+    projection = torch.nn.Linear(8, size)
+    features, real = torch.randn(3, 50, 8), torch.rand(3, 50) < 0.8
+    symbols = most_probable(projection, features, real)
+    assert symbols.dtype == torch.int64 and symbols.shape == real.shape
+    assert torch.equal(symbols[real], projection(features).argmax(-1)[real])
+    nothing = most_probable(projection, features, torch.zeros_like(real))
+    assert nothing.shape == real.shape

@@ -6,7 +6,15 @@ import math
 import pytest
 import torch
 
-from nar_plugins.modules.ctc import best_alignment, collapse, ctc_loss, needed, prefix_beam_search, projected_ctc_loss
+from nar_plugins.modules.ctc import (
+    best_alignment,
+    collapse,
+    ctc_loss,
+    needed,
+    own_logits,
+    prefix_beam_search,
+    projected_ctc_loss,
+)
 
 BLANK = 3
 
@@ -84,12 +92,20 @@ def test_too_long_a_target_is_skipped_counted_and_never_nan():
     )
 
 
+def own_of(logits, target, real):
+    """``own_logits`` of logits (B, C, V)."""
+    projection = torch.nn.Linear(logits.size(2), logits.size(2), bias=False, dtype=logits.dtype)
+    torch.nn.init.eye_(projection.weight)
+    return own_logits(projection, logits, target, real, BLANK).detach()
+
+
 @pytest.mark.parametrize("seed", range(6))
 def test_best_alignment_is_the_best_of_all_paths(seed):
     lprobs = random_lprobs(4, 6, 4, seed=seed)
     goals, lengths = [(0, 1), (2, 2, 1), (1,), (0, 1, 0)], [6, 5, 4, 3]
     target, real = target_batch(*map(list, goals))
-    found = best_alignment(lprobs + torch.randn(4, 6, 1), torch.tensor(lengths), target, real, BLANK)
+    logits = own_of(lprobs + torch.randn(4, 6, 1), target, real)
+    found = best_alignment(logits, torch.tensor(lengths), target, real, BLANK)
     for row, (goal, length) in enumerate(zip(goals, lengths)):
         best = max((p, path) for path, p in paths(lprobs[row, :length]) if text(path) == goal)[1]
         assert tuple(found[row, :length].tolist()) == best
@@ -98,7 +114,8 @@ def test_best_alignment_is_the_best_of_all_paths(seed):
 
 def test_best_alignment_where_there_is_none_is_blank():
     target, real = target_batch([0, 0, 0], [1])
-    found = best_alignment(random_lprobs(2, 4, 4), torch.tensor([4, 4]), target, real, BLANK)
+    logits = own_of(random_lprobs(2, 4, 4), target, real)
+    found = best_alignment(logits, torch.tensor([4, 4]), target, real, BLANK)
     assert (found[0] == BLANK).all() and text(found[1].tolist()) == (1,)
 
 

@@ -23,6 +23,7 @@ from nar_plugins.generators.option_values import old_name, option
 from nar_plugins.generators.options import refuse_options
 from nar_plugins.generators.registry import DEDUP, DecodingConfig, register_generator
 from nar_plugins.models.flags import flag
+from nar_plugins.modules.best_of_rows import first_of_two
 from nar_plugins.modules.linear import CPU_ROWS
 
 logger = logging.getLogger(__name__)
@@ -153,9 +154,10 @@ class BangGenerator(LeftToRightGenerator):
             lprobs = self.mean_lprobs(logits)
             nan = nan_positions(lprobs)
             first, last = batch.min_length + start, batch.max_length + start + chunk - 1
-            values, indices = self.processor(lprobs, steps[:, part], batch.limit, first, last, None, nan).topk(2)
-            nan = torch.zeros_like(steps[:, part], dtype=torch.bool) if nan is None else nan
-            results.append((indices[..., 0], values[..., 0], nan))
+            lprobs = self.processor(lprobs, steps[:, part], batch.limit, first, last, None, nan)
+            best, tokens = first_of_two(lprobs)
+            nan = torch.zeros_like(tokens, dtype=torch.bool) if nan is None else nan
+            results.append((tokens, best, nan))
         return tuple(torch.cat(chunks, 1) for chunks in zip(*results))
 
     def decode_again(self, batch: Batch, source: Tensor, encoded: List[Dict]) -> None:

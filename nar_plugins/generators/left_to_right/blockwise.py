@@ -23,6 +23,7 @@ from nar_plugins.generators.left_to_right.logits_processor import nan_positions
 from nar_plugins.generators.option_values import old_name, option
 from nar_plugins.generators.options import MODELS, refuse, refuse_options
 from nar_plugins.generators.registry import DecodingConfig, register_generator
+from nar_plugins.modules.best_of_rows import first_of_two
 from nar_plugins.modules.block_decoder import block_decoder
 
 logger = logging.getLogger(__name__)
@@ -179,7 +180,7 @@ class BlockwiseGenerator(LeftToRightGenerator):
         nan = nan_positions(lprobs)
         last = batch.max_length + fed.size(1) - 1
         lprobs = self.processor(lprobs, steps, batch.limit, batch.min_length, last, batch.prefix, nan)
-        best, greedy = (part[..., 0] for part in lprobs.topk(2))
+        best, greedy = first_of_two(lprobs)
         accepted = self.accepted_drafts(lprobs, greedy, drafts)
         end = accepted.unsqueeze(1)
         tokens, scores = greedy, best  # an accepted draft is the greedy token

@@ -21,6 +21,7 @@ from nar_plugins.models.nat.finetuning import finetuning_losses
 from nar_plugins.models.pairing import check_task
 from nar_plugins.modules import ctc, glancing, source_copy
 from nar_plugins.modules.attention import Attention
+from nar_plugins.modules.best_of_rows import most_probable
 from nar_plugins.modules.exporting import is_padded
 from nar_plugins.modules.factorised import plain_projection
 from nar_plugins.modules.losses import LIKELIHOOD, LossPart, TokenObjective, length_loss
@@ -258,7 +259,7 @@ class NatModel(NarModel):
             usable = src_lengths.gt(1) | lengths.le(1)  # an empty source has no meaningful fertilities
         plan = Plan(sentences, lengths, fertilities, width=target.size(1))
         canvas = self.canvas(memory, plan)
-        revealed = self.reveal(canvas, memory, reveal_draws, lambda logits: target, real)
+        revealed = self.reveal(canvas, memory, reveal_draws, lambda features: target, real)
         picked = real & usable.unsqueeze(1)
         hidden = picked if revealed is None else picked & ~revealed
         if revealed is not None:
@@ -321,7 +322,9 @@ class NatModel(NarModel):
         lengths = canvas.lengths()
         alignments = []
 
-        def gold(logits: Tensor) -> Tensor:
+        def gold(features: Tensor) -> Tensor:
+            projection, states = plain_projection(self.decoder.output_projection, features)
+            logits = ctc.own_logits(projection, states, target, real, self.mask)
             alignments.append(ctc.best_alignment(logits, lengths, target, real, self.mask))
             return alignments[0]
 
@@ -337,7 +340,8 @@ class NatModel(NarModel):
         """The positions revealed by glancing, after a first pass without gradient and with the second's dropout.
 
         Args:
-            draws: (R, T) uniform numbers, or None. gold: the first pass's logits -> the target tokens (R, T).
+            draws: (R, T) uniform numbers, or None. gold: the first pass's features -> the target tokens (R, T).
+            real: (R, T) bool.
 
         Returns:
             (R, T) bool; None without glancing, and in validation.
@@ -345,10 +349,11 @@ class NatModel(NarModel):
         if self.glancing is None or not self.training or draws is None:
             return None
         with torch.no_grad(), glancing.same_dropout(real.device):
-            logits = self.project(self.decode(canvas, memory))
+            features = self.decode(canvas, memory)
+            predicted, wanted = most_probable(self.project, features, real), gold(features)
         torch.clear_autocast_cache()  # PyTorch < 2.9 keeps the weights cast here, without gradient, for the second pass
         draws = draws[:, : real.size(1)]  # the batch may be padded beyond its longest sentence
-        return glancing.reveal(logits.argmax(-1), gold(logits), real, draws, self.glancing.at(self.num_updates))
+        return glancing.reveal(predicted, wanted, real, draws, self.glancing.at(self.num_updates))
 
 
 @register_model_architecture("nat", "nat")
