@@ -11,7 +11,7 @@ from nar_plugins.modules.precision import full
 
 LARGE = 1500  # symbols; with fewer the plain form is as fast
 BLOCK = 128  # symbols
-NUMBERS = 1 << 16  # with fewer ``topk`` is as fast
+NUMBERS = 1 << 16  # scores; with fewer ``max`` and ``topk`` are as fast
 
 
 def best_of_rows(logits: Tensor, banned: Sequence[int]) -> Tuple[Tensor, Tensor]:
@@ -55,33 +55,40 @@ def largest_of_rows(scores: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
     return best, symbols, torch.count_nonzero(inside) + torch.count_nonzero(blocks.eq(best))
 
 
+def max_of_rows(scores: Tensor) -> Tuple[Tensor, Tensor]:
+    """The largest of scores (..., V) and where it is, (...) each; of equals any."""
+    if not in_blocks_is_faster(scores):
+        return scores.max(-1)
+    largest, symbols, _ = largest_of_rows(scores.flatten(0, -2))
+    return largest.view(scores.shape[:-1]), symbols.view(scores.shape[:-1])
+
+
 def first_of_two(scores: Tensor) -> Tuple[Tensor, Tensor]:
     """The largest of scores (..., V) and where it is, (...) each, as ``topk(2)`` has them: of equals the one that it
     puts first, as in fairseq's search.
     """
-    if scores.device.type == "cpu" and scores.size(-1) >= LARGE and scores.numel() >= NUMBERS:
-        best, symbols, places = largest_of_rows(scores.flatten(0, -2))
+    if in_blocks_is_faster(scores):
+        largest, symbols, places = largest_of_rows(scores.flatten(0, -2))
         if int(places) == 2 * len(symbols):
-            return best.view(scores.shape[:-1]), symbols.view(scores.shape[:-1])
-    best, symbols = scores.topk(2)
-    return best[..., 0], symbols[..., 0]
+            return largest.view(scores.shape[:-1]), symbols.view(scores.shape[:-1])
+    largest, symbols = scores.topk(2)
+    return largest[..., 0], symbols[..., 0]
 
 
-def most_probable(project: Callable[[Tensor], Tensor], features: Tensor, real: Tensor) -> Tensor:
-    """The symbols of the largest logits ``project(features)``, (B, T) int64, for features (B, T, D).
+def in_blocks_is_faster(scores: Tensor) -> bool:
+    """Whether ``largest_of_rows`` is faster than PyTorch's ``max`` and ``topk`` of scores (..., V)."""
+    return scores.device.type == "cpu" and scores.size(-1) >= LARGE and scores.numel() >= NUMBERS
+
+
+def most_probable(project: Callable[[Tensor], Tensor], features: Tensor) -> Tensor:
+    """The symbols of the largest logits ``project(features)``: features (..., D) -> (...) int64.
 
     On a CPU the logits are computed in chunks, which stay in its cache.
-
-    Args:
-        real: (B, T) bool; elsewhere the result has no meaning.
     """
     if features.device.type != "cpu":
         return project(features).argmax(-1)
-    symbols = []
-    for states in features[real].split(CPU_ROWS):
-        logits = full(project(states))
-        symbols.append(logits.argmax(-1) if logits.size(-1) < LARGE else largest_of_rows(logits)[1])
-    return torch.zeros_like(real, dtype=torch.long).masked_scatter(real, torch.cat(symbols))
+    chunks = features.flatten(0, -2).split(CPU_ROWS)
+    return torch.cat([max_of_rows(full(project(states)))[1] for states in chunks]).view(features.shape[:-1])
 
 
 def ban(scores: Tensor, symbols: Sequence[int]) -> Tensor:

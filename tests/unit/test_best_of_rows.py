@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from nar_plugins.modules import best_of_rows as module
-from nar_plugins.modules.best_of_rows import best_of_rows, first_of_two, in_blocks, most_probable
+from nar_plugins.modules.best_of_rows import best_of_rows, first_of_two, in_blocks, max_of_rows, most_probable
 
 largest = module.largest_of_rows
 
@@ -77,12 +77,19 @@ def test_the_first_of_two_looks_at_ties(monkeypatch):
 
 
 @pytest.mark.parametrize("size", [40, 1600])
-def test_the_most_probable_of_the_real_positions(size):
+def test_the_most_probable(size):
     torch.manual_seed(1)
     projection = torch.nn.Linear(8, size)
-    features, real = torch.randn(3, 50, 8), torch.rand(3, 50) < 0.8
-    symbols = most_probable(projection, features, real)
-    assert symbols.dtype == torch.int64 and symbols.shape == real.shape
-    assert torch.equal(symbols[real], projection(features).argmax(-1)[real])
-    nothing = most_probable(projection, features, torch.zeros_like(real))
-    assert nothing.shape == real.shape
+    for shape in ((3, 50), (150,), (1, 1), (0,)):
+        features = torch.randn(*shape, 8)
+        symbols = most_probable(projection, features)
+        assert symbols.dtype == torch.int64
+        assert torch.equal(symbols, projection(features).argmax(-1))
+
+
+@pytest.mark.parametrize("size", [40, 1600])
+def test_the_best_is_that_of_max(size):
+    scores = torch.randn(60, 2, size, generator=torch.Generator().manual_seed(1))
+    found, symbols = max_of_rows(scores)
+    wanted = scores.max(-1)
+    assert torch.equal(found, wanted.values) and torch.equal(symbols, wanted.indices)

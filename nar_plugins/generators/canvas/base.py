@@ -14,7 +14,7 @@ from nar_plugins.generators.canvas.rescore import Rescorer
 from nar_plugins.generators.hypothesis import Dedup, empty_hypothesis, hypothesis
 from nar_plugins.generators.options import MODELS, SERVED, refuse, refuse_in_batch, refuse_options
 from nar_plugins.models.contract import Memory, Plan
-from nar_plugins.modules.best_of_rows import ban, best_of_rows
+from nar_plugins.modules.best_of_rows import ban, best_of_rows, max_of_rows
 from nar_plugins.modules.linear import CPU_LOGITS, CPU_ROWS
 from nar_plugins.modules.precision import full
 
@@ -173,8 +173,8 @@ class CanvasGenerator(Generator):
         logits = [full(model.project(states)) for model, states in zip(self.models, features)]
         if len(logits) == 1:  # the full log-softmax is not needed
             return best_of_rows(logits[0], self.banned)
-        best, tokens = ban(ensemble_mean([each.log_softmax(-1) for each in logits]), self.banned).max(-1)
-        return tokens, best
+        lprobs, tokens = max_of_rows(ban(ensemble_mean([each.log_softmax(-1) for each in logits]), self.banned))
+        return tokens, lprobs
 
     # -- hypotheses ----------------------------------------------------------------------------------------------------
 

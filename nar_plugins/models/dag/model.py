@@ -20,6 +20,7 @@ from nar_plugins.models.dag.decoder import DagDecoder
 from nar_plugins.models.dag.words import token_lprobs
 from nar_plugins.models.pairing import check_task
 from nar_plugins.modules import glancing
+from nar_plugins.modules.best_of_rows import most_probable
 from nar_plugins.modules.exporting import canvas_width, is_padded
 from nar_plugins.modules.factorised import plain_projection
 from nar_plugins.modules.layers import pick
@@ -251,7 +252,7 @@ class DagModel(NarModel):
             vertices = paths.trace(scores, links, steps, last, torch.arange(len(last), device=last.device))
             on_path = emissions.gather(2, vertices.unsqueeze(2)).squeeze(2)
             right, unsure = real & (on_path > EVEN), real & (on_path <= EVEN)
-            predicted = self.project(pick(features, vertices)[unsure]).argmax(-1)
+            predicted = most_probable(self.project, pick(features, vertices)[unsure])
             right = right.masked_scatter(unsure, predicted.eq(target[unsure]))
         torch.clear_autocast_cache()  # PyTorch < 2.9 keeps the weights cast here, without gradient, for the second pass
         count = ((steps - right.sum(1)).double() * self.glancing.at(self.num_updates) + 0.5).long()

@@ -341,7 +341,6 @@ class NatModel(NarModel):
 
         Args:
             draws: (R, T) uniform numbers, or None. gold: the first pass's features -> the target tokens (R, T).
-            real: (R, T) bool.
 
         Returns:
             (R, T) bool; None without glancing, and in validation.
@@ -350,7 +349,7 @@ class NatModel(NarModel):
             return None
         with torch.no_grad(), glancing.same_dropout(real.device):
             features = self.decode(canvas, memory)
-            predicted, wanted = most_probable(self.project, features, real), gold(features)
+            predicted, wanted = most_probable(self.project, features), gold(features)
         torch.clear_autocast_cache()  # PyTorch < 2.9 keeps the weights cast here, without gradient, for the second pass
         draws = draws[:, : real.size(1)]  # the batch may be padded beyond its longest sentence
         return glancing.reveal(predicted, wanted, real, draws, self.glancing.at(self.num_updates))

@@ -4,6 +4,7 @@ from typing import Any, Dict, List, NamedTuple, Optional
 
 from torch import Tensor
 
+from nar_plugins.modules.best_of_rows import max_of_rows
 from nar_plugins.modules.precision import full
 
 MAX_DRAFT_TOKENS = 15  # of the drafters that have no limit of their own
@@ -47,7 +48,7 @@ def best_drafts(logits: Tensor) -> Drafts:
 
     On a CPU core the full log-softmax takes a third of the time of ``logsumexp`` for one sentence, and half for eight.
     """
-    lprobs, tokens = full(logits).log_softmax(-1).max(-1)
+    lprobs, tokens = max_of_rows(full(logits).log_softmax(-1))
     return Drafts(tokens, lprobs)
 
 
