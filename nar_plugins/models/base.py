@@ -32,6 +32,7 @@ from nar_plugins.modules.dropout import use_fast_dropout
 from nar_plugins.modules.exporting import is_padded
 from nar_plugins.modules.factorised import plain_projection
 from nar_plugins.modules.fast.real_layers import fast_form
+from nar_plugins.modules.fast.table import canvas_positions
 from nar_plugins.modules.fused_loss import SoftTargets, fused_token_loss
 from nar_plugins.modules.layers import NarDecoderLayer, NarEncoderLayer, through_decoder, through_encoder
 from nar_plugins.modules.length_head import LENGTH_HEADS, LengthHead
@@ -152,7 +153,7 @@ class NarDecoder(TransformerDecoderBase):
         """Canvas (R, T) int64 -> (R, T, D); ``words`` (R, T, D) take the place of ``embed_words``."""
         x = self.embed_words(tokens) if words is None else words
         if self.embed_positions is not None:
-            x = x + self.embed_positions(tokens)
+            x = x + canvas_positions(self.embed_positions, tokens)
         if self.layernorm_embedding is not None:
             x = self.layernorm_embedding(x)
         return self.dropout_module(x)
@@ -177,11 +178,17 @@ class NarDecoder(TransformerDecoderBase):
         self, x: Tensor, memory: Memory, padding: Optional[Tensor], picked: Optional[Tensor], **extra
     ) -> Tensor:
         """The layers one by one: (R, T, D) -> (R, T or n, D)."""
-        allowed = self.allowed_positions(padding, x)
         fast = None if extra else fast_form(self)
-        if fast is not None and (allowed is None if padding is None else torch.equal(allowed, allowed_keys(padding))):
+        if fast is not None and self.sees_all(padding, x):
             return fast.features(x, padding, memory, picked)
-        return through_decoder(self.layers, x, memory, allowed, picked, **extra)
+        return through_decoder(self.layers, x, memory, self.allowed_positions(padding, x), picked, **extra)
+
+    def sees_all(self, padding: Optional[Tensor], x: Tensor) -> bool:
+        """Whether the visible keys of the canvas are all but padding."""
+        if type(self).allowed_positions is NarDecoder.allowed_positions:
+            return True
+        allowed = self.allowed_positions(padding, x)
+        return allowed is None if padding is None else torch.equal(allowed, allowed_keys(padding))
 
     def allowed_positions(self, padding: Optional[Tensor], x: Tensor) -> Optional[Tensor]:
         """The visible keys of the canvas (R, T, D): all but padding."""

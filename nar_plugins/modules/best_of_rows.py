@@ -14,26 +14,27 @@ BLOCK = 128  # symbols
 NUMBERS = 1 << 16  # scores; with fewer ``max`` and ``topk`` are as fast
 
 
-def best_of_rows(logits: Tensor, banned: Sequence[int]) -> Tuple[Tensor, Tensor]:
+def best_of_rows(logits: Tensor, banned: Tensor) -> Tuple[Tensor, Tensor]:
     """The symbols (M,) and their log-probabilities (M,), from logits (M, V) in float32, which are overwritten.
 
     Args:
-        banned: symbols that are never chosen; the softmax includes them.
+        banned: (K,) int64, symbols that are never chosen; the softmax includes them.
     """
     if logits.device.type == "cpu" and logits.size(1) >= LARGE:
         return in_blocks(logits, banned)
     normaliser = logits.logsumexp(-1)
-    best, symbols = ban(logits, banned).max(-1)
+    best, symbols = logits.index_fill_(1, banned, -math.inf).max(-1)
     return symbols, best - normaliser
 
 
-def in_blocks(logits: Tensor, banned: Sequence[int]) -> Tuple[Tensor, Tensor]:
+def in_blocks(logits: Tensor, banned: Tensor) -> Tuple[Tensor, Tensor]:
     """The same for many symbols on a CPU."""
-    forbidden = logits[:, list(banned)]
-    best, symbols, _ = largest_of_rows(ban(logits, banned))
+    forbidden = logits.index_select(1, banned)
+    best, symbols = max_of_rows(logits.index_fill_(1, banned, -math.inf))
+    best = best.unsqueeze(1)
     largest = torch.cat([forbidden, best], 1).amax(-1, keepdim=True)
-    total = logits.sub_(largest).exp_().sum(-1) + (forbidden - largest).exp_().sum(-1)
-    return symbols, (best - largest).squeeze(1) - total.log_()
+    total = logits.sub_(largest).exp_().sum(-1) + forbidden.sub_(largest).exp_().sum(-1)
+    return symbols, best.sub_(largest).squeeze(1).sub_(total.log_())
 
 
 def largest_of_rows(scores: Tensor) -> Tuple[Tensor, Tensor, Tensor]:

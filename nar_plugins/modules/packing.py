@@ -40,12 +40,14 @@ class _Collect(Function):
 
 def spread(x: Tensor, slots: Tensor, size: int) -> Tensor:
     """Packed (C, ...) -> (size, ...): each state at its slot (C,) int64, 0 elsewhere."""
+    if not torch.is_grad_enabled():  # calling a Function takes longer than a small copy
+        return x.new_zeros(size, *x.shape[1:]).index_copy_(0, slots, x)
     return _Spread.apply(x, slots, size)
 
 
 def collect(x: Tensor, slots: Tensor) -> Tensor:
     """(size, ...) -> packed (C, ...): the states at the slots (C,) int64."""
-    return _Collect.apply(x, slots)
+    return _Collect.apply(x, slots) if torch.is_grad_enabled() else x.index_select(0, slots)
 
 
 def queries_of_sentences(sentence: Tensor, batch: int) -> Tuple[Tensor, int]:

@@ -29,7 +29,7 @@ def test_blocks_give_the_same(size, banned):
     logits[2, size - 1] = 40.0
     wanted, lprobs = plain(logits.clone(), banned)
     for form in (in_blocks, best_of_rows):
-        symbols, found = form(logits.clone(), banned)
+        symbols, found = form(logits.clone(), torch.tensor(banned, dtype=torch.long))
         assert torch.equal(symbols, wanted) and symbols[1] == 7
         torch.testing.assert_close(found.double(), lprobs, rtol=1e-5, atol=1e-4)
 
@@ -37,14 +37,14 @@ def test_blocks_give_the_same(size, banned):
 def test_nan_stays_nan():
     logits = torch.randn(3, 300)
     logits[1, 150] = float("nan")
-    assert in_blocks(logits, [0])[1].isnan().tolist() == [False, True, False]
+    assert in_blocks(logits, torch.tensor([0]))[1].isnan().tolist() == [False, True, False]
 
 
 def test_the_form_depends_on_the_vocabulary_and_not_on_the_rows(monkeypatch):
     calls = []
     monkeypatch.setattr(module, "in_blocks", lambda logits, banned: calls.append(logits.shape))
-    best_of_rows(torch.zeros(1, module.LARGE), [0])
-    best_of_rows(torch.zeros(500, module.LARGE - 1), [0])
+    best_of_rows(torch.zeros(1, module.LARGE), torch.tensor([0]))
+    best_of_rows(torch.zeros(500, module.LARGE - 1), torch.tensor([0]))
     assert calls == [(1, module.LARGE)]
 
 

@@ -78,6 +78,7 @@ class CanvasGenerator(Generator):
         super().__init__(models, config, options, [] if rescorer is None else [rescorer], config.compile)
         self.eos, self.pad, self.mask = dictionary.eos(), dictionary.pad(), mask
         self.symbols, self.banned = len(dictionary), banned_on_canvas(dictionary, mask)
+        self.banned_index: Optional[Tensor] = None
         self.dedup = Dedup(str(config.dedup), dictionary)
         self.rescorer = None if rescorer is None else Rescorer(*self.others, self.pad, self.eos, mask, options)
         self.observer: Optional[Callable[[Pass], None]] = None
@@ -172,9 +173,15 @@ class CanvasGenerator(Generator):
         """``best_tokens`` without chunks."""
         logits = [full(model.project(states)) for model, states in zip(self.models, features)]
         if len(logits) == 1:  # the full log-softmax is not needed
-            return best_of_rows(logits[0], self.banned)
+            return best_of_rows(logits[0], self.banned_on(logits[0].device))
         lprobs, tokens = max_of_rows(ban(ensemble_mean([each.log_softmax(-1) for each in logits]), self.banned))
         return tokens, lprobs
+
+    def banned_on(self, device: torch.device) -> Tensor:
+        """``banned`` as an index, (K,) int64."""
+        if self.banned_index is None or self.banned_index.device != device:
+            self.banned_index = torch.tensor(self.banned, dtype=torch.long, device=device)
+        return self.banned_index
 
     # -- hypotheses ----------------------------------------------------------------------------------------------------
 

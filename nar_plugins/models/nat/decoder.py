@@ -10,6 +10,7 @@ from nar_plugins.models.contract import Canvas, Memory
 from nar_plugins.models.nat.fertility_head import FertilityHead
 from nar_plugins.models.nat.positional_attention import PositionalDecoderLayer, not_itself
 from nar_plugins.modules.attention import pick
+from nar_plugins.modules.fast.table import canvas_positions
 from nar_plugins.modules.layers import NarDecoderLayer
 
 
@@ -71,7 +72,9 @@ class NatDecoder(NarDecoder):
         tokens = torch.full(x.shape[:2], self.padding_idx + 1, device=x.device)  # any token that is not padding
         if padding is not None:
             tokens = tokens.masked_fill(padding, self.padding_idx)
-        positions = 0 if self.embed_positions is None else self.embed_positions(tokens).to(x)
+        positions = 0
+        if self.embed_positions is not None:
+            positions = canvas_positions(self.embed_positions, tokens).to(x).expand_as(x)
         x = x + positions
         if self.layernorm_embedding is not None:
             x = self.layernorm_embedding(x)

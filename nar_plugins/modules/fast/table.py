@@ -5,7 +5,7 @@ from typing import Dict, Optional, Union
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from fairseq.modules import LearnedPositionalEmbedding
+from fairseq.modules import LearnedPositionalEmbedding, SinusoidalPositionalEmbedding
 from fairseq.utils import make_positions
 from torch import Tensor
 
@@ -112,3 +112,25 @@ def position_rows(module: LearnedPositionalEmbedding, indices: Tensor) -> Tensor
     """Rows of a table of learned positions: (...) int64 -> (..., D)."""
     prepared = isinstance(module, PreparedPositions)
     return module.table.rows(indices) if prepared else F.embedding(indices, module.weight)
+
+
+def canvas_positions(module: nn.Module, tokens: Tensor) -> Tensor:
+    """The embeddings of the positions of a canvas (R, T) that is padded on the right: (R, T, D), or in evaluation
+    (T, D), then also beyond a canvas's length, where nobody reads them.
+
+    fairseq's modules count the tokens that are not padding, in a dozen operations a pass.
+    """
+    width = tokens.size(1)
+    hooks = module._forward_hooks or module._forward_pre_hooks
+    if torch.is_grad_enabled() or module.training or torch.compiler.is_exporting() or hooks:
+        return module(tokens)
+    if isinstance(module, LearnedPositionalEmbedding):
+        return position_rows(module, torch.arange(width, device=tokens.device) + module.padding_idx + 1)
+    if type(module) is not SinusoidalPositionalEmbedding:
+        return module(tokens)
+    first, table = module.padding_idx + 1, module.weights
+    # fairseq's own forward makes a larger table; in 0.12.2, where it is no buffer, it moves and casts it, too
+    there = getattr(module, "_float_tensor", table)
+    if len(table) < first + width or table.device != tokens.device or table.dtype != there.dtype:
+        return module(tokens)
+    return table[first : first + width]
