@@ -149,18 +149,18 @@ class NarDecoder(TransformerDecoderBase):
             x = self.quant_noise(x)
         return x if self.project_in_dim is None else self.project_in_dim(x)
 
-    def embed(self, tokens: Tensor, words: Optional[Tensor] = None) -> Tensor:
-        """Canvas (R, T) int64 -> (R, T, D); ``words`` (R, T, D) take the place of ``embed_words``."""
-        x = self.embed_words(tokens) if words is None else words
+    def embed(self, canvas: Canvas, words: Optional[Tensor] = None) -> Tensor:
+        """R canvases of T tokens -> (R, T, D); ``words`` (R, T, D) take the place of ``embed_words``."""
+        x = self.embed_words(canvas.inputs) if words is None else words
         if self.embed_positions is not None:
-            x = x + canvas_positions(self.embed_positions, tokens)
+            x = x + canvas_positions(self.embed_positions, *canvas)
         if self.layernorm_embedding is not None:
             x = self.layernorm_embedding(x)
         return self.dropout_module(x)
 
     def forward(self, canvas: Canvas, memory: Memory, picked: Optional[Tensor] = None) -> Tensor:
         """One pass: features (R, T or n, D), to be projected by ``output_layer``; see ``CanvasModel.decode``."""
-        return self.through_layers(self.embed(canvas.inputs), memory, canvas.padding, picked)
+        return self.through_layers(self.embed(canvas), memory, canvas.padding, picked)
 
     def through_layers(
         self, x: Tensor, memory: Memory, padding: Optional[Tensor] = None, picked: Optional[Tensor] = None, **extra

@@ -209,7 +209,8 @@ class MaskPredictGenerator(CanvasGenerator):
         if len(canvases) == len(now.tokens):
             return self.fill(now, memories, picked, chosen)
         part = Candidates(*(None if field is None else field[canvases] for field in now))
-        memories = [memory.select(canvases // beam) for memory in memories]
+        if len(now.tokens) > beam:  # the memory of a single sentence serves any number of its canvases
+            memories = [memory.select(canvases // beam) for memory in memories]
         part = self.fill(part, memories, picked[canvases], chosen[canvases])
         return Candidates(*(None if new is None else old.index_copy(0, canvases, new) for old, new in zip(now, part)))
 

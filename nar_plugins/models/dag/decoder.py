@@ -64,13 +64,13 @@ class DagDecoder(NarDecoder):
         """
         if copied is not None:
             words = torch.where(copied.unsqueeze(2), stretched(canvas, memory), self.embed_words(canvas.inputs))
-            return self.through_layers(self.embed(canvas.inputs, words), memory, canvas.padding, picked)
+            return self.through_layers(self.embed(canvas, words), memory, canvas.padding, picked)
         alike, in_graph = None, self.compiled is not None or torch.compiler.is_exporting()
         if not self.training and picked is None and not in_graph:
             alike = alike_canvases(canvas.inputs)
         if alike is None:
             return super().forward(canvas, memory, picked)
-        x = self.embed(canvas.inputs[alike.canvases])
+        x = self.embed(canvas.select(alike.canvases))
         return self.through_layers(x, memory, canvas.padding, alike=alike)
 
 

@@ -74,7 +74,7 @@ class NatDecoder(NarDecoder):
             tokens = tokens.masked_fill(padding, self.padding_idx)
         positions = 0
         if self.embed_positions is not None:
-            positions = canvas_positions(self.embed_positions, tokens).to(x).expand_as(x)
+            positions = canvas_positions(self.embed_positions, tokens, padding).to(x).expand_as(x)
         x = x + positions
         if self.layernorm_embedding is not None:
             x = self.layernorm_embedding(x)

@@ -114,23 +114,27 @@ def position_rows(module: LearnedPositionalEmbedding, indices: Tensor) -> Tensor
     return module.table.rows(indices) if prepared else F.embedding(indices, module.weight)
 
 
-def canvas_positions(module: nn.Module, tokens: Tensor) -> Tensor:
-    """The embeddings of the positions of a canvas (R, T) that is padded on the right: (R, T, D), or in evaluation
-    (T, D), then also beyond a canvas's length, where nobody reads them.
+def canvas_positions(module: nn.Module, tokens: Tensor, padding: Optional[Tensor]) -> Tensor:
+    """The embeddings of the positions of a canvas (R, T): (R, T, D), or on a CPU in evaluation (T, D), then also beyond
+    a canvas's length, where nobody reads them.
 
     fairseq's modules count the tokens that are not padding, in a dozen operations a pass.
+
+    Args:
+        padding: (R, T) bool; None: there is none.
     """
-    width = tokens.size(1)
     hooks = module._forward_hooks or module._forward_pre_hooks
-    if torch.is_grad_enabled() or module.training or torch.compiler.is_exporting() or hooks:
+    if torch.is_grad_enabled() or module.training or torch.compiler.is_exporting() or hooks or not tokens.is_cpu:
         return module(tokens)
+    if padding is not None and bool((padding[:, :-1] > padding[:, 1:]).any()):  # on the left, or inside
+        return module(tokens)
+    width, first = tokens.size(1), module.padding_idx + 1
     if isinstance(module, LearnedPositionalEmbedding):
-        return position_rows(module, torch.arange(width, device=tokens.device) + module.padding_idx + 1)
+        return position_rows(module, torch.arange(first, first + width))
     if type(module) is not SinusoidalPositionalEmbedding:
         return module(tokens)
-    first, table = module.padding_idx + 1, module.weights
     # fairseq's own forward makes a larger table; in 0.12.2, where it is no buffer, it moves and casts it, too
-    there = getattr(module, "_float_tensor", table)
-    if len(table) < first + width or table.device != tokens.device or table.dtype != there.dtype:
+    table, cast = module.weights, getattr(module, "_float_tensor", module.weights)
+    if len(table) < first + width or table.device != tokens.device or table.dtype != cast.dtype:
         return module(tokens)
     return table[first : first + width]
