@@ -8,12 +8,10 @@ from pathlib import Path
 from typing import List, Optional, Tuple
 
 import torch
-from fairseq import metrics, utils
 from fairseq.dataclass import ChoiceEnum
 from fairseq.dataclass.configs import GenerationConfig
 from fairseq.tasks import FairseqTask, register_task
-from fairseq.tasks.translation import EVAL_BLEU_ORDER, TranslationConfig, TranslationTask
-from sacrebleu.metrics import BLEU
+from fairseq.tasks.translation import TranslationConfig, TranslationTask
 from torch import Tensor
 
 from nar_plugins.checkpoint_io.roles import check_teacher
@@ -31,6 +29,7 @@ from nar_plugins.generators.options import INTERACTIVE, generation_options, refu
 from nar_plugins.models.flags import flag
 from nar_plugins.modules.fast.prepare import refuse_device
 from nar_plugins.tasks.base import NarTask, NarTaskConfig
+from nar_plugins.tasks.validation import log_bleu, validation_bleu
 
 logger = logging.getLogger(__name__)
 
@@ -71,8 +70,7 @@ class NarTranslationTask(NarTask, TranslationTask):
         add_mask(src_dict)
         self.mask_index = add_mask(tgt_dict)
         self.needs_fertilities = False  # the model's, set when it is built
-        self.bleu = validation_bleu(cfg)
-        self.first_references: Optional[List[str]] = []  # of the validation, until they are checked for blanks
+        self.bleu = validation_bleu(cfg, tgt_dict)
         self.parallel = False  # whether a model is parallel, set when it is built
         self.for_validation = False  # whether build_generator is called for --eval-bleu
         self.source_readers = []  # models besides the decoding ones that read the source: rescorer, drafter
@@ -345,67 +343,10 @@ class NarTranslationTask(NarTask, TranslationTask):
     def _inference_with_bleu(self, generator, sample, model):
         """BLEU's counts of a batch; fairseq's method of this name has only the tokenisers 13a and none."""
         nbest_lists = self.inference_step(generator, [model], sample, prefix_tokens=None)
-        hypotheses = [self.scored_text(nbest[0]["tokens"], bleu.UNKNOWN_IN_HYPOTHESIS) for nbest in nbest_lists]
-        targets = (utils.strip_pad(target, self.tgt_dict.pad()) for target in sample["target"])
-        references = [self.scored_text(target, bleu.UNKNOWN_IN_REFERENCE) for target in targets]
-        if self.cfg.eval_bleu_print_samples:
-            unk = self.tgt_dict.unk_word
-            logger.info(f"example hypothesis: {hypotheses[0].replace(bleu.UNKNOWN_IN_HYPOTHESIS, unk)}")
-            logger.info(f"example reference: {references[0].replace(bleu.UNKNOWN_IN_REFERENCE, unk)}")
-        if self.first_references is not None:
-            self.first_references += references
-            # the first batches have the shortest sentences, which may be single words
-            if len(self.first_references) >= 100:
-                bleu.warn_of_no_blanks(self.bleu, self.first_references, "--eval-bleu-tokenize")
-                self.first_references = None
-        return self.bleu.corpus_score(hypotheses, [references])
-
-    def scored_text(self, tokens, unknown: str) -> str:
-        """The text that BLEU scores, by ``--eval-bleu-remove-bpe`` and ``--eval-bleu-detok``."""
-        text = self.tgt_dict.string(tokens.int().cpu(), self.cfg.eval_bleu_remove_bpe, unk_string=unknown)
-        return self.tokenizer.decode(text) if self.tokenizer else text
+        return self.bleu.counts([nbest[0]["tokens"] for nbest in nbest_lists], sample["target"], self.tokenizer)
 
     def reduce_metrics(self, logging_outputs, criterion):
-        """fairseq's metrics; BLEU's counts as numbers, because arrays in a checkpoint do not load safely."""
+        """fairseq's metrics, and BLEU."""
         FairseqTask.reduce_metrics(self, logging_outputs, criterion)
-        if not self.cfg.eval_bleu or not any("_bleu_sys_len" in log for log in logging_outputs):
-            return
-        names = ["_bleu_sys_len", "_bleu_ref_len"]
-        names += [f"_bleu_{kind}_{n}" for kind in ("counts", "totals") for n in range(EVAL_BLEU_ORDER)]
-        for name in names:
-            metrics.log_scalar_sum(name, int(utils.item(sum(log.get(name, 0) for log in logging_outputs))))
-        metrics.log_derived("bleu", corpus_bleu)
-
-
-def validation_bleu(cfg) -> Optional[BLEU]:
-    """The metric of ``--eval-bleu``, or None; its tokeniser is logged.
-
-    Raises:
-        ValueError: two flags choose the tokeniser, it is not installed, or --eval-bleu is missing.
-    """
-    tokenizer, flag = cfg.eval_bleu_tokenize, "--eval-bleu-tokenize"
-    if tokenizer and not cfg.eval_bleu:
-        raise ValueError(f"{flag} {tokenizer} needs --eval-bleu")
-    if not cfg.eval_bleu:
-        return None
-    if cfg.eval_tokenized_bleu and tokenizer:
-        raise ValueError(
-            f"--eval-tokenized-bleu takes the text's own tokens, {flag} {tokenizer} makes others: leave one out"
-        )
-    metric = bleu.bleu_metric("none" if cfg.eval_tokenized_bleu else tokenizer, cfg.target_lang, flag)
-    logger.info(f"--eval-bleu: sacreBLEU's tokeniser {bleu.tokenizer_name(metric)}")
-    return metric
-
-
-def corpus_bleu(meters) -> float:
-    """BLEU of a validation set from the summed counts of its batches."""
-    return round(
-        BLEU.compute_bleu(
-            correct=[int(meters[f"_bleu_counts_{n}"].sum) for n in range(EVAL_BLEU_ORDER)],
-            total=[int(meters[f"_bleu_totals_{n}"].sum) for n in range(EVAL_BLEU_ORDER)],
-            sys_len=int(meters["_bleu_sys_len"].sum),
-            ref_len=int(meters["_bleu_ref_len"].sum),
-            smooth_method="exp",
-        ).score,
-        2,
-    )
+        if self.cfg.eval_bleu:
+            log_bleu(logging_outputs)
