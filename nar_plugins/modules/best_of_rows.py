@@ -37,9 +37,9 @@ def in_blocks(logits: Tensor, banned: Tensor) -> Tuple[Tensor, Tensor]:
     return symbols, best.sub_(largest).squeeze(1).sub_(total.log_())
 
 
-def largest_of_rows(scores: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
+def largest_of_rows(scores: Tensor) -> Tuple[Tensor, Tensor, Tensor, Tensor]:
     """The largest of every row of scores (M, V), M > 0 and V >= ``BLOCK``: (M, 1); where the first of these is, (M,)
-    int64; and the number of places and blocks that hold one, 2 M in all where there is no tie.
+    int64; which places of its block hold one, (M, ``BLOCK``) bool; and the largest of every block, (M, blocks).
 
     The largest of every block, then the best block's: on a CPU PyTorch's maximum with its index is not vectorised, and
     slower than the product that made the scores. A row with NaN has another result.
@@ -53,14 +53,14 @@ def largest_of_rows(scores: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
     start = (block * BLOCK).clamp_(max=size - BLOCK)
     inside = scores.gather(1, start + torch.arange(BLOCK)).eq(best)
     symbols = start.squeeze(1) + inside.to(torch.uint8).argmax(-1)
-    return best, symbols, torch.count_nonzero(inside) + torch.count_nonzero(blocks.eq(best))
+    return best, symbols, inside, blocks
 
 
 def max_of_rows(scores: Tensor) -> Tuple[Tensor, Tensor]:
     """The largest of scores (..., V) and where it is, (...) each; of equals any."""
     if not in_blocks_is_faster(scores):
         return scores.max(-1)
-    largest, symbols, _ = largest_of_rows(scores.flatten(0, -2))
+    largest, symbols, *_ = largest_of_rows(scores.flatten(0, -2))
     return largest.view(scores.shape[:-1]), symbols.view(scores.shape[:-1])
 
 
@@ -69,8 +69,8 @@ def first_of_two(scores: Tensor) -> Tuple[Tensor, Tensor]:
     puts first, as in fairseq's search.
     """
     if in_blocks_is_faster(scores):
-        largest, symbols, places = largest_of_rows(scores.flatten(0, -2))
-        if int(places) == 2 * len(symbols):
+        largest, symbols, inside, blocks = largest_of_rows(scores.flatten(0, -2))
+        if int(torch.count_nonzero(inside)) == int(torch.count_nonzero(blocks.eq(largest))) == len(symbols):  # no tie
             return largest.view(scores.shape[:-1]), symbols.view(scores.shape[:-1])
     largest, symbols = scores.topk(2)
     return largest[..., 0], symbols[..., 0]
