@@ -34,7 +34,7 @@ from nar_plugins.data.dictionary import add_mask
 from nar_plugins.data.noise import mask_uniform
 from nar_plugins.generators.canvas.mask_predict import MaskPredictConfig, MaskPredictGenerator
 from nar_plugins.generators.options import generation_options
-from nar_plugins.modules.fast.int8 import int8_lacks
+from nar_plugins.modules.fast.forms import int8_lacks
 from nar_plugins.modules.losses import TokenObjective
 
 

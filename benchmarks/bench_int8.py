@@ -3,8 +3,8 @@
     python benchmarks/bench_int8.py [--repeats 5] [--threads 1] [--least]
 
 The layers take turns; printed are medians with quartiles, and with ``--least`` the shortest times, on a machine that
-does other work too. ``int8`` is the form that is chosen here, named at the end of the line; ``int8 in rows`` is the
-one of small weights. Both give the same numbers (``fast/packed.py``). CPUs only. Whole models:
+does other work too. ``int8`` is the form that is chosen here, named at the end of the line; ``other int8`` is that of
+small weights (in rows), without VNNI that of tables (in columns). Both give the same numbers. CPUs only. Whole models:
 ``bench_rivals.py``.
 """
 
@@ -16,9 +16,9 @@ from typing import Callable, List
 import torch
 import torch.nn.functional as F
 
-from nar_plugins.modules.fast.int8 import int8_product, quantise, quantise_weight
+from nar_plugins.modules.fast.forms import pack
+from nar_plugins.modules.fast.int8 import adds_in_16_bits, int8_product, quantise, quantise_weight
 from nar_plugins.modules.fast.linear import product
-from nar_plugins.modules.fast.packed import packs
 
 SHAPES = ((512, 512), (512, 1536), (512, 2048), (2048, 512), (512, 10000))  # inputs, outputs
 ROWS = (28, 280)
@@ -36,18 +36,19 @@ def main():
 
 
 def linear_table(args) -> None:
-    names = ["PyTorch", "float32", "autocast bf16", "bfloat16", "int8", "int8 in rows", "its quantisation"]
+    names = ["PyTorch", "float32", "autocast bf16", "bfloat16", "int8", "other int8", "its quantisation"]
     wide = 10 if args.least else 24
     print(f"\n{'microseconds a call':24}" + "".join(f"{name:>{max(wide, len(name) + 2)}}" for name in names))
     for inputs, outputs in SHAPES:
         torch.manual_seed(1)
         weight, bias = torch.randn(outputs, inputs), torch.randn(outputs)
         for rows in ROWS:
-            x = torch.randn(rows, inputs)
+            x, quantised = torch.randn(rows, inputs), quantise_weight(weight)
+            other = pack(quantised, looked_up=True) if adds_in_16_bits() else quantised
             calls = [
                 lambda: F.linear(x, weight, bias),
                 *(bound(product(weight, bias, dtype), x) for dtype in (torch.float32, torch.bfloat16, torch.int8)),
-                bound(int8_product(quantise_weight(weight), bias), x),
+                bound(int8_product(other, bias), x),
                 lambda: quantise(x),
             ]
             calls.insert(2, lambda: F.linear(x.bfloat16(), weight.bfloat16(), bias.bfloat16()))
@@ -59,8 +60,8 @@ def linear_table(args) -> None:
                 micro = [s / number * 1e6 for s in each]
                 cell = f"{min(micro):.0f}" if args.least else spread(micro, 0)
                 cells += f"{cell:>{max(wide, len(name) + 2)}}"
-            form = "packed" if packs(outputs, inputs) else "in rows"
-            print(f"{f'{inputs} x {outputs}, {rows} rows':24}{cells}  int8 is {form}", flush=True)
+            form = type(pack(quantised)).__name__
+            print(f"{f'{inputs} x {outputs}, {rows} rows':24}{cells}  int8: {form}", flush=True)
 
 
 def bound(call: Callable, x) -> Callable:

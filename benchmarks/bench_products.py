@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nar_plugins.measure.machine import cpu_name
-from nar_plugins.modules.fast.int8 import int8_lacks
+from nar_plugins.modules.fast.forms import int8_lacks
 from nar_plugins.modules.fast.rough import in_int8
 from nar_plugins.modules.linear import onednn_is_faster, onednn_threshold
 

@@ -39,8 +39,8 @@ class DecodingConfig(FairseqDataclass):
         default="float32",
         metadata={
             "help": "the type of decoding: float32, bfloat16 or float16 by autocast, int8 for the linear layers "
-            "and the tables of words, on CPUs with VNNI, or auto, the faster of float32 and bfloat16 on this machine; "
-            "fairseq's --fp16 casts the weights"
+            "and the tables of words, on x86 CPUs with AVX2 or VNNI, or auto, the faster of float32 and bfloat16 "
+            "on this machine; fairseq's --fp16 casts the weights"
         },
     )
 

@@ -18,3 +18,8 @@ def cpuinfo(field: str) -> str:
 def made_by_intel() -> bool:
     """Whether the processor is Intel's."""
     return "Intel" in cpuinfo("vendor_id")
+
+
+def made_by_amd() -> bool:
+    """Whether the processor is AMD's."""
+    return "AMD" in cpuinfo("vendor_id")

@@ -2,8 +2,9 @@
 
 PyTorch computes float32 products on CPUs with MKL. With AVX-512 something else is faster, and it depends on the maker
 (``benchmarks/bench_linear.py``, ``bench_products.py``): on an AMD processor oneDNN, up to 2.3 times with many rows; on
-an Intel one (Ice Lake) MKL with the weight transposed. On an AMD processor with AVX2 only, MKL is as fast as oneDNN,
-and faster with few rows, because oneDNN reorders the weights in every call. A call of oneDNN costs some 15 to 40 us
+an Intel one (Ice Lake) MKL with the weight transposed. On an AMD processor with AVX2 only, oneDNN is as fast as MKL
+where it reorders the weight in every call, and faster with some tens of rows of a large weight that is reordered once:
+a pass over one sentence takes 0.9 of the time. A call of oneDNN costs some 15 to 40 us
 more, several times the product itself where a small model decodes one sentence. Other processors were not measured and
 keep PyTorch's choice. ``modules/fast`` has the layers that keep a reordered weight.
 """
@@ -14,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nar_plugins.modules.cpu import made_by_intel
+from nar_plugins.modules.cpu import made_by_amd, made_by_intel
 
 SMALL = 1 << 22  # multiplications; a smaller product is faster with MKL (measured on one core)
 LARGE_WEIGHT = 1 << 18  # elements; a larger weight does not stay in the cache, and oneDNN reads it faster for one row
@@ -75,6 +76,13 @@ def onednn_is_faster() -> bool:
 def transposed_is_faster() -> bool:
     """Whether MKL is available, and faster with a transposed weight: on Intel processors with AVX-512."""
     return torch.backends.mkl.is_available() and has_avx512() and made_by_intel()
+
+
+def reordered_is_faster(weight: Tensor) -> bool:
+    """Whether oneDNN is faster once a weight is reordered, though not before: a large one, on AMD's with AVX2."""
+    avx2 = torch.backends.cpu.get_cpu_capability() == "AVX2" and made_by_amd()
+    available = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    return avx2 and available and weight.numel() >= LARGE_WEIGHT
 
 
 def has_avx512() -> bool:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from test_checkpoints_of_before import binarised, decoded
 
-from nar_plugins.modules.fast.int8 import int8_lacks
+from nar_plugins.modules.fast.forms import int8_lacks
 
 CASES = [
     ("cmlm", ""),

@@ -8,7 +8,7 @@ from conftest import hypotheses, preprocess, random_sentences, write_pairs
 from in_process import here
 from test_learning import TASK
 
-from nar_plugins.modules.fast.int8 import int8_lacks
+from nar_plugins.modules.fast.forms import int8_lacks
 
 TRAIN = (
     *TASK,

@@ -12,7 +12,7 @@ from tiny import model
 from nar_plugins.modules.block_decoder import BlockCache, BlockDecoder
 from nar_plugins.modules.fast.block_layers import block_layers
 from nar_plugins.modules.fast.encoder_layers import encoder_layers
-from nar_plugins.modules.fast.int8 import int8_lacks
+from nar_plugins.modules.fast.forms import int8_lacks
 from nar_plugins.modules.fast.prepare import prepare_for_decoding
 
 FORMS = {

@@ -19,7 +19,7 @@ from nar_plugins.hub import Batcher, from_pretrained
 from nar_plugins.hub import translator as translator_module
 from nar_plugins.hub.options import REFUSED, option_names, parse, text_options
 from nar_plugins.measure.systems import System
-from nar_plugins.modules.fast.int8 import int8_lacks
+from nar_plugins.modules.fast.forms import int8_lacks
 
 FEW = ("--max-source-positions", "12", "--max-target-positions", "40")
 MODELS = {

@@ -11,10 +11,11 @@ from nar_plugins.modules.fast.linear import PreparedLinear
 from nar_plugins.modules.linear import LARGE_WEIGHT, SMALL, onednn_threshold, product_by_size
 
 
-def processor(monkeypatch, capability: str, intel: bool) -> None:
+def processor(monkeypatch, capability: str, intel: bool, amd: bool = False) -> None:
     """Let the products take this processor for theirs."""
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     monkeypatch.setattr(products, "made_by_intel", lambda: intel)
+    monkeypatch.setattr(products, "made_by_amd", lambda: amd)
 
 
 @pytest.mark.parametrize("intel", [False, True], ids=["other", "intel"])
@@ -73,6 +74,21 @@ def test_a_weight_is_reordered_once(avx512, monkeypatch):
         assert len(reordered) == 1
 
 
+@pytest.mark.parametrize("capability, amd", [("AVX2", True), ("AVX2", False), ("AVX512", True), ("DEFAULT", True)])
+def test_amds_processors_reorder_large_weights(capability, amd, monkeypatch):
+    processor(monkeypatch, capability, intel=not amd, amd=amd)
+    if not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")):
+        pytest.skip("PyTorch without oneDNN")
+    reordered, real = [], torch.ops.mkldnn._reorder_linear_weight
+    monkeypatch.setattr(torch.ops.mkldnn, "_reorder_linear_weight", lambda *args: reordered.append(1) or real(*args))
+    for inputs in (512, 500):
+        layer, x = PreparedLinear(nn.Linear(inputs, 512)._parameters), torch.randn(2, 3, inputs)
+        layer.prepare(torch.float32)
+        with torch.no_grad():
+            assert torch.allclose(layer(x), nn.functional.linear(x, layer.weight, layer.bias), atol=1e-5)
+    assert len(reordered) == int(amd and capability != "DEFAULT")  # the large one of two
+
+
 def test_drafts_and_verification_read_one_copy_of_a_large_weight(avx512, monkeypatch):
     """Two copies take turns in the cache: drafts then cost more than they bring."""
     reordered, real = [], torch.ops.mkldnn._reorder_linear_weight
@@ -114,7 +130,7 @@ def test_the_maker_is_that_of_the_first_processor(tmp_path, monkeypatch):
         cpu.cpuinfo.cache_clear()
         monkeypatch.setattr(cpu.platform, "processor", lambda: "")
         monkeypatch.setattr(cpu.platform, "machine", lambda: "arm64")
-        assert not cpu.made_by_intel() and cpu.cpuinfo("model name") == "arm64"
+        assert not cpu.made_by_intel() and not cpu.made_by_amd() and cpu.cpuinfo("model name") == "arm64"
     finally:
         cpu.cpuinfo.cache_clear()
 

@@ -19,7 +19,7 @@ from nar_plugins.cli import pack, prune
 from nar_plugins.compat import checked
 from nar_plugins.hub import from_pretrained
 from nar_plugins.modules.factorised import FactorisedProjection, factorise
-from nar_plugins.modules.fast.int8 import int8_lacks
+from nar_plugins.modules.fast.forms import int8_lacks
 from nar_plugins.modules.pruned import FEED_FORWARD, KEPT, layers_of, parts_of, sizes_of
 from nar_plugins.pruning.choice import choose
 from nar_plugins.pruning.importance import Key, parts_of_model

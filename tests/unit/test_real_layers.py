@@ -7,7 +7,7 @@ from test_one_pass import generator, nat
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from nar_plugins.models.contract import Canvas
-from nar_plugins.modules.fast.int8 import int8_lacks
+from nar_plugins.modules.fast.forms import int8_lacks
 from nar_plugins.modules.fast.layer import Parts
 from nar_plugins.modules.fast.prepare import prepare_for_decoding
 from nar_plugins.modules.fast.real_layers import PACKING, RealStates, fast_form
@@ -139,7 +139,8 @@ def test_a_sentence_has_the_same_states_bit_for_bit_in_every_batch(no_gradients)
 
 
 @needs_int8
-def test_no_padding_is_multiplied(no_gradients):
+def test_no_padding_is_multiplied(no_gradients, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: True)  # one kernel, whatever the processor has
     _, model = prepared()
     source, canvas = sources(LENGTHS), canvas_of(LENGTHS)
     memory, seen = model.encode(source), []

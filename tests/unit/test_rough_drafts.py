@@ -6,7 +6,7 @@ from blockwise_twin import blockwise, greedy
 from test_blockwise_generator import SOURCE, decode, texts, with_heads
 
 from nar_plugins.modules.fast import rough
-from nar_plugins.modules.fast.int8 import int8_lacks
+from nar_plugins.modules.fast.forms import int8_lacks
 from nar_plugins.modules.fast.prepare import weights_changed
 
 CPU = torch.device("cpu")
@@ -16,21 +16,31 @@ needs_int8 = pytest.mark.skipif(int8_lacks(CPU) is not None, reason=str(int8_lac
 
 @pytest.fixture
 def all_in_int8(monkeypatch):
-    """Weights of any size are large."""
+    """Weights of any size are large, and for a kernel."""
     monkeypatch.setattr(rough, "LARGE", 0)
+    monkeypatch.setattr(rough, "for_fbgemm", lambda inputs, looked_up: True)
 
 
 @needs_int8
-@pytest.mark.parametrize("outputs", [rough.LARGE // 128, rough.PACKED // 128], ids=["in rows", "packed"])
+@pytest.mark.parametrize("outputs", [rough.LARGE // 512, rough.PACKED // 512], ids=["in rows", "packed"])
 @pytest.mark.parametrize("rows", [1, 5])
 def test_a_large_product_is_nearly_the_same(outputs, rows):
     torch.manual_seed(1)
-    weight, bias, x = torch.randn(outputs, 128), torch.randn(outputs), torch.randn(rows, 128)
+    weight, bias, x = torch.randn(outputs, 512), torch.randn(outputs), torch.randn(rows, 512)
     exact, near = (make(weight)(x, bias) for make in (rough.exact_product, rough.rough_product))
     assert exact.allclose(torch.nn.functional.linear(x, weight, bias), atol=1e-4)
-    # two inputs of 8 bits: each is rounded by at most half of a step of its row
-    bound = 128 * (x.aminmax().max - x.aminmax().min) / 255 * weight.abs().max() + 1e-3
+    # every input is rounded by at most half of a step of its row, of seven bits or eight
+    bound = 512 * (x.aminmax().max - x.aminmax().min) / 127.5 * weight.abs().max() + 1e-3
     assert not exact.equal(near) and (exact - near).abs().max() < bound / 8
+
+
+def test_a_product_without_its_kernel_stays_in_float32(monkeypatch):
+    """Where products are added in 16 bits, FBGEMM has the fast one, for multiples of 512."""
+    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: False)
+    large = torch.empty(rough.LARGE // 128, 128)
+    assert not rough.faster_in_int8(large) and rough.faster_in_int8(large.view(-1, 512))
+    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: True)
+    assert rough.faster_in_int8(large)
 
 
 def test_a_small_product_is_the_same():

@@ -5,7 +5,8 @@ depend on the others of its batch. Products are accumulated in int32 and scaled 
 
 The kernels are PyTorch's: FBGEMM's row-wise quantisation, made for embedding tables, takes a tenth of the time of the
 same in PyTorch's operators, and oneDNN's product reads the weight as it lies in memory, so that an embedding table and
-a projection that are tied share one (``benchmarks/bench_int8.py``). ``packed.py`` has the form of large weights.
+a projection that are tied share one (``benchmarks/bench_int8.py``). ``packed.py`` has the form of large weights,
+``seven_bits.py`` that of all where the processor adds products in 16 bits; ``forms.py`` chooses.
 """
 
 import math
@@ -16,15 +17,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 LARGEST = 127  # of a quantised weight; -128 is not used, so that the range is symmetric
+SEVEN_BITS = 128  # the largest number of an input where two products are added in 16 bits: 2 * 128 * 127 fit
 TINY = 1e-30  # the scale of a weight's row of zeros
 ROWS = 256  # multiplied and scaled at a time: below fifty the product takes longer, and more only take more memory
 IN_CACHE = 1 << 17  # numbers of a weight that are quantised at a time, so that they stay in a core's cache
+AT_ONCE = 1 << 22  # float32 outputs of a packed weight at a time: fewer take longer, more only take memory
+TILE = 16  # rows that AMX multiplies at once: so many more or fewer cost nothing
 
 
 class QuantisedRows(NamedTuple):
     """An input of linear layers, quantised once for all of them: ``numbers * scales + offsets``."""
 
-    numbers: Tensor  # (P, in) uint8
+    numbers: Tensor  # (P, in) uint8; of seven bits float32, which the product rounds
     scales: Tensor  # (P, 1) float32
     offsets: Tensor  # (P, 1) float32, every row's smallest value
     shape: Tuple[int, ...]  # of the input, without its last dimension
@@ -47,7 +51,7 @@ class Int8Weight(NamedTuple):
         columns, scales = self.numbers.t(), self.scales.squeeze(1)
 
         def products(numbers: Tensor) -> Tensor:
-            whole = torch._int_mm(numbers, columns)
+            whole = torch._int_mm(as_bytes(numbers), columns)
             return whole.view(torch.float32).copy_(whole).mul_(scales)  # in the memory of the whole numbers
 
         return products
@@ -58,13 +62,37 @@ class Int8Weight(NamedTuple):
 
 
 def quantise(x: Tensor) -> QuantisedRows:
-    """Quantise every row of (..., in) to 0 .. 255 between its own smallest and largest value."""
+    """Quantise every row of (..., in) between its own smallest and largest value: to 0 .. 255, or to 0 .. 128 where
+    products are added in 16 bits.
+    """
     shape, width = x.shape, x.size(-1)
     rows = x if x.dim() == 2 else x.reshape(-1, width)
-    packed = torch.ops.quantized.embedding_bag_byte_prepack(rows if x.dtype == torch.float32 else rows.float())
+    rows = rows if x.dtype == torch.float32 else rows.float()
+    packed = torch.ops.quantized.embedding_bag_byte_prepack(rows)
     # behind the numbers of every row stand its scale and its offset in float32
     floats = (packed if width % 4 == 0 else packed[:, width:].contiguous()).view(torch.float32)
-    return QuantisedRows(packed[:, :width], floats[:, -2:-1], floats[:, -1:], shape[:-1], x.dtype)
+    scales, low = floats[:, -2:-1], floats[:, -1:]
+    if not adds_in_16_bits():
+        return QuantisedRows(packed[:, :width], scales, low, shape[:-1], x.dtype)
+    scales = scales * (255 / SEVEN_BITS)  # not half of the numbers of eight bits, which would be rounded twice
+    return QuantisedRows((rows - low).div_(scales + TINY), scales, low, shape[:-1], x.dtype)
+
+
+def adds_in_16_bits() -> bool:
+    """Whether this processor adds pairs of int8 products in 16 bits, where those of eight bits overflow: it has no
+    VNNI.
+    """
+    return not torch.cpu._is_vnni_supported()
+
+
+def as_bytes(numbers: Tensor) -> Tensor:
+    """The numbers of ``QuantisedRows`` in uint8."""
+    return numbers if numbers.dtype == torch.uint8 else numbers.round().to(torch.uint8)
+
+
+def rows_of_packed(outputs: int) -> int:
+    """The rows of inputs that are multiplied by a packed weight and scaled at a time: whole tiles."""
+    return max(4 * TILE, AT_ONCE // outputs // TILE * TILE)
 
 
 def quantise_weight(weight: Tensor) -> Int8Weight:
@@ -92,10 +120,10 @@ def int8_product(weight, bias: Optional[Tensor]) -> Callable[[Union[Tensor, Quan
     """The product with a weight (out, in): (..., in) -> (..., out).
 
     Args:
-        weight: an ``Int8Weight``, or a ``PackedWeight``.
+        weight: of any form of ``forms.py``.
     """
     bias = None if bias is None else bias.float()
-    outputs, at_once, products, sums = len(weight.scales), weight.rows_at_once(), weight.multiplier(), weight.sums
+    outputs, at_once, products, sums = len(weight.sums), weight.rows_at_once(), weight.multiplier(), weight.sums
 
     def part(numbers: Tensor, row_scales: Tensor, offsets: Tensor, out: Optional[Tensor] = None) -> Tensor:
         y = products(numbers)
@@ -116,30 +144,6 @@ def int8_product(weight, bias: Optional[Tensor]) -> Callable[[Union[Tensor, Quan
         return y if rows.dtype == torch.float32 else y.to(rows.dtype)
 
     return product
-
-
-def int8_lacks(device: torch.device) -> Optional[str]:
-    """What is missing for int8 on a device; None: nothing.
-
-    Without VNNI oneDNN adds pairs of products in 16 bits, which overflow.
-    """
-    if device.type != "cpu":
-        return f"it is for CPUs, and this is {device.type}"
-    if not torch.backends.mkldnn.is_available() or not kernels_work():
-        return "this PyTorch has no oneDNN with int8"
-    return None if torch.cpu._is_vnni_supported() else "this processor has no VNNI instructions"
-
-
-def kernels_work() -> bool:
-    """Whether this PyTorch has the two kernels, with unsigned and strided inputs."""
-    if not hasattr(torch, "_int_mm") or not hasattr(torch.ops.quantized, "embedding_bag_byte_prepack"):
-        return False
-    numbers = torch.arange(48, dtype=torch.uint8).view(3, 16) + 200
-    try:
-        product = torch._int_mm(numbers[:, :8], numbers.to(torch.int8)[:, :8].contiguous().t())
-    except RuntimeError:  # PyTorch's answer to types and layouts that a kernel does not take
-        return False
-    return torch.equal(product.long(), numbers[:, :8].long() @ numbers.to(torch.int8)[:, :8].long().t())
 
 
 def megabytes(number: float) -> str:

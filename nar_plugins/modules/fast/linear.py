@@ -1,16 +1,22 @@
 """A linear layer of a prepared model: the parameters of the model's own layer, and the fastest form of its product."""
 
 from functools import partial
-from typing import Callable, Dict, Optional, Sequence, Tuple, Union
+from typing import Callable, Dict, Optional, Sequence, Tuple
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from nar_plugins.modules.fast.int8 import Int8Weight, int8_product, quantise, quantise_weight
-from nar_plugins.modules.fast.packed import PackedWeight, pack
-from nar_plugins.modules.linear import onednn_is_faster, product_by_size, transposed_is_faster, transposed_product
+from nar_plugins.modules.fast.forms import Int8Form, pack
+from nar_plugins.modules.fast.int8 import int8_product, quantise, quantise_weight
+from nar_plugins.modules.linear import (
+    onednn_is_faster,
+    product_by_size,
+    reordered_is_faster,
+    transposed_is_faster,
+    transposed_product,
+)
 from nar_plugins.modules.precision import cpu_has_bfloat16
 
 
@@ -37,7 +43,7 @@ class PreparedLinear(nn.Linear):
         self.source, self.names = source, (weight, bias)
         if owns:
             vars(self)["_parameters"] = source
-        self.int8: Union[Int8Weight, PackedWeight, None] = None
+        self.int8: Optional[Int8Form] = None
         self.prepare(None)
 
     @property
@@ -50,21 +56,22 @@ class PreparedLinear(nn.Linear):
         """(out,), the model's own, or None."""
         return self.source[self.names[1]]
 
-    def prepare(self, dtype: Optional[torch.dtype], later: bool = False) -> None:
+    def prepare(self, dtype: Optional[torch.dtype], later: bool = False, looked_up: bool = False) -> None:
         """Cast, pack or quantise the weights of now; None: only use them.
 
         Args:
             later: in the first call of the layer, which may never come: a ``FusedLinear`` replaces it.
+            looked_up: the weight is tied to a table.
         """
         self.dtype, self.in_int8, self.int8 = dtype, dtype == torch.int8, None
-        self.product = partial(self.first_product, dtype) if later else self.prepared_product(dtype)
+        self.product = partial(self.first_product, dtype) if later else self.prepared_product(dtype, looked_up)
 
-    def prepared_product(self, dtype: Optional[torch.dtype]) -> Callable[[Tensor], Tensor]:
+    def prepared_product(self, dtype: Optional[torch.dtype], looked_up: bool = False) -> Callable[[Tensor], Tensor]:
         """The function of the weights of now."""
         weight, bias = self.weight.detach(), None if self.bias is None else self.bias.detach()
         if dtype != torch.int8:
             return (plain_product if self.plain else product)(weight, bias, dtype)
-        self.int8 = pack(quantise_weight(weight))
+        self.int8 = pack(quantise_weight(weight), looked_up)
         return int8_product(self.int8, bias)
 
     def first_product(self, dtype: Optional[torch.dtype], x) -> Tensor:
@@ -102,7 +109,7 @@ def product(weight: Tensor, bias: Optional[Tensor], dtype: Optional[torch.dtype]
     if dtype in (torch.bfloat16, torch.float16):
         return half_product(weight, bias, dtype)
     if dtype == weight.dtype == torch.float32 and weight.is_cpu:
-        if onednn_is_faster():
+        if onednn_is_faster() or reordered_is_faster(weight):
             return product_by_size(weight, bias)
         if transposed_is_faster():
             return transposed_product(weight, bias)

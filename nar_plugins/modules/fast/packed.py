@@ -8,19 +8,17 @@ once.
 """
 
 import ctypes
-from typing import Callable, NamedTuple, Union
+from typing import Callable, NamedTuple, Optional
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nar_plugins.modules.fast.int8 import IN_CACHE, Int8Weight
+from nar_plugins.modules.fast.int8 import IN_CACHE, TILE, Int8Weight, rows_of_packed
 
 WIDTH = 64  # inputs and outputs of a block of oneDNN's
 SMALL = 1 << 17  # numbers; a smaller weight is faster in rows, because a call of this kernel takes 25 us more
-TILE = 16  # rows that AMX multiplies at once: so many more or fewer cost nothing
 FEW = 64  # rows that are multiplied as they are without AMX, where a tile costs as much as its rows
-AT_ONCE = 1 << 22  # float32 outputs that are computed and scaled at a time: fewer take longer, more only take memory
 
 
 class PackedWeight(NamedTuple):
@@ -63,18 +61,18 @@ class PackedWeight(NamedTuple):
 
     def rows_at_once(self) -> int:
         """The rows of ``numbers`` that are multiplied and scaled at a time."""
-        return max(4 * TILE, AT_ONCE // len(self.scales) // TILE * TILE)
+        return rows_of_packed(len(self.scales))
 
 
-def pack(weight: Int8Weight) -> Union[Int8Weight, PackedWeight]:
-    """The weight in the order in which this processor multiplies it faster."""
+def packed_weight(weight: Int8Weight) -> Optional[PackedWeight]:
+    """The weight in oneDNN's order; None: it stays in rows."""
     outputs, inputs = weight.numbers.shape
     if not packs(outputs, inputs):
-        return weight
+        return None
     packed = torch.ops.onednn.qlinear_prepack(weight.numbers, None)
     memory = torch.ops.mkldnn._nbytes(packed)
     if memory < padded(outputs) * padded(inputs):
-        return weight
+        return None
     block = (ctypes.c_int8 * memory).from_address(torch.ops.mkldnn.data_ptr(packed))
     numbers = torch.frombuffer(block, dtype=torch.int8)[: padded(outputs) * padded(inputs)]
     words = numbers.view(torch.int32).view(-1, padded(inputs) // 4, WIDTH)
@@ -84,7 +82,7 @@ def pack(weight: Int8Weight) -> Union[Int8Weight, PackedWeight]:
     # the order is oneDNN's own, and another version may have another
     parts = torch.arange(outputs).split(max(1, IN_CACHE // inputs))
     same = all(torch.equal(made.whole(part), weight.numbers[part]) for part in parts)
-    return made if same else weight
+    return made if same else None
 
 
 def packs(outputs: int, inputs: int) -> bool:
@@ -108,9 +106,6 @@ def padded(number: int) -> int:
     return -(-number // WIDTH) * WIDTH
 
 
-def int8_bytes(weight: Tensor) -> int:
-    """The memory of a layer's weight (out, in) in int8, with its scales and sums."""
-    outputs, inputs = weight.shape
-    if not packs(outputs, inputs):
-        return outputs * (inputs + 8)
+def packed_bytes(outputs: int, inputs: int) -> int:
+    """The memory of a packed weight, with its scales and sums."""
     return padded(outputs) * (padded(inputs) + 4) + 8 * outputs  # oneDNN sums the numbers, too

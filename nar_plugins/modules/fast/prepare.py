@@ -30,11 +30,11 @@ from torch import Tensor
 from nar_plugins.modules.adaptive_softmax import refuse_adaptive_softmax
 from nar_plugins.modules.fast.choice import faster_decode_dtype
 from nar_plugins.modules.fast.compiled import compile_layers
+from nar_plugins.modules.fast.forms import int8_bytes, int8_lacks
 from nar_plugins.modules.fast.fused import FusedLinear, fuse
 from nar_plugins.modules.fast.heap import trim_heap
-from nar_plugins.modules.fast.int8 import int8_lacks, megabytes
+from nar_plugins.modules.fast.int8 import megabytes
 from nar_plugins.modules.fast.linear import PreparedLinear, refuse_given_back
-from nar_plugins.modules.fast.packed import int8_bytes
 from nar_plugins.modules.fast.table import HalfTable, PreparedEmbedding, PreparedPositions, PreparedTable
 
 logger = logging.getLogger(__name__)
@@ -142,14 +142,18 @@ class Prepared:
     def prepare_layers(self, layers: List[PreparedLinear], dtype: torch.dtype) -> None:
         """Prepare layers, and the fused products that they are part of."""
         changed = {id(layer) for layer in layers}
-        replaced = set()
+        tables, replaced = self.looked_up(), set()
         for fused in self.fused:
             if not changed.isdisjoint(map(id, fused.layers)):
                 fused.prepare(dtype)
             if fused.product is not None:
                 replaced.update(map(id, fused.layers))
         for layer in layers:
-            layer.prepare(dtype, later=id(layer) in replaced)
+            layer.prepare(dtype, later=id(layer) in replaced, looked_up=id(layer.weight) in tables)
+
+    def looked_up(self) -> Set[int]:
+        """The ids of the weights whose rows are read in int8."""
+        return {id(table.weight) for table in self.tables if not isinstance(table, HalfTable)}
 
     def release(self, keep: Iterable[nn.Module] = ()) -> None:
         """Give back the float32 weights that decoding in int8 does not read: their place takes one NaN of their shape.
@@ -216,7 +220,8 @@ class Prepared:
         """The size of the linear layers' weights and biases in int8 (biases in float32) or in half precision."""
         biases = sum(layer.bias.numel() for layer in self.layers if layer.bias is not None)
         if dtype == torch.int8:
-            return sum(int8_bytes(layer.weight) for layer in self.layers) + 4 * biases
+            tables = self.looked_up()
+            return sum(int8_bytes(layer.weight, id(layer.weight) in tables) for layer in self.layers) + 4 * biases
         return 2 * (sum(layer.weight.numel() for layer in self.layers) + biases)
 
     def table_bytes(self) -> int:

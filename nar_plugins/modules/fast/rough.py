@@ -9,8 +9,9 @@ from typing import Callable
 import torch
 from torch import Tensor
 
-from nar_plugins.modules.fast.int8 import int8_product, quantise_weight
-from nar_plugins.modules.fast.packed import pack
+from nar_plugins.modules.fast.forms import pack
+from nar_plugins.modules.fast.int8 import adds_in_16_bits, int8_product, quantise_weight
+from nar_plugins.modules.fast.seven_bits import for_fbgemm
 
 LARGE = 1 << 19  # numbers; a smaller weight is in the cache, and quantising the input takes as long as is saved
 PACKED = 1 << 21  # numbers; a smaller weight is faster in rows, because there are few rows to multiply
@@ -29,7 +30,8 @@ def rough_product(weight: Tensor) -> Product:
 def in_int8(weight: Tensor) -> Callable[[Tensor], Tensor]:
     """The product with a weight (out, in) of few rows, in int8: (P, in) -> (P, out)."""
     quantised = quantise_weight(weight.detach())
-    return int8_product(quantised if weight.numel() < PACKED else pack(quantised), None)
+    packed = weight.numel() >= PACKED or adds_in_16_bits()
+    return int8_product(pack(quantised) if packed else quantised, None)
 
 
 def exact_product(weight: Tensor) -> Product:
@@ -48,4 +50,6 @@ def as_autocast(weight: Tensor) -> Tensor:
 
 def faster_in_int8(weight: Tensor) -> bool:
     """Whether a weight is large, and in float32: autocast has not chosen another type."""
-    return weight.numel() >= LARGE and weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+    kernel = not adds_in_16_bits() or for_fbgemm(weight.size(1), looked_up=False)
+    large = kernel and weight.numel() >= LARGE
+    return large and weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")

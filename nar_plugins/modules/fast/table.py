@@ -1,6 +1,6 @@
 """Tables of vectors in a prepared model, in fewer bits where decoding is in int8."""
 
-from typing import Dict, Optional, Union
+from typing import Dict, Optional
 
 import torch
 import torch.nn as nn
@@ -9,8 +9,8 @@ from fairseq.modules import LearnedPositionalEmbedding, SinusoidalPositionalEmbe
 from fairseq.utils import make_positions
 from torch import Tensor
 
-from nar_plugins.modules.fast.int8 import Int8Weight, quantise_weight
-from nar_plugins.modules.fast.packed import PackedWeight, int8_bytes
+from nar_plugins.modules.fast.forms import Int8Form, int8_bytes
+from nar_plugins.modules.fast.int8 import quantise_weight
 
 COPIED = ("num_embeddings", "embedding_dim", "padding_idx", "max_norm", "norm_type", "scale_grad_by_freq", "sparse")
 
@@ -32,7 +32,7 @@ class PreparedTable:
         """(rows, D), the model's own."""
         return self.source[self.names[0]]
 
-    def prepare(self, dtype: Optional[torch.dtype], int8: Union[Int8Weight, PackedWeight, None] = None) -> None:
+    def prepare(self, dtype: Optional[torch.dtype], int8: Optional[Int8Form] = None) -> None:
         """Quantise the rows of now for int8; for other types they are read as they are.
 
         Args:
@@ -46,7 +46,7 @@ class PreparedTable:
 
     def bytes(self) -> int:
         """The memory of the table in int8."""
-        return int8_bytes(self.weight)
+        return int8_bytes(self.weight, looked_up=True)
 
 
 class HalfTable(PreparedTable):
@@ -56,7 +56,7 @@ class HalfTable(PreparedTable):
     every word there.
     """
 
-    def prepare(self, dtype: Optional[torch.dtype], int8: Union[Int8Weight, PackedWeight, None] = None) -> None:
+    def prepare(self, dtype: Optional[torch.dtype], int8: Optional[Int8Form] = None) -> None:
         self.half = self.weight.detach().half() if dtype == torch.int8 else None
 
     def all(self) -> Tensor:

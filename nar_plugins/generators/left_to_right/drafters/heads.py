@@ -17,7 +17,7 @@ from nar_plugins.generators.left_to_right.drafters.base import (
 )
 from nar_plugins.models.blockwise.sequential_heads import Products
 from nar_plugins.modules.attention import allowed_sources
-from nar_plugins.modules.fast.int8 import int8_lacks
+from nar_plugins.modules.fast.forms import int8_lacks
 from nar_plugins.modules.fast.linear import PreparedLinear
 from nar_plugins.modules.fast.prepare import versions
 from nar_plugins.modules.fast.rough import SHARE, as_autocast, exact_product, faster_in_int8, rough_product
