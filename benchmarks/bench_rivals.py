@@ -1,7 +1,7 @@
 """One pass of ``nat`` against the fastest autoregressive engine on CPUs, by ``nar-bench``: who is faster, and where.
 
     python benchmarks/bench_rivals.py [--batches 1,32] [--sentences 96] [--repeats 3] [--threads 2] [--only NAME]
-        [NAR-BENCH'S FLAGS]
+        [--onnx] [NAR-BENCH'S FLAGS]
 
 Autoregressive Transformers of 6+6 and of 12+1 layers, greedily by fairseq and by CTranslate2 (float32, int8), and
 ``nat`` with a length head and with CTC on twice the source (float32, and bfloat16 and int8 where the CPU has them in
@@ -11,6 +11,8 @@ as the longest source of their batch, because the models never predict </s>. So 
 of CTC, mean nothing here. At batch size 1 a quarter of the sentences are timed, at others all.
 
 CTranslate2 decodes in a process of its own, in turn with the others (``nar_plugins/measure/worker.py``).
+
+``--onnx`` exports ``nat`` with CTC, too, which takes minutes, and times ONNX Runtime.
 
 Further flags are nar-bench's, such as ``--json FILE`` and ``--memory``. It needs the extra ``ct2``.
 """
@@ -27,6 +29,8 @@ from fairseq.data import Dictionary
 
 from nar_plugins.cli import bench
 from nar_plugins.corpora.distill_data import binarise
+from nar_plugins.export.onnx import export
+from nar_plugins.modules.fast.int8 import adds_in_16_bits
 
 GREEDY = "--beam 1 --max-len-a 1 --max-len-b -1"  # </s>, which is not counted, makes it as long as the source
 MODELS = {  # checkpoint -> architecture and flags of training
@@ -45,6 +49,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--words", type=int, default=10000)
     parser.add_argument("--only", default="", help="only the rows whose names begin so")
+    parser.add_argument("--onnx", action="store_true", help="rows of ONNX Runtime, too")
     args, more = parser.parse_known_args()
     torch.set_num_threads(args.threads)
     sizes = args.batches.split(",")
@@ -54,7 +59,10 @@ def main() -> None:
         make_data(folder, args.sentences, args.words)
         for model, training in MODELS.items():
             make_checkpoint(folder / f"{model}.pt", args.words, *training)
-        systems = [part for row in rows(folder) if row[0].startswith(args.only) for part in ("--system", *row)]
+        exported = list(onnx_rows(folder)) if args.onnx else []
+        systems = [
+            part for row in [*rows(folder), *exported] if row[0].startswith(args.only) for part in ("--system", *row)
+        ]
         amount = ["--batch-sizes", args.batches, "--sentences", counts, "--repeats", args.repeats]
         bench.main([name, "--flags", "--cpu", *amount, "--details", *systems, *more])
 
@@ -70,6 +78,14 @@ def rows(folder: Path) -> Iterator[Tuple[str, str, str]]:
     for name, model, flags in (("NAT", "nat", "--gold-length"), ("CTC x 2", "ctc", "")):
         for dtype in decoding_types(torch.device("cpu")):
             yield f"{name} {dtype}", f"{folder / model}.pt", f"--decode-dtype {dtype} {flags}"
+
+
+def onnx_rows(folder: Path) -> Iterator[Tuple[str, str, str]]:
+    """CTC by ONNX Runtime, whose int8 needs VNNI."""
+    for dtype in ("float32", "int8")[: 1 if adds_in_16_bits() else 2]:
+        made = folder / f"ctc-{dtype}"
+        export(str(folder / "ctc.pt"), str(folder), made, [], int8=dtype == "int8")
+        yield f"CTC x 2 ONNX Runtime {dtype}", f"onnx:{made}", ""
 
 
 def make_data(folder: Path, count: int, words: int) -> None:
