@@ -35,6 +35,7 @@ from nar_plugins.data.noise import mask_uniform
 from nar_plugins.generators.canvas.mask_predict import MaskPredictConfig, MaskPredictGenerator
 from nar_plugins.generators.options import generation_options
 from nar_plugins.modules.fast.forms import int8_lacks
+from nar_plugins.modules.fast.half_weights import fbgemm_has_float16
 from nar_plugins.modules.losses import TokenObjective
 
 
@@ -90,7 +91,8 @@ def main():
 def decoding_types(device: torch.device) -> list:
     """The types of decoding that the device has in hardware."""
     half = device.type != "cpu" or torch.cpu._is_avx512_bf16_supported()
-    return ["float32", *["bfloat16"] * half, *["int8"] * (int8_lacks(device) is None)]
+    weights = device.type == "cpu" and fbgemm_has_float16()
+    return ["float32", *["float16"] * weights, *["bfloat16"] * half, *["int8"] * (int8_lacks(device) is None)]
 
 
 def mean_passes(hypotheses: list) -> float:

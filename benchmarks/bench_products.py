@@ -3,9 +3,10 @@
     python benchmarks/bench_products.py [--rows 1,4,8,16,28,64] [--threads 1] [--seconds 0.2]
 
 For every size of a layer microseconds a product, the least: PyTorch's own (MKL), MKL with the weight transposed,
-oneDNN with the weight reordered once, and int8 with its quantisation, where the CPU has it: what drafts take from half
-a million numbers on (``modules/fast/rough.py``). As many layers take turns as exceed a core's cache, and small ones
-come between the rounds, as in a decoder. What ``modules/fast/block_layers.py`` chooses is marked with a star.
+oneDNN with the weight reordered once, and where the CPU has them float16 weights by FBGEMM
+(``modules/fast/half_weights.py``) and int8 with its quantisation: what drafts take from half a million numbers on
+(``modules/fast/rough.py``). As many layers take turns as exceed a core's cache, and small ones come between the rounds,
+as in a decoder. What ``modules/fast/block_layers.py`` chooses in float32 is marked with a star.
 """
 
 import argparse
@@ -18,12 +19,15 @@ from torch import Tensor
 
 from nar_plugins.measure.machine import cpu_name
 from nar_plugins.modules.fast.forms import int8_lacks
+from nar_plugins.modules.fast.half_weights import fbgemm_has_float16, half_weight_product
 from nar_plugins.modules.fast.rough import in_int8
 from nar_plugins.modules.linear import onednn_is_faster, onednn_threshold
 
-SIZES = ((128, 128), (128, 512), (512, 512), (512, 1536), (512, 2048), (2048, 512), (512, 10000))
+SIZES = ((128, 128), (128, 512), (128, 6000), (512, 512), (512, 1536), (512, 2048), (2048, 512), (512, 10000))
 CACHE = 40_000_000  # numbers of all layers of a size; at most 24 layers
 NAMES = ["PyTorch", "transposed", "oneDNN"]
+if fbgemm_has_float16():
+    NAMES.append("float16")
 if int8_lacks(torch.device("cpu")) is None:
     NAMES.append("int8")
 
@@ -55,11 +59,13 @@ def functions(weight: Tensor, bias: Tensor) -> List[Callable[[Tensor], Tensor]]:
     """The product in the ways of ``NAMES``."""
     transposed, packed = weight.t().contiguous(), torch.ops.mkldnn._reorder_linear_weight(weight)
     onednn = torch.ops.mkldnn._linear_pointwise
+    half = [half_weight_product(weight, bias)] if "float16" in NAMES else []
     int8 = [in_int8(weight)] if "int8" in NAMES else []
     return [
         lambda x: F.linear(x, weight, bias),
         lambda x: torch.addmm(bias, x, transposed),
         lambda x: onednn(x, packed, bias, "none", [], ""),
+        *half,
         *int8,
     ]
 

@@ -49,9 +49,19 @@ into() {  # FILE COMMAND ...: its output in FILE, its messages in FILE.err, of w
     "${@:2}" > "$1" 2> "$1.err" || { tail -n 20 "$1.err" >&2; exit 1; }
 }
 
+holds() {  # CODE: does Python print True? A dry run says yes
+    local said
+    if [ -n "$dry" ]; then return 0; fi
+    said=$("$bin/python" -c "$1") || fail "Python cannot say what runs here: see above"
+    [ "$said" = True ]
+}
+
 int8_runs() {  # has this processor what int8 needs?
-    [ -n "$dry" ] || "$bin/python" -c 'import sys, torch; from nar_plugins.modules.fast.int8 import int8_lacks
-sys.exit(int8_lacks(torch.device("cpu")) is not None)' 2> /dev/null
+    holds 'import torch; from nar_plugins.modules.fast.forms import int8_lacks; print(int8_lacks(torch.device("cpu")) is None)'
+}
+
+onnx_int8_runs() {  # ONNX Runtime adds exactly with VNNI only
+    holds 'from nar_plugins.modules.fast.int8 import adds_in_16_bits; print(not adds_in_16_bits())'
 }
 
 onnx_runs() {  # can models be exported and run here?

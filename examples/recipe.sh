@@ -385,7 +385,7 @@ compare_onnx() {  # NAME MODEL FLAGS: the same by ONNX Runtime, in float32 and i
     is_there "$2" && onnx_runs || return 0
     export_onnx "$2"
     systems+=(--system "$1, ONNX Runtime" "onnx:$exported" "$3")
-    if int8_runs; then
+    if onnx_int8_runs; then
         export_onnx "$2" --int8
         systems+=(--system "$1, ONNX Runtime, int8" "onnx:$exported" "$3")
     fi

@@ -121,7 +121,7 @@ class Generator:
                 no linear layer's in every call.
         """
         dtype = self.prepared[0].dtype(source.device, source.numel())
-        half = dtype in (torch.bfloat16, torch.float16)
+        half = dtype in (torch.bfloat16, torch.float16) and not all(each.in_float32(dtype) for each in self.prepared)
         without_gradients = torch.inference_mode() if lean and not half else torch.no_grad()
         with torch.no_grad():
             for prepared in self.prepared:

@@ -38,9 +38,10 @@ class DecodingConfig(FairseqDataclass):
     decode_dtype: ChoiceEnum(list(DECODE_DTYPES)) = field(
         default="float32",
         metadata={
-            "help": "the type of decoding: float32, bfloat16 or float16 by autocast, int8 for the linear layers "
-            "and the tables of words, on x86 CPUs with AVX2 or VNNI, or auto, the faster of float32 and bfloat16 "
-            "on this machine; fairseq's --fp16 casts the weights"
+            "help": "the type of decoding: float32, bfloat16 or float16 by autocast (float16 on x86 CPUs: only of "
+            "the linear layers' weights, in products of float32), int8 for the linear layers and the tables of words, "
+            "on x86 CPUs with AVX2 or VNNI, or auto, the fastest of float32, float16 there and bfloat16 on this "
+            "machine; fairseq's --fp16 casts the weights"
         },
     )
 

@@ -30,7 +30,7 @@ from nar_plugins.compat import commands
 from nar_plugins.generators.beam import BeamGenerator
 from nar_plugins.generators.options import generation_options
 from nar_plugins.measure.machine import counts_memory, memory, restart_peak
-from nar_plugins.modules.fast import choice, forms, prepare
+from nar_plugins.modules.fast import choice, forms, half_weights, prepare
 from nar_plugins.modules.fast import packed as packed_form
 from nar_plugins.modules.fast.forms import int8_bytes, int8_lacks, kernels_work, pack
 from nar_plugins.modules.fast.int8 import adds_in_16_bits, int8_product, quantise, quantise_weight
@@ -171,7 +171,8 @@ def test_quantised_numbers_use_the_whole_range(monkeypatch):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_is_that_of_autocast(dtype):
+def test_half_precision_is_that_of_autocast(dtype, monkeypatch):
+    monkeypatch.setattr(half_weights, "fbgemm_has_float16", lambda: False)
     torch.manual_seed(1)
     layer, x = nn.Linear(64, 96), torch.randn(5, 64)
     with torch.no_grad(), torch.autocast("cpu", dtype):
@@ -341,7 +342,7 @@ def replace(one):
             module.weight = nn.Parameter(torch.randn_like(module.weight) * 0.3)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", pytest.param("int8", marks=needs_int8)])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", pytest.param("int8", marks=needs_int8)])
 @pytest.mark.parametrize("change", [change_in_place, change_data, replace, step_of_fairseqs_adam])
 def test_an_update_is_seen(change, dtype):
     one, gen = of_cmlm(dtype)
@@ -707,25 +708,40 @@ def test_a_model_of_fairseqs_scalar_quantisation_is_refused():
 
 
 @pytest.mark.parametrize(
-    "seconds, chosen", [((1.0, 0.5), "bfloat16"), ((0.5, 1.0), "float32"), ((0.1, 9.0), "float32")]
+    "seconds, chosen",
+    [
+        ({"float32": 1.0, "float16": 0.7, "bfloat16": 0.5}, "bfloat16"),
+        ({"float32": 1.0, "float16": 0.7, "bfloat16": 9.0}, "float16"),
+        ({"float32": 0.5, "float16": 0.7, "bfloat16": 1.0}, "float32"),
+        ({"float32": 0.1, "bfloat16": 9.0}, "float32"),
+    ],
 )
 def test_auto_takes_the_faster_one_and_says_so(seconds, chosen, monkeypatch, caplog):
-    shapes = []
+    asked = []
+
+    def product_seconds(shape, types):
+        asked.append(types)
+        return [seconds[str(dtype).replace("torch.", "")] for dtype in types]
+
     monkeypatch.setattr(choice, "cpu_has_bfloat16", lambda: True)
-    monkeypatch.setattr(choice, "product_seconds", lambda shape: shapes.append(shape) or seconds)
+    monkeypatch.setattr(choice, "fbgemm_has_float16", lambda: "float16" in seconds)
+    monkeypatch.setattr(choice, "product_seconds", product_seconds)
     _, gen = of_cmlm("auto")
     with caplog.at_level(logging.INFO):
         for _ in range(2):
             words(gen, source_batch(LENGTHS, 20))
     lines = [record.getMessage() for record in caplog.records if "auto" in record.getMessage()]
     assert lines == [f"--decode-dtype auto: {chosen}, the faster one on this cpu"]
-    assert (len(shapes) == 1) == (seconds[1] > 4 * seconds[0])  # one small product shows a CPU without bfloat16
+    # one small product shows a CPU without bfloat16
+    assert asked[0][-1] == torch.bfloat16 and all(
+        (torch.bfloat16 in types) == (seconds["bfloat16"] < 4) for types in asked[1:]
+    )
 
 
 def test_auto_really_times_the_products():
     one, _ = random_model()
-    assert choice.faster_decode_dtype(torch.device("cpu"), one, 30) in choice.CANDIDATES
-    assert min(choice.product_seconds((8, 64, 64))) > 0
+    assert choice.faster_decode_dtype(torch.device("cpu"), one, 30) in choice.candidates()
+    assert min(choice.product_seconds((8, 64, 64), choice.candidates())) > 0
 
 
 def test_int8_in_the_validation_of_a_training_on_a_gpu_is_refused_at_its_start(monkeypatch):

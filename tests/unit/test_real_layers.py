@@ -8,20 +8,25 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from nar_plugins.models.contract import Canvas
 from nar_plugins.modules.fast.forms import int8_lacks
+from nar_plugins.modules.fast.half_weights import fbgemm_has_float16
 from nar_plugins.modules.fast.layer import Parts
 from nar_plugins.modules.fast.prepare import prepare_for_decoding
 from nar_plugins.modules.fast.real_layers import PACKING, RealStates, fast_form
 
 needs_int8 = pytest.mark.skipif(int8_lacks(torch.device("cpu")) is not None, reason="no int8 on this processor")
+needs_half = pytest.mark.skipif(not fbgemm_has_float16(), reason="no float16 weights on this processor")
 FORMS = {  # type, the multiplications that a sentence's own calls of attention cost, most and mean deviation
     "int8": ("int8", None, 0.2, 0.005),  # a number almost halfway is rounded up in one form only
     "float32, packed": ("float32", 1, 1e-4, 1e-5),
     "float32, as it is": ("float32", 1 << 60, 1e-4, 1e-5),
+    "float16, packed": ("float16", 1, 1e-4, 1e-5),
+    "float16, as it is": ("float16", 1 << 60, 1e-4, 1e-5),
     "bfloat16, packed": ("bfloat16", 1, 0.2, 0.01),
     "bfloat16, as it is": ("bfloat16", 1 << 60, 0.2, 0.01),
 }
 forms = pytest.mark.parametrize(
-    "form", [pytest.param(form, marks=needs_int8 if form == "int8" else ()) for form in FORMS]
+    "form",
+    [pytest.param(form, marks={"int8": needs_int8, "float16": needs_half}.get(FORMS[form][0], ())) for form in FORMS],
 )
 types = pytest.mark.parametrize("dtype", [pytest.param("int8", marks=needs_int8), "float32"])
 LENGTHS = [6, 3, 12, 2, 9, 1, 17, 30]
@@ -227,10 +232,12 @@ def test_other_types_have_the_plain_form(no_gradients, monkeypatch):
     with monkeypatch.context() as patched:  # its modules are not looked at in every pass, on a GPU for example
         patched.setattr(Parts, "of", None)
         assert fast_form(one.encoder) is None is fast_form(one.decoder)
-    for name in ("float16", "bfloat16"):
-        made = prepare_for_decoding(one, name)
-        made.update(getattr(torch, name))
-        assert fast_form(made.model.encoder) is None is fast_form(made.model.decoder)
+    made = prepare_for_decoding(one, "float16")
+    made.update(torch.float16)
+    assert (fast_form(made.model.encoder) is not None) == fbgemm_has_float16()
+    made = prepare_for_decoding(one, "bfloat16")
+    made.update(torch.bfloat16)
+    assert fast_form(made.model.encoder) is None is fast_form(made.model.decoder)
     with torch.autocast("cpu", torch.bfloat16):
         assert fast_form(made.model.encoder) is not None is not fast_form(made.model.decoder)
     made = prepare_for_decoding(one, "float32")

@@ -1,7 +1,7 @@
 """The layers of a stock Transformer's decoder for a few tokens a call, in float32 on a CPU, with few operations.
 
-The weights of small products are transposed: MKL multiplies few rows by them in down to half the time.
-``modules/block_decoder.py`` has the plain form, for all else.
+Weights that are kept in float16 have their own product (``half_weights.py``). Others of small products are transposed:
+MKL multiplies few rows by them in down to half the time. ``modules/block_decoder.py`` has the plain form, for all else.
 """
 
 import math
@@ -11,6 +11,7 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
+from nar_plugins.modules.fast.half_weights import SMALL, half_weight_product, rounded
 from nar_plugins.modules.fast.layer import Parts, attended, make_layer, may_be_plain, same
 from nar_plugins.modules.fast.linear import PreparedLinear, stacked
 from nar_plugins.modules.linear import (
@@ -88,21 +89,24 @@ def block_layers(decoder, before: Optional[BlockLayers] = None) -> Optional[Bloc
 
 
 def plain(layer: nn.Module) -> bool:
-    """Whether a layer is prepared, in float32 on a CPU, and no hook of a user's would see its input."""
+    """Whether a layer is prepared, for states in float32 on a CPU, and no hook of a user's would see its input."""
     return (
         type(layer) is PreparedLinear
-        and layer.weight.dtype == torch.float32
+        and layer.in_float32
         and layer.weight.is_cpu
-        and layer.dtype in (None, torch.float32)
         and not (layer._forward_pre_hooks or layer._forward_hooks)
     )
 
 
 def function(*layers: PreparedLinear) -> Callable[[Tensor], Tensor]:
     """The outputs of layers with the same input, side by side: (P, in) -> (P, sum of out). It has a copy of the
-    weights, but for a large layer, which shares the one that its own product has packed.
+    weights, but for a large layer or one in float16, which shares the one that its own product has packed.
     """
     weight, bias = stacked(layers)
+    if layers[0].dtype == torch.float16:
+        if weight.numel() >= SMALL:
+            return layers[0].product if len(layers) == 1 else half_weight_product(weight, bias)
+        weight = rounded(weight)
     many, of_many = math.inf, None
     if onednn_is_faster():
         many = -(-onednn_threshold(weight) // weight.size(0))

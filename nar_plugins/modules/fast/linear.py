@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nar_plugins.modules.fast.forms import Int8Form, pack
+from nar_plugins.modules.fast.half_weights import SMALL, half_weight_product, keeps_weights_in_half, rounded
 from nar_plugins.modules.fast.int8 import int8_product, quantise, quantise_weight
 from nar_plugins.modules.linear import (
     onednn_is_faster,
@@ -30,6 +31,7 @@ class PreparedLinear(nn.Linear):
 
     Attributes:
         dtype: what it was prepared for. in_int8: the products are in int8. int8: the quantised weight, once it is made.
+        in_float32: inputs and outputs are in float32; the weight may be in float16.
         plain: torch.compile reads the product, so that it must be PyTorch's own.
     """
 
@@ -64,6 +66,9 @@ class PreparedLinear(nn.Linear):
             looked_up: the weight is tied to a table.
         """
         self.dtype, self.in_int8, self.int8 = dtype, dtype == torch.int8, None
+        weight = self.weight
+        whole = weight.dtype == torch.float32 and dtype in (None, torch.float32)
+        self.in_float32 = whole or keeps_weights_in_half(weight, dtype)
         self.product = partial(self.first_product, dtype) if later else self.prepared_product(dtype, looked_up)
 
     def prepared_product(self, dtype: Optional[torch.dtype], looked_up: bool = False) -> Callable[[Tensor], Tensor]:
@@ -106,6 +111,10 @@ def product(weight: Tensor, bias: Optional[Tensor], dtype: Optional[torch.dtype]
     """The function (..., in) -> (..., out) of a layer in a type; PyTorch's own for None and where nothing is faster."""
     if dtype == torch.int8:
         return int8_product(pack(quantise_weight(weight)), bias)
+    if keeps_weights_in_half(weight, dtype):
+        if weight.numel() >= SMALL:
+            return half_weight_product(weight, bias)
+        weight, dtype = rounded(weight), torch.float32
     if dtype in (torch.bfloat16, torch.float16):
         return half_product(weight, bias, dtype)
     if dtype == weight.dtype == torch.float32 and weight.is_cpu:
@@ -132,10 +141,12 @@ def stacked(layers: Sequence[PreparedLinear]) -> Tuple[Tensor, Optional[Tensor]]
 
 def plain_product(weight: Tensor, bias: Optional[Tensor], dtype: Optional[torch.dtype]) -> Callable[[Tensor], Tensor]:
     """``product`` in a form that torch.compile reads; in half precision the weights are cast here, once."""
-    if dtype not in (torch.bfloat16, torch.float16):
-        return lambda x: F.linear(x, weight, bias)
-    weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
-    return lambda x: F.linear(x.to(dtype), weight, bias)
+    if keeps_weights_in_half(weight, dtype):
+        weight = rounded(weight)
+    elif dtype in (torch.bfloat16, torch.float16):
+        weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
+        return lambda x: F.linear(x.to(dtype), weight, bias)
+    return lambda x: F.linear(x, weight, bias)
 
 
 def half_product(weight: Tensor, bias: Optional[Tensor], dtype: torch.dtype) -> Callable[[Tensor], Tensor]:

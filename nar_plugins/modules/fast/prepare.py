@@ -32,6 +32,7 @@ from nar_plugins.modules.fast.choice import faster_decode_dtype
 from nar_plugins.modules.fast.compiled import compile_layers
 from nar_plugins.modules.fast.forms import int8_bytes, int8_lacks
 from nar_plugins.modules.fast.fused import FusedLinear, fuse
+from nar_plugins.modules.fast.half_weights import half_bytes, keeps_weights_in_half
 from nar_plugins.modules.fast.heap import trim_heap
 from nar_plugins.modules.fast.int8 import megabytes
 from nar_plugins.modules.fast.linear import PreparedLinear, refuse_given_back
@@ -190,6 +191,11 @@ class Prepared:
         own = self.layers[0].weight.dtype if self.layers else None
         return own if own in (torch.float16, torch.bfloat16) else None
 
+    def in_float32(self, dtype: torch.dtype) -> bool:
+        """Whether the layers' inputs and outputs are in float32 when decoding in a type: there is no autocast."""
+        in_half = bool(self.layers) and keeps_weights_in_half(self.layers[0].weight, dtype)
+        return dtype == torch.float32 or in_half
+
     def forget(self) -> None:
         """Prepare all layers again in the next ``update``."""
         with LOCK:
@@ -222,6 +228,8 @@ class Prepared:
         if dtype == torch.int8:
             tables = self.looked_up()
             return sum(int8_bytes(layer.weight, id(layer.weight) in tables) for layer in self.layers) + 4 * biases
+        if self.in_float32(dtype):
+            return sum(half_bytes(layer.weight) for layer in self.layers) + 4 * biases
         return 2 * (sum(layer.weight.numel() for layer in self.layers) + biases)
 
     def table_bytes(self) -> int:

@@ -32,7 +32,9 @@ from nar_plugins.modules.memory import Memory
 from nar_plugins.modules.packing import collect, spread
 
 # Multiplications that take as long as a sentence's own calls of attention in a layer; 0: sentences are always packed
-PACKING = {torch.float32: 1 << 20, torch.bfloat16: 3 << 20, torch.int8: 0}
+PACKING = {torch.float32: 1 << 20, torch.float16: 1 << 20, torch.bfloat16: 3 << 20, torch.int8: 0}
+
+FEW_ROWS = (torch.float32, torch.float16)  # on CPUs the states are float32 in both
 
 
 class RealStates(NamedTuple):
@@ -227,8 +229,8 @@ def of_sentences(heads: Tensor, lengths: Optional[List[int]]) -> Sequence[Tensor
 def fast_form(side: nn.Module) -> Optional[RealLayers]:
     """The layers of an encoder or of a decoder; kept in its attribute ``fast`` while the weights are theirs.
 
-    None where only the plain form is right: in other types than int8, bfloat16 and float32, on other devices, with
-    gradients, dropout or hooks of a user's, and for layers of other models.
+    None where only the plain form is right: in other types than int8, bfloat16 and float32 (float16 where only weights
+    are), on other devices, with gradients, dropout or hooks of a user's, and for layers of other models.
     """
     layers = list(side.layers.children())
     if torch.is_grad_enabled() or not layers or not all(map(ours, layers)):
@@ -264,11 +266,11 @@ def in_bfloat16(layer: nn.Module) -> bool:
 
 
 def in_float32(layer: nn.Module) -> bool:
-    """Whether a linear layer is prepared for float32 on a CPU."""
+    """Whether a linear layer is prepared for states in float32 on a CPU."""
     return plain(layer) and not torch.is_autocast_enabled("cpu")
 
 
-PREPARED = {torch.int8: in_int8, torch.bfloat16: in_bfloat16, torch.float32: in_float32}
+PREPARED = {torch.int8: in_int8, torch.bfloat16: in_bfloat16, torch.float16: in_float32, torch.float32: in_float32}
 
 
 def products(layer: nn.Module, dtype: torch.dtype) -> Callable[..., Function]:
@@ -279,12 +281,12 @@ def products(layer: nn.Module, dtype: torch.dtype) -> Callable[..., Function]:
     fused = layer.self_attn.fused
 
     def function(*linears: PreparedLinear) -> Function:
-        if dtype == torch.float32 and sum(linear.weight.numel() for linear in linears) < LARGE_WEIGHT:
+        if dtype in FEW_ROWS and sum(linear.weight.numel() for linear in linears) < LARGE_WEIGHT:
             return of_few_rows(*linears)
         if len(linears) == 1:
             return linears[0].product
         if fused is not None and fused.product is not None:
             return fused.product
-        return product(*stacked(linears), torch.float32)
+        return product(*stacked(linears), dtype)
 
     return function
