@@ -7,6 +7,7 @@ from test_blockwise_generator import SOURCE, decode, texts, with_heads
 
 from nar_plugins.modules.fast import rough
 from nar_plugins.modules.fast.forms import int8_lacks
+from nar_plugins.modules.fast.half_weights import fbgemm_has_float16
 from nar_plugins.modules.fast.prepare import weights_changed
 
 CPU = torch.device("cpu")
@@ -34,13 +35,18 @@ def test_a_large_product_is_nearly_the_same(outputs, rows):
     assert not exact.equal(near) and (exact - near).abs().max() < bound / 8
 
 
-def test_a_product_without_its_kernel_stays_in_float32(monkeypatch):
-    """Where products are added in 16 bits, FBGEMM has the fast one, for multiples of 512."""
+def test_a_product_without_its_kernel_is_in_float16(monkeypatch):
+    """Where products are added in 16 bits, FBGEMM has the fast one of int8, for multiples of 512."""
     monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: False)
     large = torch.empty(rough.LARGE // 128, 128)
     assert not rough.faster_in_int8(large) and rough.faster_in_int8(large.view(-1, 512))
+    assert rough.faster_in_half(large) == fbgemm_has_float16()
+    if fbgemm_has_float16():
+        weight, x = torch.randn_like(large), torch.randn(3, 128)
+        near, exact = rough.rough_product(weight)(x, torch.ones(len(weight))), x @ weight.t() + 1
+        assert 1e-5 < (near - exact).norm() / exact.norm() < 1e-3
     monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: True)
-    assert rough.faster_in_int8(large)
+    assert rough.faster_in_int8(large) and not rough.faster_in_half(large)
 
 
 def test_a_small_product_is_the_same():
@@ -56,7 +62,7 @@ def test_the_output_stays(flags, words, all_in_int8):
     gen = blockwise([one], task, verify_block=4, max_len_b=16, draft_vocab_size=words)
     found = decode(gen)
     assert texts(found) == texts(greedy([one], task, SOURCE, max_len_b=16))
-    assert gen.drafter.rough and gen.drafter.projects_in_int8()
+    assert gen.drafter.rough and gen.drafter.projects_roughly()
 
 
 @needs_int8
@@ -83,7 +89,7 @@ def test_bfloat16_and_int8_keep_their_own_projection(all_in_int8):
         gen = blockwise([one], task, verify_block=4, max_len_b=16, decode_dtype=dtype)
         decode(gen)
         with gen.decoding(SOURCE):
-            assert not gen.drafter.projects_in_int8(), dtype
+            assert not gen.drafter.projects_roughly(), dtype
 
 
 @needs_int8

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 SMALL = 1 << 17  # numbers; a smaller weight is faster in float32
-LARGEST = 65504  # of float16; a larger weight would become this
+LARGEST = 65504  # of float16
 
 
 def keeps_weights_in_half(weight: Tensor, dtype: Optional[torch.dtype]) -> bool:
@@ -29,12 +29,9 @@ def fbgemm_has_float16() -> bool:
 
 
 def half_weight_product(weight: Tensor, bias: Optional[Tensor]) -> Callable[[Tensor], Tensor]:
-    """The product with a large weight (out, in) in float16: (..., in) -> (..., out) float32.
-
-    Raises:
-        ValueError: a weight is not in float16's range.
+    """The product with a large weight (out, in) in float16, or float16's largest where it is larger: (..., in) ->
+    (..., out) float32.
     """
-    refuse_large(weight)
     packed, product = torch.ops.quantized.linear_prepack_fp16(weight, bias), torch.ops.quantized.linear_dynamic_fp16
     return lambda x: product(x.float(), packed)
 

@@ -9,7 +9,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nar_plugins.modules.fast.forms import Int8Form, pack
-from nar_plugins.modules.fast.half_weights import SMALL, half_weight_product, keeps_weights_in_half, rounded
+from nar_plugins.modules.fast.half_weights import (
+    SMALL,
+    half_weight_product,
+    keeps_weights_in_half,
+    refuse_large,
+    rounded,
+)
 from nar_plugins.modules.fast.int8 import int8_product, quantise, quantise_weight
 from nar_plugins.modules.linear import (
     onednn_is_faster,
@@ -113,6 +119,7 @@ def product(weight: Tensor, bias: Optional[Tensor], dtype: Optional[torch.dtype]
         return int8_product(pack(quantise_weight(weight)), bias)
     if keeps_weights_in_half(weight, dtype):
         if weight.numel() >= SMALL:
+            refuse_large(weight)
             return half_weight_product(weight, bias)
         weight, dtype = rounded(weight), torch.float32
     if dtype in (torch.bfloat16, torch.float16):

@@ -1,7 +1,7 @@
 """Products that need not be exact, as those of drafts, which the model itself verifies: large weights in int8.
 
 For one row a float32 product takes the time of reading its weight, and one in int8 reads a quarter
-(``benchmarks/bench_products.py``).
+(``benchmarks/bench_products.py``). Without VNNI int8 pays for multiples of 512 inputs only, and others are in float16.
 """
 
 from typing import Callable
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from nar_plugins.modules.fast.forms import pack
+from nar_plugins.modules.fast.half_weights import fbgemm_has_float16, half_weight_product
 from nar_plugins.modules.fast.int8 import adds_in_16_bits, int8_product, quantise_weight
 from nar_plugins.modules.fast.seven_bits import for_fbgemm
 
@@ -20,10 +21,13 @@ Product = Callable[[Tensor, Tensor], Tensor]  # of (P, in) and a bias (out,) or 
 
 
 def rough_product(weight: Tensor) -> Product:
-    """The product with a weight (out, in) on a CPU with int8 (``int8_lacks``): in int8 where that is faster."""
-    if not faster_in_int8(weight):
+    """The product with a weight (out, in) on a CPU with int8 (``int8_lacks``): in fewer bits where that is faster."""
+    if faster_in_int8(weight):
+        product = in_int8(weight)
+    elif faster_in_half(weight):
+        product = half_weight_product(weight.detach(), None)
+    else:
         return exact_product(weight)
-    product = in_int8(weight)
     return lambda x, bias: product(x).add_(bias)
 
 
@@ -49,7 +53,15 @@ def as_autocast(weight: Tensor) -> Tensor:
 
 
 def faster_in_int8(weight: Tensor) -> bool:
+    """Whether a weight is large, in float32, and has a kernel that pays."""
+    return large_in_float32(weight) and (not adds_in_16_bits() or for_fbgemm(weight.size(1), looked_up=False))
+
+
+def faster_in_half(weight: Tensor) -> bool:
+    """Whether a weight is large, in float32, and float16 pays, which was measured without VNNI."""
+    return large_in_float32(weight) and adds_in_16_bits() and fbgemm_has_float16()
+
+
+def large_in_float32(weight: Tensor) -> bool:
     """Whether a weight is large, and in float32: autocast has not chosen another type."""
-    kernel = not adds_in_16_bits() or for_fbgemm(weight.size(1), looked_up=False)
-    large = kernel and weight.numel() >= LARGE
-    return large and weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+    return weight.numel() >= LARGE and weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")

@@ -20,7 +20,14 @@ from nar_plugins.modules.attention import allowed_sources
 from nar_plugins.modules.fast.forms import int8_lacks
 from nar_plugins.modules.fast.linear import PreparedLinear
 from nar_plugins.modules.fast.prepare import versions
-from nar_plugins.modules.fast.rough import SHARE, as_autocast, exact_product, faster_in_int8, rough_product
+from nar_plugins.modules.fast.rough import (
+    SHARE,
+    as_autocast,
+    exact_product,
+    faster_in_half,
+    faster_in_int8,
+    rough_product,
+)
 from nar_plugins.modules.linear import linear
 
 
@@ -79,7 +86,7 @@ class HeadsDrafter(Drafter):
         else:
             bias = projection.bias[: self.vocab_size].clone()
         bias[self.banned] = -float("inf")
-        if self.projects_in_int8():
+        if self.projects_roughly():
             product = rough_product(weight)
             return lambda features: product(features, bias)
         if self.vocab_size is None and isinstance(projection, PreparedLinear):  # it keeps its weight packed
@@ -88,17 +95,19 @@ class HeadsDrafter(Drafter):
         weight, bias = as_autocast(weight), as_autocast(bias)
         return lambda features: linear(features, weight, bias)
 
-    def projects_in_int8(self) -> bool:
-        """Whether the vocabulary projection of drafts is in int8 although the model's is not."""
+    def projects_roughly(self) -> bool:
+        """Whether the vocabulary projection of drafts is in fewer bits than the model's."""
         projection = self.decoder.output_projection
-        in_float32 = isinstance(projection, PreparedLinear) and not projection.in_int8
-        return self.rough and in_float32 and faster_in_int8(projection.weight[: self.vocab_size])
+        if not self.rough or not isinstance(projection, PreparedLinear) or projection.in_int8:
+            return False
+        weight = projection.weight[: self.vocab_size]
+        return faster_in_int8(weight) or (projection.dtype != torch.float16 and faster_in_half(weight))
 
     @property
     def projection_cost(self) -> float:
         """The multiplications in float32 that take as long as the projection of a draft."""
         weight = self.decoder.output_projection.weight[: self.vocab_size]
-        return weight.numel() * (SHARE if self.projects_in_int8() else 1.0)
+        return weight.numel() * (SHARE if self.projects_roughly() and faster_in_int8(weight) else 1.0)
 
     def cost_per_row(self, count: int) -> float:
         shared, per_head = self.decoder.proposal_heads.multiplications()
