@@ -3,7 +3,8 @@
 Such a processor adds two products in 16 bits: 2 * 255 * 127 is too much for them, 2 * 128 * 127 is not. The kernels are
 FBGEMM's, the faster one for a sentence, which fills the inputs up to multiples of 512, and oneDNN's, which leaves a
 weight in columns here, so that a table that is tied to the projection reads its vectors in it
-(``benchmarks/bench_int8.py``). ``torch._int_mm`` takes fifty times as long as the product in float32.
+(``benchmarks/bench_int8.py``). ``torch._int_mm`` takes twenty times as long as the product in float32
+(``findings/int_mm_without_vnni_is_slower_than_float32.sh``).
 """
 
 import ctypes
