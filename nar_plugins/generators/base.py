@@ -120,7 +120,7 @@ class Generator:
                 ``no_grad`` and saves time in every operation; not under autocast, where it casts every weight that is
                 no linear layer's in every call.
         """
-        dtype = self.prepared[0].dtype(source.device, source.numel())
+        dtype = self.dtype(source)
         half = dtype in (torch.bfloat16, torch.float16) and not all(each.in_float32(dtype) for each in self.prepared)
         without_gradients = torch.inference_mode() if lean and not half else torch.no_grad()
         with torch.no_grad():
@@ -128,6 +128,14 @@ class Generator:
                 prepared.update(dtype)
         with without_gradients, torch.autocast(source.device.type, dtype if half else None, enabled=half):
             yield
+
+    def dtype(self, source: Tensor) -> torch.dtype:
+        """The type to decode a batch (B, S) int64 in; ``auto`` leaves an ensemble alone of which a model is in half
+        precision.
+        """
+        if str(self.config.decode_dtype) == "auto" and any(each.own_half() is not None for each in self.prepared):
+            return torch.float32
+        return self.prepared[0].dtype(source.device, source.numel())
 
     def give_weights_back(self) -> None:
         """Give back the memory of float32 weights that decoding in int8 does not read; else nothing.

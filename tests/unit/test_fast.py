@@ -162,6 +162,41 @@ def test_weights_that_are_not_finite_are_refused():
         prepare_for_decoding(one, "int8").update(torch.int8)
 
 
+@pytest.mark.parametrize("width", [1, 2, 3, 4, 30])
+@pytest.mark.parametrize("rows", [0, 1, 2])
+def test_rows_of_any_width_are_quantised(rows, width):
+    torch.manual_seed(1)
+    x = torch.randn(rows, width)
+    found = quantise(x)
+    again = found.numbers.float().round() * found.scales + found.offsets
+    assert found.numbers.shape == x.shape and ((again - x).abs() <= 0.501 * found.scales).all()
+
+
+@needs_int8
+@pytest.mark.parametrize("own", ["float16", "bfloat16", "float64"])
+def test_a_model_in_another_type_is_refused_in_one_line(own):
+    one, gen = of_cmlm("int8")
+    one.to(getattr(torch, own))
+    with pytest.raises(ValueError, match=f"^--decode-dtype int8: the model is in {own}[^\n]*$"):
+        words(gen, source_batch([3], 20))
+
+
+@needs_int8
+def test_a_table_may_be_tied_and_untied_after_the_first_batch():
+    one, task = random_model(
+        words=20, flags=("--encoder-embed-dim=512", "--decoder-embed-dim=512", "--decoder-output-dim=512")
+    )
+    gen = mask_predict([one], task.target_dictionary, task.mask_index, decode_dtype="int8", max_len_b=30)
+    source = source_batch(LENGTHS, 20)
+    tied = words(gen, source)
+    projection = one.decoder.output_projection
+    for embedding in (one.encoder.embed_tokens, one.decoder.embed_tokens):
+        embedding.weight = nn.Parameter(projection.weight.detach().clone())
+    assert words(gen, source) == tied and not gen.models[0].decoder.output_projection.looked_up
+    one.decoder.embed_tokens.weight = projection.weight
+    assert words(gen, source) == tied and gen.models[0].decoder.output_projection.looked_up
+
+
 def test_quantised_numbers_use_the_whole_range(monkeypatch):
     monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: True)
     rows = quantise(torch.tensor([[-2.0, 0.0, 1.0, 3.1], [0.5, 0.25, 0.0, -0.01]]))
@@ -740,8 +775,8 @@ def test_auto_takes_the_faster_one_and_says_so(seconds, chosen, monkeypatch, cap
 
 def test_auto_really_times_the_products():
     one, _ = random_model()
-    assert choice.faster_decode_dtype(torch.device("cpu"), one, 30) in choice.candidates()
-    assert min(choice.product_seconds((8, 64, 64), choice.candidates())) > 0
+    assert choice.faster_decode_dtype(torch.device("cpu"), one, 30) in choice.candidates(one)
+    assert min(choice.product_seconds((8, 64, 64), choice.candidates(one))) > 0
 
 
 def test_int8_in_the_validation_of_a_training_on_a_gpu_is_refused_at_its_start(monkeypatch):

@@ -4,9 +4,10 @@ import pytest
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from test_fast import LENGTHS, MAKERS, of_cmlm, random_model, source_batch, unshared, words  # noqa: F401  (a fixture)
+from conftest import mask_predict, random_model, source_batch
+from test_fast import LENGTHS, MAKERS, of_cmlm, unshared, words  # noqa: F401  (a fixture)
 
-from nar_plugins.modules.fast import block_layers, half_weights, linear
+from nar_plugins.modules.fast import block_layers, choice, half_weights, linear
 from nar_plugins.modules.fast.block_layers import function, plain
 from nar_plugins.modules.fast.half_weights import fbgemm_has_float16, half_weight_product, keeps_weights_in_half
 from nar_plugins.modules.fast.linear import PreparedLinear, plain_product, product
@@ -86,8 +87,29 @@ def test_nothing_is_autocast_and_scores_are_float32():
 def test_a_weight_that_float16_does_not_hold_is_refused(number):
     one, _ = random_model()
     one.decoder.layers[0].fc1.weight.data[1, 2] = number
-    with pytest.raises(ValueError, match="^--decode-dtype float16: a weight is NaN or larger than float16 holds"):
+    message = r"^--decode-dtype float16: decoder\.layers\.0\.fc1\.weight is NaN or larger than float16 holds: use"
+    with pytest.raises(ValueError, match=message):
         prepare_for_decoding(one, "float16").update(HALF)
+    assert HALF not in choice.candidates(one)
+
+
+@needs_half
+def test_auto_leaves_models_in_other_types_alone(monkeypatch):
+    monkeypatch.setattr(choice, "cpu_has_bfloat16", lambda: False)
+    monkeypatch.setattr(choice, "product_seconds", lambda shape, types: [float(t == torch.float32) for t in types])
+    source = source_batch(LENGTHS, 20)
+    _, gen = of_cmlm("auto")
+    words(gen, source)
+    assert gen.prepared[0].chosen == HALF
+    one, gen = of_cmlm("auto")
+    one.double()
+    words(gen, source)
+    assert gen.prepared[0].chosen == torch.float32
+    (one, task), (other, _) = random_model(words=20), random_model(words=20)
+    other.bfloat16()
+    for models in ([one, other], [other, one]):
+        gen = mask_predict(models, task.target_dictionary, task.mask_index, decode_dtype="auto", max_len_b=30)
+        assert len(words(gen, source)) == len(LENGTHS)
 
 
 @needs_half

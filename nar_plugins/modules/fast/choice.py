@@ -6,7 +6,7 @@ from typing import List, Tuple
 import torch
 import torch.nn as nn
 
-from nar_plugins.modules.fast.half_weights import fbgemm_has_float16
+from nar_plugins.modules.fast.half_weights import fbgemm_has_float16, fits_half
 from nar_plugins.modules.fast.linear import product
 from nar_plugins.modules.precision import HOPELESS, cpu_has_bfloat16, layer_products
 
@@ -23,7 +23,7 @@ def faster_decode_dtype(device: torch.device, model: nn.Module, rows: int) -> to
     """
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
-    types = candidates() if device.type == "cpu" else []
+    types = candidates(model) if device.type == "cpu" else []
     products = layer_products(model, rows)
     if len(types) < 2 or not products:
         return torch.float32
@@ -37,9 +37,13 @@ def faster_decode_dtype(device: torch.device, model: nn.Module, rows: int) -> to
     return types[totals.index(min(totals))]
 
 
-def candidates() -> List[torch.dtype]:
-    """The types that may be the fastest on this CPU."""
-    half = [(torch.float16, fbgemm_has_float16()), (torch.bfloat16, cpu_has_bfloat16())]
+def candidates(model: nn.Module) -> List[torch.dtype]:
+    """The types that may be the fastest on this CPU, and can hold the model's weights."""
+    weights = [layer.weight for layer in model.modules() if isinstance(layer, nn.Linear)]
+    if any(weight.dtype != torch.float32 for weight in weights):
+        return [torch.float32]
+    fits = fbgemm_has_float16() and all(map(fits_half, weights))
+    half = [(torch.float16, fits), (torch.bfloat16, cpu_has_bfloat16())]
     return [torch.float32, *(dtype for dtype, there in half if there)]
 
 

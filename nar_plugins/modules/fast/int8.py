@@ -70,7 +70,8 @@ def quantise(x: Tensor) -> QuantisedRows:
     rows = rows if x.dtype == torch.float32 else rows.float()
     packed = torch.ops.quantized.embedding_bag_byte_prepack(rows)
     # behind the numbers of every row stand its scale and its offset in float32
-    floats = (packed if width % 4 == 0 else packed[:, width:].contiguous()).view(torch.float32)
+    apart = packed if width % 4 == 0 else packed[:, width:].clone(memory_format=torch.contiguous_format)
+    floats = apart.view(torch.float32)
     scales, low = floats[:, -2:-1], floats[:, -1:]
     if not adds_in_16_bits():
         return QuantisedRows(packed[:, :width], scales, low, shape[:-1], x.dtype)

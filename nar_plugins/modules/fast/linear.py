@@ -9,13 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nar_plugins.modules.fast.forms import Int8Form, pack
-from nar_plugins.modules.fast.half_weights import (
-    SMALL,
-    half_weight_product,
-    keeps_weights_in_half,
-    refuse_large,
-    rounded,
-)
+from nar_plugins.modules.fast.half_weights import SMALL, half_weight_product, keeps_weights_in_half, rounded
 from nar_plugins.modules.fast.int8 import int8_product, quantise, quantise_weight
 from nar_plugins.modules.linear import (
     onednn_is_faster,
@@ -38,6 +32,7 @@ class PreparedLinear(nn.Linear):
     Attributes:
         dtype: what it was prepared for. in_int8: the products are in int8. int8: the quantised weight, once it is made.
         in_float32: inputs and outputs are in float32; the weight may be in float16.
+        looked_up: the int8 weight is one whose rows can be read.
         plain: torch.compile reads the product, so that it must be PyTorch's own.
     """
 
@@ -71,7 +66,7 @@ class PreparedLinear(nn.Linear):
             later: in the first call of the layer, which may never come: a ``FusedLinear`` replaces it.
             looked_up: the weight is tied to a table.
         """
-        self.dtype, self.in_int8, self.int8 = dtype, dtype == torch.int8, None
+        self.dtype, self.in_int8, self.int8, self.looked_up = dtype, dtype == torch.int8, None, looked_up
         weight = self.weight
         whole = weight.dtype == torch.float32 and dtype in (None, torch.float32)
         self.in_float32 = whole or keeps_weights_in_half(weight, dtype)
@@ -119,7 +114,6 @@ def product(weight: Tensor, bias: Optional[Tensor], dtype: Optional[torch.dtype]
         return int8_product(pack(quantise_weight(weight)), bias)
     if keeps_weights_in_half(weight, dtype):
         if weight.numel() >= SMALL:
-            refuse_large(weight)
             return half_weight_product(weight, bias)
         weight, dtype = rounded(weight), torch.float32
     if dtype in (torch.bfloat16, torch.float16):

@@ -32,7 +32,7 @@ from nar_plugins.modules.fast.choice import faster_decode_dtype
 from nar_plugins.modules.fast.compiled import compile_layers
 from nar_plugins.modules.fast.forms import int8_bytes, int8_lacks
 from nar_plugins.modules.fast.fused import FusedLinear, fuse
-from nar_plugins.modules.fast.half_weights import half_bytes, keeps_weights_in_half
+from nar_plugins.modules.fast.half_weights import fits_half, half_bytes, keeps_weights_in_half
 from nar_plugins.modules.fast.heap import trim_heap
 from nar_plugins.modules.fast.int8 import megabytes
 from nar_plugins.modules.fast.linear import PreparedLinear, refuse_given_back
@@ -108,16 +108,20 @@ class Prepared:
             if stamp == self.stamp:  # another thread was faster
                 return
             own = self.own_half()
-            if own is not None and dtype in (torch.float16, torch.bfloat16) and dtype != own:
+            if own is not None and dtype in (torch.float16, torch.bfloat16, torch.int8) and dtype != own:
                 raise ValueError(
                     f"--decode-dtype {self.name}: the model is in {str(own).replace('torch.', '')} already (--fp16, or "
                     "its own half()): leave one out"
                 )
+            if dtype == torch.int8 and self.layers and self.layers[0].weight.dtype == torch.float64:
+                raise ValueError(f"--decode-dtype {self.name}: the model is in float64: call its float() before")
             before = self.stamp if self.stamp is not None and self.stamp[0] == dtype else [None] * len(stamp)
             others = [part for (part, _), new, old in zip(self.places, stamp[1:], before[1:]) if new != old]
-            changed = list(dict.fromkeys(others))  # a layer has two parameters
+            changed = list(dict.fromkeys([*others, *self.tied_otherwise(dtype)]))  # a layer has two parameters
             for part in changed:
                 refuse_given_back(part.weight, f"--decode-dtype {self.name}")
+            if dtype == torch.float16 and self.in_float32(dtype):
+                refuse_large(self.model, self.name)
             if dtype == torch.int8:
                 for device in {part.weight.device for part in changed}:
                     refuse_device(device)
@@ -151,6 +155,11 @@ class Prepared:
                 replaced.update(map(id, fused.layers))
         for layer in layers:
             layer.prepare(dtype, later=id(layer) in replaced, looked_up=id(layer.weight) in tables)
+
+    def tied_otherwise(self, dtype: torch.dtype) -> List[PreparedLinear]:
+        """The layers in int8 whose weight has become a table's, or is one no more."""
+        tables = self.looked_up() if dtype == torch.int8 else set()
+        return [each for each in self.layers if each.in_int8 and each.looked_up != (id(each.weight) in tables)]
 
     def looked_up(self) -> Set[int]:
         """The ids of the weights whose rows are read in int8."""
@@ -383,6 +392,20 @@ def refuse_nan(model: nn.Module) -> None:
         if not all(map(math.isfinite, ends)):
             raise ValueError(
                 f"--decode-dtype int8: {name} is NaN or infinite, in a training that diverged, for example"
+            )
+
+
+def refuse_large(model: nn.Module, dtype: str) -> None:
+    """Raise where a weight of a prepared model's linear layers is not in float16's range.
+
+    Args:
+        dtype: what ``--decode-dtype`` is.
+    """
+    layers = {id(layer.weight) for layer in model.modules() if isinstance(layer, PreparedLinear)}
+    for name, parameter in model.named_parameters():
+        if id(parameter) in layers and not fits_half(parameter):
+            raise ValueError(
+                f"--decode-dtype {dtype}: {name} is NaN or larger than float16 holds: use --decode-dtype float32"
             )
 
 
