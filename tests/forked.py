@@ -46,8 +46,12 @@ sys.exit(int(server.recv(16) or 1))
 
 
 def run_script() -> None:
-    """What the interpreter would do with a script, or with - and one on the standard input, and its arguments."""
+    """What the interpreter would do with a script, with - and one on the standard input, or with -c and one itself, and
+    its arguments.
+    """
     sys.argv = sys.argv[1:]
+    if sys.argv[0] == "-c":
+        return exec(compile(sys.argv.pop(1), "<string>", "exec"), {"__name__": "__main__"})
     if sys.argv[0] == "-":
         return exec(compile(sys.stdin.read(), "<stdin>", "exec"), {"__name__": "__main__"})
     sys.path[0] = os.path.dirname(os.path.abspath(sys.argv[0]))
