@@ -23,9 +23,13 @@ def keeps_weights_in_half(weight: Tensor, dtype: Optional[torch.dtype]) -> bool:
 
 def fbgemm_has_float16() -> bool:
     """Whether this PyTorch has the product, and this processor its instructions."""
-    engine, capability = torch.backends.quantized.engine, torch.backends.cpu.get_cpu_capability()
     has = hasattr(torch.ops.quantized, "linear_prepack_fp16") and hasattr(torch.ops.quantized, "linear_dynamic_fp16")
-    return has and engine in ("x86", "fbgemm") and "AVX" in capability
+    return has and fbgemm_is_the_engine() and "AVX" in torch.backends.cpu.get_cpu_capability()
+
+
+def fbgemm_is_the_engine() -> bool:
+    """Whether PyTorch packs weights in fewer bits for FBGEMM; a user may choose another engine."""
+    return torch.backends.quantized.engine in ("x86", "fbgemm")
 
 
 def half_weight_product(weight: Tensor, bias: Optional[Tensor]) -> Callable[[Tensor], Tensor]:

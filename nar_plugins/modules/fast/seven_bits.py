@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nar_plugins.modules.fast.half_weights import fbgemm_is_the_engine
 from nar_plugins.modules.fast.int8 import LARGEST, SEVEN_BITS, Int8Weight, as_bytes, rows_of_packed
 
 FULL = 512  # inputs of a block of FBGEMM's
@@ -79,7 +80,7 @@ def for_fbgemm(inputs: int, looked_up: bool) -> bool:
 
 def fbgemm_weight(weight: Int8Weight) -> Optional[FbgemmWeight]:
     """The weight for FBGEMM; None: this PyTorch does not have it, or quantises by another engine."""
-    if torch.backends.quantized.engine not in ("x86", "fbgemm"):
+    if not fbgemm_is_the_engine():
         return None
     scales = weight.scales.flatten().double()
     with warnings.catch_warnings():
