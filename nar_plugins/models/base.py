@@ -117,9 +117,11 @@ class NarDecoder(TransformerDecoderBase):
     Attributes:
         compiled: the layers compiled, in a model prepared with ``--compile``; else None.
         fast: the layers' fast form, in a model prepared for decoding on a CPU; else None.
+        one_source: ``attended_states`` are the same for every layer, whose keys and values may be one product.
     """
 
     compiled = fast = None
+    one_source = True
 
     def build_decoder_layer(self, cfg, no_encoder_attn=False):
         return wrap(NarDecoderLayer(cfg, no_encoder_attn), cfg)

@@ -32,7 +32,9 @@ class LengthHead(nn.Module):
 
     def token(self, batch: int) -> Tensor:
         """The LENGTH vector for every sentence: (B, 1, D)."""
-        return self.vectors()[0].expand(batch, 1, -1)
+        if self.table is None:
+            return self.weight[0].expand(batch, 1, -1)
+        return self.table.rows(torch.zeros(1, 1, dtype=torch.int64, device=self.weight.device)).expand(batch, 1, -1)
 
     def vectors(self) -> Tensor:
         """The table, (classes, D)."""

@@ -5,7 +5,8 @@ from typing import Dict, Iterable, List, NamedTuple, Optional
 from fairseq.modules import MultiheadAttention
 from torch import Tensor
 
-from nar_plugins.modules.attention import project
+from nar_plugins.modules.attention import project, split_heads
+from nar_plugins.modules.fast.fused import one_product
 from nar_plugins.modules.fast.linear import shared_input
 
 
@@ -39,9 +40,15 @@ class Memory(NamedTuple):
         projections = [layer for attention in attentions for layer in (attention.k_proj, attention.v_proj)]
         distinct = {id(state): state for state in states}
         inputs = {key: shared_input(state, *projections) for key, state in distinct.items()}
+        whole = one_product(attentions) if len(inputs) == 1 else None
+        outputs = None if whole is None else iter(whole(*inputs.values()))
         for attention, state in zip(attentions, states):
-            for heads, projected in zip((keys, values), project(attention, inputs[id(state)], "k_proj", "v_proj")):
-                heads.append(projected.contiguous() if contiguous else projected)
+            if outputs is None:
+                projected = project(attention, inputs[id(state)], "k_proj", "v_proj")
+            else:
+                projected = [split_heads(attention, next(outputs)) for _ in ("k_proj", "v_proj")]
+            for heads, each in zip((keys, values), projected):
+                heads.append(each.contiguous() if contiguous else each)
         return cls(keys, values, allowed, encoded or {})
 
     def select(self, sentences: Tensor) -> "Memory":

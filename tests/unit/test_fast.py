@@ -30,14 +30,17 @@ from nar_plugins.compat import commands
 from nar_plugins.generators.beam import BeamGenerator
 from nar_plugins.generators.options import generation_options
 from nar_plugins.measure.machine import counts_memory, memory, restart_peak
+from nar_plugins.modules.attention import split_heads
 from nar_plugins.modules.fast import choice, forms, half_weights, prepare
 from nar_plugins.modules.fast import packed as packed_form
 from nar_plugins.modules.fast.forms import int8_bytes, int8_lacks, kernels_work, pack
+from nar_plugins.modules.fast.fused import FusedLinear
 from nar_plugins.modules.fast.int8 import adds_in_16_bits, int8_product, quantise, quantise_weight
 from nar_plugins.modules.fast.linear import PreparedLinear, given_back, product
 from nar_plugins.modules.fast.packed import PackedWeight, packs
 from nar_plugins.modules.fast.prepare import prepare_for_decoding
 from nar_plugins.modules.fast.table import position_rows
+from nar_plugins.modules.memory import Memory
 
 needs_int8 = pytest.mark.skipif(int8_lacks(torch.device("cpu")) is not None, reason="no int8 on this processor")
 needs_packing = pytest.mark.skipif(not packs(512, 512), reason="no VNNI, or PyTorch without its kernels")
@@ -563,6 +566,57 @@ def test_fused_projections_are_the_layers_own(dtype):
     exact = prepare_for_decoding(one, "float32")
     exact.update(torch.float32)
     assert not exact.model.encoder.layers[0].self_attn.fused.usable()
+
+
+def products_of_source(decoder, encoded) -> list:
+    """The kinds of the products of which a decoder's memory is made.
+
+    Args:
+        encoded: the states (S, B, D) of the encoder, before its first layer and after every one.
+    """
+    seen = []
+    with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
+        for kind in (FusedLinear, PreparedLinear):
+            call = kind.__call__
+
+            def counted(self, x, call=call, kind=kind):
+                seen.append(kind)
+                return call(self, x)
+
+            patch.setattr(kind, "__call__", counted)
+        read = decoder.attended_states({"encoder_out": [encoded[-1]], "encoder_states": encoded})
+        batch_first = {id(state): state.transpose(0, 1) for state in read}
+        read = [batch_first[id(state)] for state in read]
+        attentions = [layer.encoder_attn for layer in decoder.layers]
+        memory = Memory.of(attentions, read, None)
+    for attention, state, keys, values in zip(attentions, read, memory.keys, memory.values):
+        for name, heads in (("k_proj", keys), ("v_proj", values)):
+            with torch.no_grad():
+                own = split_heads(attention, getattr(attention, name)(state))
+            torch.testing.assert_close(heads, own.to(heads.dtype), rtol=0.02, atol=1e-3)
+    return seen
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", pytest.param("int8", marks=needs_int8)])
+def test_layers_that_read_one_source_have_one_product_of_it(dtype):
+    one, _ = random_model()
+    prepared = prepare_for_decoding(one, dtype)
+    prepared.update(getattr(torch, dtype))
+    decoder, encoded = prepared.model.decoder, [torch.randn(5, 2, 64)]
+    assert products_of_source(decoder, encoded) == [FusedLinear]
+    called = []
+    one.decoder.layers[1].encoder_attn.k_proj.register_forward_hook(lambda *_: called.append(1))
+    assert FusedLinear not in products_of_source(decoder, encoded) and called
+
+
+@needs_int8
+def test_layers_that_read_other_layers_have_a_product_each():
+    one, _ = nat("--layerwise-attention")
+    prepared = prepare_for_decoding(one, "int8")
+    prepared.update(torch.int8)
+    decoder = prepared.model.decoder
+    encoded = [torch.randn(5, 2, decoder.embed_dim) for _ in range(len(decoder.layers) + 1)]
+    assert products_of_source(decoder, encoded) == [FusedLinear] * len(decoder.layers)
 
 
 def test_a_prepared_model_is_made_once_and_dies_with_the_original():

@@ -39,7 +39,12 @@ class BangDecoder(TransformerDecoderBase):
 
     ``forward`` is an ordinary autoregressive decoder, with one mask after each token, so fairseq's own search and
     scoring work. ``mask_features`` is the training pass over any rows. ``start`` and ``decode_step`` are for decoding.
+
+    Attributes:
+        one_source: every layer attends to the same states (``modules/fast/fused.py``).
     """
+
+    one_source = True
 
     def __init__(self, cfg, dictionary, embed_tokens):
         super().__init__(cfg, dictionary, embed_tokens)

@@ -45,6 +45,11 @@ class NatDecoder(NarDecoder):
         kind = PositionalDecoderLayer if cfg.positional_attention else NarDecoderLayer
         return wrap(kind(cfg, no_encoder_attn), cfg)
 
+    @property
+    def one_source(self) -> bool:
+        """As ``NarDecoder``'s."""
+        return not self.cfg.layerwise_attention
+
     def attended_states(self, encoder_out: Dict) -> List[Tensor]:
         """With ``--layerwise-attention`` layer k attends to layer k of the encoder."""
         if self.cfg.layerwise_attention:

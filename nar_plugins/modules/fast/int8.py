@@ -68,13 +68,12 @@ def quantise(x: Tensor) -> QuantisedRows:
     shape, width = x.shape, x.size(-1)
     rows = x if x.dim() == 2 else x.reshape(-1, width)
     rows = rows if x.dtype == torch.float32 else rows.float()
-    packed = torch.ops.quantized.embedding_bag_byte_prepack(rows)
     # behind the numbers of every row stand its scale and its offset in float32
-    apart = packed if width % 4 == 0 else packed[:, width:].clone(memory_format=torch.contiguous_format)
-    floats = apart.view(torch.float32)
-    scales, low = floats[:, -2:-1], floats[:, -1:]
+    numbers, behind = torch.ops.quantized.embedding_bag_byte_prepack(rows).split_with_sizes((width, 8), 1)
+    behind = behind if width % 4 == 0 else behind.clone(memory_format=torch.contiguous_format)
+    scales, low = behind.view(torch.float32).split_with_sizes((1, 1), 1)
     if not adds_in_16_bits():
-        return QuantisedRows(packed[:, :width], scales, low, shape[:-1], x.dtype)
+        return QuantisedRows(numbers, scales, low, shape[:-1], x.dtype)
     scales = scales * (255 / SEVEN_BITS)  # not half of the numbers of eight bits, which would be rounded twice
     return QuantisedRows((rows - low).div_(scales + TINY), scales, low, shape[:-1], x.dtype)
 
@@ -134,10 +133,11 @@ def int8_product(weight, bias: Optional[Tensor]) -> Callable[[Union[Tensor, Quan
 
     def product(x: Union[Tensor, QuantisedRows]) -> Tensor:
         rows = x if isinstance(x, QuantisedRows) else quantise(x)
-        if len(rows.scales) <= at_once:
+        count = rows.scales.size(0)  # a fifth of len()'s time
+        if count <= at_once:
             y = part(*rows[:3])
         else:
-            y = rows.scales.new_empty(len(rows.scales), outputs)
+            y = rows.scales.new_empty(count, outputs)
             for parts in zip(*(tensor.split(at_once) for tensor in (*rows[:3], y))):
                 part(*parts)
         if len(rows.shape) != 1:

@@ -31,7 +31,7 @@ from nar_plugins.modules.adaptive_softmax import refuse_adaptive_softmax
 from nar_plugins.modules.fast.choice import faster_decode_dtype
 from nar_plugins.modules.fast.compiled import compile_layers
 from nar_plugins.modules.fast.forms import int8_bytes, int8_lacks
-from nar_plugins.modules.fast.fused import FusedLinear, fuse
+from nar_plugins.modules.fast.fused import FusedLinear, fuse, products_of
 from nar_plugins.modules.fast.half_weights import fits_half, half_bytes, keeps_weights_in_half
 from nar_plugins.modules.fast.heap import trim_heap
 from nar_plugins.modules.fast.int8 import megabytes
@@ -73,7 +73,7 @@ class Prepared:
         self.tables: List[PreparedTable] = [
             m.table for m in modules if isinstance(getattr(m, "table", None), PreparedTable)
         ]
-        self.fused: List[FusedLinear] = [m.fused for m in modules if getattr(m, "fused", None) is not None]
+        self.fused: List[FusedLinear] = products_of(self.model)
         # fairseq's attentions that call PyTorch's function with their weights, and not their projections
         self.attentions = [
             m for m in self.model.modules() if type(m) is MultiheadAttention and not m.skip_embed_dim_check
