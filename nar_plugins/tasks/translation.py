@@ -27,7 +27,7 @@ from nar_plugins.generators.hypothesis import empty_hypothesis
 from nar_plugins.generators.option_values import check_json, check_values, with_new_names
 from nar_plugins.generators.options import INTERACTIVE, generation_options, refuse, refuse_foreign, refuse_options
 from nar_plugins.models.flags import flag
-from nar_plugins.modules.fast.prepare import refuse_device
+from nar_plugins.modules.fast.refusals import refuse_device
 from nar_plugins.tasks.base import NarTask, NarTaskConfig
 from nar_plugins.tasks.validation import log_bleu, validation_bleu
 

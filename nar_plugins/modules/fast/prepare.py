@@ -13,7 +13,6 @@ PyTorch counts changes of a parameter, but not those of ``parameter.data``, by w
 ``weights_changed`` says that there were some.
 """
 
-import copy
 import logging
 import math
 import operator
@@ -23,20 +22,20 @@ from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn as nn
-from fairseq.data import Dictionary
-from fairseq.modules import LearnedPositionalEmbedding, MultiheadAttention
+from fairseq.modules import MultiheadAttention
 from torch import Tensor
 
-from nar_plugins.modules.adaptive_softmax import refuse_adaptive_softmax
 from nar_plugins.modules.fast.choice import faster_decode_dtype
 from nar_plugins.modules.fast.compiled import compile_layers
-from nar_plugins.modules.fast.forms import int8_bytes, int8_lacks
-from nar_plugins.modules.fast.fused import FusedLinear, fuse, products_of
-from nar_plugins.modules.fast.half_weights import fits_half, half_bytes, keeps_weights_in_half
+from nar_plugins.modules.fast.forms import int8_bytes
+from nar_plugins.modules.fast.fused import FusedLinear, products_of
+from nar_plugins.modules.fast.half_weights import half_bytes, keeps_weights_in_half
 from nar_plugins.modules.fast.heap import trim_heap
 from nar_plugins.modules.fast.int8 import megabytes
 from nar_plugins.modules.fast.linear import PreparedLinear, refuse_given_back
-from nar_plugins.modules.fast.table import HalfTable, PreparedEmbedding, PreparedPositions, PreparedTable
+from nar_plugins.modules.fast.refusals import refuse_device, refuse_int8, refuse_large, refuse_nan
+from nar_plugins.modules.fast.shared_copy import own_products, replaceable, shared_copy
+from nar_plugins.modules.fast.table import HalfTable, PreparedTable
 
 logger = logging.getLogger(__name__)
 
@@ -296,121 +295,9 @@ def weights_changed() -> None:
                 prepared.forget()
 
 
-def shared_copy(model: nn.Module) -> nn.Module:
-    """A copy of a model's modules around the same parameters and buffers, with ``PreparedLinear`` for ``nn.Linear``,
-    ``PreparedEmbedding`` for the tables of words and ``PreparedPositions`` for those of learned positions.
-
-    A linear layer whose weight is no parameter (weight normalisation, pruning: it is computed in every call) is copied
-    as it is.
-    """
-    memo: Dict[int, object] = {}
-    words = {id(module.embed_tokens) for module in model.modules() if hasattr(module, "embed_tokens")}
-
-    def share(*parts) -> None:
-        memo.update((id(part), part) for part in parts)
-
-    for module in model.modules():
-        share(module._parameters, module._buffers, *hooks(module).values())
-        share(*(value for value in vars(module).values() if isinstance(value, (Tensor, Dictionary))))
-        if replaceable(module) and (type(module) is not nn.Embedding or id(module) in words):
-            memo[id(module)] = replacement(module)
-            vars(memo[id(module)]).update(hooks(module))
-    try:
-        copied = copy.deepcopy(model, memo)
-    except Exception as error:  # of any kind: a model may hold anything
-        raise ValueError(f"a {type(model).__name__} cannot be copied for decoding: {error}") from error
-    for module in list(copied.modules()):
-        for name, parameters in getattr(module, "products", {}).items():
-            setattr(module, name, PreparedLinear(module._parameters, *parameters, owns=False))
-        for name, parameter in getattr(module, "tables", {}).items():
-            setattr(module, name, HalfTable(module._parameters, parameter))
-    fuse(copied)
-    return copied
-
-
-def hooks(module: nn.Module) -> Dict[str, dict]:
-    """The dictionaries in which a module keeps its hooks: shared, as a hook may be the method of a user's object."""
-    return {name: value for name, value in vars(module).items() if "_hooks" in name and isinstance(value, dict)}
-
-
-def replaceable(module: nn.Module) -> bool:
-    """Whether a module is a linear layer or an embedding table with a plain weight, and without hooks, which change it
-    in unknown ways.
-    """
-    tables = (nn.Embedding, LearnedPositionalEmbedding)
-    plain = type(module) is nn.Linear or (type(module) in tables and module.max_norm is None)
-    return (
-        plain
-        and isinstance(module._parameters.get("weight"), nn.Parameter)
-        and not (module._forward_pre_hooks or module._forward_hooks)
-    )
-
-
-def replacement(module: nn.Module) -> nn.Module:
-    """What takes the place of a module that is ``replaceable``."""
-    if type(module) is nn.Linear:
-        return PreparedLinear(module._parameters)
-    return PreparedEmbedding(module) if type(module) is nn.Embedding else PreparedPositions(module)
-
-
-def own_products(module: nn.Module) -> Set[str]:
-    """The parameters of a module of a prepared model that only prepared products and tables read."""
-    if isinstance(module, (PreparedLinear, PreparedEmbedding, PreparedPositions)):
-        return {"weight"}
-    products = {weight for weight, _ in getattr(module, "products", {}).values()}
-    return products | set(getattr(module, "tables", {}).values())
-
-
 def versions(parameters: Sequence[Tensor]) -> List[int]:
     """The number of changes in place of each; 0 for PyTorch's inference tensors, which do not count them."""
     try:
         return list(map(VERSION, parameters))
     except RuntimeError:
         return [0 if parameter.is_inference() else parameter._version for parameter in parameters]
-
-
-def refuse_int8(model: nn.Module) -> None:
-    """Raise where a model cannot be decoded in int8.
-
-    Raises:
-        ValueError: there are no kernels, or the model has an adaptive softmax or quantisation noise.
-    """
-    refuse_device(next(model.parameters()).device)
-    refuse_adaptive_softmax(model, "--decode-dtype int8")
-    noisy = getattr(model.decoder, "quant_noise", None) is not None
-    if noisy or any(type(module).__name__ in ("IntLinear", "PQLinear") for module in model.modules()):
-        raise ValueError(
-            "--decode-dtype int8: this model was trained with --quant-noise-pq or --quant-noise-scalar, another "
-            "quantisation: use --decode-dtype float32"
-        )
-
-
-def refuse_nan(model: nn.Module) -> None:
-    """Raise where a weight is NaN or infinite, which a quantised input would not pass on."""
-    for name, parameter in model.named_parameters():
-        ends = parameter.detach().aminmax() if parameter.numel() else ()  # without a copy; NaN is passed on
-        if not all(map(math.isfinite, ends)):
-            raise ValueError(
-                f"--decode-dtype int8: {name} is NaN or infinite, in a training that diverged, for example"
-            )
-
-
-def refuse_large(model: nn.Module, dtype: str) -> None:
-    """Raise where a weight of a prepared model's linear layers is not in float16's range.
-
-    Args:
-        dtype: what ``--decode-dtype`` is.
-    """
-    layers = {id(layer.weight) for layer in model.modules() if isinstance(layer, PreparedLinear)}
-    for name, parameter in model.named_parameters():
-        if id(parameter) in layers and not fits_half(parameter):
-            raise ValueError(
-                f"--decode-dtype {dtype}: {name} is NaN or larger than float16 holds: use --decode-dtype float32"
-            )
-
-
-def refuse_device(device: torch.device) -> None:
-    """Raise where int8 has no kernels."""
-    reason = int8_lacks(device)
-    if reason is not None:
-        raise ValueError(f"--decode-dtype int8: {reason}; use --decode-dtype float32, bfloat16 or auto")
