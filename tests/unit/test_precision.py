@@ -43,6 +43,15 @@ def timed(monkeypatch, seconds: dict, model) -> tuple:
     return precision.faster_dtype(CPU, model, 100), asked
 
 
+def decoding_seconds(monkeypatch, seconds: dict) -> list:
+    """Let decoding's products take so long by type; the list of the types that are timed."""
+    timed = []
+    monkeypatch.setattr(
+        choice, "product_seconds", lambda shape, types: timed.extend(types) or [seconds[dtype] for dtype in types]
+    )
+    return timed
+
+
 FLOAT, HALF = torch.float32, torch.bfloat16
 SMALL_ONES = {(FLOAT, 256, 256): 1.0, (HALF, 256, 256): 2.0}
 
@@ -62,7 +71,15 @@ def test_without_onednns_bfloat16_nothing_is_timed(monkeypatch):
     monkeypatch.setattr(precision, "product_times", lambda *shape, **more: pytest.fail("timed"))
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
     assert precision.faster_dtype(CPU, nn.Linear(8, 8), 4) == FLOAT
-    assert choice.faster_decode_dtype(CPU, nn.Linear(8, 8), 4) == FLOAT
+    timed = decoding_seconds(monkeypatch, {FLOAT: 1.0, torch.float16: 1.0})
+    assert choice.faster_decode_dtype(CPU, nn.Linear(8, 8), 4) == FLOAT and HALF not in timed
+
+
+@pytest.mark.parametrize("seconds, chosen", [(0.97, FLOAT), (0.9, torch.float16)])
+def test_decoding_rounds_weights_only_for_a_gain(monkeypatch, seconds, chosen):
+    monkeypatch.setattr(choice, "candidates", lambda model: [FLOAT, torch.float16])
+    decoding_seconds(monkeypatch, {FLOAT: 1.0, torch.float16: seconds})
+    assert choice.faster_decode_dtype(CPU, nn.Linear(8, 8), 4) == chosen
 
 
 def test_where_bfloat16_is_far_slower_no_large_product_is_waited_for(monkeypatch):

@@ -11,6 +11,7 @@ from nar_plugins.modules.fast.linear import product
 from nar_plugins.modules.precision import HOPELESS, cpu_has_bfloat16, layer_products
 
 TRIES = 3
+GAIN = 0.95  # of float32's time: what takes more is not worth rounding the weights, and may be noise
 
 
 def faster_decode_dtype(device: torch.device, model: nn.Module, rows: int) -> torch.dtype:
@@ -34,7 +35,8 @@ def faster_decode_dtype(device: torch.device, model: nn.Module, rows: int) -> to
     totals = [0.0] * len(types)
     for shape, weight in products.items():
         totals = [total + weight * part for total, part in zip(totals, product_seconds(shape, types))]
-    return types[totals.index(min(totals))]
+    fastest = min(totals)
+    return types[totals.index(fastest)] if fastest < GAIN * totals[0] else torch.float32
 
 
 def candidates(model: nn.Module) -> List[torch.dtype]:
