@@ -180,10 +180,14 @@ class NarDecoder(TransformerDecoderBase):
         self, x: Tensor, memory: Memory, padding: Optional[Tensor], picked: Optional[Tensor], **extra
     ) -> Tensor:
         """The layers one by one: (R, T, D) -> (R, T or n, D)."""
-        fast = None if extra else fast_form(self)
-        if fast is not None and self.sees_all(padding, x):
-            return fast.features(x, padding, memory, picked)
+        fast = None if set(extra) - {"positions"} else fast_form(self)
+        if fast is not None and (self.hides_itself() or self.sees_all(padding, x)):
+            return fast.features(x, padding, memory, picked, hides_itself=self.hides_itself(), **extra)
         return through_decoder(self.layers, x, memory, self.allowed_positions(padding, x), picked, **extra)
+
+    def hides_itself(self) -> bool:
+        """Whether a position sees all others of its canvas and not itself, but where it is the only one."""
+        return False
 
     def sees_all(self, padding: Optional[Tensor], x: Tensor) -> bool:
         """Whether the visible keys of the canvas are all but padding."""

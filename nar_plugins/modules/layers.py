@@ -34,6 +34,8 @@ class Sublayers:
 class NarEncoderLayer(Sublayers, TransformerEncoderLayerBase):
     """fairseq's encoder layer (its parameters, names and signature) around ``Attention``, computed batch-first."""
 
+    has_fast_form = True
+
     def __init__(self, cfg):
         super().__init__(cfg)
         self.activation_fn = activation(cfg)
@@ -66,7 +68,13 @@ class NarEncoderLayer(Sublayers, TransformerEncoderLayerBase):
 
 
 class NarDecoderLayer(Sublayers, TransformerDecoderLayerBase):
-    """fairseq's decoder layer (its parameters and names), batch-first and without a causal mask."""
+    """fairseq's decoder layer (its parameters and names), batch-first and without a causal mask.
+
+    Attributes:
+        has_fast_form: ``modules/fast/real_layers.py`` computes what this very class does; a subclass says it itself.
+    """
+
+    has_fast_form = True
 
     def __init__(self, cfg, no_encoder_attn=False):
         super().__init__(cfg, no_encoder_attn)

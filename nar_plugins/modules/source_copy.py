@@ -74,6 +74,24 @@ def soft_weights(sources: Tensor, lengths: Tensor, source_width: int, width: int
     return distance.neg().masked_fill(tokens >= sources[:, None, None], -float("inf")).softmax(-1)
 
 
+def softly(copies: Tensor, sources: Tensor, lengths: Tensor, width: int) -> Tensor:
+    """The mean of the source's embeddings at every target position: (R, S, D) -> (R, T, D).
+
+    Args:
+        sources, lengths: (R,) int64, S and T of every canvas. width: T.
+    """
+    return soft_weights(sources, lengths, copies.size(1), width).to(copies) @ copies
+
+
+def softly_each(copies: Tensor, sources: Tensor, lengths: Tensor, width: int) -> Tensor:
+    """``softly`` of every canvas by itself, 0 beyond its length: the sums have the same bits in every batch."""
+    inputs = copies.new_zeros(len(copies), width, copies.size(2))
+    for row, source, length, out in zip(copies, sources.tolist(), lengths.tolist(), inputs):
+        own = torch.tensor([[source], [length]], device=copies.device)
+        out[:length] = softly(row[None, :source].contiguous(), *own, length)[0]
+    return inputs
+
+
 # -- fertilities in generation ---------------------------------------------------------------------------------------
 
 

@@ -275,6 +275,10 @@ MAKERS = {
 }
 
 
+PAPERS = ("positional-attention", "mask-diagonal", "layerwise-attention")  # Gu et al. 2018
+ODD = [f"--{side}-{size}" for side in ("encoder", "decoder") for size in ("embed-dim=66", "attention-heads=2")]
+
+
 @pytest.fixture
 def unshared():
     """What the test leaves of a model that tests share is of no use to others."""
@@ -301,6 +305,32 @@ def test_int8_gives_a_sentence_the_same_words_in_every_batch(name):
     assert all(torch.equal(value, before[key]) for key, value in one.state_dict().items())
     assert not any(isinstance(module, PreparedLinear) for module in one.modules())
     assert forwards == [vars(module).get("forward") for module in one.modules()]
+
+
+SAME_BITS = {
+    **{
+        name: MAKERS[name]
+        for name in ("mask_predict", "confidence", "fertilities", "lengths", "ctc", "dag", "best path")
+    },
+    "soft copy": of_nat("--source-copy", "soft"),
+    "plain layers": of_nat("--source-copy", "uniform", *(f"--no-{flag}" for flag in PAPERS)),
+    "wide heads": of_nat(*ODD, "--source-copy", "uniform", *(f"--no-{flag}" for flag in PAPERS)),
+}
+
+
+@needs_int8
+@pytest.mark.parametrize("seed", [3, 4])
+@pytest.mark.parametrize("name", SAME_BITS)
+def test_int8_computes_a_sentence_bit_by_bit_the_same_in_every_batch(name, seed):
+    """But for a last bit of the scores: sums over a graph, and over a vocabulary, are in float32."""
+    _, gen = SAME_BITS[name]("int8")
+    source = source_batch(LENGTHS, 20, seed=seed)
+    together = gen.generate(gen.models, sample_of(source))
+    for b, n in enumerate(LENGTHS):
+        (alone,) = gen.generate(gen.models, sample_of(source[b : b + 1, :n]))
+        assert alone[0]["tokens"].tolist() == together[b][0]["tokens"].tolist()
+        apart = (alone[0]["positional_scores"] - together[b][0]["positional_scores"]).abs()
+        assert apart.numel() == 0 or apart.max() < 2e-6
 
 
 @needs_packing

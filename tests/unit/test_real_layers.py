@@ -218,13 +218,70 @@ def test_a_hook_of_a_users_sees_padded_states_of_the_plain_form(no_gradients, dt
     assert shapes == [canvas.inputs.shape]
 
 
-@pytest.mark.parametrize("flags", [("--mask-diagonal",), ("--positional-attention",)])
+GU = {
+    "diagonal": ("--mask-diagonal", "--decoder-normalize-before"),
+    "positions": ("--positional-attention",),
+    "both": ("--mask-diagonal", "--positional-attention", "--layerwise-attention"),
+    "both, before": ("--mask-diagonal", "--positional-attention", "--decoder-normalize-before"),
+}
+
+
+@pytest.mark.parametrize("flags", GU.values(), ids=GU)
+@pytest.mark.parametrize("lengths", [LENGTHS, [5, 5, 5]], ids=["padded", "equal"])
+@forms
+def test_gus_layers_are_those_of_the_plain_form(monkeypatch, no_gradients, flags, lengths, form):
+    model = prepared_for(form, monkeypatch, *flags)
+    source, canvas = sources(lengths), canvas_of(lengths)
+    found = []
+    for module in ("fast", "plain"):
+        if module == "plain":
+            assert model.decoder.fast is not None
+            monkeypatch.setattr("nar_plugins.models.base.fast_form", lambda side: None)
+        with torch.autocast("cpu", torch.bfloat16, enabled=model.decoder.layers[0].fc1.dtype == torch.bfloat16):
+            found.append(model.decode(canvas, model.encode(source))[canvas.real()])
+    assert_alike(*found, form)
+
+
 @types
-def test_other_masks_and_layers_have_the_plain_form(monkeypatch, no_gradients, flags, dtype):
-    _, model = prepared(*flags, dtype=dtype)
+def test_a_canvas_of_one_position_sees_itself(no_gradients, dtype):
+    _, model = prepared("--mask-diagonal", dtype=dtype)
+    source = sources([3, 3])
+    one = Canvas(torch.randn(2, 1, 64), None)
+    padded = Canvas(torch.cat([one.inputs, torch.randn(2, 2, 64)], 1), torch.tensor([[False, True, True]] * 2))
+    memory = model.encode(source)
+    alone, within = model.decode(one, memory), model.decode(padded, memory)[:, :1]
+    assert alone.isfinite().all()
+    torch.testing.assert_close(within, alone)
+
+
+@pytest.mark.parametrize("other", ["mask", "layer"])
+@types
+def test_other_masks_and_layers_have_the_plain_form(monkeypatch, no_gradients, other, dtype):
+    _, model = prepared(dtype=dtype)
     source, canvas = sources(LENGTHS), canvas_of(LENGTHS)
+    if other == "mask":
+        hidden = torch.arange(canvas.inputs.size(1)) > 1
+        mask = {"allowed_positions": lambda self, padding, x: ~(padding | hidden)[:, None, None]}
+        model.decoder.__class__ = type("Own", (type(model.decoder),), mask)
+    else:
+        layer = model.decoder.layers[0]
+        layer.__class__ = type("Own", (type(layer),), {})
     monkeypatch.setattr("nar_plugins.modules.fast.real_layers.RealLayers.features", None)
     assert model.decode(canvas, model.encode(source)).shape == canvas.inputs.shape
+
+
+@needs_int8
+def test_a_first_position_repeated_is_computed_once(no_gradients):
+    _, model = prepared()
+    source, canvas = sources(LENGTHS), canvas_of(LENGTHS)
+    memory = model.encode(source)
+    picked = torch.stack([torch.arange(3)] * len(LENGTHS))
+    whole = features_of(model, canvas, memory, picked)
+    counts = torch.tensor([1, 2, 3] * 3)[: len(LENGTHS)].unsqueeze(1)
+    chosen = torch.arange(3) < counts
+    features = features_of(model, canvas, memory, torch.where(chosen, picked, picked[:, :1]))
+    assert_alike(features[chosen], whole[chosen], "int8")
+    assert not features[~chosen].any()
 
 
 def test_other_types_have_the_plain_form(no_gradients, monkeypatch):

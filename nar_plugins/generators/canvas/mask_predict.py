@@ -168,6 +168,8 @@ class MaskPredictGenerator(CanvasGenerator):
         On a CPU the others are not projected, and have 0; on a GPU the host would have to read how many there are.
         """
         canvas = Canvas(tokens, padding)
+        if picked is not None:  # what is not chosen depends on the widest canvas; a position twice is computed once
+            picked = torch.where(chosen, picked, picked[:, :1])
         features = [model.decode(canvas, memory, picked).flatten(0, 1) for model, memory in zip(self.models, memories)]
         if chosen.device.type != "cpu" or bool(chosen.all()):
             best, lprobs = self.best_tokens(features)

@@ -9,6 +9,7 @@ from nar_plugins.models.base import NarDecoder, wrap
 from nar_plugins.models.contract import Canvas
 from nar_plugins.models.dag.links import Links
 from nar_plugins.modules.attention import pick
+from nar_plugins.modules.fast.real_layers import in_int8
 from nar_plugins.modules.layers import NarDecoderLayer
 from nar_plugins.modules.memory import Memory
 
@@ -22,6 +23,8 @@ class Alike(NamedTuple):
 
 class DagDecoderLayer(NarDecoderLayer):
     """The first layer's self-attention sees only the canvas: it is computed once for canvases that are alike."""
+
+    has_fast_form = True
 
     def attend_canvas(
         self, x: Tensor, allowed: Optional[Tensor], picked: Optional[Tensor] = None, alike: Optional[Alike] = None
@@ -66,7 +69,8 @@ class DagDecoder(NarDecoder):
             words = torch.where(copied.unsqueeze(2), stretched(canvas, memory), self.embed_words(canvas.inputs))
             return self.through_layers(self.embed(canvas, words), memory, canvas.padding, picked)
         alike, in_graph = None, self.compiled is not None or torch.compiler.is_exporting()
-        if not self.training and picked is None and not in_graph:
+        # in int8 a sentence has the same states in every batch, whatever canvases are alike
+        if not self.training and picked is None and not in_graph and not in_int8(self.layers[0].fc1):
             alike = alike_canvases(canvas.inputs)
         if alike is None:
             return super().forward(canvas, memory, picked)

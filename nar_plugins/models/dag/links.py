@@ -56,6 +56,9 @@ class Links(nn.Module):
         allowed = self.allowed(vertices, last)
         if torch.compiler.is_exporting():  # a graph has no groups: their number is that of a batch
             return mix(queries, keys, gates, allowed)
+        if getattr(self.query, "in_int8", False):  # sums over a sentence's own vertices: the same in every batch
+            sentences = zip(queries, keys, gates, allowed, (last + 1).tolist())
+            return torch.stack([of_sentence(*parts) for parts in sentences])
         logits = batch * self.heads * vertices**2
         budget = CPU_LOGITS if states.device.type == "cpu" else GPU_LOGITS
         groups = [part.split(max(1, batch * budget // logits)) for part in (queries, keys, gates, allowed)]
@@ -100,3 +103,14 @@ def mix(queries: Tensor, keys: Tensor, gates: Tensor, allowed: Tensor) -> Tensor
         logits = full(queries) * queries.size(3) ** -0.5 @ full(keys).transpose(2, 3)
         lprobs = logits.masked_fill(~allowed.unsqueeze(1), NEVER).log_softmax(3) + gates
         return lprobs.logsumexp(1).masked_fill(~allowed, -math.inf)
+
+
+def of_sentence(queries: Tensor, keys: Tensor, gates: Tensor, allowed: Tensor, own: int) -> Tensor:
+    """``mix`` of the first vertices of one graph: (L, L), -inf beyond them.
+
+    Args:
+        queries, keys: (H, L, d). gates: (H, L, 1). allowed: (L, L) bool. own: the number of its vertices.
+    """
+    parts = (part[:, :own].contiguous().unsqueeze(0) for part in (queries, keys, gates))
+    rest = len(allowed) - own
+    return F.pad(mix(*parts, allowed[None, :own, :own])[0], (0, rest, 0, rest), value=-math.inf)

@@ -56,6 +56,9 @@ class NatDecoder(NarDecoder):
             return encoder_out["encoder_states"][1:]
         return super().attended_states(encoder_out)
 
+    def hides_itself(self) -> bool:
+        return self.cfg.mask_diagonal and type(self).allowed_positions is NatDecoder.allowed_positions
+
     def allowed_positions(self, padding: Optional[Tensor], x: Tensor) -> Optional[Tensor]:
         """With ``--mask-diagonal`` a position may not look at itself."""
         return not_itself(padding, x) if self.cfg.mask_diagonal else super().allowed_positions(padding, x)

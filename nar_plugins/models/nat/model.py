@@ -24,6 +24,7 @@ from nar_plugins.modules.attention import Attention
 from nar_plugins.modules.best_of_rows import most_probable
 from nar_plugins.modules.exporting import is_padded
 from nar_plugins.modules.factorised import plain_projection
+from nar_plugins.modules.fast.real_layers import in_int8
 from nar_plugins.modules.losses import LIKELIHOOD, LossPart, TokenObjective, length_loss
 
 
@@ -203,9 +204,8 @@ class NatModel(NarModel):
         else:
             copy = source_copy.uniformly(sources, plan.lengths, plan.width)
         if self.args.source_copy == "soft":
-            lengths = (~copy.padding).sum(1)
-            weights = source_copy.soft_weights(sources, lengths, copies.size(1), copy.padding.size(1))
-            inputs = weights.to(copies) @ copies[sentences]
+            softly = source_copy.softly_each if in_int8(self.decoder.layers[0].fc1) else source_copy.softly
+            inputs = softly(copies[sentences], sources, (~copy.padding).sum(1), copy.padding.size(1))
         else:
             inputs = copies[sentences.unsqueeze(1), copy.index]
         return Canvas(inputs, copy.padding if is_padded(copy.padding) else None)

@@ -13,6 +13,8 @@ from nar_plugins.modules.layers import NarDecoderLayer
 class PositionalDecoderLayer(NarDecoderLayer):
     """A decoder layer with positional attention, whose queries and keys are the position vectors."""
 
+    has_fast_form = True
+
     def __init__(self, cfg, no_encoder_attn=False):
         super().__init__(cfg, no_encoder_attn)
         self.positional_attn = self.build_self_attention(self.embed_dim, cfg)

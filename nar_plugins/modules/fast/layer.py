@@ -20,6 +20,8 @@ ATTENTIONS, NORMS = (
     ("self_attn", "encoder_attn"),
     ("self_attn_layer_norm", "encoder_attn_layer_norm", "final_layer_norm"),
 )
+POSITIONAL = ("positional_attn", "positional_attn_layer_norm")
+ALIGNED = 16  # float32 numbers: memory is aligned to as many
 Function = Callable[[Tensor], Tensor]  # of states (P, D)
 
 
@@ -27,6 +29,17 @@ class Attention(NamedTuple):
     """The functions of an attention."""
 
     inputs: Function  # queries, keys and values side by side; cross-attention: queries
+    output: Function
+    norm: Function
+    heads: int
+    scale: float
+
+
+class PositionalAttention(NamedTuple):
+    """The functions of an attention whose queries and keys are of the positions, between the other two."""
+
+    inputs: Function  # of the positions' vectors: queries and keys side by side
+    values: Function  # of the states
     output: Function
     norm: Function
     heads: int
@@ -41,6 +54,7 @@ class Layer(NamedTuple):
     feed_forward: Function
     last_norm: Function
     pre_norm: bool
+    positional: Optional[PositionalAttention] = None
 
     def before(self, x: Tensor, norm: Function) -> Tensor:
         """The input of a sublayer."""
@@ -75,8 +89,12 @@ class Parts(NamedTuple):
             own, *cross = (getattr(layer, name) for name in ATTENTIONS if hasattr(layer, name))
             linears += [own.q_proj, own.k_proj, own.v_proj, own.out_proj]
             linears += [linear for attention in cross for linear in (attention.q_proj, attention.out_proj)]
+            positional = getattr(layer, POSITIONAL[0], None)
+            if positional is not None:
+                linears += [positional.q_proj, positional.k_proj, positional.v_proj, positional.out_proj]
             linears += [layer.fc1, layer.fc2]
-        norms = [getattr(layer, name) for layer in layers for name in NORMS if hasattr(layer, name)]
+        names = (*NORMS, POSITIONAL[1])
+        norms = [getattr(layer, name) for layer in layers for name in names if hasattr(layer, name)]
         modules = [module for layer in layers for module in layer.modules()]
         dropouts = [module for module in modules if isinstance(module, FairseqDropout)]
         hooks = [each for module in modules for each in (module._forward_pre_hooks, module._forward_hooks)]
@@ -137,6 +155,22 @@ def make_layer(layer: nn.Module, function: Callable[..., Function]) -> Layer:
         lambda x: second(activation(first(x))),
         norms[-1],
         layer.normalize_before,
+        make_positional(layer, function),
+    )
+
+
+def make_positional(layer: nn.Module, function: Callable[..., Function]) -> Optional[PositionalAttention]:
+    """The functions of a layer's positional attention; None: it has none."""
+    attention = getattr(layer, POSITIONAL[0], None)
+    if attention is None:
+        return None
+    return PositionalAttention(
+        function(attention.q_proj, attention.k_proj),
+        function(attention.v_proj),
+        function(attention.out_proj),
+        norm_function(getattr(layer, POSITIONAL[1])),
+        attention.num_heads,
+        attention.scaling,
     )
 
 
@@ -148,6 +182,8 @@ def norm_function(norm: nn.LayerNorm) -> Function:
 
 def attended(queries: Tensor, keys: Tensor, values: Tensor, bias: Optional[Tensor], scale: float) -> Tensor:
     """Softmax attention of queries (B, H, m, D/H) without output projection: (B * m, D)."""
+    if queries.size(0) == 1 and queries.size(3) % ALIGNED:  # its bits depend on where a sentence begins in memory
+        queries, keys, values = (each.clone(memory_format=torch.contiguous_format) for each in (queries, keys, values))
     heads = F.scaled_dot_product_attention(queries, keys, values, attn_mask=bias, scale=scale)
     return heads.transpose(1, 2).reshape(queries.size(0) * queries.size(2), -1)
 

@@ -14,11 +14,14 @@ from torch import Tensor
 
 from nar_plugins.modules.fast.block_layers import function as of_few_rows
 from nar_plugins.modules.fast.block_layers import plain
+from nar_plugins.modules.fast.fused import FusedLinear
 from nar_plugins.modules.fast.layer import (
+    POSITIONAL,
     Attention,
     Function,
     Layer,
     Parts,
+    PositionalAttention,
     attended,
     bias_of,
     make_layer,
@@ -26,7 +29,6 @@ from nar_plugins.modules.fast.layer import (
     same,
 )
 from nar_plugins.modules.fast.linear import PreparedLinear, product, stacked
-from nar_plugins.modules.layers import NarDecoderLayer, NarEncoderLayer
 from nar_plugins.modules.linear import LARGE_WEIGHT
 from nar_plugins.modules.memory import Memory
 from nar_plugins.modules.packing import collect, spread
@@ -90,37 +92,72 @@ class Picked(NamedTuple):
     real: RealStates  # they themselves, among the picked positions
 
     @classmethod
-    def of(cls, positions: Tensor, padding: Optional[Tensor], width: int) -> "Picked":
+    def of(cls, positions: Tensor, padding: Optional[Tensor], width: int, ragged: bool = False) -> "Picked":
         """Those at positions (R, n) int64, without padding.
 
         Args:
             padding: (R, T) bool; None: there is none. width: T.
+            ragged: a canvas's first position, repeated, stands for none, so that a canvas has as many in every batch.
         """
         canvases, count = positions.shape
         slots = positions + width * torch.arange(canvases, device=positions.device).unsqueeze(1)
-        if padding is None:
+        kept = torch.ones_like(positions, dtype=torch.bool) if padding is None else ~padding.gather(1, positions)
+        if ragged:
+            kept[:, 1:] &= positions[:, 1:] != positions[:, :1]
+        if padding is None and bool(kept.all()):
             return cls(slots.flatten(), RealStates([count] * canvases, count))
-        real = RealStates.where(~padding.gather(1, positions))
-        places = (~padding).flatten().cumsum(0) - 1
-        return cls(places[slots.flatten()[real.slots]], real)
+        real = RealStates.where(kept)
+        rows = slots.flatten()[real.slots]
+        return cls(rows if padding is None else ((~padding).flatten().cumsum(0) - 1)[rows], real)
 
 
-def of_itself(attention: Attention, x: Tensor, real: RealStates, picked: Optional[Picked] = None) -> Tensor:
-    """Self-attention of every sentence: (P, D) -> (P, D), or (Q, D) of the picked states."""
+def of_itself(
+    attention: Attention, x: Tensor, real: RealStates, picked: Optional[Picked] = None, hides_itself: bool = False
+) -> Tensor:
+    """Self-attention of every sentence: (P, D) -> (P, D), or (Q, D) of the picked states.
+
+    Args:
+        hides_itself: a state does not see itself, unless it is a sentence's only one; then nothing is picked.
+    """
     states, heads = attention.inputs(x), attention.heads
     if picked is not None:
         parts = of_picked(states.view(len(x), 3, heads, -1), real, picked)
     else:
-        sentences, length = (len(real.lengths), real.width) if real.slots is None else (1, x.size(0))
-        states = states.view(sentences, length, 3, heads, -1).permute(2, 0, 3, 1, 4)
-        parts = [states] if real.slots is None else states.split([n for n in real.lengths if n], 3)
-    return attention.output(joined([attended(*part, real.bias, attention.scale) for part in parts]))
+        parts = by_sentence(states.view(len(x), 3, heads, -1), real)
+    return attention.output(joined(attended_each(parts, real, attention.scale, hides_itself)))
+
+
+def of_positions(
+    attention: PositionalAttention, x: Tensor, positions: Tensor, real: RealStates, hides_itself: bool
+) -> Tensor:
+    """Attention by the positions' vectors (P, D) to the states: (P, D) -> (P, D)."""
+    heads = attention.heads
+    queries_keys, values = attention.inputs(positions), attention.values(x)
+    queries_keys, values = queries_keys.view(len(x), 2, heads, -1), values.view(len(x), 1, heads, -1)
+    parts = by_sentence(torch.cat([queries_keys, values], 1), real)
+    return attention.output(joined(attended_each(parts, real, attention.scale, hides_itself)))
+
+
+def by_sentence(states: Tensor, real: RealStates) -> Sequence[Tensor]:
+    """Queries, keys and values (P, 3, H, D/H) of packed states: (3, sentences, H, n, D/H) of each part."""
+    count, length = (len(real.lengths), real.width) if real.slots is None else (1, len(states))
+    states = states.unflatten(0, (count, length)).permute(2, 0, 3, 1, 4)
+    return [states] if real.slots is None else states.split([n for n in real.lengths if n], 3)
+
+
+def attended_each(parts: Sequence, real: RealStates, scale: float, hides_itself: bool) -> List[Tensor]:
+    """``attended`` of every part."""
+    if not hides_itself:
+        return [attended(*part, real.bias, scale) for part in parts]
+    widths = {part[0].size(2) for part in parts}
+    biases = {width: bias_of(~torch.eye(width, dtype=torch.bool)) if width > 1 else None for width in widths}
+    return [attended(*part, biases[part[0].size(2)], scale) for part in parts]
 
 
 def of_picked(states: Tensor, real: RealStates, picked: Picked) -> List[Tuple[Tensor, ...]]:
     """Queries of the picked states, keys and values of all, (sentences, H, n, D/H) each, from (P, 3, H, D/H)."""
     queries, others = states[:, 0].index_select(0, picked.rows), states[:, 1:]
-    if real.slots is None:
+    if picked.real.slots is None:
         parts = [(queries.unflatten(0, (-1, picked.real.width)), others.unflatten(0, (-1, real.width)))]
     else:
         each = zip(queries.split(picked.real.lengths), others.split(real.lengths))
@@ -151,18 +188,37 @@ def of_sources(
     return attention.output(joined(heads))
 
 
+def is_uniform(picked: Optional[Picked]) -> bool:
+    """Whether every canvas has as many picked states, or all are computed."""
+    return picked is None or picked.real.slots is None
+
+
 def joined(parts: Sequence[Tensor]) -> Tensor:
     """(n, D) each -> (P, D)."""
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-def through_layer(layer: Layer, x: Tensor, real: RealStates, *source, picked: Optional[Picked] = None) -> Tensor:
-    """(P, D) -> (P, D), or (Q, D) of the picked states; ``source``: what ``of_sources`` takes, in a decoder, of those
-    that are computed.
+def through_layer(
+    layer: Layer,
+    x: Tensor,
+    real: RealStates,
+    *source,
+    picked: Optional[Picked] = None,
+    positions: Optional[Tensor] = None,
+    hides_itself: bool = False,
+) -> Tensor:
+    """(P, D) -> (P, D), or (Q, D) of the picked states.
+
+    Args:
+        source: what ``of_sources`` takes, in a decoder, of those that are computed.
+        positions: (P, D), of a layer with positional attention. hides_itself: as in ``of_itself``.
     """
-    own, cross = layer.self_attention, layer.cross_attention
-    y = of_itself(own, layer.before(x, own.norm), real, picked)
+    own, positional, cross = layer.self_attention, layer.positional, layer.cross_attention
+    y = of_itself(own, layer.before(x, own.norm), real, picked, hides_itself)
     x = layer.after(x if picked is None else x.index_select(0, picked.rows), y, own.norm)
+    if positional is not None:
+        y = of_positions(positional, layer.before(x, positional.norm), positions, real, hides_itself)
+        x = layer.after(x, y, positional.norm)
     if cross is not None:
         x = layer.after(x, of_sources(cross, layer.before(x, cross.norm), *source), cross.norm)
     return layer.fed_forward(x)
@@ -192,17 +248,30 @@ class RealLayers:
             states.append(real.unpack(packed))
         return states
 
-    def features(self, x: Tensor, padding: Optional[Tensor], memory: Memory, picked: Optional[Tensor] = None) -> Tensor:
+    def features(
+        self,
+        x: Tensor,
+        padding: Optional[Tensor],
+        memory: Memory,
+        picked: Optional[Tensor] = None,
+        positions: Optional[Tensor] = None,
+        hides_itself: bool = False,
+    ) -> Tensor:
         """``through_decoder``: (R, T, D) -> (R, T or n, D).
 
         Args:
             padding: (R, T) bool; None: there is none.
             picked: (R, n) int64, the positions that the last layer computes; None: all.
+            positions: (R, T, D), the positions' vectors, which layers with positional attention read.
+            hides_itself: a position does not see itself; then nothing is picked.
         """
-        real, last = RealStates.of(x, padding, self.packing), len(self.layers) - 1
-        some = None if picked is None else Picked.of(picked, None if real.slots is None else padding, x.size(1))
+        packing = 0 if hides_itself else self.packing
+        real, last = RealStates.of(x, padding, packing), len(self.layers) - 1
+        some, within = None, None if real.slots is None else padding
+        if picked is not None:
+            some = Picked.of(picked, within, x.size(1), ragged=self.packing == 0)
         sentences = memory.keys[0].size(0)
-        together = real.slots is None and (memory.allowed is None or self.packing > 0)
+        together = real.slots is None and (memory.allowed is None or self.packing > 0) and is_uniform(some)
         queries, sources, bias = real.counts(sentences, together), None, None
         if not together:
             full = memory.allowed is None
@@ -210,12 +279,15 @@ class RealLayers:
         elif memory.allowed is not None:
             bias = bias_of(memory.allowed)
         packed = real.pack(x)
+        positions = None if positions is None else real.pack(positions)
         for number, (layer, keys, values) in enumerate(zip(self.layers, memory.keys, memory.values)):
             now = some if number == last else None
             if now is not None:
                 queries = now.real.counts(sentences, together)
             source = bias, queries, of_sentences(keys, sources), of_sentences(values, sources)
-            packed = through_layer(layer, packed, real, *source, picked=now)
+            packed = through_layer(
+                layer, packed, real, *source, picked=now, positions=positions, hides_itself=hides_itself
+            )
         return (real if some is None else some.real).unpack(packed)
 
 
@@ -250,8 +322,8 @@ def fast_form(side: nn.Module) -> Optional[RealLayers]:
 
 
 def ours(layer: nn.Module) -> bool:
-    """Whether a layer is one of this package's plain ones."""
-    return type(layer) in (NarEncoderLayer, NarDecoderLayer)
+    """Whether a layer's own class, and not one that it is made of, says that this is its form, too."""
+    return vars(type(layer)).get("has_fast_form", False)
 
 
 def in_int8(layer: nn.Module) -> bool:
@@ -278,15 +350,17 @@ def products(layer: nn.Module, dtype: torch.dtype) -> Callable[..., Function]:
 
     Small models compute few rows, too: a sentence or two.
     """
-    fused = layer.self_attn.fused
+    attentions = [getattr(layer, name) for name in ("self_attn", POSITIONAL[0]) if hasattr(layer, name)]
+    stacks = [attention.fused for attention in attentions if type(attention.fused) is FusedLinear]
 
     def function(*linears: PreparedLinear) -> Function:
         if dtype in FEW_ROWS and sum(linear.weight.numel() for linear in linears) < LARGE_WEIGHT:
             return of_few_rows(*linears)
         if len(linears) == 1:
             return linears[0].product
-        if fused is not None and fused.product is not None:
-            return fused.product
+        for stack in stacks:
+            if stack.product is not None and stack.layers == list(linears):
+                return stack.product
         return product(*stacked(linears), dtype)
 
     return function
