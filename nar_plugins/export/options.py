@@ -9,6 +9,7 @@ from fairseq.dataclass.configs import GenerationConfig
 
 from nar_plugins.export import runtime
 from nar_plugins.generators import registry
+from nar_plugins.generators.options import NUMBERS, refuse
 from nar_plugins.models.flags import flag
 
 # in the graphs: chosen by the export
@@ -60,6 +61,7 @@ def check_run(arguments: Namespace, config: Dict) -> Dict:
     Raises:
         ValueError: the folder does not serve a flag.
     """
+    refuse(NUMBERS, "any", arguments)
     served, generator = {*runtime.options_of(config["kind"])}, GENERATOR_OF.get(config["kind"], "one_pass")
     for name in HELD - served:
         if changed(arguments, name) and str(getattr(arguments, name)) != str(config["decoding"].get(name)):

@@ -64,6 +64,15 @@ def refuse_nan(nan: bool, whose: str = "the model's") -> None:
         )
 
 
+def longest_output(options, width: int, most: int) -> int:
+    """The most tokens of an output, without ``</s>``, for a batch of sources ``width`` wide.
+
+    Args:
+        options: with ``max_len_a`` and ``max_len_b``. most: those that the models have positions for.
+    """
+    return min(int(options.max_len_a * width + options.max_len_b), most)
+
+
 def check_min_len(shortest: int, limit: int) -> None:
     """Raise where ``--min-len`` is above ``limit``, the most tokens of an output without ``</s>``."""
     if shortest > limit:

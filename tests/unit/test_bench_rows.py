@@ -316,6 +316,7 @@ def test_a_row_of_ctranslate2_says_what_is_not_installed(made, undecoded, monkey
         ("--fp16", "--fp16: CTranslate2 has --compute-type instead"),
         ("--prefix-size 2", "--prefix-size cannot be honoured by CTranslate2: leave it out"),
         ("--sampling", "--sampling cannot be honoured by CTranslate2: leave it out"),
+        ("--max-len-a inf", "--max-len-a inf: choose a finite number"),
         ("--unkpen 2", "--unkpen 2.0 cannot be honoured by CTranslate2: give inf, or leave it out"),
         ("--compute-type", "argument --compute-type: expected one argument"),
         ("--compute-typo int8", "unrecognized arguments: --compute-typo int8"),
