@@ -121,6 +121,11 @@ OPTIONS = (
     Refusal(("blockwise",), lambda o: o.min_block < 1, AT_LEAST_ONE.format("--min-block {min_block}")),
     Refusal(
         ("blockwise",),
+        lambda o: o.drafter_iterations < 1,
+        "--drafter-iterations {drafter_iterations}: at least one pass of the drafter is needed",
+    ),
+    Refusal(
+        ("blockwise",),
         lambda o: below(o.draft_vocab_size, 1),
         AT_LEAST_ONE.format("--draft-vocab-size {draft_vocab_size}"),
     ),
