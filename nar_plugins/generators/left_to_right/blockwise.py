@@ -39,7 +39,7 @@ class BlockwiseConfig(DecodingConfig):
         "(jacobi); the source sentence (copy); the translation by --drafter-path (model); auto: model with "
         "--drafter-path, else heads where there are some, else jacobi",
     )
-    drafter_path: Optional[str] = option(None, "a cmlm or nat checkpoint whose translations are the drafts")
+    drafter_path: Optional[str] = option(None, "a cmlm, nat or dag checkpoint whose translations are the drafts")
     drafter_iterations: int = option(1, "passes of a cmlm drafter; more passes draft better and take longer")
     verify_block: Optional[int] = option(
         None, "tokens verified a call; 1: no drafts (unset: chosen by the drafts' probabilities and the batch size)"
