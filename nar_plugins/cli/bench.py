@@ -24,8 +24,8 @@ were fixed by the export.
 Such another engine works in a process of its own, in turn with the others, with as many threads: in one process they
 would slow each other down.
 
-A system that fails while it decodes, or for lack of memory, or whose process dies, is a row with the reason; the others
-go on, and the exit status is 1.
+A system that fails while it decodes, or for lack of memory, whose weights are NaN, or whose process dies, is a row with
+the reason; the others go on, and the exit status is 1.
 
 All systems must decode the same sentences into the same kind of text. So give --gen-subset, --prefix-size, the
 languages, --remove-bpe, --bpe and --tokenizer in --flags; they are refused where they differ.
