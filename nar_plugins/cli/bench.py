@@ -156,6 +156,8 @@ def parse_number(flag: str, text: str) -> int:
 def timings(args) -> tuple:
     """(batch size, number of sentences) of every column, and the number of repeats."""
     sizes = parse_numbers("--batch-sizes", args.batch_sizes, 1)
+    if len(set(sizes)) < len(sizes):
+        raise ValueError(f"--batch-sizes {args.batch_sizes}: give every size once")
     repeats = parse_number("--repeats", args.repeats)
     if args.sentences is None:
         return [(size, 100 if size == 1 else 0) for size in sizes], repeats

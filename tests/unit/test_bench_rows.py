@@ -113,6 +113,7 @@ def test_what_stands_where_flags_are_missing_is_no_flags():
         (("--repeats", "0"), "--repeats 0: at least 1"),
         (("--repeats", "1,2"), "--repeats 1,2: one number"),
         (("--batch-sizes", "0"), "--batch-sizes 0: at least 1"),
+        (("--batch-sizes", "1,8,1"), "--batch-sizes 1,8,1: give every size once"),
         (("--batch-sizes", "1,x"), "--batch-sizes 1,x: whole numbers"),
         (("--sentences", "-5"), "--sentences -5: at least 0"),
         (("--sentences=-5",), "--sentences -5: at least 0"),
@@ -181,9 +182,10 @@ def test_sources_beyond_the_positions_are_refused_before_the_decoding(made, unde
     System("A", made.ar, made.data, shlex.split(f"--cpu --truncate-source {few}")).check_lengths()
 
 
-def test_a_checkpoint_that_is_not_there_names_its_row(made, undecoded):
-    said = refused(made.data, "--system", "A", made.ar, "--cpu", "--system", "B", "no.pt", "--cpu")
-    assert said.startswith("nar-bench: --system B: ") and "no.pt" in said
+@pytest.mark.parametrize("engine", ["", pytest.param("ct2:", marks=ct2)])
+def test_a_checkpoint_that_is_not_there_names_its_row(made, undecoded, engine):
+    said = refused(made.data, "--system", "A", made.ar, "--cpu", "--system", "B", f"{engine}no.pt", "--cpu")
+    assert said == "nar-bench: --system B: no checkpoint at no.pt: check the path that you gave"
 
 
 @pytest.fixture
