@@ -20,7 +20,7 @@ from torch import Tensor
 from nar_plugins.measure.machine import cpu_name
 from nar_plugins.modules.fast.forms import int8_lacks
 from nar_plugins.modules.fast.half_weights import fbgemm_has_float16, half_weight_product
-from nar_plugins.modules.fast.rough import in_int8
+from nar_plugins.modules.fast.rough import int8_product_of_few_rows
 from nar_plugins.modules.linear import onednn_is_faster, onednn_threshold
 
 SIZES = ((128, 128), (128, 512), (128, 6000), (512, 512), (512, 1536), (512, 2048), (2048, 512), (512, 10000))
@@ -60,7 +60,7 @@ def functions(weight: Tensor, bias: Tensor) -> List[Callable[[Tensor], Tensor]]:
     transposed, packed = weight.t().contiguous(), torch.ops.mkldnn._reorder_linear_weight(weight)
     onednn = torch.ops.mkldnn._linear_pointwise
     half = [half_weight_product(weight, bias)] if "float16" in NAMES else []
-    int8 = [in_int8(weight)] if "int8" in NAMES else []
+    int8 = [int8_product_of_few_rows(weight)] if "int8" in NAMES else []
     return [
         lambda x: F.linear(x, weight, bias),
         lambda x: torch.addmm(bias, x, transposed),

@@ -35,4 +35,6 @@ def check_drafter(model, name: str) -> None:
     """
     kind = model if isinstance(model, type) else type(model)
     if has_search(kind):
-        raise ValueError(f"{name} holds a {kind.__name__}: a drafter is a non-autoregressive model, a cmlm or a nat")
+        raise ValueError(
+            f"{name} holds a {kind.__name__}: a drafter is a non-autoregressive model, a cmlm, a nat or a dag"
+        )

@@ -24,8 +24,8 @@ were fixed by the export.
 Such another engine works in a process of its own, in turn with the others, with as many threads: in one process they
 would slow each other down.
 
-A system that fails while it decodes, or for lack of memory, or whose process dies, is a row with the reason; the others
-go on, and the exit status is 1.
+A system that fails while it decodes, or for lack of memory, whose weights are NaN, or whose process dies, is a row with
+the reason; the others go on, and the exit status is 1.
 
 All systems must decode the same sentences into the same kind of text. So give --gen-subset, --prefix-size, the
 languages, --remove-bpe, --bpe and --tokenizer in --flags; they are refused where they differ.
@@ -156,6 +156,8 @@ def parse_number(flag: str, text: str) -> int:
 def timings(args) -> tuple:
     """(batch size, number of sentences) of every column, and the number of repeats."""
     sizes = parse_numbers("--batch-sizes", args.batch_sizes, 1)
+    if len(set(sizes)) < len(sizes):
+        raise ValueError(f"--batch-sizes {args.batch_sizes}: give every size once")
     repeats = parse_number("--repeats", args.repeats)
     if args.sentences is None:
         return [(size, 100 if size == 1 else 0) for size in sizes], repeats

@@ -154,6 +154,12 @@ def system_error(error: Optional[BaseException]) -> Optional[OSError]:
     return error
 
 
+def check_there(path: Path) -> None:
+    """Raise where there is no file."""
+    if not path.is_file():
+        raise CheckpointError(f"no checkpoint at {path}: check the path that you gave")
+
+
 def checked(path, any_objects: bool = False, advise: bool = True) -> Dict:
     """Load a complete fairseq checkpoint without running code from it.
 
@@ -168,8 +174,7 @@ def checked(path, any_objects: bool = False, advise: bool = True) -> Dict:
         CheckpointError: the file is missing, truncated or foreign, or has objects that could run code.
     """
     path = Path(path)
-    if not path.is_file():
-        raise CheckpointError(f"no checkpoint at {path}: check the path that you gave")
+    check_there(path)
     try:
         state = safe_reader.read(path, zipfile.is_zipfile(path), any_objects)
     except Exception as error:  # the bytes of a foreign file can make the unpickler raise anything

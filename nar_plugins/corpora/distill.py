@@ -20,6 +20,7 @@ from nar_plugins.checkpoint_io.teachers import load_teacher
 from nar_plugins.corpora.distill_data import Data, write
 from nar_plugins.corpora.distill_folder import Folder
 from nar_plugins.corpora.distill_job import Job, settings_of
+from nar_plugins.generators.base import longest_output
 from nar_plugins.hub.decoder import Decoder
 
 
@@ -121,4 +122,4 @@ def decode(cfg, decoder: Decoder, dataset, batches: Sequence[Sequence[int]], fol
 def length_limit(generator, sample: Dict) -> int:
     """The length, without </s>, at which fairseq's search stops every hypothesis of a batch."""
     length = sample["net_input"]["src_tokens"].size(1)
-    return min(int(generator.max_len_a * length + generator.max_len_b), generator.max_len - 1)
+    return longest_output(generator, length, generator.max_len - 1)

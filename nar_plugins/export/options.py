@@ -1,5 +1,6 @@
 """Which flags of ``fairseq-generate`` an exported model holds, which are given when it is run, and which it has not."""
 
+import re
 from argparse import Namespace
 from dataclasses import fields
 from typing import Dict, Set
@@ -9,6 +10,7 @@ from fairseq.dataclass.configs import GenerationConfig
 
 from nar_plugins.export import runtime
 from nar_plugins.generators import registry
+from nar_plugins.generators.options import NUMBERS, refuse
 from nar_plugins.models.flags import flag
 
 # in the graphs: chosen by the export
@@ -60,6 +62,7 @@ def check_run(arguments: Namespace, config: Dict) -> Dict:
     Raises:
         ValueError: the folder does not serve a flag.
     """
+    refuse(NUMBERS, "any", arguments)
     served, generator = {*runtime.options_of(config["kind"])}, GENERATOR_OF.get(config["kind"], "one_pass")
     for name in HELD - served:
         if changed(arguments, name) and str(getattr(arguments, name)) != str(config["decoding"].get(name)):
@@ -77,7 +80,11 @@ def check_run(arguments: Namespace, config: Dict) -> Dict:
             "--model-overrides cannot be honoured by an exported model: give it to nar-export onnx --flags"
         )
     own = {name: str(value) if name in NAMES else value for name, value in options_of(arguments, served).items()}
-    runtime.checked_options(config, own)
+    try:
+        runtime.checked_options(config, own)
+    except ValueError as error:  # it begins with the name of an option
+        name, rest = re.match(r"(\w+)(.*)", str(error)).groups()
+        raise ValueError(flag(name) + rest) from None
     return own
 
 

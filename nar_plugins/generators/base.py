@@ -13,6 +13,7 @@ from torch.nn import Module
 
 from nar_plugins.data.dictionary import knows_mask
 from nar_plugins.generators.registry import is_parallel
+from nar_plugins.modules.fast.choice import fits_float16
 from nar_plugins.modules.fast.prepare import prepare_for_decoding
 
 
@@ -63,6 +64,15 @@ def refuse_nan(nan: bool, whose: str = "the model's") -> None:
         )
 
 
+def longest_output(options, width: int, most: int) -> int:
+    """The most tokens of an output, without ``</s>``, for a batch of sources ``width`` wide.
+
+    Args:
+        options: with ``max_len_a`` and ``max_len_b``. most: those that the models have positions for.
+    """
+    return min(int(options.max_len_a * width + options.max_len_b), most)
+
+
 def check_min_len(shortest: int, limit: int) -> None:
     """Raise where ``--min-len`` is above ``limit``, the most tokens of an output without ``</s>``."""
     if shortest > limit:
@@ -100,6 +110,7 @@ class Generator:
         for model in (*models, *others):
             model.eval()
         dtype = str(config.decode_dtype)
+        self.others_fit: Optional[bool] = None  # float16 holds all models but the first; asked once, for ``auto``
         self.prepared = [prepare_for_decoding(model, dtype, compiled) for model in models]
         self.prepared += [prepare_for_decoding(model, dtype) for model in others]
         prepared = [each.model for each in self.prepared]
@@ -131,11 +142,16 @@ class Generator:
 
     def dtype(self, source: Tensor) -> torch.dtype:
         """The type to decode a batch (B, S) int64 in; ``auto`` leaves an ensemble alone of which a model is in half
-        precision.
+        precision, and takes float16 only where it holds all models.
         """
-        if str(self.config.decode_dtype) == "auto" and any(each.own_half() is not None for each in self.prepared):
+        first, *others = self.prepared
+        if str(self.config.decode_dtype) != "auto":
+            return first.dtype(source.device, source.numel())
+        if any(each.own_half() is not None for each in self.prepared):
             return torch.float32
-        return self.prepared[0].dtype(source.device, source.numel())
+        if self.others_fit is None:
+            self.others_fit = all(fits_float16(each.model) for each in others)
+        return first.dtype(source.device, source.numel(), self.others_fit)
 
     def give_weights_back(self) -> None:
         """Give back the memory of float32 weights that decoding in int8 does not read; else nothing.

@@ -8,7 +8,7 @@ from typing import Dict, List
 from fairseq.sequence_generator import EnsembleModel, SequenceGenerator, SequenceGeneratorWithAlignment
 
 from nar_plugins.data.inference import select_sentences
-from nar_plugins.generators.base import Generator, banned_symbols, check_min_len
+from nar_plugins.generators.base import Generator, banned_symbols, check_min_len, longest_output
 from nar_plugins.generators.hypothesis import prefixes
 from nar_plugins.generators.options import refuse_in_batch, refuse_options
 from nar_plugins.generators.registry import DecodingConfig, register_generator
@@ -70,7 +70,7 @@ class BeamGenerator(Generator):
         """Raise where ``--min-len`` is above the limit of a batch ``width`` wide; fairseq's assertion names no flag."""
         search = self.generator
         if hasattr(search, "max_len_a"):  # not where references are scored
-            check_min_len(search.min_len, min(int(search.max_len_a * width + search.max_len_b), search.max_len - 1))
+            check_min_len(search.min_len, longest_output(search, width, search.max_len - 1))
 
     def search(self, models, sample, prefix_tokens=None, constraints=None, **kwargs) -> List[List[Dict]]:
         """fairseq's search; with a beam of one for sentences whose prefix (B, P) is ``</s>`` and nothing else.

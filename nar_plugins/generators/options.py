@@ -80,6 +80,20 @@ LEFT_TO_RIGHT, NAT = ("bang", "blockwise"), ("one_pass", "noisy_parallel")
 ONE_OUTPUT = "{} cannot be honoured by --generator {{generator}}, which has one output: leave it out"
 AT_LEAST_ONE = "{}: at least one token is needed"
 
+# numbers that no generator can use, another engine's neither
+NUMBERS = (
+    Refusal(("any",), lambda o: o.beam < 1, "--beam {beam}: at least one hypothesis is needed"),
+    Refusal(("any",), lambda o: o.nbest < 1, "--nbest {nbest}: at least one output is needed"),
+    *(
+        Refusal(
+            ("any",),
+            lambda o, name=name: not math.isfinite(getattr(o, name)),
+            f"{flag(name)} {{{name}}}: choose a finite number",
+        )
+        for name in ("max_len_a", "lenpen", "temperature")
+    ),
+    Refusal(("any",), lambda o: math.isnan(o.unkpen), "--unkpen {unkpen}: choose a number"),
+)
 # decided by the options alone
 OPTIONS = (
     Refusal(
@@ -107,6 +121,11 @@ OPTIONS = (
     Refusal(("blockwise",), lambda o: o.min_block < 1, AT_LEAST_ONE.format("--min-block {min_block}")),
     Refusal(
         ("blockwise",),
+        lambda o: o.drafter_iterations < 1,
+        "--drafter-iterations {drafter_iterations}: at least one pass of the drafter is needed",
+    ),
+    Refusal(
+        ("blockwise",),
         lambda o: below(o.draft_vocab_size, 1),
         AT_LEAST_ONE.format("--draft-vocab-size {draft_vocab_size}"),
     ),
@@ -126,11 +145,13 @@ OPTIONS = (
     ),
     Refusal(("bang",), lambda o: o.bang_prefix < 0, "--bang-prefix {bang_prefix}: choose a number from 0 up"),
     Refusal(
-        ("bang",), lambda o: o.bang_tau < 0, "--bang-tau {bang_tau}: choose a probability; above 1 is one token a pass"
+        ("bang",),
+        lambda o: below(o.bang_tau, 0),
+        "--bang-tau {bang_tau}: choose a probability; above 1 is one token a pass",
     ),
     Refusal(
         ("bang",),
-        lambda o: o.bang_min_score > 0,
+        lambda o: not o.bang_min_score <= 0,
         "--bang-min-score {bang_min_score}: a mean log-probability is at most 0",
     ),
     Refusal(
@@ -299,8 +320,8 @@ INTERACTIVE = (
 
 
 def below(value: Optional[float], bound: float) -> bool:
-    """Whether an option is set and below its bound."""
-    return value is not None and value < bound
+    """Whether an option is set and below its bound, or NaN."""
+    return value is not None and not value >= bound
 
 
 def refuse(rules: Iterable[Refusal], generator: str, *given: Namespace, bases: Iterable[str] = (), **facts) -> None:
@@ -335,6 +356,7 @@ def refuse_options(
         rescorer: the model of ``--rescorer``, or None.
         honoured: fairseq's options that it serves; None: those of ``SERVED``.
     """
+    refuse(NUMBERS, "any", options)
     kind = kind_of(generator)
     if kind in SERVED:
         refuse_unserved(options, generator, SERVED[kind] if honoured is None else honoured, INSTEAD_OF_BEAM[kind])

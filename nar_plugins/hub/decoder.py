@@ -1,6 +1,7 @@
 """Checkpoints as ``fairseq-generate`` loads them, and the step from a batch to its hypotheses."""
 
 import ast
+from pathlib import Path
 from typing import Any, Dict, List, Optional
 
 import torch.nn as nn
@@ -8,6 +9,7 @@ from fairseq import checkpoint_utils, utils
 from torch import Tensor
 
 from nar_plugins.checkpoint_io.read import prepare_models
+from nar_plugins.compat.checkpoints import check_there
 
 
 def overrides_of(cfg) -> Dict[str, Any]:
@@ -36,10 +38,14 @@ def load_models(cfg, task) -> List[nn.Module]:
         cfg: of ``fairseq-generate``.
 
     Raises:
-        ValueError: ``--model-overrides`` is no dictionary.
+        ValueError: ``--model-overrides`` is no dictionary, or there is no checkpoint.
     """
+    paths = utils.split_paths(cfg.common_eval.path)
+    whole = not cfg.checkpoint.checkpoint_suffix and cfg.checkpoint.checkpoint_shard_count == 1
+    for path in paths if whole else ():  # files of other names are fairseq's to find
+        check_there(Path(path))
     models, _ = checkpoint_utils.load_model_ensemble(
-        utils.split_paths(cfg.common_eval.path),
+        paths,
         arg_overrides=overrides_of(cfg),
         task=task,
         suffix=cfg.checkpoint.checkpoint_suffix,

@@ -16,6 +16,7 @@ from torch import Tensor
 from nar_plugins.data.dictionary import add_mask
 from nar_plugins.generators.base import banned_symbols
 from nar_plugins.models.flags import flag
+from nar_plugins.modules.fast.refusals import BrokenWeights
 
 # fairseq's activation functions, by their names in CTranslate2
 ACTIVATIONS = {"relu": "RELU", "gelu": "GELU", "gelu_accurate": "GELUTanh", "gelu_fast": "GELUTanh", "swish": "SWISH"}
@@ -144,7 +145,7 @@ def converted(model, source: List[str], target: List[str]):
     if reason is not None:
         raise ValueError(f"CTranslate2 cannot decode {reason}")
     if not all(bool(weight.isfinite().all()) for weight in model.state_dict().values()):
-        raise ValueError(
+        raise BrokenWeights(
             "the model's weights are NaN or infinite (a training that diverged): CTranslate2 would output it"
         )
     cfg, decoder = model.cfg, model.decoder

@@ -10,7 +10,8 @@ from fairseq import utils
 from fairseq.dataclass.configs import GenerationConfig
 
 from nar_plugins.generators import registry
-from nar_plugins.generators.base import check_min_len
+from nar_plugins.generators.base import check_min_len, longest_output
+from nar_plugins.generators.options import NUMBERS, refuse
 from nar_plugins.measure.ctranslate import CTranslate2, refuse_missing
 from nar_plugins.measure.systems import System, parse_flags
 from nar_plugins.models.flags import flag
@@ -73,7 +74,7 @@ class CTranslate2System(System):
     def hypotheses(self, sample: Dict) -> List[List[Dict]]:
         """CTranslate2's translation of every sentence of a batch; the longest output is fairseq's."""
         options, sources = self.cfg.generation, sample["net_input"]["src_tokens"]
-        longest = min(int(options.max_len_a * sources.size(1) + options.max_len_b), self.most_tokens)
+        longest = longest_output(options, sources.size(1), self.most_tokens)
         check_min_len(options.min_len, longest)
         translations = self.engine.translate(
             sources,
@@ -110,6 +111,7 @@ def refuse_options(arguments: Namespace) -> None:
     Raises:
         ValueError: names the option.
     """
+    refuse(NUMBERS, "any", arguments)
     for option in ("fp16", "bf16"):
         if getattr(arguments, option):
             raise ValueError(f"{flag(option)}: CTranslate2 has --compute-type instead")

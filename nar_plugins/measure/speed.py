@@ -21,6 +21,7 @@ from nar_plugins.measure.rivals import CTranslate2System
 from nar_plugins.measure.systems import SHARED, Output, System
 from nar_plugins.measure.worker import Died, RemoteSystem, out_of_memory
 from nar_plugins.models.flags import flag
+from nar_plugins.modules.fast.refusals import BrokenWeights
 
 ENGINES = {  # before a path: what decodes it
     "ct2:": CTranslate2System,  # a checkpoint
@@ -66,7 +67,7 @@ class Row:
 
     Attributes:
         path, flags: its checkpoint and all its flags, as given.
-        system: None where it could not be loaded for lack of memory.
+        system: None where it could not be loaded, by no fault of an option.
         output, quality: None where the decoding failed.
         timings: by batch size; those that failed are missing.
         memory: bytes at the peak of a decoding (``memory.py``); None where it was not measured.
@@ -98,7 +99,7 @@ def load_rows(data: str, systems: Sequence[Sequence[str]], flags: str) -> List[R
 
     Raises:
         ValueError: a system cannot be loaded, or the systems would not decode the same text; the system is named. Lack
-            of memory, or a process that dies, is the row's error, unless no system is loaded.
+            of memory, weights that are NaN, or a process that dies, is the row's error, unless no system is loaded.
     """
     rows = []
     for name, path, system_flags in systems:
@@ -114,7 +115,7 @@ def load_rows(data: str, systems: Sequence[Sequence[str]], flags: str) -> List[R
                 row.system = start(row.name, checkpoint, data, row.flags)
                 row.system.check_lengths()
             except Exception as error:  # of any kind: PyTorch has several for lack of memory
-                if not out_of_memory(error) and not isinstance(error, Died):
+                if not out_of_memory(error) and not isinstance(error, (Died, BrokenWeights)):
                     raise
                 row.errors.append(in_one_line(error))
     loaded = [row.system for row in rows if row.system is not None]

@@ -20,7 +20,7 @@ def comparison(rows: Sequence[Row], sizes: Sequence[int], machine: Dict) -> str:
     counts_masks = any(row.output and row.output.wasted is not None for row in rows)  # else there is no such column
     fails = any(row.errors for row in rows)
     headings = ["system", "BLEU", "chrF", "passes", *["masks wasted"] * counts_masks]
-    units = ["sent/s", "ms/sentence", *(f"x {base.name}" for base in bases)]
+    units = ["sent/s", "ms/sentence", *(f"x {in_cell(base.name)}" for base in bases)]
     headings += [f"{unit}, batch {size}" for unit in units for size in sizes] + ["error"] * fails
     lines = []
     for row in rows:
@@ -30,7 +30,7 @@ def comparison(rows: Sequence[Row], sizes: Sequence[int], machine: Dict) -> str:
         ratios = [ratio(row.speed(size), base.speed(size)) for base in bases for size in sizes]
         lines.append(
             [
-                row.name,
+                in_cell(row.name),
                 shown(quality and quality.bleu, "{:.1f}"),
                 shown(quality and quality.chrf, "{:.1f}"),
                 shown(output and output.passes, "{:.1f}"),
@@ -38,7 +38,7 @@ def comparison(rows: Sequence[Row], sizes: Sequence[int], machine: Dict) -> str:
                 *(shown(speed, "{:.1f}") for speed in speeds),
                 *(shown(speed and 1000 / speed, "{:.1f}") for speed in speeds),
                 *(shown(value, "{:.2f}") for value in ratios),
-                *["; ".join(row.errors).replace("|", "\\|")] * fails,
+                *[in_cell("; ".join(row.errors))] * fails,
             ]
         )
     signatures = next((row.quality for row in rows if row.quality is not None), None)
@@ -59,7 +59,7 @@ def details(rows: Sequence[Row], machine: Dict) -> str:
         for size, timing in row.timings.items():
             lower, upper = timing.quartiles()
             line = [
-                row.name,
+                in_cell(row.name),
                 str(size),
                 f"{timing.speed():.1f} ({lower:.1f} to {upper:.1f})",
                 *(f"{1000 * timing.latency(percent):.1f}" for percent in PERCENTILES),
@@ -71,6 +71,11 @@ def details(rows: Sequence[Row], machine: Dict) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     cpu = f"{machine['cpu']} ({machine['instructions']}), {machine['threads']} threads"
     return f"{markdown(headings, lines)}\n\n{cpu}, Python {machine['python']}, {versions}"
+
+
+def in_cell(text: str) -> str:
+    """A text in one line that ends no cell of a table."""
+    return " ".join(text.split()).replace("|", "\\|")
 
 
 def ratio(speed: Optional[float], base: Optional[float]) -> Optional[float]:

@@ -22,6 +22,7 @@ import torch
 
 from nar_plugins.hub.errors import in_one_line
 from nar_plugins.measure.systems import System
+from nar_plugins.modules.fast.refusals import BrokenWeights
 
 SETTLING = 0.1  # seconds after which idle threads no longer wait actively, in either process
 
@@ -36,6 +37,7 @@ class Answer(NamedTuple):
     result: object = None
     error: Optional[str] = None  # in one line
     lacks_memory: bool = False  # the error is lack of memory
+    broken_weights: bool = False  # the error is a ``BrokenWeights``
 
 
 class Worker:
@@ -74,6 +76,8 @@ class Worker:
             answer = pickle.loads(self.connection.recv_bytes())
         except (EOFError, OSError):
             raise Died(self.death()) from None
+        if answer.broken_weights:
+            raise BrokenWeights(answer.error)
         if answer.error is not None:
             raise ValueError(answer.error) from (MemoryError() if answer.lacks_memory else None)
         return answer.result
@@ -179,7 +183,7 @@ def attempted(function, *given) -> Answer:
     try:
         return Answer(function(*given))
     except Exception as error:  # noqa: BLE001  (it is raised in the process that asked)
-        return Answer(error=in_one_line(error), lacks_memory=out_of_memory(error))
+        return Answer(None, in_one_line(error), out_of_memory(error), isinstance(error, BrokenWeights))
 
 
 def settled(system: System, batches: List[Dict]) -> List[float]:

@@ -80,6 +80,13 @@ def test_a_row_that_failed_has_dashes_and_the_reason():
     assert "error" not in cells(comparison([works], [1, 32], MACHINE))[0]
 
 
+def test_a_name_ends_no_cell_and_no_line():
+    row = timed("a|b\nc", {1: 4.0, 32: 20.0}, Output(["a"], 9))
+    for text in (comparison([row], [1, 32], MACHINE), details([row], MACHINE)):
+        assert all(found["system"] == "a!b c" for found in cells(text.replace("\\|", "!")))
+    assert r"x a\|b c, batch 1 " in comparison([row], [1, 32], MACHINE)
+
+
 def test_details_are_quartiles_and_percentiles():
     row = timed("A", {}, Output(["a"], 4, None, 10))
     seconds = [[i / 1000 for i in range(1, 101)], [i / 500 for i in range(1, 101)], [i / 250 for i in range(1, 101)]]

@@ -73,6 +73,7 @@ def made(tmp_path_factory):
 
 
 refused = partial(own_refusal, bench.main)
+ct2 = pytest.mark.skipif(importlib.util.find_spec("ctranslate2") is None, reason="ctranslate2 is not installed")
 
 
 @pytest.fixture
@@ -112,6 +113,7 @@ def test_what_stands_where_flags_are_missing_is_no_flags():
         (("--repeats", "0"), "--repeats 0: at least 1"),
         (("--repeats", "1,2"), "--repeats 1,2: one number"),
         (("--batch-sizes", "0"), "--batch-sizes 0: at least 1"),
+        (("--batch-sizes", "1,8,1"), "--batch-sizes 1,8,1: give every size once"),
         (("--batch-sizes", "1,x"), "--batch-sizes 1,x: whole numbers"),
         (("--sentences", "-5"), "--sentences -5: at least 0"),
         (("--sentences=-5",), "--sentences -5: at least 0"),
@@ -180,9 +182,10 @@ def test_sources_beyond_the_positions_are_refused_before_the_decoding(made, unde
     System("A", made.ar, made.data, shlex.split(f"--cpu --truncate-source {few}")).check_lengths()
 
 
-def test_a_checkpoint_that_is_not_there_names_its_row(made, undecoded):
-    said = refused(made.data, "--system", "A", made.ar, "--cpu", "--system", "B", "no.pt", "--cpu")
-    assert said.startswith("nar-bench: --system B: ") and "no.pt" in said
+@pytest.mark.parametrize("engine", ["", pytest.param("ct2:", marks=ct2)])
+def test_a_checkpoint_that_is_not_there_names_its_row(made, undecoded, engine):
+    said = refused(made.data, "--system", "A", made.ar, "--cpu", "--system", "B", f"{engine}no.pt", "--cpu")
+    assert said == "nar-bench: --system B: no checkpoint at no.pt: check the path that you gave"
 
 
 @pytest.fixture
@@ -255,6 +258,25 @@ def test_lack_of_memory_while_loading_is_a_row_and_other_errors_are_not(made, mo
         load_rows(made.data, rows, "")
 
 
+@pytest.mark.parametrize("engine", ["", pytest.param("ct2:", marks=ct2)])
+def test_weights_that_are_nan_are_a_row_and_a_wrong_flag_is_not(made, tmp_path, capsys, engine):
+    state = torch.load(made.ar, weights_only=False)
+    state["model"]["decoder.layers.0.fc1.weight"][0, 0] = float("nan")
+    torch.save(state, tmp_path / "nan.pt")
+    flags = "" if engine else "--decode-dtype int8"
+    rows = ("--system", "A", f"{engine}{tmp_path / 'nan.pt'}", flags, "--system", "B", made.ar, "")
+    said = refused(made.data, *rows, "--flags", "--cpu --max-len-b 4", *QUICK)
+    reason = (
+        "the model's weights are NaN" if engine else "--decode-dtype int8: decoder.layers.0.fc1.weight is NaN or inf"
+    )
+    assert said.startswith(f"nar-bench: 1 of 2 systems failed. A: {reason}")
+    _, _, first, second = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    assert re.search(rf"^\| A +\| -.* {reason}", first) and re.search(r"^\| B +\| \d", second)
+    said = refused(made.data, *rows[:-1], "--beam 0", "--flags", "--cpu", *QUICK)
+    assert said == "nar-bench: --system B: --beam 0: at least one hypothesis is needed"
+    assert not capsys.readouterr().out
+
+
 def test_another_engine_works_and_is_timed_in_a_process_of_its_own(made, monkeypatch):
     """Three processes die, in loading, decoding and timing; the others go on."""
     for name in ("Rival", "Dying", "DyingInTime", "DyingInLoading"):
@@ -298,8 +320,6 @@ def test_the_peak_is_the_most_since_it_was_restarted():
 
 # -- CTranslate2 -------------------------------------------------------------------------------------------------------
 
-ct2 = pytest.mark.skipif(importlib.util.find_spec("ctranslate2") is None, reason="ctranslate2 is not installed")
-
 
 def test_a_row_of_ctranslate2_says_what_is_not_installed(made, undecoded, monkeypatch):
     monkeypatch.setitem(sys.modules, "ctranslate2", None)
@@ -316,6 +336,7 @@ def test_a_row_of_ctranslate2_says_what_is_not_installed(made, undecoded, monkey
         ("--fp16", "--fp16: CTranslate2 has --compute-type instead"),
         ("--prefix-size 2", "--prefix-size cannot be honoured by CTranslate2: leave it out"),
         ("--sampling", "--sampling cannot be honoured by CTranslate2: leave it out"),
+        ("--max-len-a inf", "--max-len-a inf: choose a finite number"),
         ("--unkpen 2", "--unkpen 2.0 cannot be honoured by CTranslate2: give inf, or leave it out"),
         ("--compute-type", "argument --compute-type: expected one argument"),
         ("--compute-typo int8", "unrecognized arguments: --compute-typo int8"),

@@ -466,6 +466,7 @@ def test_every_option_of_fairseqs_is_kept_or_refused_by_name():
         (dict(min_block=3, verify_block=2), "--min-block 3: no more than --verify-block 2"),
         (dict(drafter="heads"), "--drafter heads: the checkpoint has no proposal heads"),
         (dict(drafter="model"), "--drafter model and --drafter-path CKPT go together"),
+        (dict(drafter_iterations=0), "^--drafter-iterations 0: at least one pass of the drafter is needed$"),
         (dict(drafter_iterations=3), "--drafter-iterations needs --drafter-path"),
         (dict(temperature=0.0), "--temperature 0.0"),
     ],

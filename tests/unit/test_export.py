@@ -30,11 +30,13 @@ from nar_plugins.export import check, onnx, runtime
 from nar_plugins.export.graphs import SinusoidalPositions
 from nar_plugins.export.int8 import PROBE, PROBE_SIZE, PROBED, ZERO, quantise, write_probe
 from nar_plugins.export.layers import LIMIT, Recorder, check_layers
+from nar_plugins.export.options import check_run
 from nar_plugins.generators.canvas import lengths as torch_lengths
 from nar_plugins.generators.canvas import schedule as torch_schedule
 from nar_plugins.generators.options import generation_options
 from nar_plugins.generators.registry import CONFIGS, GENERATORS
 from nar_plugins.hub import from_pretrained
+from nar_plugins.measure.systems import parse_flags
 from nar_plugins.models.dag.fuzzy import expected_visits
 from nar_plugins.modules.exporting import count_up_to, is_padded
 from nar_plugins.modules.factorised import factorise
@@ -482,6 +484,22 @@ DAG = {"kind": "dag", "decoding": {"dag_decode": "lookahead", "length_beam": 1, 
 def test_an_option_that_a_folder_has_not_is_named(config, options, said):
     with pytest.raises(ValueError) as error:
         runtime.checked_options(config, options)
+    assert str(error.value).startswith(said)
+
+
+@pytest.mark.parametrize(
+    "config, flags, said",
+    [
+        (ITERATIVE, "--iterations 0", "--iterations 0: at least 1"),
+        (ITERATIVE, "--confidence-threshold 0.5", "--confidence-threshold is not read by the schedule linear: give "),
+        (DAG, "--max-len-b 9", "--max-len-b: dag_decode lookahead has one path; give viterbi or "),
+        (DAG, "--max-len-a inf", "--max-len-a inf: choose a finite number"),
+        (ITERATIVE, "--nbest 0", "--nbest 0: at least one output is needed"),
+    ],
+)
+def test_a_flag_of_a_folder_is_refused_as_a_flag(config, flags, said):
+    with pytest.raises(ValueError) as error:
+        check_run(parse_flags("folder", "data", flags.split()), config)
     assert str(error.value).startswith(said)
 
 

@@ -129,8 +129,8 @@ def test_a_policy_that_is_an_alias_changes_no_options():
 
 
 def test_every_row_is_of_a_generator():
-    rows = [*options.OPTIONS, *options.MODELS, *options.BATCHES]
-    known = registry.GENERATORS.keys() | {"canvas"}
+    rows = [*options.NUMBERS, *options.OPTIONS, *options.MODELS, *options.BATCHES]
+    known = registry.GENERATORS.keys() | {"canvas", "any"}
     assert all(set(row.generators) <= known for row in rows)
     assert {options.kind_of(name) for name in registry.GENERATORS} == {"canvas", "bang", "blockwise", "beam"}
     assert options.kind_of("somebody's") == "canvas"

@@ -100,16 +100,29 @@ def test_auto_leaves_models_in_other_types_alone(monkeypatch):
     source = source_batch(LENGTHS, 20)
     _, gen = of_cmlm("auto")
     words(gen, source)
-    assert gen.prepared[0].chosen == HALF
+    assert gen.prepared[0].chosen == {True: HALF}
     one, gen = of_cmlm("auto")
     one.double()
     words(gen, source)
-    assert gen.prepared[0].chosen == torch.float32
+    assert gen.prepared[0].chosen == {True: torch.float32}
     (one, task), (other, _) = random_model(words=20), random_model(words=20)
     other.bfloat16()
     for models in ([one, other], [other, one]):
         gen = mask_predict(models, task.target_dictionary, task.mask_index, decode_dtype="auto", max_len_b=30)
         assert len(words(gen, source)) == len(LENGTHS)
+
+
+@needs_half
+def test_auto_takes_float16_only_where_it_holds_all_models(monkeypatch):
+    monkeypatch.setattr(choice, "cpu_has_bfloat16", lambda: False)
+    monkeypatch.setattr(choice, "product_seconds", lambda shape, types: [float(t == torch.float32) for t in types])
+    source = source_batch(LENGTHS, 20)
+    (one, task), (fits, _), (large, _) = (random_model(words=20) for _ in range(3))
+    large.decoder.layers[0].fc1.weight.data[1, 2] = 1e6
+    for other, chosen in ((fits, HALF), (large, torch.float32), (fits, HALF)):  # what was chosen before is no answer
+        models = [one, other]
+        gen = mask_predict(models, task.target_dictionary, task.mask_index, decode_dtype="auto", max_len_b=30)
+        assert len(words(gen, source)) == len(LENGTHS) and gen.dtype(source) == chosen
 
 
 @needs_half

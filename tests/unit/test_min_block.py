@@ -4,7 +4,7 @@ from.
 
 import pytest
 import torch
-from blockwise_twin import WORDS, Oracle, blockwise, greedy, random_models
+from blockwise_twin import PAD, WORDS, Oracle, blockwise, greedy, random_models
 from test_blockwise_generator import SOURCE, decode, with_heads
 from tiny import model
 
@@ -74,3 +74,18 @@ def test_more_than_there_are_words_is_refused():
     with pytest.raises(ValueError, match=f"--accept-top {size + 1}: the dictionary has {size} symbols"):
         blockwise(models, task, accept="top", accept_top=size + 1)
     decode(blockwise(models, task, accept="top", accept_top=size))
+
+
+@pytest.mark.parametrize("settings", [{}, dict(min_block=3), dict(accept="top", accept_top=20)])
+def test_the_padding_of_a_prefix_is_not_accepted(settings):
+    models, task = random_models()
+    source = SOURCE[[1, 1]]
+    prefix = torch.tensor([[10, PAD, PAD], [11, 12, 13]])
+
+    def found(sentences, width):
+        gen = blockwise(models, task, verify_block=4, max_len_b=16, **settings)
+        return decode(gen, source[:sentences], prefix_tokens=prefix[:sentences, :width])[0]
+
+    alone, together = found(1, 1), found(2, 3)
+    assert together["tokens"].tolist() == alone["tokens"].tolist() and together["accepted"] == alone["accepted"]
+    assert together["tokens"][0] == 10 and len(alone["tokens"]) > 5

@@ -16,7 +16,7 @@ from tiny import arguments, model
 import nar_plugins  # noqa: F401
 from nar_plugins.generators import registry
 from nar_plugins.generators.canvas.mask_predict import MaskPredictGenerator
-from nar_plugins.generators.options import generation_options, refuse_foreign, refuse_unserved
+from nar_plugins.generators.options import generation_options, refuse_foreign, refuse_options, refuse_unserved
 
 
 class Cmlm:
@@ -277,3 +277,23 @@ def test_every_option_of_a_generator_reaches_the_task():
     assert (args.iterations, args.length_beam, args.schedule, args.dedup) == (7, 3, "cosine", "word")
     for name in registry.option_names():
         assert hasattr(args, name), name
+
+
+@pytest.mark.parametrize(
+    "given, said",
+    [
+        (dict(beam=0), "--beam 0: at least one hypothesis is needed"),
+        (dict(nbest=0), "--nbest 0: at least one output is needed"),
+        (dict(nbest=-1), "--nbest -1: at least one output is needed"),
+        (dict(max_len_a=float("inf")), "--max-len-a inf: choose a finite number"),
+        (dict(max_len_a=float("nan")), "--max-len-a nan: choose a finite number"),
+        (dict(lenpen=float("inf")), "--lenpen inf: choose a finite number"),
+        (dict(temperature=float("inf")), "--temperature inf: choose a finite number"),
+        (dict(unkpen=float("nan")), "--unkpen nan: choose a number"),
+    ],
+)
+@pytest.mark.parametrize("name", sorted(registry.GENERATORS))
+def test_a_number_that_nothing_can_use_is_refused_for_every_generator(name, given, said):
+    with pytest.raises(ValueError) as error:
+        refuse_options(name, generation(**given), config())
+    assert str(error.value) == said

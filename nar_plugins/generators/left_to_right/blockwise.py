@@ -39,7 +39,7 @@ class BlockwiseConfig(DecodingConfig):
         "(jacobi); the source sentence (copy); the translation by --drafter-path (model); auto: model with "
         "--drafter-path, else heads where there are some, else jacobi",
     )
-    drafter_path: Optional[str] = option(None, "a cmlm or nat checkpoint whose translations are the drafts")
+    drafter_path: Optional[str] = option(None, "a cmlm, nat or dag checkpoint whose translations are the drafts")
     drafter_iterations: int = option(1, "passes of a cmlm drafter; more passes draft better and take longer")
     verify_block: Optional[int] = option(
         None, "tokens verified a call; 1: no drafts (unset: chosen by the drafts' probabilities and the batch size)"
@@ -156,7 +156,7 @@ class BlockwiseGenerator(LeftToRightGenerator):
         """
         state = batch.state
         if state.verified is None and batch.prefix is not None:
-            prefix = batch.prefix[:, : batch.limit]  # where it is padded, any draft will do
+            prefix = batch.prefix[:, : batch.limit]  # where it is padded, no draft is accepted
             drafts = Drafts(prefix.masked_fill(prefix.eq(self.pad), self.unk))
         elif state.verified is None or not state.budget:
             drafts = Drafts(batch.pending[:, :0])
@@ -181,7 +181,10 @@ class BlockwiseGenerator(LeftToRightGenerator):
         last = batch.max_length + fed.size(1) - 1
         lprobs = self.processor(lprobs, steps, batch.limit, batch.min_length, last, batch.prefix, nan)
         best, greedy = first_of_two(lprobs)
-        accepted = self.accepted_drafts(lprobs, greedy, drafts)
+        forced = None
+        if batch.state.verified is None and batch.prefix is not None:  # the drafts are the prefix
+            forced = batch.prefix[:, : drafts.size(1)].ne(self.pad)
+        accepted = self.accepted_drafts(lprobs, greedy, drafts, forced)
         end = accepted.unsqueeze(1)
         tokens, scores = greedy, best  # an accepted draft is the greedy token
         if not self.exact:
@@ -190,6 +193,9 @@ class BlockwiseGenerator(LeftToRightGenerator):
         counts = accepted + 1
         at_end = [states.gather(1, end.unsqueeze(-1).expand(-1, 1, states.size(-1))).squeeze(1) for states in features]
         lengths = batch.lengths + counts
+        if forced is not None:  # what was chosen after padding is no draft
+            beyond = torch.arange(greedy.size(1), device=greedy.device) > end
+            greedy = torch.where(beyond, greedy.gather(1, end), greedy)
         batch.state.verified = VerifyResult(batch.active, batch.tokens, lengths, at_end, greedy, accepted)
         return Decision(steps, tokens, scores, counts, nan, attention)
 
@@ -205,15 +211,18 @@ class BlockwiseGenerator(LeftToRightGenerator):
         lprobs = self.mean_lprobs([decoder.logits(states) for decoder, states in zip(self.decoders, features)])
         return lprobs, features, torch.stack(attentions).mean(0) if aligned else None
 
-    def accepted_drafts(self, lprobs: Tensor, greedy: Tensor, drafts: Tensor) -> Tensor:
+    def accepted_drafts(self, lprobs: Tensor, greedy: Tensor, drafts: Tensor, forced: Optional[Tensor]) -> Tensor:
         """The number of drafts (b, n) that are accepted, from the first on: (b,) int64. ``</s>`` is accepted only where
         it is the greedy token.
+
+        Args:
+            forced: (b, n) bool, where the drafts are a prefix's tokens and not its padding; None: they are no prefix.
         """
         if not drafts.size(1):
             return torch.zeros_like(greedy[:, 0])
         exact = drafts.eq(greedy[:, :-1])
-        acceptable = exact
-        if not self.exact:
+        acceptable = exact if forced is None else exact & forced
+        if not self.exact and forced is None:
             draft_lprobs = lprobs[:, :-1].gather(2, drafts.unsqueeze(-1)).squeeze(-1)
             tolerated = torch.zeros_like(exact)
             if str(self.config.accept) == "top":

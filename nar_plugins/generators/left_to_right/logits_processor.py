@@ -7,7 +7,7 @@ from typing import Optional, Sequence
 import torch
 from torch import Tensor
 
-from nar_plugins.generators.base import check_min_len
+from nar_plugins.generators.base import check_min_len, longest_output
 from nar_plugins.modules.best_of_rows import ban
 
 
@@ -35,8 +35,7 @@ class GreedyLogitsProcessor:
         Raises:
             ValueError: ``--min-len`` is above it.
         """
-        max_len = int(self.options.max_len_a * width + self.options.max_len_b)
-        limit = min(max_len, *(model.max_decoder_positions() - 1 for model in models))
+        limit = longest_output(self.options, width, min(model.max_decoder_positions() - 1 for model in models))
         check_min_len(self.options.min_len, limit)
         return limit
 

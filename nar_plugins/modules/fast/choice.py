@@ -14,17 +14,19 @@ TRIES = 3
 GAIN = 0.95  # of float32's time: what takes more is not worth rounding the weights, and may be noise
 
 
-def faster_decode_dtype(device: torch.device, model: nn.Module, rows: int) -> torch.dtype:
+def faster_decode_dtype(device: torch.device, model: nn.Module, rows: int, float16: bool = True) -> torch.dtype:
     """The faster type for decoding a model on a device; timed on CPUs, in about a second.
 
     Never int8, which changes the output more than rounding does.
 
     Args:
         rows: tokens of a batch.
+        float16: it is a candidate; False where a model that decodes beside this one does not fit it.
     """
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
     types = candidates(model) if device.type == "cpu" else []
+    types = [dtype for dtype in types if float16 or dtype != torch.float16]
     products = layer_products(model, rows)
     if len(types) < 2 or not products:
         return torch.float32
@@ -41,12 +43,20 @@ def faster_decode_dtype(device: torch.device, model: nn.Module, rows: int) -> to
 
 def candidates(model: nn.Module) -> List[torch.dtype]:
     """The types that may be the fastest on this CPU, and can hold the model's weights."""
-    weights = [layer.weight for layer in model.modules() if isinstance(layer, nn.Linear)]
-    if any(weight.dtype != torch.float32 for weight in weights):
+    if any(weight.dtype != torch.float32 for weight in weights_of(model)):
         return [torch.float32]
-    fits = fbgemm_has_float16() and all(map(fits_half, weights))
-    half = [(torch.float16, fits), (torch.bfloat16, cpu_has_bfloat16())]
+    half = [(torch.float16, fbgemm_has_float16() and fits_float16(model)), (torch.bfloat16, cpu_has_bfloat16())]
     return [torch.float32, *(dtype for dtype, there in half if there)]
+
+
+def fits_float16(model: nn.Module) -> bool:
+    """Whether float16 can hold the weights of a model's linear layers."""
+    return all(map(fits_half, weights_of(model)))
+
+
+def weights_of(model: nn.Module) -> List[torch.Tensor]:
+    """The weights of a model's linear layers."""
+    return [layer.weight for layer in model.modules() if isinstance(layer, nn.Linear)]
 
 
 @torch.no_grad()

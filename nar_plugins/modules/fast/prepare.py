@@ -62,7 +62,8 @@ class Prepared:
     """
 
     def __init__(self, model: nn.Module, name: str, structure: Sequence[int] = (), compiled: bool = False):
-        self.name, self.structure, self.chosen = name, structure, None
+        self.name, self.structure = name, structure
+        self.chosen: Dict[bool, torch.dtype] = {}  # of ``auto``, by whether float16 is a candidate
         self.model = model
         if compiled:
             compile_layers(model)
@@ -81,22 +82,20 @@ class Prepared:
         self.stamp: Optional[list] = None  # the type, and what tells the parameters of all ``places`` from others
         self.released = False
 
-    def dtype(self, device: torch.device, rows: int) -> torch.dtype:
+    def dtype(self, device: torch.device, rows: int, float16: bool = True) -> torch.dtype:
         """The type to decode in on a device; ``auto`` is decided and logged at the first call.
 
         Args:
-            rows: tokens of a batch, for ``auto``.
+            rows: tokens of a batch, for ``auto``. float16: ``auto`` may choose it.
         """
         if self.name != "auto":
             return getattr(torch, self.name)
         if self.own_half() is not None:
             return torch.float32  # no autocast: the model is decoded in its own type
-        if self.chosen is None:
-            self.chosen = faster_decode_dtype(device, self.model, rows)
-            logger.info(
-                f"--decode-dtype auto: {self.chosen}, the faster one on this {device.type}".replace("torch.", "")
-            )
-        return self.chosen
+        if float16 not in self.chosen:
+            chosen = self.chosen[float16] = faster_decode_dtype(device, self.model, rows, float16)
+            logger.info(f"--decode-dtype auto: {chosen}, the faster one on this {device.type}".replace("torch.", ""))
+        return self.chosen[float16]
 
     def update(self, dtype: torch.dtype) -> None:
         """Prepare the layers whose parameters are not those of the last call: replaced, moved, or changed in place."""

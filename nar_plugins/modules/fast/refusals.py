@@ -11,6 +11,10 @@ from nar_plugins.modules.fast.half_weights import fits_half
 from nar_plugins.modules.fast.linear import PreparedLinear
 
 
+class BrokenWeights(ValueError):
+    """A weight is NaN or infinite: the checkpoint's fault, and no option's."""
+
+
 def refuse_int8(model: nn.Module) -> None:
     """Raise where a model cannot be decoded in int8.
 
@@ -28,11 +32,15 @@ def refuse_int8(model: nn.Module) -> None:
 
 
 def refuse_nan(model: nn.Module) -> None:
-    """Raise where a weight is NaN or infinite, which a quantised input would not pass on."""
+    """Raise where a weight is NaN or infinite, which a quantised input would not pass on.
+
+    Raises:
+        BrokenWeights: names the weight.
+    """
     for name, parameter in model.named_parameters():
         ends = parameter.detach().aminmax() if parameter.numel() else ()  # without a copy; NaN is passed on
         if not all(map(math.isfinite, ends)):
-            raise ValueError(
+            raise BrokenWeights(
                 f"--decode-dtype int8: {name} is NaN or infinite, in a training that diverged, for example"
             )
 

@@ -23,7 +23,7 @@ Product = Callable[[Tensor, Tensor], Tensor]  # of (P, in) and a bias (out,) or 
 def rough_product(weight: Tensor) -> Product:
     """The product with a weight (out, in) on a CPU with int8 (``int8_lacks``): in fewer bits where that is faster."""
     if faster_in_int8(weight):
-        product = in_int8(weight)
+        product = int8_product_of_few_rows(weight)
     elif faster_in_half(weight):
         product = half_weight_product(weight.detach(), None)
     else:
@@ -31,7 +31,7 @@ def rough_product(weight: Tensor) -> Product:
     return lambda x, bias: product(x).add_(bias)
 
 
-def in_int8(weight: Tensor) -> Callable[[Tensor], Tensor]:
+def int8_product_of_few_rows(weight: Tensor) -> Callable[[Tensor], Tensor]:
     """The product with a weight (out, in) of few rows, in int8: (P, in) -> (P, out)."""
     quantised = quantise_weight(weight.detach())
     packed = weight.numel() >= PACKED or adds_in_16_bits()

@@ -38,7 +38,11 @@ class PreparedTable:
         Args:
             int8: the weight of a layer that is tied to the table.
         """
-        self.int8 = (int8 or quantise_weight(self.weight.detach())) if dtype == torch.int8 else None
+        if dtype != torch.int8:
+            int8 = None
+        elif int8 is None:
+            int8 = quantise_weight(self.weight.detach())
+        self.int8 = int8
 
     def rows(self, indices: Tensor) -> Tensor:
         """(...) int64 -> (..., D)."""

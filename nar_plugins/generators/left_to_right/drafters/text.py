@@ -75,8 +75,8 @@ class ModelDrafter(TextDrafter):
     tokens finds the position again.
 
     Args:
-        model: a ``cmlm`` or a ``nat`` (see ``load_drafter``). Its default generator decodes it, with the default
-            options; a ``cmlm`` with one length and ``--drafter-iterations`` passes.
+        model: a ``cmlm``, a ``nat`` or a ``dag`` (see ``load_drafter``). Its default generator decodes it, with the
+            default options; a ``cmlm`` with one length and ``--drafter-iterations`` passes.
         dictionary: the target's.
         mask: index of ``<mask>``.
         config: the options of ``blockwise``.
