@@ -1,8 +1,8 @@
 """The layers over a padded batch on a CPU, in int8, bfloat16 and float32, over its real states, with few operations.
 
 The products treat every state alike, so the real states of all sentences are packed, sentence after sentence, and
-attention, which takes a tenth of the time, is computed for each sentence by itself. In int8 a sentence's scores are so
-the same in every batch. In the other types a batch with little padding is computed as it is: one call of attention
+attention, which takes a tenth of the time, is computed for each sentence by itself. In int8 a sentence's states are so
+the same in every batch, bit for bit: a last bit could become a step of the next quantisation, and another word. In the other types a batch with little padding is computed as it is: one call of attention
 costs less than one for each sentence. ``modules/layers.py`` has the plain form.
 """
 
