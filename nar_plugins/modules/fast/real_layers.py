@@ -2,8 +2,9 @@
 
 The products treat every state alike, so the real states of all sentences are packed, sentence after sentence, and
 attention, which takes a tenth of the time, is computed for each sentence by itself. In int8 a sentence's states are so
-the same in every batch, bit for bit: a last bit could become a step of the next quantisation, and another word. In the other types a batch with little padding is computed as it is: one call of attention
-costs less than one for each sentence. ``modules/layers.py`` has the plain form.
+the same in every batch, bit for bit: a last bit could become a step of the next quantisation, and another word. In the
+other types a batch with little padding is computed as it is: one call of attention costs less than one for each
+sentence. ``modules/layers.py`` has the plain form.
 """
 
 from typing import Callable, List, NamedTuple, Optional, Sequence, Tuple
