@@ -1,11 +1,15 @@
 """Weights in float16 on a CPU: float32's numbers but for the rounding of the weights, through every fast form."""
 
+from argparse import Namespace
+
 import pytest
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from conftest import mask_predict, random_model, source_batch
+from saved import save
 from test_fast import LENGTHS, MAKERS, of_cmlm, unshared, words  # noqa: F401  (a fixture)
+from tiny import model as tiny_model
 
 from nar_plugins.modules.fast import block_layers, choice, half_weights, linear
 from nar_plugins.modules.fast.block_layers import function, plain
@@ -123,6 +127,22 @@ def test_auto_takes_float16_only_where_it_holds_all_models(monkeypatch):
         models = [one, other]
         gen = mask_predict(models, task.target_dictionary, task.mask_index, decode_dtype="auto", max_len_b=30)
         assert len(words(gen, source)) == len(LENGTHS) and gen.dtype(source) == chosen
+
+
+@needs_half
+@pytest.mark.parametrize("number, chosen", [(1.0, HALF), (1e6, torch.float32)])
+def test_auto_asks_the_rescorer_too(monkeypatch, tmp_path, number, chosen):
+    monkeypatch.setattr(choice, "cpu_has_bfloat16", lambda: False)
+    monkeypatch.setattr(choice, "product_seconds", lambda shape, types: [float(t == torch.float32) for t in types])
+    path = save(tmp_path / "ar.pt", "transformer_tiny")
+    state = torch.load(path, weights_only=False)
+    state["model"]["decoder.layers.0.fc1.weight"][1, 2] = number
+    torch.save(state, path)
+    one, task = tiny_model()
+    source = source_batch(LENGTHS, 20)
+    gen = task.build_generator([one.eval()], Namespace(rescorer=str(path), decode_dtype="auto", max_len_b=6))
+    sample = {"net_input": {"src_tokens": source, "src_lengths": source.ne(1).sum(1)}}
+    assert len(gen.generate([one], sample)) == len(LENGTHS) and gen.dtype(source) == chosen
 
 
 @needs_half
