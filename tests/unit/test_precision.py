@@ -66,6 +66,12 @@ def test_the_sum_over_the_layers_decides(monkeypatch, layers, chosen):
     assert timed(monkeypatch, seconds, model)[0] == chosen
 
 
+@pytest.mark.parametrize("seconds, chosen", [(0.97, FLOAT), (0.9, HALF)])
+def test_training_rounds_only_for_a_gain(monkeypatch, seconds, chosen):
+    times = {**SMALL_ONES, (FLOAT, 8, 8): 1.0, (HALF, 8, 8): seconds}
+    assert timed(monkeypatch, times, nn.Linear(8, 8))[0] == chosen
+
+
 def test_without_onednns_bfloat16_nothing_is_timed(monkeypatch):
     """Where other processes hold up float32's threads, PyTorch's own loop for bfloat16 can seem to be faster."""
     monkeypatch.setattr(precision, "product_times", lambda *shape, **more: pytest.fail("timed"))

@@ -57,6 +57,7 @@ class NatDecoder(NarDecoder):
         return super().attended_states(encoder_out)
 
     def hides_itself(self) -> bool:
+        """As ``NarDecoder``'s: with ``--mask-diagonal``."""
         return self.cfg.mask_diagonal and type(self).allowed_positions is NatDecoder.allowed_positions
 
     def allowed_positions(self, padding: Optional[Tensor], x: Tensor) -> Optional[Tensor]:

@@ -8,10 +8,9 @@ import torch.nn as nn
 
 from nar_plugins.modules.fast.half_weights import fbgemm_has_float16, fits_half
 from nar_plugins.modules.fast.linear import product
-from nar_plugins.modules.precision import HOPELESS, cpu_has_bfloat16, layer_products
+from nar_plugins.modules.precision import GAIN, HOPELESS, cpu_has_bfloat16, layer_products
 
 TRIES = 3
-GAIN = 0.95  # of float32's time: what takes more is not worth rounding the weights, and may be noise
 
 
 def faster_decode_dtype(device: torch.device, model: nn.Module, rows: int, float16: bool = True) -> torch.dtype:
