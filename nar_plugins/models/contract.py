@@ -75,7 +75,8 @@ class CanvasModel(Protocol):
         Args:
             canvas: R canvases. memory: of B sentences, where R is a multiple of B and the canvases of a sentence stand
                 next to each other.
-            picked: (R, n) int64, the positions that are wanted; None: all.
+            picked: (R, n) int64, the positions that are wanted; None: all. A canvas of which fewer are wanted than of
+                another repeats its first one.
 
         Returns:
             features (R, T or n, D).
