@@ -180,9 +180,9 @@ class NarDecoder(TransformerDecoderBase):
         self, x: Tensor, memory: Memory, padding: Optional[Tensor], picked: Optional[Tensor], **extra
     ) -> Tensor:
         """The layers one by one: (R, T, D) -> (R, T or n, D)."""
-        fast = None if set(extra) - {"positions"} else fast_form(self)
-        if fast is not None and (self.hides_itself() or self.sees_all(padding, x)):
-            return fast.features(x, padding, memory, picked, hides_itself=self.hides_itself(), **extra)
+        fast, hides_itself = None if set(extra) - {"positions"} else fast_form(self), self.hides_itself()
+        if fast is not None and (hides_itself or self.sees_all(padding, x)):
+            return fast.features(x, padding, memory, picked, hides_itself=hides_itself, **extra)
         return through_decoder(self.layers, x, memory, self.allowed_positions(padding, x), picked, **extra)
 
     def hides_itself(self) -> bool:

@@ -9,7 +9,7 @@ from nar_plugins.models.base import NarDecoder, wrap
 from nar_plugins.models.contract import Canvas
 from nar_plugins.models.dag.links import Links
 from nar_plugins.modules.attention import pick
-from nar_plugins.modules.fast.real_layers import in_int8
+from nar_plugins.modules.fast.linear import in_int8
 from nar_plugins.modules.layers import NarDecoderLayer
 from nar_plugins.modules.memory import Memory
 

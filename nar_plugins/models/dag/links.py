@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from nar_plugins.modules.fast.linear import in_int8
 from nar_plugins.modules.precision import full
 
 NEVER = -1e9  # finite: a softmax over nothing would be NaN
@@ -56,7 +57,7 @@ class Links(nn.Module):
         allowed = self.allowed(vertices, last)
         if torch.compiler.is_exporting():  # a graph has no groups: their number is that of a batch
             return mix(queries, keys, gates, allowed)
-        if getattr(self.query, "in_int8", False):  # sums over a sentence's own vertices: the same in every batch
+        if in_int8(self.query):  # sums over a sentence's own vertices: the same in every batch
             sentences = zip(queries, keys, gates, allowed, (last + 1).tolist())
             return torch.stack([of_sentence(*parts) for parts in sentences])
         logits = batch * self.heads * vertices**2
@@ -87,7 +88,7 @@ def known(layer: nn.Module, states: Tensor, places: Tensor) -> Tensor:
         states: (B, L, D). places: (L, D).
     """
     hooked = layer._forward_pre_hooks or layer._forward_hooks
-    if hooked or getattr(layer, "in_int8", False) or torch.compiler.is_exporting():  # the layer as a whole
+    if hooked or in_int8(layer) or torch.compiler.is_exporting():  # the layer as a whole
         return layer(torch.cat([states, places.expand_as(states)], 2))
     of_states, of_places = layer.weight.split(places.size(1), 1)
     return F.linear(states, of_states) + F.linear(places, of_places, layer.bias)

@@ -24,7 +24,7 @@ from nar_plugins.modules.attention import Attention
 from nar_plugins.modules.best_of_rows import most_probable
 from nar_plugins.modules.exporting import is_padded
 from nar_plugins.modules.factorised import plain_projection
-from nar_plugins.modules.fast.real_layers import in_int8
+from nar_plugins.modules.fast.linear import in_int8
 from nar_plugins.modules.losses import LIKELIHOOD, LossPart, TokenObjective, length_loss
 
 

@@ -172,4 +172,9 @@ def shared_input(x: Tensor, *layers: nn.Module):
 
 def takes_quantised(layer: nn.Module) -> bool:
     """Whether a layer is in int8, and no hook of a user's would see its input."""
-    return type(layer) is PreparedLinear and layer.in_int8 and not (layer._forward_pre_hooks or layer._forward_hooks)
+    return in_int8(layer) and not (layer._forward_pre_hooks or layer._forward_hooks)
+
+
+def in_int8(layer: nn.Module) -> bool:
+    """Whether a linear layer is prepared for int8."""
+    return type(layer) is PreparedLinear and layer.in_int8

@@ -29,7 +29,7 @@ from nar_plugins.modules.fast.layer import (
     may_be_plain,
     same,
 )
-from nar_plugins.modules.fast.linear import PreparedLinear, product, stacked
+from nar_plugins.modules.fast.linear import PreparedLinear, in_int8, product, stacked
 from nar_plugins.modules.linear import LARGE_WEIGHT
 from nar_plugins.modules.memory import Memory
 from nar_plugins.modules.packing import collect, spread
@@ -325,11 +325,6 @@ def fast_form(side: nn.Module) -> Optional[RealLayers]:
 def ours(layer: nn.Module) -> bool:
     """Whether a layer's own class, and not one that it is made of, says that this is its form, too."""
     return vars(type(layer)).get("has_fast_form", False)
-
-
-def in_int8(layer: nn.Module) -> bool:
-    """Whether a linear layer is prepared for int8."""
-    return type(layer) is PreparedLinear and layer.in_int8
 
 
 def in_bfloat16(layer: nn.Module) -> bool:
